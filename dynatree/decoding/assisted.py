@@ -1,0 +1,51 @@
+"""transformers' assisted generation with the same drafter (Gante 2023; Leviathan et al. 2023, 2211.17192)."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynatree import baseline
+from dynatree.model import LanguageModel, check_pair
+from dynatree.trace import Clock, OnCommit, Trace
+
+
+class Knobs(BaseModel):
+    """transformers' names: num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    draft_tokens: int = Field(ge=1, default=20)
+    schedule: Literal["constant", "heuristic", "heuristic_transient"] = "constant"
+    confidence: float = Field(ge=0, lt=1, default=0.4)
+
+
+class Decoder:
+    """`generate(assistant_model=...)`. Its first commit already holds drafted tokens: it drafts before prefill."""
+
+    NEEDS_DRAFTER = True
+
+    @staticmethod
+    def check(knobs: dict[str, Any]) -> None:
+        Knobs(**knobs)
+
+    def __init__(self, target: LanguageModel, drafter: LanguageModel, **knobs: Any):
+        checked = Knobs(**knobs)
+        check_pair(target, drafter)
+        self._target, self._drafter = target, drafter
+        self._options = {
+            "num_assistant_tokens": checked.draft_tokens,
+            "num_assistant_tokens_schedule": checked.schedule,
+            "assistant_confidence_threshold": checked.confidence,
+        }
+
+    def decode(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+    ) -> Trace:
+        """As `autoregressive`, by transformers with an assistant."""
+        return baseline.generate(
+            self._target, self._drafter, prompt, max_new_tokens, eos_ids, on_commit, clock, self._options
+        )

@@ -1,0 +1,52 @@
+"""transformers' prompt lookup (Saxena 2023): the drafter is the text so far."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dynatree import baseline
+from dynatree.model import LanguageModel
+from dynatree.trace import Clock, OnCommit, Trace
+
+
+class Knobs(BaseModel):
+    """transformers' names: prompt_lookup_num_tokens, max_matching_ngram_size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    draft_tokens: int = Field(ge=1, default=10)
+    max_ngram: int = Field(ge=1, default=2)
+
+
+class Decoder:
+    """`generate(prompt_lookup_num_tokens=...)`."""
+
+    NEEDS_DRAFTER = False
+
+    @staticmethod
+    def check(knobs: dict[str, Any]) -> None:
+        Knobs(**knobs)
+
+    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
+        self._knobs = Knobs(**knobs)
+        self._target = target
+
+    def decode(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+    ) -> Trace:
+        """As `autoregressive`, by transformers with n-gram lookup."""
+        return baseline.generate(
+            self._target,
+            None,
+            prompt,
+            max_new_tokens,
+            eos_ids,
+            on_commit,
+            clock,
+            prompt_lookup_num_tokens=self._knobs.draft_tokens,
+            max_matching_ngram_size=self._knobs.max_ngram,
+        )

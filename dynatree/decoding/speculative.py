@@ -1,0 +1,120 @@
+"""Speculative decoding with token trees (a chain is a tree of branch 1): one target forward a round, greedy, exact.
+
+Which drafter proposes and which policy chooses are plug-ins; this loop knows neither's ways.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from dynatree import plugins
+from dynatree.cache import KeyValueCache
+from dynatree.model import LanguageModel, check_pair
+from dynatree.trace import Clock, OnCommit, Recorder, Trace
+from dynatree.tree import TokenTree
+from dynatree.verification.greedy import greedy_tokens, verify
+
+
+class Knobs(BaseModel):
+    """`policy` and `drafter` name plug-ins; all other keys are the policy's."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    policy: str
+    drafter: str = "model"
+
+    def build_policy(self) -> Any:
+        return plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))
+
+
+class Decoder:
+    """Drafts a tree, verifies it in one forward, keeps the accepted path (method: SpecInfer, Miao et al. 2024)."""
+
+    NEEDS_DRAFTER = True
+
+    @staticmethod
+    def check(knobs: dict[str, Any]) -> None:
+        checked = Knobs(**knobs)
+        checked.build_policy()
+        plugins.load("drafting", checked.drafter)
+
+    def __init__(self, target: LanguageModel, drafter: LanguageModel, **knobs: Any):
+        checked = Knobs(**knobs)
+        check_pair(target, drafter)
+        self._target = target
+        self._policy = checked.build_policy()
+        self._drafter = plugins.load("drafting", checked.drafter).Drafter(drafter)
+
+    def decode(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+    ) -> Trace:
+        """Exactly what greedy `autoregressive` gives for the same arguments, in fewer target forwards."""
+        target, drafter, policy = self._target, self._drafter, self._policy
+        target.check_prompt(prompt, max_new_tokens)
+        target_forwards, draft_forwards = target.forwards, drafter.forwards
+        recorder = Recorder(eos_ids, on_commit, clock)
+        phase = recorder.clock.phase
+        cache = KeyValueCache()
+        drafter.start()
+
+        with phase("prefill"):
+            root = int(greedy_tokens(target.forward(torch.tensor(prompt), cache, last_only=True)))
+        recorder.first([root])
+        committed = [*prompt, root]
+
+        while not recorder.finished and (wanted := max_new_tokens - len(recorder.trace.output)) > 0:
+            forwards_before = drafter.forwards
+            # 1. Draft below the root; a round emits one token more than the path it accepts.
+            with phase("draft"):
+                drafted = self._draft(committed, wanted - 1)
+            # 2. Select the nodes worth verifying.
+            with phase("select"):
+                selected = policy.select(drafted)
+                tree = drafted.subtree(selected)
+            # 3. Verify root and nodes in one target forward.
+            with phase("verify"):
+                prefix = cache.length
+                mask = tree.attention_mask(prefix) if len(tree) > 1 else None
+                logits = target.forward(tree.tokens, cache, tree.positions(prefix), mask)
+                # 4. Accept the deepest path that agrees with the target, plus the target's own next token.
+                kept, root = verify(tree, logits)
+            # 5. Commit: gather the path in both caches, emit, and make the bonus token the next root.
+            with phase("cache"):
+                cache.keep(prefix, kept)
+                drafter.accept(selected[kept])
+            tokens = [*tree.tokens[kept[1:]].tolist(), root]
+            committed += tokens
+            recorder.round(
+                tokens,
+                accepted=len(kept) - 1,
+                drafted=len(tree) - 1,
+                depth=tree.depth,
+                draft_forwards=drafter.forwards - forwards_before,
+                tree={
+                    "tokens": tree.tokens.tolist(),
+                    "parents": tree.parents.tolist(),
+                    "log_probs": [round(value, 6) for value in tree.log_probs.tolist()],
+                },
+                path=kept.tolist(),
+            )
+        return recorder.close(target.forwards - target_forwards, drafter.forwards - draft_forwards)
+
+    def _draft(self, committed: list[int], depth_limit: int) -> TokenTree:
+        tree, frontier = TokenTree.root(committed[-1]), torch.zeros(1, dtype=torch.long)
+        policy, drafter = self._policy, self._drafter
+        for _ in range(min(policy.depth, depth_limit, drafter.depth_limit(len(committed)))):
+            tokens, steps = drafter.propose(tree, frontier, policy.branch, committed)
+            parents = frontier.repeat_interleave(tokens.shape[1])
+            log_probs = (tree.log_probs[frontier, None] + steps).flatten()
+            keep = policy.children(tree, log_probs).nonzero().squeeze(1)
+            size = len(tree)
+            tree = tree.extend(parents[keep], tokens.flatten()[keep], log_probs[keep])
+            frontier = policy.frontier(tree, torch.arange(size, len(tree)))
+            if not len(frontier):
+                break
+        return tree

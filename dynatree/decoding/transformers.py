@@ -1,0 +1,33 @@
+"""transformers' own greedy `generate`: the plain decoding that users have."""
+
+from typing import Any
+
+from dynatree import baseline
+from dynatree.decoding.autoregressive import Knobs
+from dynatree.model import LanguageModel
+from dynatree.trace import Clock, OnCommit, Trace
+
+
+class Decoder:
+    """`generate(do_sample=False)`."""
+
+    NEEDS_DRAFTER = False
+
+    @staticmethod
+    def check(knobs: dict[str, Any]) -> None:
+        Knobs(**knobs)
+
+    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
+        self.check(knobs)
+        self._target = target
+
+    def decode(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+    ) -> Trace:
+        """As `autoregressive`, by transformers."""
+        return baseline.generate(self._target, None, prompt, max_new_tokens, eos_ids, on_commit, clock)

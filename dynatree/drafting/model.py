@@ -1,0 +1,60 @@
+"""A cheap language model as drafter: one batched forward per tree level, with a draft cache that persists.
+
+Knows no policy and no target. The draft cache lags behind the committed tokens (leaves, bonus tokens and plain
+steps were never forwarded here); the first forward of a round feeds all that it lacks.
+"""
+
+import torch
+from torch import Tensor
+
+from dynatree.cache import KeyValueCache
+from dynatree.model import LanguageModel
+from dynatree.tree import TokenTree
+
+
+class Drafter:
+    """Proposes the likeliest next tokens of `model` (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
+
+    def __init__(self, model: LanguageModel):
+        self._model = model
+        self.start()
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the model, counted at its call."""
+        return self._model.forwards
+
+    def start(self) -> None:
+        """Forget the last request."""
+        self._cache = KeyValueCache()
+        self._prefix = 0
+        self._forwarded = torch.empty(0, dtype=torch.long)
+
+    def depth_limit(self, committed: int) -> int:
+        """Levels that the drafter's context admits behind `committed` tokens (the root is the last of them)."""
+        limit = self._model.context_limit
+        return 2**31 if limit is None else max(0, limit - committed + 1)
+
+    def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
+        """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f]."""
+        if len(frontier) == 1 and frontier[0] == 0:
+            # The lag ends with the root, which is the last committed token.
+            logits = self._model.forward(torch.tensor(committed[self._cache.length :]), self._cache, last_only=True)
+            self._prefix = len(committed)
+            self._forwarded = frontier[:0]
+        else:
+            self._forwarded = torch.cat([self._forwarded, frontier])
+            visible = tree.ancestors[frontier][:, self._forwarded]
+            mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
+            positions = tree.depths[frontier] + self._prefix - 1
+            logits = self._model.forward(tree.tokens[frontier], self._cache, positions, mask)
+        best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
+        # Rounding may leave a hair above 0, and a path probability must never rise.
+        return best.indices.cpu(), best.values.cpu().clamp(max=0)
+
+    def accept(self, kept: Tensor) -> None:
+        """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""
+        if self._prefix:
+            # Forwarded level by level, so the slots of a path are in path order.
+            self._cache.keep(self._prefix, torch.isin(self._forwarded, kept).nonzero().squeeze(1))
+            self._prefix = 0  # a round without drafting has nothing to keep

@@ -1,0 +1,246 @@
+"""A causal language model as this project sees it: tokens + positions + mask + cache -> logits.
+
+All contact with transformers' forward is here and in cache.py; knows no tree, no drafter, no text source.
+"""
+
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dynatree.cache import KeyValueCache
+from dynatree.errors import UserError
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+DEVICES = ("cpu", "cuda")
+
+# Relative to the spread of the logits; a wrong mask or position is off by the spread itself.
+_PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
+
+
+class LanguageModel:
+    """A decoder-only transformers model whose attention takes a 4-D mask, with its forwards counted.
+
+    Raises UserError for models that a tree cannot be verified with: encoder-decoders, sliding windows, recurrent
+    state, positions that do not come from `position_ids`.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"):
+        _refuse_unsupported(model, name)
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.forwards = 0
+        model.register_forward_pre_hook(self._count)
+        if model.config._attn_implementation != "sdpa":
+            model.set_attn_implementation("sdpa")
+        self._probe()
+        self.forwards = 0
+
+    def _count(self, *_: Any) -> None:
+        self.forwards += 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of token ids that may go in: rows of the embedding."""
+        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most positions the model was made for; None if it does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @property
+    def eos_ids(self) -> frozenset[int]:
+        """Token ids that end an output, as transformers' `generate` would take them."""
+        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """Logits [n, vocabulary] (or [1, vocabulary] with `last_only`) of `tokens` [n], which `cache` appends.
+
+        `positions` [n] and `mask` [n, cache.length + n] (True: may attend) default to plain continuation.
+        """
+        n, device = len(tokens), self.device
+        if positions is None:
+            positions = torch.arange(cache.length, cache.length + n)
+        output = self.model(
+            input_ids=tokens.to(device)[None],
+            position_ids=positions.to(device)[None],
+            attention_mask=None if mask is None else mask.to(device)[None, None],
+            cache=cache.states,
+            use_cache=True,
+            logits_to_keep=1 if last_only else 0,
+        )
+        return output.logits[0]
+
+    @torch.inference_mode()
+    def score(self, tokens: Tensor, last: int) -> Tensor:
+        """Logits [last, vocabulary] of the `last` tokens of `tokens` [n], by one forward without a cache."""
+        output = self.model(input_ids=tokens.to(self.device)[None], use_cache=False, logits_to_keep=last)
+        return output.logits[0]
+
+    def check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
+        """Raise UserError if `prompt` is empty, has ids outside the vocabulary, or does not fit the context."""
+        if not prompt:
+            raise UserError("prompt: it is empty; give at least one token")
+        if max_new_tokens < 1:
+            raise UserError(f"max_new_tokens: {max_new_tokens}; give at least 1")
+        wrong = next((token for token in prompt if not 0 <= token < self.vocabulary_size), None)
+        if wrong is not None:
+            raise UserError(f"prompt: token id {wrong} is outside {self.name}'s vocabulary 0..{self.vocabulary_size - 1}")
+        if self.context_limit is not None and len(prompt) + max_new_tokens > self.context_limit:
+            raise UserError(
+                f"prompt of {len(prompt)} tokens + max_new_tokens {max_new_tokens} exceed {self.name}'s context of "
+                f"{self.context_limit}; shorten the prompt or ask for at most {max(0, self.context_limit - len(prompt))}"
+            )
+
+    def _probe(self) -> None:
+        """Check on three nodes that this model honours tree mask and positions: root -> a, root -> b."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.vocabulary_size, (4,), generator=generator)
+        tree = KeyValueCache()
+        self.forward(tokens[:1], tree)
+        mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
+        branch = self.forward(tokens[1:], tree, torch.tensor([1, 2, 2]), mask)[2].float()
+        path = self.forward(tokens[[0, 1, 3]], KeyValueCache())[2].float()
+        spread = float(path.std())
+        error = float((branch - path).abs().max())
+        if not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
+            raise UserError(
+                f"{self.name} ({type(self.model).__name__}): a tree branch and the same path decoded plainly differ by "
+                f"{error:.3g} in logits (spread {spread:.3g}); models must honour a 4-D attention mask and position_ids, "
+                "and have finite weights"
+            )
+
+
+def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
+    config = model.config
+    accepted = inspect.signature(model.forward).parameters
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None) if not layer_types else None
+    reason = None
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder"
+    elif layer_types - {"full_attention"}:
+        reason = f"it has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    elif window is not None:
+        reason = f"its attention has a sliding window of {window}"
+    elif "cache" not in accepted:
+        reason = "its forward takes no `cache` of keys and values (recurrent state?)"
+    elif "position_ids" not in accepted:
+        reason = "its forward takes no `position_ids`"
+    elif rope.get("rope_type") in ("dynamic", "longrope"):
+        reason = f"its rotary positions ({rope['rope_type']}) depend on the longest position of a forward"
+    elif model.dtype not in _PROBE_TOLERANCE:
+        reason = f"its weights are {model.dtype}; choose one of {', '.join(DTYPES)}"
+    if reason:
+        raise UserError(
+            f"{name} ({type(model).__name__}) cannot verify a token tree: {reason}. "
+            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2, or Mistral without window"
+        )
+
+
+def check_pair(target: LanguageModel, drafter: LanguageModel) -> None:
+    """Raise UserError unless both read the same token ids: equal vocabulary sizes and equal tokenizers."""
+    if target.model is drafter.model:
+        raise UserError(f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart")
+    if target.vocabulary_size != drafter.vocabulary_size:
+        raise UserError(
+            f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
+            f"{target.vocabulary_size}; take a drafter trained with the target's tokenizer"
+        )
+    if target.tokenizer is not None and drafter.tokenizer is not None:
+        ours, theirs = target.tokenizer.get_vocab(), drafter.tokenizer.get_vocab()
+        if ours != theirs:
+            token = next(t for t in sorted({*ours, *theirs}) if ours.get(t) != theirs.get(t))
+            raise UserError(
+                f"drafter {drafter.name} and target {target.name} have different tokenizers (for example {token!r} is "
+                f"{theirs.get(token)} and {ours.get(token)}); take a drafter trained with the target's tokenizer"
+            )
+
+
+def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
+    """Torch's dtype and device of these names. Raises UserError with the choices."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise UserError(f"device: no {device!r}; choose one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: 'cuda' was asked for, but this torch sees no GPU; choose cpu")
+    return DTYPES[dtype], torch.device(device)
+
+
+def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: str | None = None) -> LanguageModel:
+    """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
+
+    A folder without tokenizer files gives a model that reads token ids alone. Raises UserError if there is no such
+    folder, no config.json or no safetensors in it, or the architecture is not supported.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"model: no folder {str(folder)!r}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {str(folder)!r} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model folder {str(folder)!r} has no *.safetensors; pickled weights are not loaded")
+    torch_dtype, torch_device = resolve(dtype, device)
+    # The report of loading is noise for users, except missing weights, which are an error here.
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch_dtype,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {first_line(error)}") from error
+    if report["missing_keys"]:
+        raise UserError(f"model folder {str(folder)!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
+    return LanguageModel(model.to(torch_device), load_tokenizer(folder), name or folder.name)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model folder; None if it has none."""
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    # Prompts are cut by this project; transformers' warning about long texts would mislead.
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an exception's text, for one-line messages."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,29 @@
+"""The full `branch`-ary tree of `depth` levels, breadth first, cut at `budget` nodes.
+
+Source: SpecInfer (Miao et al., ASPLOS 2024, 2305.09781), section 3, static expansion.
+"""
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from dynatree.tree import TokenTree
+
+
+class Policy(BaseModel):
+    """Keeps every child until the tree has `budget` nodes (None: no limit), the root apart."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    depth: int = Field(ge=0, le=64)
+    branch: int = Field(ge=1, le=64)
+    budget: int | None = Field(ge=0, le=1024)
+
+    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+        room = len(log_probs) if self.budget is None else self.budget - (len(tree) - 1)
+        return torch.arange(len(log_probs)) < room
+
+    def frontier(self, tree: TokenTree, new: Tensor) -> Tensor:
+        return new if self.budget is None or len(tree) - 1 < self.budget else new[:0]
+
+    def select(self, tree: TokenTree) -> Tensor:
+        return torch.arange(len(tree))

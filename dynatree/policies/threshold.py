@@ -1,0 +1,44 @@
+"""DynaTree's growth: top-`branch` children down to `depth`, kept while likely enough, the best `budget` verified.
+
+A child is kept iff its path probability v >= `threshold` (tau); of the tree the best `budget` (N) nodes by v are
+verified. Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tree (Wang et al., TACL 2025, 2406.17276).
+"""
+
+import math
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from dynatree.tree import TokenTree
+
+
+class Policy(BaseModel):
+    """`threshold` None: no pruning; `budget` None: no node limit; with `branch` > 1 not both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    depth: int = Field(ge=0, le=64)
+    branch: int = Field(ge=1, le=64)
+    threshold: float | None = Field(ge=0, le=1)
+    budget: int | None = Field(ge=0, le=1024)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.branch > 1 and self.budget is None and not self.threshold:
+            raise ValueError(
+                f"threshold {self.threshold} and budget null leave {self.branch}^{self.depth} nodes; set one of them"
+            )
+        return self
+
+    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+        if not self.threshold:
+            return torch.ones(len(log_probs), dtype=torch.bool)
+        return log_probs >= math.log(self.threshold)
+
+    def frontier(self, tree: TokenTree, new: Tensor) -> Tensor:
+        # A node outside the best N so far stays outside with all its descendants: v never rises along a path.
+        return new[torch.isin(new, tree.top(self.budget))]
+
+    def select(self, tree: TokenTree) -> Tensor:
+        return tree.top(self.budget)

@@ -1,0 +1,135 @@
+"""The tidy tables that aggregation writes and figures read: one Arrow schema a table, each column with its meaning.
+
+Knows no model and no figure. `results/<name>.parquet` holds the table `<name>`.
+"""
+
+import pyarrow as pa
+
+
+def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+_text, _int, _real, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+
+_RUN_KEY = [
+    _column("experiment", _text, "`headline`, or the name of the sweep the run belongs to"),
+    _column("method", _text, "name of the method in params.yaml"),
+    _column("settings", _text, "the method's knobs, as in the run's folder name (D8_B3_tau0.03_N64)"),
+    _column("dataset", _text, "name of the data set in params.yaml"),
+    _column("prompt_id", _text, "prompt identifier: data set, document, first token"),
+    _column("repeat", _int, "0-based repeat of the same prompt"),
+]
+
+TABLES: dict[str, pa.Schema] = {
+    "runs": pa.schema(
+        [
+            *_RUN_KEY,
+            _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
+            _column("prompt_tokens", _int, "tokens in the prompt"),
+            _column("output_tokens", _int, "tokens emitted"),
+            _column("seconds", _real, "wall seconds of the whole request, prefill included"),
+            _column("throughput", _real, "tokens/s: output_tokens / seconds"),
+            _column("ttft_ms", _real, "ms from the request's start to the first commit"),
+            _column("tpot_ms", _real, "ms per token after the first commit; null if nothing came after it"),
+            _column("decode_throughput", _real, "tokens/s after the first commit: 1000 / tpot_ms"),
+            _column("reference_step_ms", _real, "ms of a plain target step, mean of the references around the prompt"),
+            _column("reference_spread", _real, "|after - before| / mean of the two references around the prompt"),
+            _column("normalised_seconds", _real, "seconds / seconds of one reference step"),
+            _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
+            _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
+            _column("iterations", _int, "verification rounds (plain steps for autoregressive), prefill apart"),
+            _column("tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"),
+            _column("target_forwards", _int, "target forwards counted at the model call, prefill apart"),
+            _column("draft_forwards", _int, "drafter forwards counted at the model call, all of them"),
+            _column("tokens_per_target_forward", _real, "tokens emitted after the first commit / target_forwards"),
+            _column("drafted", _int, "nodes verified, summed over rounds (a chain: drafted tokens)"),
+            _column("drafted_depth", _int, "depth of the verified trees, summed over rounds"),
+            _column("accepted", _int, "drafted tokens accepted, summed over rounds"),
+            _column("acceptance_rate", _real, "accepted / drafted_depth, 0..1; null where nothing was drafted"),
+            _column("node_efficiency", _real, "accepted / drafted, 0..1; null where nothing was drafted"),
+            _column("mean_path_length", _real, "accepted drafted tokens a round, bonus excluded"),
+            _column("flips", _int, "emitted tokens that are not the argmax of the teacher-forced target"),
+            _column("largest_gap", _real, "largest logit distance of an emitted token from the argmax"),
+            _column("first_flip", _int, "position of the first flip in the output; null if there is none"),
+            _column("identical", _flag, "output equals that of our autoregressive loop, token for token"),
+            _column("perplexity", _real, "of the output under the target, exp of the mean negative log-likelihood"),
+            _column("repetition", _real, "share of output tokens whose 17-gram ending there occurred earlier"),
+        ]
+    ),
+    "rounds": pa.schema(
+        [
+            *_RUN_KEY,
+            _column("round", _int, "0-based round; prefill is not a round"),
+            _column("drafted", _int, "nodes of the verified tree, root apart"),
+            _column("depth", _int, "depth of the verified tree"),
+            _column("accepted", _int, "drafted tokens accepted"),
+            _column("emitted", _int, "tokens emitted, bonus included, cut at the limit"),
+            _column("draft_forwards", _int, "drafter forwards of the round; null where the method does not tell"),
+            _column("commit_ms", _real, "ms from the request's start to the round's commit"),
+            _column("output_tokens", _int, "tokens emitted up to and including this round"),
+        ]
+    ),
+    "nodes": pa.schema(
+        [
+            *_RUN_KEY,
+            _column("round", _int, "0-based round"),
+            _column("node", _int, "index in the verified tree; 0 is the root, parents precede children"),
+            _column("parent", _int, "index of the parent; -1 for the root"),
+            _column("depth", _int, "distance from the root"),
+            _column("rank", _int, "0-based order among its siblings by the drafter's probability; 0 for the root"),
+            _column("token", _int, "token id"),
+            _column("text", _text, "the token as text"),
+            _column("path_log_probability", _real, "sum of the drafter's log-probabilities from the root"),
+            _column("accepted", _flag, "on the accepted path (the root always is)"),
+            _column("hit", _flag, "the target's token, given its parent was accepted; null if the parent was not"),
+        ]
+    ),
+    "phases": pa.schema(
+        [
+            *_RUN_KEY,
+            _column("round", _int, "0-based round; -1 for prefill"),
+            _column("phase", _text, "`draft`, `select`, `verify`, `cache`; prefill is `prefill`"),
+            _column("start_ms", _real, "ms from the request's start, instrumented pass"),
+            _column("end_ms", _real, "ms from the request's start"),
+            _column("emitted", _int, "tokens emitted by the round, repeated on each of its phases"),
+            _column("text", _text, "text of the emitted tokens, one per token joined with U+241F"),
+            _column("accepted", _int, "how many of the emitted tokens were drafted"),
+        ]
+    ),
+    "summary": pa.schema(
+        [
+            _column("experiment", _text, "`headline`, or the name of the sweep"),
+            _column("method", _text, "name of the method in params.yaml"),
+            _column("settings", _text, "the method's knobs"),
+            _column("dataset", _text, "name of the data set"),
+            _column("metric", _text, "a real-valued column of `runs`"),
+            _column("prompts", _int, "prompts with a value"),
+            _column("documents", _int, "documents they come from"),
+            _column("value", _real, "mean over prompts (geometric for ratios: speedup*, tokens/s)"),
+            _column("low", _real, "lower end of the 95 % bootstrap interval over documents; null if fewer than two"),
+            _column("high", _real, "upper end"),
+            _column("resolved", _flag, "for speedup*: the interval excludes 1 and there are at least 10 prompts"),
+        ]
+    ),
+    "perplexity": pa.schema(
+        [
+            _column("dataset", _text, "name of the data set"),
+            _column("split", _text, "`evaluation`"),
+            _column("tokens", _int, "tokens scored"),
+            _column("window", _int, "context window in tokens"),
+            _column("stride", _int, "stride in tokens"),
+            _column("perplexity", _real, "of the text under the target"),
+        ]
+    ),
+}
+
+
+def describe() -> str:
+    """The schema as a Markdown reference, one table a Parquet file."""
+    lines = ["# Columns of `results/*.parquet`", "", "Made from `dynatree/schema.py` by `dynatree report --schema`.", ""]
+    for name, schema in TABLES.items():
+        lines += [f"## `{name}`", "", "| column | type | meaning |", "|---|---|---|"]
+        lines += [f"| `{f.name}` | {f.type} | {f.metadata[b'meaning'].decode()} |" for f in schema]
+        lines.append("")
+    return "\n".join(lines)

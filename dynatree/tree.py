@@ -1,0 +1,108 @@
+"""A token tree as flat tensors, and the pure functions on it: mask, positions, best nodes, accepted path.
+
+Knows no model, no drafter and no policy. All tensors are on the CPU: trees are small and steer Python code.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """`n` nodes in insertion order; node 0 is the root, and every parent precedes its children.
+
+    tokens    [n] int64    token ids
+    parents   [n] int64    index of the parent, -1 for the root
+    depths    [n] int64    distance from the root, 0 for the root
+    log_probs [n] float32  log v(u): sum of the drafter's log-probabilities from the root, 0 for the root
+    ancestors [n, n] bool  ancestors[i, j] iff j is i or an ancestor of i
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    log_probs: Tensor
+    ancestors: Tensor
+
+    @staticmethod
+    def root(token: int) -> "TokenTree":
+        """A tree of one node."""
+        return TokenTree(
+            tokens=torch.tensor([token]),
+            parents=torch.tensor([-1]),
+            depths=torch.zeros(1, dtype=torch.long),
+            log_probs=torch.zeros(1),
+            ancestors=torch.ones(1, 1, dtype=torch.bool),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the deepest node."""
+        return int(self.depths.max())
+
+    def extend(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
+        """The tree with `k` more nodes: `parents` [k], `tokens` [k], path `log_probs` [k]."""
+        old, new = len(self), len(tokens)
+        ancestors = torch.zeros(old + new, old + new, dtype=torch.bool)
+        ancestors[:old, :old] = self.ancestors
+        ancestors[old:, :old] = self.ancestors[parents]
+        ancestors[old:, old:] = torch.eye(new, dtype=torch.bool)
+        return TokenTree(
+            tokens=torch.cat([self.tokens, tokens]),
+            parents=torch.cat([self.parents, parents]),
+            depths=torch.cat([self.depths, self.depths[parents] + 1]),
+            log_probs=torch.cat([self.log_probs, log_probs]),
+            ancestors=ancestors,
+        )
+
+    def top(self, count: int | None) -> Tensor:
+        """Indices, ascending, of the root and the `count` best other nodes (all for None).
+
+        Best by (log_probs descending, depth ascending, insertion order). log_probs never rise along a path,
+        so the set is closed under parents (EAGLE-2, Li et al. 2024, section 4.2; OPT-Tree, Wang et al. 2025).
+        """
+        if count is None or len(self) <= count + 1:
+            return torch.arange(len(self))
+        # Levels are inserted in order, so a stable sort breaks ties by depth and then by insertion.
+        best = torch.sort(self.log_probs[1:], descending=True, stable=True).indices[:count] + 1
+        return torch.cat([torch.zeros(1, dtype=torch.long), best.sort().values])
+
+    def subtree(self, nodes: Tensor) -> "TokenTree":
+        """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order."""
+        if len(nodes) == len(self):
+            return self
+        number = torch.full((len(self),), -1)
+        number[nodes] = torch.arange(len(nodes))
+        parents = self.parents[nodes]
+        return TokenTree(
+            tokens=self.tokens[nodes],
+            parents=torch.where(parents < 0, parents, number[parents]),
+            depths=self.depths[nodes],
+            log_probs=self.log_probs[nodes],
+            ancestors=self.ancestors[nodes][:, nodes],
+        )
+
+    def positions(self, prefix_length: int) -> Tensor:
+        """Position ids [n] behind `prefix_length` committed tokens: siblings share one (SpecInfer, section 4.2)."""
+        return self.depths + prefix_length
+
+    def attention_mask(self, prefix_length: int) -> Tensor:
+        """Mask [n, prefix_length + n], True where row may attend to column: the prefix, itself, its ancestors."""
+        return torch.cat([torch.ones(len(self), prefix_length, dtype=torch.bool), self.ancestors], dim=1)
+
+    def accepted_path(self, next_tokens: Tensor) -> Tensor:
+        """Indices [1 + accepted] of the accepted path, root first.
+
+        `next_tokens` [n] is the token the target puts after each node. A node is accepted iff its parent is and it
+        carries the token that the target puts after its parent; siblings are distinct, so the path is unique.
+        """
+        hit = self.tokens == next_tokens[self.parents]
+        hit[0] = True
+        valid = (self.ancestors & hit).sum(1) == self.depths + 1
+        deepest = torch.where(valid, self.depths, -1).argmax()
+        return self.ancestors[deepest].nonzero().squeeze(1)

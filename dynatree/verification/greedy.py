@@ -1,0 +1,21 @@
+"""Greedy verification: keep the path that plain greedy decoding would have taken. Knows no cache and no drafter."""
+
+from torch import Tensor
+
+from dynatree.tree import TokenTree
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as `generate` does."""
+    return logits.float().argmax(-1).cpu()
+
+
+def verify(tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
+    """(kept [1 + accepted], next token) from the target's `logits` [n, vocabulary] at the tree's `n` nodes.
+
+    `kept` is the accepted path, root first; the next token is the target's own after its last node (Leviathan et
+    al. 2023, 2211.17192, section 2, at temperature 0; trees: SpecInfer, Miao et al. 2024, algorithm 2).
+    """
+    next_tokens = greedy_tokens(logits)
+    kept = tree.accepted_path(next_tokens)
+    return kept, int(next_tokens[kept[-1]])
