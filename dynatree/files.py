@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Files of a run folder: what is deterministic, what was timed, what the audit found, an instrumented pass.
+OUTPUTS, TIMINGS, AUDIT, PHASES = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json"
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

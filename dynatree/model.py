@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +24,7 @@ DTYPES = {
 }
 DEVICES = ("cpu", "cuda")
 
-# Relative to the spread of the logits; a wrong mask or position is off by the spread itself.
+# Relative to the spread of the logits; a wrong mask is off by the spread itself, a wrong position by a part of it.
 _PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
 
 
@@ -107,19 +108,26 @@ class LanguageModel:
         output = self.model(input_ids=tokens.to(self.device)[None], use_cache=False, logits_to_keep=last)
         return output.logits[0]
 
-    def check_prompt(self, prompt: list[int], max_new_tokens: int) -> None:
-        """Raise UserError if `prompt` is empty, has ids outside the vocabulary, or does not fit the context."""
+    def check_prompt(self, prompt: list[int], max_new_tokens: int, overshoot: int = 0) -> None:
+        """Raise UserError if `prompt` is empty, has ids outside the vocabulary, or does not fit the context.
+
+        `overshoot` is the number of positions that a method uses beyond the last wanted token.
+        """
         if not prompt:
             raise UserError("prompt: it is empty; give at least one token")
         if max_new_tokens < 1:
             raise UserError(f"max_new_tokens: {max_new_tokens}; give at least 1")
         wrong = next((token for token in prompt if not 0 <= token < self.vocabulary_size), None)
         if wrong is not None:
-            raise UserError(f"prompt: token id {wrong} is outside {self.name}'s vocabulary 0..{self.vocabulary_size - 1}")
-        if self.context_limit is not None and len(prompt) + max_new_tokens > self.context_limit:
             raise UserError(
-                f"prompt of {len(prompt)} tokens + max_new_tokens {max_new_tokens} exceed {self.name}'s context of "
-                f"{self.context_limit}; shorten the prompt or ask for at most {max(0, self.context_limit - len(prompt))}"
+                f"prompt: token id {wrong} is outside {self.name}'s vocabulary 0..{self.vocabulary_size - 1}"
+            )
+        if self.context_limit is not None and len(prompt) + max_new_tokens + overshoot > self.context_limit:
+            beyond = f" + {overshoot} drafted beyond them" if overshoot else ""
+            most = max(0, self.context_limit - len(prompt) - overshoot)
+            raise UserError(
+                f"prompt of {len(prompt)} + max_new_tokens {max_new_tokens}{beyond} exceed {self.name}'s context of "
+                f"{self.context_limit}; shorten the prompt or ask for at most {most}"
             )
 
     def _probe(self) -> None:
@@ -130,10 +138,13 @@ class LanguageModel:
         self.forward(tokens[:1], tree)
         mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
         branch = self.forward(tokens[1:], tree, torch.tensor([1, 2, 2]), mask)[2].float()
+        tree.crop(1)
+        shifted = self.forward(tokens[1:], tree, torch.tensor([1, 2, 9]), mask)[2].float()
         path = self.forward(tokens[[0, 1, 3]], KeyValueCache())[2].float()
         spread = float(path.std())
         error = float((branch - path).abs().max())
-        if not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
+        # Near-uniform attention hides a wrong position from any tolerance, so a position must also have an effect.
+        if torch.equal(branch, shifted) or not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
             raise UserError(
                 f"{self.name} ({type(self.model).__name__}): a tree branch and the same path decoded plainly differ by "
                 f"{error:.3g} in logits (spread {spread:.3g}); models must honour a 4-D attention mask and position_ids, "
@@ -158,6 +169,8 @@ def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
         reason = "its forward takes no `cache` of keys and values (recurrent state?)"
     elif "position_ids" not in accepted:
         reason = "its forward takes no `position_ids`"
+    elif getattr(config, "alibi", False):
+        reason = "its positions are linear biases (ALiBi)"
     elif rope.get("rope_type") in ("dynamic", "longrope"):
         reason = f"its rotary positions ({rope['rope_type']}) depend on the longest position of a forward"
     elif model.dtype not in _PROBE_TOLERANCE:
@@ -172,7 +185,9 @@ def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
 def check_pair(target: LanguageModel, drafter: LanguageModel) -> None:
     """Raise UserError unless both read the same token ids: equal vocabulary sizes and equal tokenizers."""
     if target.model is drafter.model:
-        raise UserError(f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart")
+        raise UserError(
+            f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart"
+        )
     if target.vocabulary_size != drafter.vocabulary_size:
         raise UserError(
             f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
@@ -225,7 +240,7 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     if report["missing_keys"]:
         raise UserError(f"model folder {str(folder)!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")

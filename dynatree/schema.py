@@ -39,7 +39,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
             _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
             _column("iterations", _int, "verification rounds (plain steps for autoregressive), prefill apart"),
-            _column("tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"),
+            _column(
+                "tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"
+            ),
             _column("target_forwards", _int, "target forwards counted at the model call, prefill apart"),
             _column("draft_forwards", _int, "drafter forwards counted at the model call, all of them"),
             _column("tokens_per_target_forward", _real, "tokens emitted after the first commit / target_forwards"),
@@ -127,7 +129,12 @@ TABLES: dict[str, pa.Schema] = {
 
 def describe() -> str:
     """The schema as a Markdown reference, one table a Parquet file."""
-    lines = ["# Columns of `results/*.parquet`", "", "Made from `dynatree/schema.py` by `dynatree report --schema`.", ""]
+    lines = [
+        "# Columns of `results/*.parquet`",
+        "",
+        "Made from `dynatree/schema.py` by `dynatree report --schema`.",
+        "",
+    ]
     for name, schema in TABLES.items():
         lines += [f"## `{name}`", "", "| column | type | meaning |", "|---|---|---|"]
         lines += [f"| `{f.name}` | {f.type} | {f.metadata[b'meaning'].decode()} |" for f in schema]

@@ -40,6 +40,7 @@ MONO = "Liberation Mono, DejaVu Sans Mono, Courier New, monospace"
 TEXT, SMALL = 13, 11
 
 Row = dict[str, Any]
+Layers = alt.LayerChart | alt.FacetChart  # what alt.layer gives
 
 
 def colour(method: str) -> str:
@@ -77,7 +78,7 @@ def knob_text(values: Mapping[str, str]) -> str:
 
 def knob_value(value: str) -> str:
     """A knob's value as text; null is `none`."""
-    return "none" if value == "None" else value.lower()
+    return value.lower() if value in ("None", "True", "False") else value
 
 
 def labels(pairs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
@@ -151,7 +152,8 @@ def data(found: Sequence[Row]) -> pa.Table:
 
 def key(entries: Sequence[tuple[str, str, str]], width: float, size: float = SMALL) -> alt.LayerChart:
     """A legend: (label, fill, stroke) swatches one after another, `width` pixels wide, wrapped where it must."""
-    placed, x, line = [], 0.0, 0
+    placed: list[Row] = []
+    x, line = 0.0, 0
     for label, fill, stroke in entries:
         wide = 18 + 0.54 * size * len(label) + 14
         if x and x + wide > width:

@@ -12,6 +12,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
+from transformers.utils import ModelOutput
 
 from dynatree.model import LanguageModel
 
@@ -20,19 +21,24 @@ CONTEXT = 128
 
 _SHAPE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
 _GATED = {**_SHAPE, "intermediate_size": 48, "num_key_value_heads": 2}
+_ENDS = {"bos_token_id": 0, "eos_token_id": 0}
 CONFIGS = {
     "llama": lambda: LlamaConfig(vocab_size=VOCABULARY, **_GATED),
     "gpt_neox": lambda: GPTNeoXConfig(vocab_size=VOCABULARY, intermediate_size=48, **_SHAPE),
-    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT),
+    "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **_ENDS),
     "qwen2": lambda: Qwen2Config(vocab_size=VOCABULARY, use_sliding_window=False, **_GATED),
     "mistral": lambda: MistralConfig(vocab_size=VOCABULARY, sliding_window=None, **_GATED),
 }
 
 
-def random_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A model with weights large enough that its argmax varies with context."""
+def random_model(
+    architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object
+) -> PreTrainedModel:
+    """A model with weights large enough that its argmax varies with context; `changes` go to its config."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture](), attn_implementation="sdpa")
+    config = CONFIGS[architecture]()
+    config.update(changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
@@ -42,23 +48,80 @@ def random_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype 
     return model.to(dtype).eval()
 
 
-def language_model(architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64) -> LanguageModel:
+def language_model(
+    architecture: str = "llama", seed: int = 0, dtype: torch.dtype = torch.float64, **changes: object
+) -> LanguageModel:
     """`random_model`, wrapped."""
-    return LanguageModel(random_model(architecture, seed, dtype), name=f"{architecture}-{seed}")
+    return LanguageModel(random_model(architecture, seed, dtype, **changes), name=f"{architecture}-{seed}")
 
 
-def related(model: LanguageModel, noise: float, seed: int = 1) -> LanguageModel:
-    """A drafter that agrees with `model` often: its weights plus noise."""
-    torch.manual_seed(seed)
+def _unwrapped_copy(model: LanguageModel) -> PreTrainedModel:
     copy = deepcopy(model.model)
     copy._forward_pre_hooks.clear()
+    return copy
+
+
+def same(model: LanguageModel) -> LanguageModel:
+    """A drafter with the target's own weights: right everywhere."""
+    return LanguageModel(_unwrapped_copy(model), name="same")
+
+
+def wrong(model: LanguageModel) -> LanguageModel:
+    """A drafter whose likeliest tokens are the target's least likely: never right."""
+    copy = _unwrapped_copy(model)
+
+    def negate(module: object, inputs: object, output: ModelOutput) -> ModelOutput:
+        output.logits = -output.logits
+        return output
+
+    copy.register_forward_hook(negate)
+    return LanguageModel(copy, name="wrong")
+
+
+def unrelated(model: LanguageModel) -> LanguageModel:
+    """A drafter that knows nothing of the target."""
+    return language_model("llama", seed=7, dtype=model.dtype)
+
+
+def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> LanguageModel:
+    """A drafter that agrees with `model` often: its weights plus noise."""
+    torch.manual_seed(seed)
+    copy = _unwrapped_copy(model)
     with torch.no_grad():
         for parameter in copy.parameters():
             parameter.add_(torch.randn_like(parameter) * noise * parameter.std())
     return LanguageModel(copy, name="related")
 
 
-def generated(model: LanguageModel, prompt: list[int], max_new_tokens: int, eos: int | None = None) -> list[int]:
+def masked(model: LanguageModel, kept: int) -> LanguageModel:
+    """A drafter for which all but the `kept` likeliest tokens have probability zero."""
+    copy = _unwrapped_copy(model)
+    drafter = LanguageModel(copy, name="masked")
+
+    def mask(module: object, inputs: object, output: ModelOutput) -> ModelOutput:
+        least = output.logits.topk(kept, dim=-1).values[..., -1:]
+        output.logits = output.logits.masked_fill(output.logits < least, float("-inf"))
+        return output
+
+    copy.register_forward_hook(mask)
+    return drafter
+
+
+def with_twin_tokens() -> LanguageModel:
+    """A model in which tokens 2k and 2k + 1 read differently but are predicted with the same logit."""
+    model = random_model()
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head[1::2] = head[0:-1:2]
+    return LanguageModel(model, name="twins")
+
+
+DRAFTERS = {"related": related, "same": same, "wrong": wrong, "unrelated": unrelated}
+
+
+def generated(
+    model: LanguageModel, prompt: list[int], max_new_tokens: int, eos: int | list[int] | None = None
+) -> list[int]:
     """transformers' own greedy output."""
     ids = torch.tensor([prompt])
     output = model.model.generate(

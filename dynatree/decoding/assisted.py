@@ -45,7 +45,8 @@ class Decoder:
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
     ) -> Trace:
-        """As `autoregressive`, by transformers with an assistant."""
+        """As `autoregressive`, by transformers with an assistant, which must have room for the whole sequence."""
+        self._drafter.check_prompt(prompt, max_new_tokens)
         return baseline.generate(
             self._target, self._drafter, prompt, max_new_tokens, eos_ids, on_commit, clock, self._options
         )

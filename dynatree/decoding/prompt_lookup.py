@@ -39,6 +39,8 @@ class Decoder:
         clock: Clock | None = None,
     ) -> Trace:
         """As `autoregressive`, by transformers with n-gram lookup."""
+        # transformers looks up past the last wanted token, and learned positions end with the context.
+        self._target.check_prompt(prompt, max_new_tokens, overshoot=max(0, self._knobs.draft_tokens - 2))
         return baseline.generate(
             self._target,
             None,

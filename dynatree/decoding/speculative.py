@@ -17,11 +17,11 @@ from dynatree.verification.greedy import greedy_tokens, verify
 
 
 class Knobs(BaseModel):
-    """`policy` and `drafter` name plug-ins; all other keys are the policy's."""
+    """`policy` and `drafting` name plug-ins; all other keys are the policy's."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     policy: str
-    drafter: str = "model"
+    drafting: str = "model"
 
     def build_policy(self) -> Any:
         return plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))
@@ -36,14 +36,14 @@ class Decoder:
     def check(knobs: dict[str, Any]) -> None:
         checked = Knobs(**knobs)
         checked.build_policy()
-        plugins.load("drafting", checked.drafter)
+        plugins.load("drafting", checked.drafting)
 
     def __init__(self, target: LanguageModel, drafter: LanguageModel, **knobs: Any):
         checked = Knobs(**knobs)
         check_pair(target, drafter)
         self._target = target
         self._policy = checked.build_policy()
-        self._drafter = plugins.load("drafting", checked.drafter).Drafter(drafter)
+        self._drafter = plugins.load("drafting", checked.drafting).Drafter(drafter)
 
     def decode(
         self,

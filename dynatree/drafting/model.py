@@ -49,8 +49,8 @@ class Drafter:
             positions = tree.depths[frontier] + self._prefix - 1
             logits = self._model.forward(tree.tokens[frontier], self._cache, positions, mask)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
-        # Rounding may leave a hair above 0, and a path probability must never rise.
-        return best.indices.cpu(), best.values.cpu().clamp(max=0)
+        # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
+        return best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
 
     def accept(self, kept: Tensor) -> None:
         """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""

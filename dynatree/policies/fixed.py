@@ -3,11 +3,15 @@
 Source: SpecInfer (Miao et al., ASPLOS 2024, 2305.09781), section 3, static expansion.
 """
 
+from typing import Self
+
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
 from dynatree.tree import TokenTree
+
+_MOST_NODES = 1024
 
 
 class Policy(BaseModel):
@@ -16,7 +20,15 @@ class Policy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     depth: int = Field(ge=0, le=64)
     branch: int = Field(ge=1, le=64)
-    budget: int | None = Field(ge=0, le=1024)
+    budget: int | None = Field(ge=0, le=_MOST_NODES)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.budget is None and sum(self.branch**level for level in range(1, self.depth + 1)) > _MOST_NODES:
+            raise ValueError(
+                f"budget null allows {self.branch}^{self.depth} leaves and more; set it, at most {_MOST_NODES}"
+            )
+        return self
 
     def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
         room = len(log_probs) if self.budget is None else self.budget - (len(tree) - 1)

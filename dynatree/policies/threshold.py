@@ -32,9 +32,14 @@ class Policy(BaseModel):
         return self
 
     def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
-        if not self.threshold:
-            return torch.ones(len(log_probs), dtype=torch.bool)
-        return log_probs >= math.log(self.threshold)
+        keep = torch.ones(len(log_probs), dtype=torch.bool)
+        if self.threshold:
+            keep &= log_probs >= math.log(self.threshold)
+        pool = torch.cat([tree.log_probs[1:], log_probs])
+        if self.budget is not None and len(pool) > self.budget:
+            # Below the best N of all so far a node can never be selected; dropping it now bounds the tree.
+            keep &= log_probs >= pool.topk(self.budget).values[-1] if self.budget else torch.zeros_like(keep)
+        return keep
 
     def frontier(self, tree: TokenTree, new: Tensor) -> Tensor:
         # A node outside the best N so far stays outside with all its descendants: v never rises along a path.

@@ -1,0 +1,47 @@
+# `make all`: the whole chain on the embedded default. `make test`: the tests. Both set up .venv first.
+SHELL := bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+SNAKEMAKE := $(BIN)/snakemake --cores 1
+# One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
+LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
+
+.PHONY: all test check quick fast clean prune
+all: $(STAMP)
+	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
+	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+fast: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/snakemake --lint
+	$(BIN)/python -m pytest
+
+# The same rules on tiny random models, in a copy of the checkout under build/quick.
+quick: $(STAMP)
+	$(BIN)/python workflow/scripts/sandbox.py --out build/quick
+	cd build/quick && $(abspath $(BIN))/snakemake --cores 2 all
+	@echo "figures: build/quick/figures"
+
+# Remove runs that the parameters no longer ask for.
+prune: $(STAMP)
+	$(BIN)/python workflow/scripts/prune.py --results results
+
+clean:
+	rm -rf $(VENV) build
+
+# The stamp is written last: an interrupted set-up starts again.
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $(STAMP)

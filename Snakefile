@@ -1,0 +1,34 @@
+# The whole chain: text and models in, raw records, tables and figures out. `snakemake --cores 1 all`
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/download.smk"
+include: "workflow/rules/prepare.smk"
+include: "workflow/rules/distil.smk"
+include: "workflow/rules/generate.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/aggregate.smk"
+include: "workflow/rules/draw.smk"
+
+
+localrules:
+    all,
+    data,
+    runs,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/metrics.json",
+        expand("figures/{figure}.{suffix}", figure=PARAMS.figures, suffix=FIGURE_FILES),
+
+
+rule data:
+    input:
+        expand("data/{dataset}/{pair}/prompts.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+
+
+rule runs:
+    input:
+        expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "audit.jsonl"]),

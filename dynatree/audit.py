@@ -1,0 +1,79 @@
+"""Is an output what greedy decoding of the target gives? Teacher-force it and look at every emitted token.
+
+Batched verification and one-token steps use different kernels, so a near-tie may flip; a flip above the tolerance is
+an error of the decoder. Also the output's perplexity, since the same logits give it, and its repetition.
+"""
+
+from typing import Any
+
+import torch
+
+from dynatree.cache import KeyValueCache
+from dynatree.errors import UserError
+from dynatree.model import LanguageModel
+from dynatree.verification.greedy import greedy_tokens
+
+# Largest logit distance from the argmax that rounding may cause.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+REPETITION_ORDER = 17
+
+
+def tolerance(target: LanguageModel, texts: list[list[int]]) -> float:
+    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along `texts`.
+
+    That difference is the one between a batched forward and one-token forwards, which is what decoders mix.
+    """
+    if target.dtype in TOLERANCE:
+        return TOLERANCE[target.dtype]
+    largest = 0.0
+    for ids in texts:
+        tokens = torch.tensor(ids)
+        batched = target.forward(tokens, KeyValueCache()).float()
+        cache = KeyValueCache()
+        for i in range(len(ids)):
+            single = target.forward(tokens[i : i + 1], cache).float()[0]
+            largest = max(largest, float((single - batched[i]).abs().max()))
+    return 2 * largest
+
+
+def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: float) -> dict[str, Any]:
+    """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
+
+    Raises UserError if a token lies more than `eps` (logits) below the argmax.
+    """
+    tokens = torch.tensor([*prompt, *output])
+    # The logits before each emitted token; the last token's own are not needed.
+    logits = target.score(tokens[:-1], last=len(output)).float().cpu()
+    emitted = torch.tensor(output)[:, None]
+    own = logits.gather(1, emitted).squeeze(1)
+    gaps = logits.max(dim=1).values - own
+    flips = (greedy_tokens(logits) != emitted.squeeze(1)).nonzero().flatten().tolist()
+    worst = float(gaps.max())
+    if not worst <= eps:
+        at = int(gaps.argmax())
+        raise UserError(
+            f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
+            f"more than rounding explains ({eps:.1g})"
+        )
+    loss = float((logits.logsumexp(1) - own).double().mean())
+    return {
+        "flips": len(flips),
+        "first_flip": flips[0] if flips else None,
+        "largest_gap": worst,
+        "negative_log_likelihood": loss,
+        "perplexity": float(torch.tensor(loss).exp()),
+        "repetition": repetition(prompt, output),
+        "tolerance": eps,
+    }
+
+
+def repetition(prompt: list[int], output: list[int], order: int = REPETITION_ORDER) -> float:
+    """Share of output tokens i whose `order`-gram ending at i occurred earlier in prompt + output."""
+    text = [*prompt, *output]
+    seen: set[tuple[int, ...]] = set()
+    repeated = 0
+    for end in range(order, len(text) + 1):
+        gram = tuple(text[end - order : end])
+        repeated += end > len(prompt) and gram in seen
+        seen.add(gram)
+    return repeated / len(output)

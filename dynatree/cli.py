@@ -1,0 +1,210 @@
+"""The library by hand: `dynatree generate` decodes one prompt, streaming or as JSON; `dynatree report` explains tables."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dynatree import __version__, params, plugins, schema
+from dynatree.errors import UserError, reported
+
+_GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
+
+_GENERATE = """\
+Decode one prompt greedily with one method. The output of every method equals that of `autoregressive`; what differs
+is the number of target forwards, and the time. Without --json the text streams as it is committed: accepted draft
+tokens in green, the target's own plain.
+
+examples:
+  dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --prompt "The tree" --max-new-tokens 60
+  dynatree generate --target ./my-model --method prompt_lookup --prompt-file essay.txt --max-new-tokens 200 --json
+  dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --set depth=4 --set threshold=0.1 \\
+      --prompt-ids "504 2670" --max-new-tokens 40
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `dynatree`."""
+    parser = argparse.ArgumentParser(prog="dynatree", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    generate = commands.add_parser(
+        "generate",
+        help="decode one prompt",
+        description=_GENERATE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    generate.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    generate.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same; needed by methods with a drafter")
+    generate.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
+    prompt = generate.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text")
+    prompt.add_argument("--prompt-ids", metavar='"1 2 3"', help="token ids")
+    generate.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
+    generate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
+    )
+    generate.add_argument("--dtype", default="float32", help="float32 (default), float64, bfloat16, float16")
+    generate.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    generate.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    generate.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
+    generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    generate.set_defaults(run=_generate)
+    report = commands.add_parser("report", help="explain the result tables")
+    report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
+    report.set_defaults(run=lambda _: print(schema.describe()))
+    parsed = parser.parse_args(arguments)
+    with reported():
+        parsed.run(parsed)
+
+
+def _settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
+    knobs = method.knobs
+    settable = [key for key in knobs if key not in ("policy", "drafting")]
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or key not in settable:
+            raise UserError(
+                f"--set {assignment}: write KEY=VALUE with a key of this method: {', '.join(settable) or 'it has none'}"
+            )
+        try:
+            knobs[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+    return knobs
+
+
+def _folder(name: str, known: params.Params) -> Path:
+    """The model folder that `name` means: a path, or a model of params.yaml that the workflow has built."""
+    if Path(name).is_dir():
+        return Path(name)
+    names = [model for pair in known.pairs for model in (pair, f"{pair}-drafter")]
+    if name not in names:
+        raise UserError(f"model: {name!r} is neither a folder nor a model of params.yaml ({', '.join(names)})")
+    homes = [Path(os.environ["DYNATREE_MODELS"])] if "DYNATREE_MODELS" in os.environ else []
+    homes += [Path("models"), Path(__file__).resolve().parent.parent / "models"]
+    found = next((home / name for home in homes if (home / name / "manifest.json").is_file()), None)
+    if found is None:
+        raise UserError(
+            f"model {name!r} is not built yet: run `snakemake --cores 1 models/{name}/manifest.json` (or `make all`) in a "
+            "checkout of the project, and call dynatree there or set DYNATREE_MODELS to its models folder"
+        )
+    return found
+
+
+def _prompt_text(arguments: argparse.Namespace) -> str:
+    if arguments.prompt is not None:
+        return str(arguments.prompt)
+    try:
+        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {arguments.prompt_file}: {error}") from error
+
+
+def _prompt_ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UserError(f"--prompt-ids {text!r}: write token ids, such as '1 2 3'") from error
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    known = params.read()
+    if arguments.method not in known.methods:
+        raise UserError(f"--method: no {arguments.method!r}; choose one of {', '.join(known.methods)}")
+    method = known.methods[arguments.method]
+    knobs = _settings(method, arguments.set)
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UserError(f"--threads: {arguments.threads}; give at least 1")
+    if arguments.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
+    decoder_class = plugins.load("decoding", method.decoder).Decoder
+    params.check_method(arguments.method, method.decoder, knobs)
+    if decoder_class.NEEDS_DRAFTER and not arguments.drafter:
+        raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
+    ids = _prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
+    text = _prompt_text(arguments) if ids is None else ""
+
+    # Imported late, so that errors in the arguments come at once.
+    from transformers.utils import logging
+
+    from dynatree import measure, model, provenance
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    provenance.set_threads(arguments.threads)
+    folders = {"target": _folder(arguments.target, known)}
+    if decoder_class.NEEDS_DRAFTER:
+        folders["drafter"] = _folder(arguments.drafter, known)
+    loaded = {role: model.load(folder, arguments.dtype, arguments.device) for role, folder in folders.items()}
+    target, drafter = loaded["target"], loaded.get("drafter")
+    if ids is None:
+        if target.tokenizer is None:
+            raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
+        ids = target.tokenizer.encode(text)
+    target.check_prompt(ids, arguments.max_new_tokens)
+    decoder = measure.build(target, drafter, method.decoder, knobs)
+    measure.warm_up(decoder, ids, arguments.max_new_tokens)
+    eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
+    stream = None if arguments.json else _Stream(target.tokenizer)
+    trace = decoder.decode(ids, arguments.max_new_tokens, eos_ids, stream)
+    result = {
+        "method": arguments.method,
+        "parameters": knobs,
+        "prompt_ids": ids,
+        "output_ids": trace.output,
+        "text": target.tokenizer.decode(trace.output) if target.tokenizer else None,
+        "seconds": trace.seconds,
+        "ttft_seconds": trace.commits[0],
+        "rounds": len(trace.rounds),
+        "target_forwards": trace.target_forwards,
+        "draft_forwards": trace.draft_forwards,
+        "drafted": sum(r.drafted for r in trace.rounds),
+        "accepted": sum(r.accepted for r in trace.rounds),
+    }
+    if arguments.json:
+        print(json.dumps(result))
+        return
+    print()
+    rate = len(trace.output) / trace.seconds
+    print(
+        f"{len(trace.output)} tokens in {trace.seconds:.2f} s ({rate:.1f} tokens/s), {result['rounds']} rounds, "
+        f"{result['target_forwards']} target forwards, {result['accepted']} of {result['drafted']} drafted accepted",
+        file=sys.stderr,
+    )
+
+
+class _Stream:
+    """Prints committed tokens at once; text whose last character is still incomplete waits for its next token."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = ""
+        self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def __call__(self, tokens: list[int], accepted: int) -> None:
+        for place, token in enumerate(tokens):
+            self._ids.append(token)
+            if self._tokenizer is None:
+                piece = f"{token} "
+            else:
+                text = self._tokenizer.decode(self._ids)
+                if text.endswith("\ufffd"):
+                    continue
+                piece, self._shown = text[len(self._shown) :], text
+            drafted = self._colour and place < accepted
+            sys.stdout.write(f"{_GREEN}{piece}{_PLAIN}" if drafted else piece)
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

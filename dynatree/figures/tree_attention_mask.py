@@ -1,0 +1,205 @@
+"""A recorded token tree beside its attention mask, and a small schematic one. Knows nodes, not how a mask is built."""
+
+import math
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import theme
+
+TABLES: tuple[str, ...] = ("nodes",)
+
+OURS = "dynatree"
+READABLE = 24  # nodes, the root apart
+DEPTH, BRANCH = 3, 2  # of the schematic tree
+CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels a level, columns that stand for the prefix
+TONES = {"prefix": "#9ecae1", "self and ancestors": "#08306b", "blocked": "#ececec"}
+GREEDY = 0  # rank of the drafter's first choice
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """Above the recorded tree and its mask, below the schematic one. Raises UserError if there is no node."""
+    tree = _recorded(tables)
+    first = tree[0]
+    title = f"Recorded: {theme.display(first['method'])}, {first['dataset']}, round {first['round']}"
+    schematic = f"Schematic: depth {DEPTH}, branch {BRANCH}"
+    tone = theme.colour(first["method"])
+    entries = [(name, fill, fill) for name, fill in TONES.items()] + [("accepted path", tone, tone)]
+    return theme.finish(
+        alt.vconcat(
+            theme.key(entries, 420), _pair(_walked(tree), title, tone), _pair(_walked(_full()), schematic, tone)
+        )
+    )
+
+
+def _recorded(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+    """The most instructive round: ours before others', a branching tree with an accepted path of two or more,
+    readable, and of those the largest, then the longest path, then the first."""
+    rounds: dict[tuple[str, ...], list[theme.Row]] = {}
+    for row in theme.rows(tables, "nodes"):
+        name = tuple(str(row[k]) for k in ("experiment", "method", "settings", "dataset", "prompt_id", "repeat"))
+        rounds.setdefault((*name, f"{row['round']:09d}"), []).append(row)
+
+    def merit(name: tuple[str, ...]) -> tuple[float | bool, ...]:
+        tree = rounds[name]
+        nodes, path = len(tree) - 1, sum(row["accepted"] for row in tree) - 1
+        branching, readable = nodes > max(row["depth"] for row in tree), nodes <= READABLE
+        return (
+            name[1] == OURS,
+            name[0] == "headline",
+            readable,
+            branching and path >= 2,
+            branching,
+            nodes if readable else -nodes,
+            path,
+        )
+
+    best = max(sorted(rounds), key=merit)
+    return sorted(rounds[best], key=lambda row: row["node"])
+
+
+def _full() -> list[theme.Row]:
+    """The full tree of DEPTH and BRANCH; a node's text is the way to it from the root."""
+    tree: list[theme.Row] = [{"node": 0, "parent": -1, "depth": 0, "rank": 0, "text": "root", "accepted": False}]
+    for parent in tree:
+        if parent["depth"] < DEPTH:
+            way = f"{parent['text']}." if parent["depth"] else ""
+            for rank in range(BRANCH):
+                node = {"node": len(tree), "parent": parent["node"], "depth": parent["depth"] + 1, "rank": rank}
+                tree.append(node | {"text": f"{way}{rank + 1}", "accepted": False})
+    return [row | {"path_log_probability": None} for row in tree]
+
+
+def _walked(tree: list[theme.Row]) -> list[theme.Row]:
+    """The nodes depth first, siblings by rank: `place` is the row, `above` the places of a node and its ancestors."""
+    children: dict[int, list[theme.Row]] = {}
+    for row in tree:
+        children.setdefault(row["parent"], []).append(row)
+    walked: list[theme.Row] = []
+
+    def visit(row: theme.Row, above: tuple[int, ...]) -> None:
+        place = len(walked)
+        walked.append(row | {"place": place, "above": (*above, place)})
+        for child in sorted(children.get(row["node"], []), key=lambda child: (child["rank"], child["node"])):
+            visit(child, (*above, place))
+
+    for root in children[-1]:
+        visit(root, ())
+    return walked
+
+
+def _pair(walked: list[theme.Row], title: str, tone: str) -> alt.HConcatChart:
+    return alt.hconcat(_tree(walked, tone), _mask(walked, tone), title=title, spacing=6)
+
+
+def _probability(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.005 else "<0.01"
+
+
+def _upright(count: int) -> alt.Scale:
+    """Pixels downwards; one row above the first node is the head."""
+    return alt.Scale(domain=[count * CELL, -CELL], nice=False)
+
+
+def _tree(walked: list[theme.Row], tone: str) -> theme.Layers:
+    """Node-link drawing, one row a node, so that every row of the mask continues its node."""
+    shown = []
+    for row in walked:
+        x, y = 8 + row["depth"] * INDENT, (row["place"] + 0.5) * CELL
+        parent = walked[row["above"][-2]] if row["depth"] else row
+        text = theme.fitting(theme.visible(row["text"]), 130)
+        share = row["path_log_probability"]
+        shown.append(
+            {"x": x, "y": y, "words": text, "place": str(row["place"]), "accepted": row["accepted"]}
+            | {"px": 8 + parent["depth"] * INDENT, "py": (parent["place"] + 0.5) * CELL}
+            | {"tone": tone if row["accepted"] else theme.QUIET, "weight": "bold" if row["accepted"] else "normal"}
+            | {"thick": 2.5 if row["accepted"] else 1.0, "end": x + 10 + 0.61 * theme.SMALL * len(text)}
+            | {"share": "" if share is None or not row["depth"] else _probability(math.exp(share))}
+        )
+    shares = any(row["share"] for row in shown)
+    right = max(row["end"] for row in shown) + (46 if shares else 6)
+    width = right + 26
+    scale = alt.Scale(domain=[0, width], nice=False)
+    upright = _upright(len(walked))
+    table = theme.data(sorted(shown, key=lambda row: row["accepted"]))
+    base = alt.Chart(table, width=width, height=(len(walked) + 1) * CELL)
+    colour = alt.Color("tone:N", scale=None)
+    thick = alt.StrokeWidth("thick:Q", scale=None)
+
+    def across(field: str) -> alt.X:
+        return alt.X(f"{field}:Q", scale=scale, axis=None)
+
+    y = alt.Y("y:Q", scale=upright, axis=None)
+    down = base.mark_rule().encode(x=across("px"), y=alt.Y("py:Q", scale=upright, axis=None), y2="y:Q")
+    along = base.mark_rule().encode(x=across("px"), x2="x:Q", y=y)
+    layers = [
+        down.encode(color=colour, strokeWidth=thick),
+        along.encode(color=colour, strokeWidth=thick),
+        base.mark_circle(size=50, opacity=1).encode(x=across("x"), y=y, color=colour),
+        base.mark_text(align="left", dx=8, font=theme.MONO).encode(x=across("x"), y=y, text="words:N", color=colour),
+        base.mark_text(align="right", dx=-6).encode(x=alt.value(width), y=y, text="place:N", color=colour),
+    ]
+    if shares:
+        layers.append(base.mark_text(align="right").encode(x=alt.value(right), y=y, text="share:N", color=colour))
+        heads = [{"x": 8.0, "y": -CELL / 2, "words": "token"}, {"x": right, "y": -CELL / 2, "words": "probability"}]
+        token, probability = (
+            alt.Chart(theme.data([head])).encode(x=across("x"), y=y, text="words:N") for head in heads
+        )
+        layers.append(token.mark_text(align="left", color=theme.QUIET))
+        layers.append(probability.mark_text(align="right", color=theme.QUIET))
+    return alt.layer(*layers)
+
+
+def _mask(walked: list[theme.Row], tone: str) -> theme.Layers:
+    count = len(walked)
+    cells = [{"row": row["place"], "left": -PREFIX, "right": 0, "fill": TONES["prefix"]} for row in walked]
+    for row in walked:
+        for column in range(count):
+            kind = "self and ancestors" if column in row["above"] else "blocked"
+            cells.append({"row": row["place"], "left": column, "right": column + 1, "fill": TONES[kind]})
+    placed = [
+        {"x": c["left"] * CELL, "x2": c["right"] * CELL, "y": c["row"] * CELL, "y2": (c["row"] + 1) * CELL} | c
+        for c in cells
+    ]
+    heads = [{"x": -PREFIX * CELL / 2, "words": "prefix", "tone": theme.QUIET}]
+    heads += [
+        {"x": (r["place"] + 0.5) * CELL, "words": str(r["place"]), "tone": tone if r["accepted"] else theme.QUIET}
+        for r in walked
+    ]
+    scale = alt.Scale(domain=[-PREFIX * CELL, count * CELL], nice=False)
+    upright = _upright(count)
+    x, y = alt.X("x:Q", scale=scale, axis=None), alt.Y("y:Q", scale=upright, axis=None)
+    boxes = alt.Chart(theme.data(placed), width=(count + PREFIX) * CELL, height=(count + 1) * CELL)
+    squares = boxes.mark_rect(stroke="white", strokeWidth=1).encode(
+        x=x, x2="x2:Q", y=y, y2="y2:Q", fill=alt.Fill("fill:N", scale=None)
+    )
+    words = alt.Chart(theme.data([head | {"y": -CELL / 2} for head in heads])).mark_text(fontSize=theme.SMALL - 1)
+    return alt.layer(squares, words.encode(x=x, y=y, text="words:N", color=alt.Color("tone:N", scale=None)))
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """What this round verified and accepted, and how often the drafter's first choice was not the target's."""
+    tree = _recorded(tables)
+    first = tree[0]
+    path = [row for row in tree if row["accepted"] and row["depth"]]
+    turns = sum(row["rank"] != GREEDY for row in path)
+    walked = _walked(tree)
+    open_cells = sum(len(row["above"]) for row in walked)
+    text = "".join(row["text"] for row in sorted(path, key=lambda row: row["depth"]))
+    parts = [
+        f"Round {first['round']} of {theme.display(first['method'])} ({first['settings']}) on {first['prompt_id']}:"
+        f" one target forward verifies {theme.plural(len(tree) - 1, 'node')} of depth"
+        f" {max(row['depth'] for row in tree)} and accepts {theme.plural(len(path), 'token')}"
+        + (f", “{theme.visible(text)}”" if path else "")
+        + "."
+    ]
+    if path and turns:
+        parts.append(f"{turns} of them {'was' if turns == 1 else 'were'} not the drafter's first choice.")
+    elif path:
+        parts.append("All of them were the drafter's first choices: a chain would have found them too.")
+    parts.append(
+        f"Each row sees the prefix, itself and its ancestors: {open_cells} of the {len(tree) ** 2} cells beside the"
+        " prefix are open. Rows and columns run depth first; probabilities are the drafter's, multiplied from the root."
+    )
+    return " ".join(parts)

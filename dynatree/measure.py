@@ -1,0 +1,123 @@
+"""Run one method over prompts and record what happened: deterministic outputs apart from timings.
+
+A reference of plain target steps brackets each prompt, so that jobs timed at different moments can be compared.
+"""
+
+import fcntl
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynatree import plugins
+from dynatree.cache import KeyValueCache
+from dynatree.model import LanguageModel
+from dynatree.text.prompts import Prompt
+from dynatree.trace import Clock, Trace
+from dynatree.verification.greedy import greedy_tokens
+
+WARM_UP_TOKENS = 16
+REFERENCE_CONTEXT = 64
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold the machine's timing lock: two timed jobs never overlap, whoever started them."""
+    with (Path(tempfile.gettempdir()) / "dynatree-timing.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, at request boundaries only."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def reference_step(target: LanguageModel, seconds: float) -> float:
+    """Median seconds of a plain target step at a fixed context, over at least `seconds` of such steps."""
+    cache = KeyValueCache()
+    token = greedy_tokens(
+        target.forward(torch.arange(REFERENCE_CONTEXT) % target.vocabulary_size, cache, last_only=True)
+    )
+    steps: list[float] = []
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds:
+        cache.crop(REFERENCE_CONTEXT)
+        start = time.perf_counter()
+        greedy_tokens(target.forward(token, cache))
+        steps.append(time.perf_counter() - start)
+    return sorted(steps)[len(steps) // 2]
+
+
+def build(target: LanguageModel, drafter: LanguageModel | None, decoder: str, knobs: dict[str, Any]) -> Any:
+    """The decoder plug-in `decoder` on these models."""
+    return plugins.load("decoding", decoder).Decoder(target, drafter, **knobs)
+
+
+def generate(
+    target: LanguageModel,
+    decoder: Any,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    repeats: int,
+    reference_seconds: float,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike."""
+    outputs, timings = [], []
+    with alone():
+        warm_up(decoder, prompts[0].ids, max_new_tokens)
+        before = reference_step(target, reference_seconds)
+        for repeat in range(repeats):
+            for prompt in prompts:
+                synchronise(target.device)
+                trace: Trace = decoder.decode(prompt.ids, max_new_tokens)
+                synchronise(target.device)
+                after = reference_step(target, reference_seconds)
+                key = {"prompt_id": prompt.prompt_id, "repeat": repeat}
+                outputs.append({**key, **output_record(prompt, trace)})
+                timings.append(
+                    {
+                        **key,
+                        "seconds": trace.seconds,
+                        "commits": trace.commits,
+                        "reference_before": before,
+                        "reference_after": after,
+                    }
+                )
+                before = after
+                rate = len(trace.output) / trace.seconds
+                print(f"generate: {prompt.prompt_id}: {len(trace.output)} tokens, {rate:.1f} tokens/s", file=sys.stderr)
+    return outputs, timings
+
+
+def warm_up(decoder: Any, prompt: list[int], max_new_tokens: int) -> None:
+    """A short generation that is not recorded."""
+    decoder.decode(prompt, min(WARM_UP_TOKENS, max_new_tokens))
+
+
+def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:
+    """What is the same however fast the machine is."""
+    return {
+        "document_id": prompt.document_id,
+        "prompt_tokens": len(prompt.ids),
+        "output_ids": trace.output,
+        "first": trace.first,
+        "target_forwards": trace.target_forwards,
+        "draft_forwards": trace.draft_forwards,
+        "rounds": [asdict(round_) for round_ in trace.rounds],
+    }
+
+
+def phases(target: LanguageModel, decoder: Any, prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
+    """One instrumented generation: output record and the span of each phase, in seconds since the start."""
+    with alone():
+        warm_up(decoder, prompt.ids, max_new_tokens)
+        trace = decoder.decode(prompt.ids, max_new_tokens, clock=Clock(instrumented=True))
+    return {"prompt_id": prompt.prompt_id, **output_record(prompt, trace), "spans": trace.spans}

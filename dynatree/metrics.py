@@ -1,0 +1,279 @@
+"""From raw records to tidy tables (schema.py) and metrics.json. Every number of a figure comes through here.
+
+Knows no model; token ids become text through a function that the caller gives.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dynatree import files, statistics
+from dynatree.errors import UserError
+from dynatree.schema import TABLES
+
+Row = dict[str, Any]
+Decode = Callable[[list[int]], str]
+
+TOKEN_SEPARATOR = "\u241f"
+GEOMETRIC = ("throughput", "decode_throughput", "speedup", "speedup_transformers", "perplexity")
+# The parts of a machine's description that timings must share to be compared; memory size is not one of them.
+COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The raw records of one run folder and where it stands in the experiment."""
+
+    key: Row  # experiment, method, settings, dataset
+    outputs: list[Row]
+    timings: list[Row]
+    audit: list[Row]
+    machine: Row
+
+    @staticmethod
+    def read(folder: Path) -> "Records":
+        """Records of `.../<runs or experiment>/<method>/<settings>/<dataset>`."""
+        top, method, settings, dataset = folder.parts[-4:]
+        timed = files.read_json(folder / files.TIMINGS)
+        return Records(
+            key={
+                "experiment": "headline" if top == "runs" else top,
+                "method": method,
+                "settings": settings,
+                "dataset": dataset,
+            },
+            outputs=files.read_jsonl(folder / files.OUTPUTS),
+            timings=timed["timings"],
+            audit=files.read_jsonl(folder / files.AUDIT),
+            machine=timed["machine"],
+        )
+
+
+def same_machine(records: list[Records]) -> Row:
+    """The machine of all records. Raises UserError if timings cannot be compared, naming what differs."""
+    first = records[0]
+    for other in records[1:]:
+        for key in COMPARABLE:
+            if first.machine[key] != other.machine[key]:
+                raise UserError(
+                    f"timings are not comparable: {key} is {first.machine[key]!r} for {'/'.join(first.key.values())} but "
+                    f"{other.machine[key]!r} for {'/'.join(other.key.values())}; measure them again on one machine"
+                )
+    return first.machine
+
+
+def runs(records: list[Records]) -> list[Row]:
+    """Rows of the table `runs`: one a prompt, method and repeat."""
+    rows = [row for record in records for row in _run_rows(record)]
+    plain = {_prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
+    theirs = {_prompt_key(row): row for row in rows if row["method"] == "transformers"}
+    for row in rows:
+        own, other = plain.get(_prompt_key(row)), theirs.get(_prompt_key(row))
+        row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
+        row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
+        row["identical"] = row["output_ids"] == own["output_ids"] if own else None
+    return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
+
+
+def _prompt_key(row: Row) -> tuple[Any, ...]:
+    return row["experiment"], row["dataset"], row["prompt_id"], row["repeat"]
+
+
+def _run_rows(record: Records) -> Iterable[Row]:
+    for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
+        rounds = output["rounds"]
+        emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
+        seconds, first = timing["seconds"], timing["commits"][0]
+        tpot = (timing["commits"][-1] - first) / later if later else None
+        before, after = timing["reference_before"], timing["reference_after"]
+        reference = (before + after) / 2
+        drafted = sum(r["drafted"] for r in rounds)
+        depth = sum(r["depth"] for r in rounds)
+        accepted = sum(r["accepted"] for r in rounds)
+        yield {
+            **record.key,
+            "prompt_id": output["prompt_id"],
+            "repeat": output["repeat"],
+            "document_id": output["document_id"],
+            "output_ids": output["output_ids"],
+            "prompt_tokens": output["prompt_tokens"],
+            "output_tokens": emitted,
+            "seconds": seconds,
+            "throughput": emitted / seconds,
+            "ttft_ms": 1000 * first,
+            "tpot_ms": 1000 * tpot if tpot is not None else None,
+            "decode_throughput": 1 / tpot if tpot else None,
+            "reference_step_ms": 1000 * reference,
+            "reference_spread": abs(after - before) / reference,
+            "normalised_seconds": seconds / reference,
+            "iterations": len(rounds),
+            "tokens_per_iteration": later / len(rounds) if rounds else None,
+            "target_forwards": output["target_forwards"],
+            "draft_forwards": output["draft_forwards"],
+            "tokens_per_target_forward": later / output["target_forwards"] if output["target_forwards"] else None,
+            "drafted": drafted,
+            "drafted_depth": depth,
+            "accepted": accepted,
+            "acceptance_rate": accepted / depth if depth else None,
+            "node_efficiency": accepted / drafted if drafted else None,
+            "mean_path_length": accepted / len(rounds) if rounds else None,
+            **{name: audit[name] for name in ("flips", "first_flip", "largest_gap", "perplexity", "repetition")},
+        }
+
+
+def rounds(records: list[Records]) -> list[Row]:
+    """Rows of the table `rounds`."""
+    rows = []
+    for record in records:
+        for output, timing in zip(record.outputs, record.timings, strict=True):
+            total = output["first"]
+            key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+            for number, (fact, commit) in enumerate(zip(output["rounds"], timing["commits"][1:], strict=True)):
+                total += len(fact["emitted"])
+                row = {**key, "round": number, "emitted": len(fact["emitted"])}
+                row |= {name: fact[name] for name in ("drafted", "depth", "accepted", "draft_forwards")}
+                rows.append({**row, "commit_ms": 1000 * commit, "output_tokens": total})
+    return rows
+
+
+def nodes(records: list[Records], decode: Decode) -> list[Row]:
+    """Rows of the table `nodes`: every verified node of the methods that record their trees."""
+    rows = []
+    for record in records:
+        for output in record.outputs:
+            key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+            for number, fact in enumerate(output["rounds"]):
+                if fact["tree"]:
+                    rows += [{**key, "round": number, **node} for node in _node_rows(fact, decode)]
+    return rows
+
+
+def _node_rows(fact: Row, decode: Decode) -> list[Row]:
+    tokens, parents, log_probs = (fact["tree"][name] for name in ("tokens", "parents", "log_probs"))
+    path = set(fact["path"])
+    depths = [0] * len(tokens)
+    siblings: dict[int, list[int]] = {}
+    for node in range(1, len(tokens)):
+        depths[node] = depths[parents[node]] + 1
+        siblings.setdefault(parents[node], []).append(node)
+    # Siblings share their parent's path, so the order of path log-probabilities is that of the steps.
+    rank = {
+        node: place
+        for group in siblings.values()
+        for place, node in enumerate(sorted(group, key=lambda n: (-log_probs[n], n)))
+    }
+    return [
+        {
+            "node": node,
+            "parent": parents[node],
+            "depth": depths[node],
+            "rank": rank.get(node, 0),
+            "token": tokens[node],
+            "text": decode([tokens[node]]),
+            "path_log_probability": log_probs[node],
+            "accepted": node in path,
+            "hit": node in path if parents[node] in path or node == 0 else None,
+        }
+        for node in range(len(tokens))
+    ]
+
+
+def phases(folder: Path, decode: Decode) -> list[Row]:
+    """Rows of the table `phases` from one instrumented pass."""
+    _, method, settings, dataset = folder.parts[-4:]
+    record = files.read_json(folder / files.PHASES)
+    facts = {-1: (record["output_ids"][: record["first"]], 0)}
+    facts |= {number: (fact["emitted"], fact["accepted"]) for number, fact in enumerate(record["rounds"])}
+    key = {"experiment": "timeline", "method": method, "settings": settings, "dataset": dataset, "repeat": 0}
+    return [
+        {
+            **key,
+            "prompt_id": record["prompt_id"],
+            "round": number,
+            "phase": name,
+            "start_ms": 1000 * start,
+            "end_ms": 1000 * end,
+            "emitted": len(facts[number][0]),
+            "text": TOKEN_SEPARATOR.join(decode([token]) for token in facts[number][0]),
+            "accepted": facts[number][1],
+        }
+        for number, name, start, end in record["spans"]
+    ]
+
+
+def summary(run_rows: list[Row]) -> list[Row]:
+    """Rows of the table `summary`: every real-valued metric per experiment, method, settings and data set."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in run_rows:
+        groups.setdefault(tuple(row[k] for k in ("experiment", "method", "settings", "dataset")), []).append(row)
+    rows = []
+    metrics = [field.name for field in TABLES["runs"] if field.type == pa.float64()]
+    for (experiment, method, settings, dataset), members in groups.items():
+        key = {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
+        for metric in metrics:
+            present = [row for row in members if row[metric] is not None]
+            if present:
+                rows.append({**key, "metric": metric, **_summarise(present, metric)})
+    return rows
+
+
+def _summarise(rows: list[Row], metric: str) -> Row:
+    values, documents = [row[metric] for row in rows], [row["document_id"] for row in rows]
+    geometric = metric in GEOMETRIC
+    prompts = len({row["prompt_id"] for row in rows})
+    ends = statistics.interval(values, documents, geometric)
+    return {
+        "prompts": prompts,
+        "documents": len(set(documents)),
+        "value": statistics.mean(values, geometric),
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "resolved": statistics.resolved(ends, prompts) if metric.startswith("speedup") else None,
+    }
+
+
+HEADLINE = (
+    "speedup",
+    "speedup_transformers",
+    "throughput",
+    "ttft_ms",
+    "tpot_ms",
+    "tokens_per_iteration",
+    "acceptance_rate",
+    "node_efficiency",
+    "perplexity",
+    "repetition",
+)
+
+
+def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
+    """metrics.json: per method its means over all prompts and per data set; text perplexities; the machine."""
+    result: Row = {
+        "machine": machine,
+        "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
+    }
+    rows = [row for row in run_rows if row["experiment"] == "headline"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        result[method] = _headline(own)
+        for dataset in dict.fromkeys(row["dataset"] for row in own):
+            result[method][dataset] = _headline([row for row in own if row["dataset"] == dataset])
+    return result
+
+
+def _headline(rows: list[Row]) -> Row:
+    values: Row = {}
+    for metric in HEADLINE:
+        present = [row[metric] for row in rows if row[metric] is not None]
+        values[metric] = round(statistics.mean(present, metric in GEOMETRIC), 4) if present else None
+    values["flips"] = sum(row["flips"] for row in rows)
+    values["identical"] = sum(bool(row["identical"]) for row in rows) / len(rows)
+    return values
+
+
+def table(name: str, rows: list[Row]) -> pa.Table:
+    """Rows as the Arrow table `name` of schema.py."""
+    return pa.Table.from_pylist(rows, schema=TABLES[name])

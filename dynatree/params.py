@@ -1,0 +1,220 @@
+"""params.yaml: read once, at the edge, and checked, with errors that name the key, the value and the choices.
+
+Imports neither torch nor transformers, so that a workflow tool can read parameters in no time; knobs are checked by
+the plug-ins that take them (`check_knobs`), which does import them.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from dynatree import plugins
+from dynatree.errors import UserError
+from dynatree.files import write_text
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Scale(_Section):
+    """How much of everything; lengths in tokens."""
+
+    prompts: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1)
+    output_tokens: int = Field(ge=2)
+    repeats: int = Field(ge=1)
+    sweep_prompts: int = Field(ge=1)
+    sweep_output_tokens: int = Field(ge=2)
+    timeline_tokens: int = Field(ge=2)
+    reference_seconds: float = Field(gt=0)
+    perplexity_tokens: int = Field(ge=2)
+    perplexity_window: int = Field(ge=2)
+    perplexity_stride: int = Field(ge=1)
+
+
+class Method(BaseModel):
+    """A decoder and its knobs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    decoder: str
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Everything but the decoder's name."""
+        return dict(self.model_extra or {})
+
+
+class Sweep(_Section):
+    """Further settings of one method on one data set."""
+
+    method: str
+    dataset: str
+    settings: list[str]
+
+    @field_validator("settings")
+    @classmethod
+    def _once(cls, settings: list[str]) -> list[str]:
+        twice = sorted({s for s in settings if settings.count(s) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} stands there twice")
+        return settings
+
+
+class Pair(_Section):
+    """Where a target and its drafter come from: `kind` and that kind's keys (dynatree/weights.py)."""
+
+    target: dict[str, Any]
+    drafter: dict[str, Any]
+
+
+class Source(BaseModel):
+    """A data set: `kind` names a plug-in of dynatree/sources; other keys are its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+    start: Literal["body", "interior"]
+    evaluation_share: float = Field(gt=0, lt=1)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The plug-in's own keys."""
+        return dict(self.model_extra or {})
+
+
+class Params(_Section):
+    """The whole of params.yaml."""
+
+    scale: str
+    pair: str
+    datasets: list[str] = Field(min_length=1)
+    seed: int = Field(ge=0)
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    device: Literal["cpu", "cuda"]
+    threads: int | None = Field(ge=1)
+    methods: dict[str, Method]
+    sweep: Sweep
+    timeline: list[str]
+    figures: list[str]
+    scales: dict[str, Scale]
+    pairs: dict[str, Pair]
+    sources: dict[str, Source]
+
+    @property
+    def sizes(self) -> Scale:
+        """The active scale."""
+        return self.scales[self.scale]
+
+
+def default_path() -> Path:
+    """params.yaml of the working directory, else the one that ships with the package or stands in its checkout."""
+    here = Path(__file__).resolve().parent
+    return next(p for p in (Path("params.yaml"), here / "params.yaml", here.parent / "params.yaml") if p.is_file())
+
+
+def read(path: str | Path | None = None) -> Params:
+    """The checked parameters of a YAML file. Raises UserError: no file, no YAML, wrong key, wrong value."""
+    path = Path(path) if path else default_path()
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from error
+    return check(raw, str(path))
+
+
+def check(raw: Any, origin: str = "params.yaml") -> Params:
+    """Parameters from plain values, checked except for what needs torch."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{origin}: expected keys and values, got {type(raw).__name__}")
+    try:
+        params = Params(**raw)
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{origin}: {explain(error)}") from error
+
+    def among(key: str, value: str, choices: list[str]) -> None:
+        if value not in choices:
+            raise UserError(f"{origin}: {key}: no {value!r}; choose one of {', '.join(choices)}")
+
+    among("scale", params.scale, list(params.scales))
+    among("pair", params.pair, list(params.pairs))
+    for dataset in params.datasets:
+        among("datasets", dataset, list(params.sources))
+    for name, method in params.methods.items():
+        among(f"methods.{name}.decoder", method.decoder, plugins.names("decoding"))
+        for knob, folder in (("policy", "policies"), ("drafting", "drafting")):
+            if knob in method.knobs:
+                among(f"methods.{name}.{knob}", method.knobs[knob], plugins.names(folder))
+    among("methods", "autoregressive", list(params.methods))
+    among("sweep.method", params.sweep.method, list(params.methods))
+    among("sweep.dataset", params.sweep.dataset, params.datasets)
+    for name in params.timeline:
+        among("timeline", name, list(params.methods))
+    for name in params.figures:
+        among("figures", name, plugins.names("figures"))
+    for name, source in params.sources.items():
+        among(f"sources.{name}.kind", source.kind, plugins.names("sources"))
+    for key, values in (("datasets", params.datasets), ("timeline", params.timeline), ("figures", params.figures)):
+        if len(set(values)) < len(values):
+            raise UserError(f"{origin}: {key}: {values} names something twice")
+    return params
+
+
+def check_knobs(params: Params) -> None:
+    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch."""
+    from dynatree import grid, weights
+
+    for name, method in params.methods.items():
+        check_method(f"methods.{name}", method.decoder, method.knobs)
+    swept = params.methods[params.sweep.method]
+    for settings in params.sweep.settings:
+        check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))
+    for name, source in params.sources.items():
+        module = plugins.load("sources", source.kind)
+        _checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
+    for name, pair in params.pairs.items():
+        _checked(f"pairs.{name}.target", weights.parse, pair.target)
+        _checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+
+
+def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:
+    """Have the decoder plug-in (and its policy and drafter) check `knobs`; `key` names them in the error."""
+    _checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
+
+
+def check_knobs_once(params: Params, stamps: Path) -> None:
+    """`check_knobs`, unless it passed before for the same parameters and library (a stamp in folder `stamps`).
+
+    A job graph is made for every stage, and importing torch each time would cost more than most stages.
+    """
+    here = Path(__file__).resolve().parent
+    state = [params.model_dump_json()]
+    state += [f"{p.relative_to(here)} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(here.rglob("*.py"))]
+    stamp = stamps / hashlib.sha256("\n".join(state).encode()).hexdigest()
+    if not stamp.is_file():
+        check_knobs(params)
+        write_text(stamp, "")
+
+
+def _checked(key: str, build: Any, values: dict[str, Any]) -> None:
+    try:
+        build(values)
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"{key}: {explain(error)}") from error
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def explain(error: Exception) -> str:
+    """One line for a pydantic error: the key, what is wrong, the value received."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    lines = []
+    for problem in error.errors(include_url=False):
+        key = ".".join(str(part) for part in problem["loc"])
+        value = problem.get("input")
+        shown = "" if problem["type"] == "missing" or isinstance(value, dict) else f" (got {value!r})"
+        lines.append(f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{shown}")
+    return "; ".join(lines)

@@ -1,0 +1,1 @@
+"""Where text comes from: one file a kind of source, and what all kinds share. Knows no model and no tokenizer."""

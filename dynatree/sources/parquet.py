@@ -1,0 +1,50 @@
+"""Local Parquet files as documents: a document a row, or WikiText's layout of one line a row."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from dynatree.errors import UserError
+from dynatree.text.documents import Document, Layout, columns_exist, files_of, from_rows
+
+
+class Parameters(BaseModel):
+    """`path`: a Parquet file or a folder of them; `document_heading`: see `documents.from_rows`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    text_column: str = "text"
+    title_column: str | None = None
+    layout: Layout = "rows"
+    document_heading: str | None = None
+
+
+def documents(source: Parameters, cache: Path) -> Iterator[Document]:
+    """The documents of the file or, file after file, of the folder. `cache` is not used.
+
+    Raises UserError for a missing path, a file that is not Parquet or has no rows or lacks a column.
+    """
+    for file in files_of(source.path, ".parquet"):
+        try:
+            opened = pq.ParquetFile(file)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{file}: not a Parquet file: {error}") from error
+        with opened:
+            columns_exist(opened.schema_arrow.names, [source.text_column, source.title_column], str(file))
+            kind = opened.schema_arrow.field(source.text_column).type
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise UserError(f"{file}: column {source.text_column!r} holds {kind}; expected string")
+            if opened.metadata.num_rows == 0:
+                raise UserError(f"{file}: no rows")
+            yield from from_rows(_rows(opened, source), file.stem, source.layout, source.document_heading)
+
+
+def _rows(opened: pq.ParquetFile, source: Parameters) -> Iterator[tuple[str, str | None]]:
+    columns = [source.text_column] + ([source.title_column] if source.title_column else [])
+    for batch in opened.iter_batches(columns=columns):
+        for row in batch.to_pylist():
+            yield row[source.text_column], row[source.title_column] if source.title_column else None

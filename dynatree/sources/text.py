@@ -1,0 +1,32 @@
+"""Local text files as documents: a file, or each `*.txt` of a folder, one document a file."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from dynatree.errors import UserError
+from dynatree.text import cleaning
+from dynatree.text.documents import Document, decode, files_of
+
+
+class Parameters(BaseModel):
+    """`path`: a text file, or a folder of `*.txt`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+
+
+def documents(source: Parameters, cache: Path) -> Iterator[Document]:
+    """One document a file; a Project Gutenberg licence is stripped if there is one. `cache` is not used.
+
+    Raises UserError for a missing path, an empty file and one that is not UTF-8 text.
+    """
+    for file in files_of(source.path, ".txt"):
+        text = decode(file.read_bytes(), file)
+        if cleaning.mentions_gutenberg(text):
+            text = cleaning.strip_book(text)
+        if not text.strip():
+            raise UserError(f"{file}: nothing is left of the text without licence and front matter")
+        yield Document(file.stem, file.stem.replace("_", " "), text)

@@ -1,0 +1,42 @@
+"""Means over prompts with bootstrap intervals; the unit that is resampled is the document. Knows no model."""
+
+import math
+import random
+from collections.abc import Sequence
+
+RESAMPLES = 2000
+MINIMUM_PROMPTS = 10
+
+
+def mean(values: Sequence[float], geometric: bool) -> float:
+    """Arithmetic or geometric mean of non-empty `values`."""
+    if geometric:
+        return math.exp(math.fsum(math.log(v) for v in values) / len(values))
+    return math.fsum(values) / len(values)
+
+
+def interval(
+    values: Sequence[float], groups: Sequence[str], geometric: bool, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of the mean, drawing whole `groups`; None if there are fewer than two.
+
+    Efron & Tibshirani 1993, chapter 13; seeded, so that equal input gives equal intervals.
+    """
+    by_group: dict[str, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        by_group.setdefault(group, []).append(value)
+    names = sorted(by_group)
+    if len(names) < 2:
+        return None
+    generator = random.Random(0)
+    means = sorted(
+        mean([v for name in generator.choices(names, k=len(names)) for v in by_group[name]], geometric)
+        for _ in range(RESAMPLES)
+    )
+    tail = (1 - level) / 2
+    return means[round(tail * (RESAMPLES - 1))], means[round((1 - tail) * (RESAMPLES - 1))]
+
+
+def resolved(ends: tuple[float, float] | None, prompts: int) -> bool:
+    """Whether a ratio differs from 1: the interval excludes it, and there are enough prompts."""
+    return ends is not None and prompts >= MINIMUM_PROMPTS and (ends[0] > 1 or ends[1] < 1)

@@ -1,0 +1,199 @@
+"""Where a model comes from: a package of the registry, a hub, a local folder, or chance. Always ends as one folder.
+
+A model folder has exactly the files of FILES, whatever the source, so that a workflow can name them; `manifest.json`
+holds the others' checksums. How a drafter is trained is not known here (distil.py).
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from dynatree import files, hub, registry
+from dynatree.errors import UserError
+from dynatree.model import first_line
+
+WEIGHTS = "model.safetensors"
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, "manifest.json")
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PackageWeights(_Source):
+    """A GGUF file inside a package of the registry."""
+
+    kind: Literal["package"]
+    package: registry.Package
+    member: str
+    member_sha256: str
+
+
+class HubWeights(_Source):
+    """A repository of the model hub, safetensors only."""
+
+    kind: Literal["hub"]
+    repository: str
+    revision: str | None = None
+
+
+class LocalWeights(_Source):
+    """A folder in transformers' layout."""
+
+    kind: Literal["local"]
+    path: str
+
+
+class RandomWeights(_Source):
+    """Untrained weights of an architecture of transformers, with a byte tokenizer: for trying the machinery."""
+
+    kind: Literal["random"]
+    architecture: str
+    configuration: dict[str, Any]
+
+
+class DistilledWeights(_Source):
+    """A drafter trained from the target's own layers (distil.py explains the keys)."""
+
+    kind: Literal["distil"]
+    layers: list[int] = Field(min_length=1)
+    vocabulary: int = Field(ge=2)
+    negatives: int = Field(ge=0)
+    tokens: int = Field(ge=1)
+    batch: int = Field(ge=1)
+    length: int = Field(ge=4)
+    learning_rate: float = Field(gt=0)
+    repeat_share: float = Field(ge=0, le=1)
+    norm_scale: float = Field(gt=0)
+
+
+_ANY: TypeAdapter[Any] = TypeAdapter(PackageWeights | HubWeights | LocalWeights | RandomWeights | DistilledWeights)
+_KINDS = {
+    "package": PackageWeights,
+    "hub": HubWeights,
+    "local": LocalWeights,
+    "random": RandomWeights,
+    "distil": DistilledWeights,
+}
+
+
+def parse(values: dict[str, Any]) -> Any:
+    """The checked source of these keys. Raises UserError for an unknown kind, pydantic's error for its keys."""
+    kind = values.get("kind")
+    if kind not in _KINDS:
+        raise UserError(f"kind: no {kind!r}; choose one of {', '.join(_KINDS)}")
+    return _KINDS[kind](**values)
+
+
+def build(source: Any, folder: Path, cache: Path, seed: int) -> None:
+    """Fetch or make the model of `source` and write it to `folder`. `cache` keeps downloads."""
+    if isinstance(source, PackageWeights):
+        model, tokenizer, origin = _from_package(source, cache)
+    elif isinstance(source, HubWeights):
+        model, tokenizer, origin = _from_hub(source)
+    elif isinstance(source, LocalWeights):
+        model, tokenizer, origin = _from_local(source)
+    elif isinstance(source, RandomWeights):
+        model, tokenizer, origin = _random(source, seed)
+    else:
+        raise UserError(f"a model of kind {source.kind!r} is not fetched but trained")
+    save(model, tokenizer, folder, origin)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: dict[str, Any]) -> None:
+    """Write a model folder: everything to a temporary neighbour first, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        # One shard, so that the file names are known beforehand.
+        model.save_pretrained(temporary, max_shard_size="1TB")
+        tokenizer.save_pretrained(temporary)
+        model.generation_config.save_pretrained(temporary)
+        hashes = {}
+        for name in FILES[:-1]:
+            written = Path(temporary) / name
+            if not written.is_file():
+                raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
+            hashes[name] = files.sha256(written)
+        (folder / "manifest.json").unlink(missing_ok=True)
+        for name in FILES[:-1]:
+            os.replace(Path(temporary) / name, folder / name)
+    files.write_json(folder / "manifest.json", {"origin": origin, "sha256": hashes})
+
+
+def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
+    asked = source.package
+    archive = registry.fetch(asked.requirement, asked.sha256, asked.file, cache, asked.options)
+    member = cache / Path(source.member).name
+    if not (member.is_file() and files.sha256(member) == source.member_sha256):
+        registry.extract_member(archive, source.member, member, source.member_sha256)
+    tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file=member.name)
+    quantised = AutoModelForCausalLM.from_pretrained(cache, gguf_file=member.name, dtype=torch.float32)
+    # A model read from GGUF refuses to be saved; a fresh one with its weights does not.
+    config = type(quantised.config)(**quantised.config.to_diff_dict())
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict())
+    model.generation_config = quantised.generation_config
+    return model, tokenizer, source.model_dump(mode="json")
+
+
+def _from_hub(source: HubWeights) -> tuple[Any, Any, dict[str, Any]]:
+    with hub.access(f"model {source.repository!r}", "a model of kind `local`, with its `path`"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source.repository, revision=source.revision, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source.repository, revision=source.revision, trust_remote_code=False)
+    return model, tokenizer, source.model_dump(mode="json")
+
+
+def _from_local(source: LocalWeights) -> tuple[Any, Any, dict[str, Any]]:
+    folder = Path(source.path)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"path: no config.json in {source.path!r}; give a folder in transformers' layout")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model folder {source.path!r} cannot be loaded: {first_line(error)}") from error
+    return model, tokenizer, {"kind": "local", "folder": folder.name}
+
+
+def _random(source: RandomWeights, seed: int) -> tuple[Any, Any, dict[str, Any]]:
+    tokenizer = byte_tokenizer()
+    try:
+        config = AutoConfig.for_model(source.architecture, vocab_size=len(tokenizer), **source.configuration)
+    except ValueError as error:
+        raise UserError(f"architecture {source.architecture!r}: {first_line(error)}") from error
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.2)  # large enough that the argmax depends on the context
+    return model, tokenizer, source.model_dump(mode="json")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte and one for the end of the text: a tokenizer that needs no training."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0, **{symbol: i + 1 for i, symbol in enumerate(alphabet)}}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<end>")

@@ -1,0 +1,37 @@
+"""What all tests share: one thread, one hypothesis profile without a clock or a database, and models built once."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from dynatree.model import LanguageModel
+from tests import models
+
+settings.register_profile(
+    "dynatree",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("dynatree")
+torch.set_num_threads(1)
+
+Build = Callable[..., LanguageModel]
+
+
+@pytest.fixture(scope="session")
+def target() -> Build:
+    """(architecture, dtype, seed) -> model, built once: decoding leaves nothing behind but a counter of forwards."""
+    return lru_cache(maxsize=None)(models.language_model)
+
+
+@pytest.fixture(scope="session")
+def drafter(target: Build) -> Build:
+    """(kind, architecture, dtype) -> one of `models.DRAFTERS` of that target, built once."""
+    return lru_cache(maxsize=None)(
+        lambda kind, architecture="llama", dtype=torch.float64: models.DRAFTERS[kind](target(architecture, dtype=dtype))
+    )

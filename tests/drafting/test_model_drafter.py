@@ -1,0 +1,82 @@
+"""The model drafter against the same model fed every path from its start."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynatree.cache import KeyValueCache
+from dynatree.drafting.model import Drafter
+from dynatree.tree import TokenTree
+from tests.conftest import Build
+from tests.models import VOCABULARY
+from tests.test_tree import line
+
+
+def assert_proposals(drafter: Drafter, tree: TokenTree, frontier: torch.Tensor, committed: list[int]) -> torch.Tensor:
+    """Propose three children and compare them with those of the model without any cache; the tokens."""
+    tokens, steps = drafter.propose(tree, frontier, 3, committed)
+    for row, node in enumerate(frontier.tolist()):
+        path = tree.tokens[line(tree, node)].tolist()
+        logits = drafter._model.score(torch.tensor([*committed[:-1], *path]), 1)[0]
+        best = torch.log_softmax(logits.float(), -1).topk(3)
+        assert tokens[row].tolist() == best.indices.tolist()
+        assert torch.allclose(steps[row], best.values, atol=1e-5)
+    return tokens
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_proposals_are_those_of_each_path_whatever_was_accepted(target: Build, data: st.DataObject) -> None:
+    """Guards against a draft cache with stale slots, wrong positions, or a lag that is fed incompletely."""
+    drafter = Drafter(target())
+    committed = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4))
+    for _ in range(4):
+        tree, frontier = TokenTree.root(committed[-1]), torch.zeros(1, dtype=torch.long)
+        for _ in range(data.draw(st.integers(0, 3))):
+            tokens = assert_proposals(drafter, tree, frontier, committed)
+            grown = tree.extend(frontier.repeat_interleave(3), tokens.flatten(), torch.zeros(tokens.numel()))
+            expanded = data.draw(st.sets(st.integers(len(tree), len(grown) - 1), min_size=1, max_size=2))
+            tree, frontier = grown, torch.tensor(sorted(expanded))
+        kept = line(tree, data.draw(st.integers(0, len(tree) - 1)))
+        drafter.accept(torch.tensor(kept))
+        committed += [*tree.tokens[kept[1:]].tolist(), data.draw(st.integers(0, VOCABULARY - 1))]
+        fresh = KeyValueCache()
+        if length := drafter._cache.length:
+            drafter._model.forward(torch.tensor(committed[:length]), fresh)
+        for ours, theirs in zip(drafter._cache.states.layers, fresh.states.layers, strict=False):
+            assert torch.allclose(ours.keys[:, :, :length], theirs.keys[:, :, :length])
+            assert torch.allclose(ours.values[:, :, :length], theirs.values[:, :, :length])
+
+
+def test_start_forgets_the_last_request(target: Build) -> None:
+    """Guards against a second prompt drafted behind the first one's cache."""
+    drafter, root = Drafter(target()), torch.zeros(1, dtype=torch.long)
+    assert_proposals(drafter, TokenTree.root(3), root, [1, 2, 3])
+    drafter.start()
+    assert_proposals(drafter, TokenTree.root(9), root, [7, 8, 9])
+
+
+def test_one_forward_a_level(target: Build) -> None:
+    """Guards against one call a node."""
+    drafter = Drafter(target())
+    before = drafter.forwards
+    tree = TokenTree.root(3)
+    tokens, steps = drafter.propose(tree, torch.zeros(1, dtype=torch.long), 3, [1, 2, 3])
+    drafter.propose(
+        tree.extend(torch.zeros(3, dtype=torch.long), tokens[0], steps[0]), torch.arange(1, 4), 2, [1, 2, 3]
+    )
+    assert drafter.forwards - before == 2
+
+
+def test_more_children_than_tokens_are_all_tokens(target: Build) -> None:
+    """Guards against topk beyond the vocabulary."""
+    tokens, steps = Drafter(target()).propose(TokenTree.root(3), torch.zeros(1, dtype=torch.long), 1000, [3])
+    assert sorted(tokens[0].tolist()) == list(range(VOCABULARY))
+    assert (steps <= 0).all()
+
+
+def test_depth_ends_with_the_drafters_context(target: Build) -> None:
+    """Guards against positions beyond the drafter's table, and against stopping a level early."""
+    drafter = Drafter(target("gpt2"))
+    limit = target("gpt2").context_limit
+    assert [drafter.depth_limit(limit + extra) for extra in (-1, 0, 1, 5)] == [2, 1, 0, 0]

@@ -1,0 +1,223 @@
+"""Synthetic tables that conform to the schema: seeded, realistic, small. Knows no figure."""
+
+import math
+import random
+from typing import Any
+
+import pyarrow as pa
+
+from dynatree.schema import TABLES
+
+METHODS = ("autoregressive", "transformers", "assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")
+SETTINGS = {"linear": "K6", "fixed_tree": "D3_B2_N14", "dynatree": "D8_B3_tau0.03_N64"}
+YIELD = {"assisted": 1.9, "prompt_lookup": 1.4, "linear": 2.1, "fixed_tree": 2.3, "dynatree": 2.8}
+NODES = {"assisted": 4.0, "prompt_lookup": 5.0, "linear": 6.0, "fixed_tree": 14.0, "dynatree": 11.0}
+SPEED = {
+    "transformers": 0.97,
+    "assisted": 1.08,
+    "prompt_lookup": 0.93,
+    "linear": 1.16,
+    "fixed_tree": 0.9,
+    "dynatree": 1.34,
+}
+WORDS = (
+    " the",
+    " of",
+    "\n\n",
+    ' "',
+    "King",
+    " and",
+    ",",
+    " dis",
+    "respectful",
+    ".",
+    " a",
+    " <b>",
+    "'s",
+    " in",
+    "\t",
+    " é",
+)
+PHASED = {"autoregressive": (0.0, 46.0), "linear": (27.0, 61.0), "dynatree": (38.0, 70.0)}
+
+Row = dict[str, Any]
+
+
+def make(
+    seed: int = 0,
+    winner: str = "dynatree",
+    datasets: tuple[str, ...] = ("gutenberg", "wikipedia"),
+    prompts: int = 4,
+    intervals: bool = True,
+    nodes: int = 20,
+    swept: int = 1,
+    word: str = " the",
+) -> dict[str, pa.Table]:
+    """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
+    `swept` the number of data sets with sweeps, `word` one of the token texts."""
+    chance = random.Random(seed)
+    rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+    for dataset in datasets:
+        _headline(rows, chance, winner, dataset, prompts, intervals)
+        for phased in PHASED:
+            _phases(rows["phases"], chance, phased, dataset, 0.4 if phased == winner else 1.0, word)
+        for method in ("linear", "dynatree"):
+            for number in range(3):
+                _nodes(rows["nodes"], chance, method, dataset, number, nodes, winner)
+    for dataset in datasets[:swept]:
+        _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
+    return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
+
+
+def summary(experiment: str, method: str, speedups: dict[str, float]) -> pa.Table:
+    """A summary with nothing but the given speedup per settings name."""
+    rows = [
+        _summary(random.Random(0), experiment, method, settings, "wikipedia", "speedup", value, 4, True)
+        for settings, value in speedups.items()
+    ]
+    return pa.Table.from_pylist(rows, schema=TABLES["summary"])
+
+
+def empty() -> dict[str, pa.Table]:
+    """All tables, without rows."""
+    return {name: schema.empty_table() for name, schema in TABLES.items()}
+
+
+def _key(method: str, dataset: str, prompt: int) -> Row:
+    return {
+        "experiment": "headline",
+        "method": method,
+        "settings": SETTINGS.get(method, "default"),
+        "dataset": dataset,
+        "prompt_id": f"{dataset}:{prompt}:128",
+        "repeat": 0,
+    }
+
+
+def _headline(
+    rows: dict[str, list[Row]], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool
+) -> None:
+    for method in METHODS:
+        speed = SPEED.get(method, 1.0) + (0.9 if method == winner else 0.0)
+        emits = YIELD.get(method, 1.0) + (2.5 if method == winner and method in YIELD else 0.0)
+        for prompt in range(prompts):
+            tokens = emits * chance.uniform(0.85, 1.15) if method in YIELD else 1.0
+            rounds = round(199 / tokens)
+            drafted = round(rounds * NODES[method]) if method in NODES else 0
+            accepted = round(rounds * (tokens - 1))
+            rows["runs"].append(
+                _key(method, dataset, prompt)
+                | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
+                | {"target_forwards": rounds, "drafted": drafted, "drafted_depth": min(drafted, rounds * 5)}
+                | {"accepted": accepted, "mean_path_length": tokens - 1}
+                | {"acceptance_rate": accepted / min(drafted, rounds * 5) if drafted else None}
+            )
+        for metric, value in (("throughput", 20.7 * speed), ("speedup", speed)):
+            rows["summary"].append(
+                _summary(
+                    chance,
+                    "headline",
+                    method,
+                    SETTINGS.get(method, "default"),
+                    dataset,
+                    metric,
+                    value,
+                    prompts,
+                    intervals,
+                )
+            )
+
+
+def _summary(
+    chance: random.Random, experiment: str, method: str, settings: str, dataset: str, metric: str, value: float,
+    prompts: int, intervals: bool,
+) -> Row:  # fmt: skip
+    exact = method == "autoregressive" and metric == "speedup"
+    value *= 1.0 if exact else chance.uniform(0.98, 1.02)
+    spread = 0.0 if exact else chance.uniform(0.03, 0.12)
+    low, high = value * (1 - spread), value * (1 + spread)
+    return {
+        "experiment": experiment,
+        "method": method,
+        "settings": settings,
+        "dataset": dataset,
+        "metric": metric,
+        "prompts": prompts,
+        "documents": prompts,
+        "value": value,
+        "low": low if intervals else None,
+        "high": high if intervals else None,
+        "resolved": intervals and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None,
+    }
+
+
+def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, faster: float, word: str) -> None:
+    draft, verify = PHASED[method]
+    key = _key(method, dataset, 0)
+    now = 310.0 + draft
+    rows.append(
+        key
+        | {"round": -1, "phase": "prefill", "start_ms": 0.0, "end_ms": now, "emitted": 1, "text": " A", "accepted": 0}
+    )
+    made = number = 0
+    while made < 40:
+        accepted = chance.choice((0, 1, 1, 2, 3, 5)) if draft else 0
+        text = "\u241f".join(chance.choice((word, *WORDS)) for _ in range(accepted + 1))
+        lengths = {"draft": draft, "select": 1.1, "verify": verify, "cache": 0.8} if draft else {"verify": verify}
+        for phase, length in lengths.items():
+            end = now + faster * length * chance.uniform(0.9, 1.2)
+            rows.append(
+                key
+                | {"round": number, "phase": phase, "start_ms": now, "end_ms": end}
+                | {"emitted": accepted + 1, "text": text, "accepted": accepted}
+            )
+            now = end
+        made, number = made + accepted + 1, number + 1
+
+
+def _nodes(
+    rows: list[Row], chance: random.Random, method: str, dataset: str, number: int, size: int, winner: str
+) -> None:
+    tree: list[Row] = [{"parent": -1, "depth": 0, "rank": 0, "path": 0.0, "accepted": True}]
+    for _ in range(size - number if method == "dynatree" else min(size, 6)):
+        parent = chance.choice(range(max(0, len(tree) - 9), len(tree))) if method == "dynatree" else len(tree) - 1
+        rank = sum(node["parent"] == parent for node in tree)
+        tree.append(
+            {"parent": parent, "depth": tree[parent]["depth"] + 1, "rank": rank, "accepted": False}
+            | {"path": tree[parent]["path"] + math.log(chance.uniform(0.2, 0.9) / (rank + 1))}
+        )
+    wanted, here = (4 if winner == method else 1), 0
+    for _ in range(wanted):
+        children = [place for place, node in enumerate(tree) if node["parent"] == here]
+        if children:
+            here = max(children, key=lambda place: sum(node["parent"] == place for node in tree))
+            tree[here]["accepted"] = True
+    for place, node in enumerate(tree):
+        met = node["parent"] < 0 or tree[node["parent"]]["accepted"]
+        rows.append(
+            _key(method, dataset, 0)
+            | {"round": number, "node": place, "token": place, "text": chance.choice(WORDS)}
+            | {"parent": node["parent"], "depth": node["depth"], "rank": node["rank"], "accepted": node["accepted"]}
+            | {"path_log_probability": node["path"], "hit": node["accepted"] if met else None}
+        )
+
+
+def _sweeps(rows: list[Row], chance: random.Random, dataset: str, winner: str, prompts: int, intervals: bool) -> None:
+    best = 0.3 if winner == "dynatree" else -0.3
+    grid = {(d, b, "0.03") for d in (3, 5, 8) for b in (2, 3, 4)}
+    grid |= {(d, 3, "0.03") for d in range(3, 9)} | {(8, 3, t) for t in ("0.01", "0.02", "0.05", "0.1", "None")}
+    for d, b, tau in sorted(grid):
+        value = 1.1 + best * (d - 5) / 5 + 0.05 * (b == 3) - (0.1 if tau == "None" else 0.0)
+        settings = f"D{d}_B{b}_tau{tau}_N64"
+        rows.append(_summary(chance, "tree_shape", "dynatree", settings, dataset, "speedup", value, prompts, intervals))
+    for name, value in (("linear", 1.13), ("autoregressive", 1.0)):
+        rows.append(
+            _summary(
+                chance, "tree_shape", name, SETTINGS.get(name, "default"), dataset, "speedup", value, prompts, intervals
+            )
+        )
+    for k in (2, 4, 6, 8):
+        value = 2.6 - abs(k - (6 if best > 0 else 4)) / 5
+        rows.append(
+            _summary(chance, "chain", "linear", f"K{k}", dataset, "tokens_per_iteration", value, prompts, intervals)
+        )

@@ -1,0 +1,157 @@
+"""Every file in dynatree/figures keeps the contract: it draws, it speaks from the data, it refuses empty tables."""
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import tables as synthetic
+import vl_convert
+
+from dynatree import plugins, theme
+from dynatree.errors import UserError
+from dynatree.render import render
+from dynatree.schema import TABLES
+
+FIGURES = plugins.names("figures")
+SPECULATIVE = ("assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")
+SHOWN = {
+    "datasets": synthetic.METHODS,
+    "acceptance": SPECULATIVE,
+    "timeline": tuple(synthetic.PHASED),
+    "tree_attention_mask": ("dynatree",),
+    "sweep": ("linear", "dynatree"),
+}
+SHAPES = {
+    "full": {},
+    "one prompt, no interval": {"datasets": ("wikipedia",), "prompts": 1, "intervals": False},
+    "short trees": {"nodes": 2},
+    "two data sets swept": {"swept": 2},
+}
+
+
+@pytest.fixture(params=FIGURES)
+def figure(request: pytest.FixtureRequest) -> ModuleType:
+    return plugins.load("figures", request.param)
+
+
+def svg(figure: ModuleType, tables: dict) -> str:
+    return vl_convert.vegalite_to_svg(figure.draw(tables).to_dict())
+
+
+def name(figure: ModuleType) -> str:
+    return figure.__name__.rsplit(".", 1)[-1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_draws_only_from_the_tables_it_names(figure: ModuleType, shape: str) -> None:
+    """Guards against a table that the figure reads but does not declare, and against a chart that comes out empty."""
+    assert set(figure.TABLES) <= set(TABLES)
+    tables = synthetic.make(**SHAPES[shape])
+    drawn = svg(figure, {table: tables[table] for table in figure.TABLES})
+    assert drawn.count("<path") + drawn.count("<rect") + drawn.count("<line") > 20
+    assert "NaN" not in drawn and "undefined" not in drawn and ">null<" not in drawn
+
+
+def test_every_method_is_named_in_the_drawing(figure: ModuleType) -> None:
+    """Guards against a method that silently drops out of a figure, or a label cut short."""
+    drawn = svg(figure, synthetic.make())
+    assert not [method for method in SHOWN.get(name(figure), ()) if theme.display(method) not in drawn]
+
+
+def test_empty_tables_are_refused(figure: ModuleType) -> None:
+    """Guards against an empty picture where the aggregation found no run."""
+    for speak in (figure.draw, figure.caption):
+        with pytest.raises(UserError):
+            speak(synthetic.empty())
+
+
+def test_missing_table_is_named(figure: ModuleType) -> None:
+    """Guards against a KeyError that does not say which table to make."""
+    with pytest.raises(UserError, match=figure.TABLES[0]):
+        figure.draw({})
+
+
+def test_caption_follows_the_data(figure: ModuleType) -> None:
+    """Guards against a caption that praises one method whatever the data say."""
+    captions = {winner: figure.caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear")}
+    assert captions["dynatree"] != captions["linear"]
+    assert all("\n" not in text and "None" not in text and "nan" not in text.lower() for text in captions.values())
+
+
+def test_a_winning_baseline_is_said_to_win() -> None:
+    """Guards against hiding that no speculative method beats plain decoding."""
+    caption = plugins.load("figures", "datasets").caption(synthetic.make(winner="autoregressive"))
+    assert "Autoregressive is fastest" in caption and "no other method beats it" in caption
+
+
+@pytest.mark.parametrize("prompts, said", [(4, "not resolved with 4 prompts"), (12, "(resolved with 12 prompts)")])
+def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
+    """Guards against claiming a speedup that the number of prompts does not carry."""
+    assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))
+
+
+def test_sweep_draws_each_method_in_its_own_colour() -> None:
+    """Guards against colour scales that concatenated panels merge into one wrong order."""
+    drawn = svg(plugins.load("figures", "sweep"), synthetic.make())
+    marks = [line for line in drawn.split("<path") if 'aria-roledescription="line mark"' in line]
+    assert {tone for line in marks for tone in theme.COLOURS.values() if tone in line} == {
+        theme.colour("linear"),
+        theme.colour("dynatree"),
+    }
+
+
+def test_sweep_loses_no_setting() -> None:
+    """Guards against settings that differ in several knobs at once and so belong to no one-knob panel."""
+    settings = {"D8_B3": 1.3, "D5_B2": 1.1, "D6_B4": 0.7}
+    summary = synthetic.summary("ablation", "dynatree", settings)
+    figure = plugins.load("figures", "sweep")
+    assert all(f"D {text[1]}, B {text[-1]}" in svg(figure, {"summary": summary}) for text in settings)
+    assert "best is DynaTree D 8, B 3" in figure.caption({"summary": summary})
+
+
+def test_settings_names_are_read_back() -> None:
+    """Guards against losing a knob whose name holds an underscore or whose value is null."""
+    read = theme.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
+    assert read == {
+        "D": "8", "B": "3", "tau": "0.03", "N": "None", "draft_vocabulary": "8192", "lookup": "False", "rate": "1e-05",
+    }  # fmt: skip
+
+
+def test_colours_are_fixed_and_distinct() -> None:
+    """Guards against a colour that depends on which other methods are drawn."""
+    assert len({theme.colour(method) for method in synthetic.METHODS}) == len(synthetic.METHODS)
+    assert theme.colour("a_new_method") == theme.colour("a_new_method") in theme.SPARE
+    assert not set(theme.SPARE) & set(theme.COLOURS.values())
+
+
+def test_rendering_twice_gives_the_same_bytes(figure: ModuleType, tmp_path) -> None:
+    """Guards against identifiers from a running counter, which make unchanged figures look changed."""
+    written = []
+    for folder in ("first", "second"):
+        tables = synthetic.make()
+        render(figure.draw(tables), tmp_path / folder, "figure", figure.caption(tables))
+        written.append({path.name: path.read_bytes() for path in sorted((tmp_path / folder).iterdir())})
+    assert set(written[0]) == {"figure.svg", "figure.png", "figure.html"}
+    assert written[0] == written[1]
+
+
+def test_the_page_works_offline_and_tokens_cannot_break_it(tmp_path) -> None:
+    """Guards against libraries from a network, and token text that closes the page's script."""
+    tables = synthetic.make(word="</script>")
+    figure = plugins.load("figures", "timeline")
+    render(figure.draw(tables), tmp_path, "figure", 'caption with "<quotes>"')
+    page = (tmp_path / "figure.html").read_text(encoding="utf-8")
+    assert "src=" not in page.rpartition("const spec")[0].partition("<script")[0]
+    assert "</script>" not in page.rpartition("const spec = ")[2].partition("\n")[0]
+    assert "caption with &quot;&lt;quotes&gt;&quot;" in page
+
+
+def test_figures_need_no_model_library() -> None:
+    """Guards against figures that load torch or transformers, seconds and gigabytes for a plot."""
+    code = (
+        "import sys; from dynatree import plugins, render;"
+        "[plugins.load('figures', name) for name in plugins.names('figures')];"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

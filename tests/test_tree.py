@@ -1,0 +1,98 @@
+"""Property tests of the token tree against naive references that walk parents one by one."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dynatree.tree import TokenTree
+
+STEPS = st.one_of(st.sampled_from([0.0, -0.0, -0.5, -1.0, float("-inf")]), st.floats(-20, 0, width=32))
+
+
+@st.composite
+def trees(draw: st.DrawFn, most_levels: int = 4, most_new: int = 6, tokens: int = 5) -> TokenTree:
+    """Trees grown level by level as decoders grow them: log-probabilities never rise along a path, and often tie."""
+    tree, level = TokenTree.root(draw(st.integers(0, tokens - 1))), [0]
+    for _ in range(draw(st.integers(0, most_levels))):
+        free = [(parent, token) for parent in level for token in range(tokens)]
+        chosen = draw(st.lists(st.sampled_from(free), unique=True, max_size=most_new))
+        if not chosen:
+            break
+        parents = torch.tensor([parent for parent, _ in chosen])
+        steps = torch.tensor(draw(st.lists(STEPS, min_size=len(chosen), max_size=len(chosen))))
+        level = list(range(len(tree), len(tree) + len(chosen)))
+        tree = tree.extend(parents, torch.tensor([token for _, token in chosen]), tree.log_probs[parents] + steps)
+    return tree
+
+
+def line(tree: TokenTree, node: int) -> list[int]:
+    """`node` and its ancestors, root first, by walking parents."""
+    path = [node]
+    while path[-1] != 0:
+        path.append(int(tree.parents[path[-1]]))
+    return path[::-1]
+
+
+@given(trees(), st.integers(0, 9))
+def test_mask_and_positions_are_those_of_each_nodes_path(tree: TokenTree, prefix: int) -> None:
+    """Guards against a visible sibling, and against breadth-first indices as positions."""
+    mask, positions = tree.attention_mask(prefix), tree.positions(prefix)
+    for node in range(len(tree)):
+        path = line(tree, node)
+        assert mask[node].nonzero().flatten().tolist() == [*range(prefix), *(prefix + ancestor for ancestor in path)]
+        assert positions[node] == prefix + len(path) - 1
+
+
+@given(trees(), st.integers(0, 30))
+def test_top_is_the_sorted_best_and_closed_under_parents(tree: TokenTree, count: int) -> None:
+    """Guards against ties (and 0.0, -0.0, -inf) that keep a child without its parent."""
+    top = tree.top(count).tolist()
+    key = {node: (-float(tree.log_probs[node]), int(tree.depths[node]), node) for node in range(1, len(tree))}
+    assert top == [0, *sorted(sorted(key, key=key.__getitem__)[:count])]
+    assert {int(tree.parents[node]) for node in top[1:]} <= set(top)
+
+
+@given(trees(), st.integers(0, 30))
+def test_subtree_renumbers_every_field(tree: TokenTree, count: int) -> None:
+    """Guards against parents or ancestors that still carry the numbers of the larger tree."""
+    nodes = tree.top(count).tolist()
+    small = tree.subtree(torch.tensor(nodes))
+    number = {old: new for new, old in enumerate(nodes)}
+    for new, old in enumerate(nodes):
+        assert (small.tokens[new], small.depths[new]) == (tree.tokens[old], tree.depths[old])
+        assert small.log_probs[new] == tree.log_probs[old]
+        assert int(small.parents[new]) == (-1 if old == 0 else number[int(tree.parents[old])])
+        assert small.ancestors[new].nonzero().flatten().tolist() == [number[ancestor] for ancestor in line(tree, old)]
+
+
+def naive_path(tree: TokenTree, next_tokens: Tensor) -> list[int]:
+    """Follow the target from the root for as long as a child carries its token."""
+    path = [0]
+    while True:
+        wanted = int(next_tokens[path[-1]])
+        children = [node for node in range(1, len(tree)) if int(tree.parents[node]) == path[-1]]
+        agreeing = [node for node in children if int(tree.tokens[node]) == wanted]
+        if not agreeing:
+            return path
+        path.append(agreeing[0])
+
+
+@given(trees(tokens=2, most_levels=6), st.data())
+def test_accepted_path_follows_the_target_node_by_node(tree: TokenTree, data: st.DataObject) -> None:
+    """Guards against accepting a node whose own token is right but whose ancestors were rejected."""
+    next_tokens = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=len(tree), max_size=len(tree))))
+    assert tree.accepted_path(next_tokens).tolist() == naive_path(tree, next_tokens)
+
+
+def test_a_right_token_below_a_rejected_parent_is_not_accepted() -> None:
+    """The smallest case in which counting hits without parents goes wrong."""
+    tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
+    tree = tree.extend(torch.tensor([2]), torch.tensor([3]), torch.tensor([-3.0]))
+    assert tree.accepted_path(torch.tensor([1, 9, 3, 9])).tolist() == [0, 1]
+
+
+def test_depth_is_that_of_the_deepest_node() -> None:
+    """Guards against the number of nodes being taken for the depth."""
+    tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
+    assert (TokenTree.root(0).depth, tree.depth) == (0, 1)

@@ -1,0 +1,27 @@
+# Raw records of the runs asked for, and no others, into tables and metrics.json.
+include: "common.smk"
+
+
+rule aggregate:
+    input:
+        script="workflow/scripts/aggregate.py",
+        library=[*library("model", "cache", "metrics", "statistics", "schema", "text/documents")],
+        runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
+        timeline=expand("results/{run}/phases.json", run=TIMELINE),
+        perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
+        tokenizer=f"{TARGET}/tokenizer.json",
+        settings=f"{TARGET}/tokenizer_config.json",
+    output:
+        tables=expand("results/{table}.parquet", table=TABLES),
+        metrics="results/metrics.json",
+    params:
+        runs=[f"results/{run}" for run in RUNS],
+        timeline=[f"results/{run}" for run in TIMELINE],
+        model=TARGET,
+    log:
+        "logs/aggregate/tables.log",
+    conda:
+        "../envs/dynatree.yaml"
+    shell:
+        "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "
+        "--model {params.model} --out results 2>&1 | tee {log:q}"

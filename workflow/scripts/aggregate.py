@@ -1,0 +1,42 @@
+"""Turn the raw records of the given run folders into tidy Parquet tables and metrics.json."""
+
+import argparse
+from functools import cache
+from pathlib import Path
+
+from dynatree import files, metrics
+from dynatree.errors import UserError, reported
+from dynatree.model import load_tokenizer
+from dynatree.text.documents import write_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
+    parser.add_argument("--timeline", type=Path, nargs="+", required=True, help="folders of instrumented passes")
+    parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
+    parser.add_argument("--model", type=Path, required=True, help="model folder with the tokenizer")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
+    a = parser.parse_args()
+    with reported():
+        tokenizer = load_tokenizer(a.model)
+        if tokenizer is None:
+            raise UserError(f"model folder {str(a.model)!r} has no tokenizer")
+        decode = cache(lambda ids: tokenizer.decode(list(ids)))
+        records = [metrics.Records.read(folder) for folder in a.runs]
+        machine = metrics.same_machine(records)
+        rows = {
+            "runs": metrics.runs(records),
+            "rounds": metrics.rounds(records),
+            "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
+            "phases": [row for folder in a.timeline for row in metrics.phases(folder, lambda ids: decode(tuple(ids)))],
+            "perplexity": [files.read_json(path) for path in a.perplexity],
+        }
+        rows["summary"] = metrics.summary(rows["runs"])
+        for name, content in rows.items():
+            write_table(a.out / f"{name}.parquet", metrics.table(name, content))
+        files.write_json(a.out / "metrics.json", metrics.headline(rows["runs"], rows["perplexity"], machine))
+
+
+if __name__ == "__main__":
+    main()

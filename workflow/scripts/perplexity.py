@@ -1,0 +1,34 @@
+"""Perplexity of a data set's evaluation split under the target."""
+
+import argparse
+from pathlib import Path
+
+from dynatree import files, model, perplexity, provenance
+from dynatree.errors import reported
+from dynatree.text.documents import read_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, required=True, help="model folder")
+    parser.add_argument("--tokens", type=Path, required=True, help="tokens.parquet")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--limit", type=int, required=True, help="tokens to score")
+    parser.add_argument("--window", type=int, required=True)
+    parser.add_argument("--stride", type=int, required=True)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, help="default: physical cores")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file")
+    a = parser.parse_args()
+    with reported():
+        provenance.set_threads(a.threads)
+        documents = [d.ids for d in read_tokens(a.tokens) if d.split == "evaluation"]
+        target = model.load(a.target, a.dtype, a.device)
+        result = perplexity.sliding(target, documents, a.limit, a.window, a.stride)
+        row = {"dataset": a.dataset, "split": "evaluation", "window": a.window, "stride": a.stride}
+        files.write_json(a.out, {**row, **result})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Copy the checkout's tracked files to another folder with the parameters of scale tiny: random models, made-up text."""
+
+import argparse
+import shutil
+import subprocess
+from pathlib import Path
+
+import yaml
+
+TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"]}
+SWEPT = {"dataset": "tiny_articles", "settings": ["D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]}
+
+
+def tiny(text: str) -> str:
+    """params.yaml's text with the tiny selection."""
+    values = yaml.safe_load(text)
+    values |= TINY
+    values["sweep"] |= SWEPT
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def copy(root: Path, out: Path) -> None:
+    """Copy what version control tracks, and new files that it does not ignore; results of earlier runs stay."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, check=True, capture_output=True
+    )
+    for name in listed.stdout.decode().split("\0"):
+        source, destination = root / name, out / name
+        if not name or not source.is_file() or Path(name).parts[0] in ("results", "figures"):
+            continue
+        if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, destination)
+    (out / "params.yaml").write_text(tiny((root / "params.yaml").read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    arguments = parser.parse_args()
+    copy(Path(__file__).resolve().parents[2], arguments.out)
+
+
+if __name__ == "__main__":
+    main()
