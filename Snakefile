@@ -26,7 +26,7 @@ rule all:
 
 rule data:
     input:
-        expand("data/{dataset}/{pair}/prompts.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        expand("data/prompts/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
 
 
 rule runs:

@@ -3,7 +3,7 @@
 Knows nothing of trees: a path is a tensor of slot numbers. One row; slots behind `length` are never seen again.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ class _Layer(CacheLayerMixin):
 
     is_sliding = False
     initial_capacity = 256
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
@@ -66,9 +68,13 @@ class KeyValueCache:
         """Slots in use: committed tokens plus what the last forward appended and nobody cropped yet."""
         return self.states.get_seq_length()
 
+    @property
+    def _layers(self) -> list[_Layer]:
+        return cast(list[_Layer], self.states.layers)
+
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on, without copying."""
-        for layer in self.states.layers:
+        for layer in self._layers:
             layer.length = length
 
     @torch.inference_mode()
@@ -79,7 +85,7 @@ class KeyValueCache:
         """
         end = prefix_length + len(kept)
         if not torch.equal(kept, torch.arange(len(kept))):
-            for layer in self.states.layers:
+            for layer in self._layers:
                 slots = (kept + prefix_length).to(layer.keys.device)
                 # Indexing makes a copy first, so overlapping source and destination are safe.
                 layer.keys[:, :, prefix_length:end] = layer.keys[:, :, slots]
@@ -89,7 +95,7 @@ class KeyValueCache:
     def bytes(self) -> tuple[int, int]:
         """(bytes of the slots in use, bytes of the tensors held)."""
         used = allocated = 0
-        for layer in self.states.layers:
+        for layer in self._layers:
             for tensor in (layer.keys, layer.values):
                 allocated += tensor.numel() * tensor.element_size()
                 used += tensor.numel() // tensor.shape[2] * layer.length * tensor.element_size()

@@ -1,4 +1,4 @@
-"""The library by hand: `dynatree generate` decodes one prompt, streaming or as JSON; `dynatree report` explains tables."""
+"""The library by hand: `dynatree generate` decodes one prompt, `dynatree report` explains the result tables."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -61,9 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = commands.add_parser("report", help="explain the result tables")
     report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
     report.set_defaults(run=lambda _: print(schema.describe()))
-    parsed = parser.parse_args(arguments)
+    for each in (parser, generate, report):
+        each.error = _refuse  # type: ignore[method-assign]  # argparse would print the usage above the error
     with reported():
+        parsed = parser.parse_args(arguments)
         parsed.run(parsed)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise UserError(message)
 
 
 def _settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
@@ -94,15 +100,19 @@ def _folder(name: str, known: params.Params) -> Path:
     found = next((home / name for home in homes if (home / name / "manifest.json").is_file()), None)
     if found is None:
         raise UserError(
-            f"model {name!r} is not built yet: run `snakemake --cores 1 models/{name}/manifest.json` (or `make all`) in a "
-            "checkout of the project, and call dynatree there or set DYNATREE_MODELS to its models folder"
+            f"model {name!r} is not built yet: run `snakemake --cores 1 models/{name}/manifest.json` (or `make all`) "
+            "in a checkout of the project, and call dynatree there or set DYNATREE_MODELS to its models folder"
         )
     return found
 
 
 def _prompt_text(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
-        return str(arguments.prompt)
+        try:
+            # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+            return str(arguments.prompt).encode().decode()
+        except UnicodeEncodeError as error:
+            raise UserError("--prompt: it is not UTF-8 text") from error
     try:
         return Path(arguments.prompt_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -170,10 +180,10 @@ def _generate(arguments: argparse.Namespace) -> None:
         "drafted": sum(r.drafted for r in trace.rounds),
         "accepted": sum(r.accepted for r in trace.rounds),
     }
-    if arguments.json:
+    if stream is None:
         print(json.dumps(result))
         return
-    print()
+    stream.close()
     rate = len(trace.output) / trace.seconds
     print(
         f"{len(trace.output)} tokens in {trace.seconds:.2f} s ({rate:.1f} tokens/s), {result['rounds']} rounds, "
@@ -204,6 +214,11 @@ class _Stream:
             drafted = self._colour and place < accepted
             sys.stdout.write(f"{_GREEN}{piece}{_PLAIN}" if drafted else piece)
         sys.stdout.flush()
+
+    def close(self) -> None:
+        """Print what still waits, which the output's limit cut short, and end the line."""
+        rest = self._tokenizer.decode(self._ids)[len(self._shown) :] if self._tokenizer is not None else ""
+        print(rest)
 
 
 if __name__ == "__main__":

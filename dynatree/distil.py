@@ -69,8 +69,7 @@ def train(
     logits are raised by log(rest / negatives) so that their sum estimates the whole softmax's (sampled softmax,
     Jean et al., ACL 2015). In `repeat_share` of the batches a random span comes twice, as looping text does.
     """
-    if len(text) <= length:
-        raise UserError(f"distil: the tuning text has {len(text)} tokens; give more than {length}")
+    check_text(text, length + 1, "tuning")
     generator = torch.Generator().manual_seed(seed)
     for embedding in (drafter.get_input_embeddings(), drafter.get_output_embeddings()):
         embedding.requires_grad_(False)
@@ -105,12 +104,18 @@ def train(
         optimiser.step()
         schedule.step()
         if step % max(1, steps // 40) == 0 or step == steps - 1:
-            seen = (step + 1) * batch * length
-            curve.append({"tokens": seen, "loss": round(float(loss), 4)})
+            seen, value = (step + 1) * batch * length, loss.item()
+            curve.append({"tokens": seen, "loss": round(value, 4)})
             rate = seen / (time.monotonic() - start)
-            print(f"distil: {seen:,} of {tokens:,} tokens, loss {loss:.3f}, {rate:,.0f} tokens/s", file=sys.stderr)
+            print(f"distil: {seen:,} of {tokens:,} tokens, loss {value:.3f}, {rate:,.0f} tokens/s", file=sys.stderr)
     drafter.eval()
     return curve
+
+
+def check_text(text: Tensor, least: int, split: str) -> None:
+    """Raise UserError if `text` [n], of the split of that name, has fewer than `least` tokens."""
+    if len(text) < least:
+        raise UserError(f"distil: the {split} text has {len(text)} tokens; give at least {least}")
 
 
 def _batch(text: Tensor, batch: int, length: int, repeat_share: float, generator: torch.Generator) -> Tensor:
@@ -127,8 +132,10 @@ def _batch(text: Tensor, batch: int, length: int, repeat_share: float, generator
 def agreement(drafter: PreTrainedModel, target: PreTrainedModel, text: Tensor, length: int) -> dict[str, float]:
     """How often the target's greedy choice is the drafter's first, or among its first three, along `text` [n].
 
-    Teacher-forced over windows of `length` tokens; keys `top1`, `top3`, `positions`.
+    Teacher-forced over windows of `length` tokens; keys `top1`, `top3`, `positions`. Raises UserError if the text is
+    shorter than one window.
     """
+    check_text(text, length, "evaluation")
     hits1 = hits3 = positions = 0
     with torch.inference_mode():
         for ids in text[: len(text) // length * length].view(-1, length):

@@ -48,7 +48,7 @@ def reference_step(target: LanguageModel, seconds: float) -> float:
     )
     steps: list[float] = []
     begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds:
+    while not steps or time.perf_counter() - begin < seconds:
         cache.crop(REFERENCE_CONTEXT)
         start = time.perf_counter()
         greedy_tokens(target.forward(token, cache))

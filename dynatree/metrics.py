@@ -59,8 +59,8 @@ def same_machine(records: list[Records]) -> Row:
         for key in COMPARABLE:
             if first.machine[key] != other.machine[key]:
                 raise UserError(
-                    f"timings are not comparable: {key} is {first.machine[key]!r} for {'/'.join(first.key.values())} but "
-                    f"{other.machine[key]!r} for {'/'.join(other.key.values())}; measure them again on one machine"
+                    f"timings are not comparable: {key} is {first.machine[key]!r} for {'/'.join(first.key.values())} "
+                    f"but {other.machine[key]!r} for {'/'.join(other.key.values())}; measure them again on one machine"
                 )
     return first.machine
 

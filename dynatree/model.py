@@ -4,17 +4,17 @@ All contact with transformers' forward is here and in cache.py; knows no tree, n
 """
 
 import inspect
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
+from dynatree.tokenizer import load_tokenizer
 
 DTYPES = {
     "float32": torch.float32,
@@ -63,7 +63,7 @@ class LanguageModel:
     @property
     def vocabulary_size(self) -> int:
         """Number of token ids that may go in: rows of the embedding."""
-        return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[union-attr]
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def context_limit(self) -> int | None:
@@ -147,8 +147,8 @@ class LanguageModel:
         if torch.equal(branch, shifted) or not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
             raise UserError(
                 f"{self.name} ({type(self.model).__name__}): a tree branch and the same path decoded plainly differ by "
-                f"{error:.3g} in logits (spread {spread:.3g}); models must honour a 4-D attention mask and position_ids, "
-                "and have finite weights"
+                f"{error:.3g} in logits (spread {spread:.3g}); "
+                "models must honour a 4-D attention mask and position_ids, and have finite weights"
             )
 
 
@@ -178,7 +178,7 @@ def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     if reason:
         raise UserError(
             f"{name} ({type(model).__name__}) cannot verify a token tree: {reason}. "
-            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2, or Mistral without window"
+            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2 or windowless Mistral"
         )
 
 
@@ -221,20 +221,26 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
     folder, no config.json or no safetensors in it, or the architecture is not supported.
     """
     folder = Path(folder)
+    torch_dtype, torch_device = resolve(dtype, device)
+    model = read(folder, torch_dtype).to(torch_device)
+    return LanguageModel(model, load_tokenizer(folder), name or folder.name)
+
+
+def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """transformers' model of a local `folder`, in `dtype` (None: that of its weights). Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"model: no folder {str(folder)!r}")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {str(folder)!r} has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model folder {str(folder)!r} has no *.safetensors; pickled weights are not loaded")
-    torch_dtype, torch_device = resolve(dtype, device)
     # The report of loading is noise for users, except missing weights, which are an error here.
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch_dtype,
+            dtype=dtype or "auto",
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
@@ -242,18 +248,10 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model folder {str(folder)!r} cannot be loaded: {first_line(error)}") from error
+    model, report = loaded
     if report["missing_keys"]:
         raise UserError(f"model folder {str(folder)!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
-    return LanguageModel(model.to(torch_device), load_tokenizer(folder), name or folder.name)
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model folder; None if it has none."""
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        return None
-    # Prompts are cut by this project; transformers' warning about long texts would mislead.
-    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return model
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import torch
 
+from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 
 
@@ -15,8 +16,15 @@ def sliding(
 
     Windows of `window` tokens move by `stride`; a token is scored once, in the first window that holds it, so all but
     a document's first have at least window - stride tokens of context, as far as there are any. The first token of a
-    document has no context and is not scored. Keys: perplexity, tokens.
+    document has no context and is not scored. Keys: perplexity, tokens. Raises UserError for a stride that would leave
+    tokens without context, a window beyond the model's context, and documents with nothing to score.
     """
+    if not 1 <= stride < window:
+        raise UserError(f"perplexity_stride: {stride}; choose 1..{window - 1}, below perplexity_window {window}")
+    if target.context_limit is not None and window - 1 > target.context_limit:
+        raise UserError(f"perplexity_window: {window}; {target.name}'s context admits {target.context_limit + 1}")
+    if not any(len(ids) > 1 for ids in documents):
+        raise UserError(f"perplexity: {len(documents)} documents, none with two tokens or more")
     total, count = 0.0, 0
     for ids in documents:
         ids = ids[: limit - count + 1]

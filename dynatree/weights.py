@@ -4,13 +4,12 @@ A model folder has exactly the files of FILES, whatever the source, so that a wo
 holds the others' checksums. How a drafter is trained is not known here (distil.py).
 """
 
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -23,7 +22,8 @@ from transformers import (
 
 from dynatree import files, hub, registry
 from dynatree.errors import UserError
-from dynatree.model import first_line
+from dynatree.model import first_line, read
+from dynatree.tokenizer import require_tokenizer
 
 WEIGHTS = "model.safetensors"
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, "manifest.json")
@@ -80,7 +80,6 @@ class DistilledWeights(_Source):
     norm_scale: float = Field(gt=0)
 
 
-_ANY: TypeAdapter[Any] = TypeAdapter(PackageWeights | HubWeights | LocalWeights | RandomWeights | DistilledWeights)
 _KINDS = {
     "package": PackageWeights,
     "hub": HubWeights,
@@ -129,7 +128,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
             hashes[name] = files.sha256(written)
         (folder / "manifest.json").unlink(missing_ok=True)
         for name in FILES[:-1]:
-            os.replace(Path(temporary) / name, folder / name)
+            (Path(temporary) / name).replace(folder / name)
     files.write_json(folder / "manifest.json", {"origin": origin, "sha256": hashes})
 
 
@@ -162,16 +161,7 @@ def _from_hub(source: HubWeights) -> tuple[Any, Any, dict[str, Any]]:
 
 def _from_local(source: LocalWeights) -> tuple[Any, Any, dict[str, Any]]:
     folder = Path(source.path)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"path: no config.json in {source.path!r}; give a folder in transformers' layout")
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model folder {source.path!r} cannot be loaded: {first_line(error)}") from error
-    return model, tokenizer, {"kind": "local", "folder": folder.name}
+    return read(folder), require_tokenizer(folder), {"kind": "local", "folder": folder.name}
 
 
 def _random(source: RandomWeights, seed: int) -> tuple[Any, Any, dict[str, Any]]:

@@ -3,18 +3,12 @@
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from dynatree.cache import KeyValueCache
+from dynatree.decoding import NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
-
-
-class Knobs(BaseModel):
-    """None."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Decoder:
@@ -24,7 +18,7 @@ class Decoder:
 
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
-        Knobs(**knobs)
+        NoKnobs(**knobs)
 
     def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
         self.check(knobs)

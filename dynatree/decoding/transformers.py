@@ -3,7 +3,7 @@
 from typing import Any
 
 from dynatree import baseline
-from dynatree.decoding.autoregressive import Knobs
+from dynatree.decoding import NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.trace import Clock, OnCommit, Trace
 
@@ -15,7 +15,7 @@ class Decoder:
 
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
-        Knobs(**knobs)
+        NoKnobs(**knobs)
 
     def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
         self.check(knobs)

@@ -16,7 +16,6 @@ Layout = Literal["rows", "wikitext"]
 
 _HEADING = re.compile(r"\s*((?:= )+)(\S.*?\S|\S)((?: =)+)\s*")
 _DOCUMENTS = pa.schema([("document_id", pa.string()), ("title", pa.string()), ("text", pa.string())])
-_TOKENS = pa.schema([("document_id", pa.string()), ("split", pa.string()), ("ids", pa.list_(pa.int32()))])
 
 
 @dataclass(frozen=True)
@@ -26,15 +25,6 @@ class Document:
     id: str
     title: str
     text: str
-
-
-@dataclass(frozen=True)
-class TokenisedDocument:
-    """The token ids of a document, or of one half of it; `split` is `tuning` or `evaluation`."""
-
-    document_id: str
-    split: str
-    ids: list[int]
 
 
 def decode(data: bytes, name: str | Path) -> str:
@@ -135,14 +125,3 @@ def write_documents(path: str | Path, documents: Iterable[Document]) -> None:
 def read_documents(path: str | Path) -> list[Document]:
     """The documents that `write_documents` wrote."""
     return [Document(row["document_id"], row["title"], row["text"]) for row in read_table(path, _DOCUMENTS)]
-
-
-def write_tokens(path: str | Path, documents: Iterable[TokenisedDocument]) -> None:
-    """Write tokenised documents as a Parquet table (document_id, split, ids list<int32>), in the order given."""
-    rows = [{"document_id": d.document_id, "split": d.split, "ids": d.ids} for d in documents]
-    write_table(path, pa.Table.from_pylist(rows, schema=_TOKENS))
-
-
-def read_tokens(path: str | Path) -> list[TokenisedDocument]:
-    """The tokenised documents that `write_tokens` wrote."""
-    return [TokenisedDocument(row["document_id"], row["split"], row["ids"]) for row in read_table(path, _TOKENS)]

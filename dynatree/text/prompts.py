@@ -1,10 +1,6 @@
-"""Split documents for tuning and evaluation, choose prompts among them, keep both as Parquet.
+"""Choose prompts among tokenised evaluation documents, by seed, and keep them as Parquet."""
 
-Knows no source and no tokenizer: `encode` is any callable from text to token ids.
-"""
-
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +8,8 @@ from typing import Literal
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.text.documents import Document, TokenisedDocument, read_table
-
-TUNING, EVALUATION = "tuning", "evaluation"
-_GAP_TOKENS = 64  # between the halves of a single document, so that no sentence is in both
+from dynatree.text.documents import read_table
+from dynatree.text.splits import EVALUATION, SplitDocument, uniform
 
 _PROMPTS = pa.schema(
     [
@@ -32,21 +26,6 @@ _PROMPTS = pa.schema(
 
 
 @dataclass(frozen=True)
-class SplitDocument:
-    """A tokenised document with its split; `origin` is `document`, or says which half of a single document it is."""
-
-    document_id: str
-    title: str
-    split: str
-    origin: str
-    ids: list[int]
-
-    def tokens(self) -> TokenisedDocument:
-        """What `documents.write_tokens` stores of it."""
-        return TokenisedDocument(self.document_id, self.split, self.ids)
-
-
-@dataclass(frozen=True)
 class Prompt:
     """`ids` stand at `first_token` of the document; `prompt_id` is `<dataset>/<document id>/<first token>`."""
 
@@ -58,59 +37,6 @@ class Prompt:
     origin: str
     first_token: int
     ids: list[int]
-
-
-def _uniform(*key: object) -> float:
-    """A number in [0, 1) that depends on the key alone."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return int.from_bytes(digest[:7]) / 2**56
-
-
-def assign(documents: Sequence[Document], evaluation_share: float, seed: int) -> dict[str, str]:
-    """Split of each document id, by a hash of (seed, id): independent of order and of the other documents.
-
-    Raises UserError for a share outside 0..1 and for an id that occurs twice.
-    """
-    if not 0 < evaluation_share < 1:
-        raise UserError(f"evaluation_share: got {evaluation_share}; expected a number between 0 and 1, both excluded")
-    splits: dict[str, str] = {}
-    for document in documents:
-        if document.id in splits:
-            raise UserError(f"document id {document.id!r} occurs twice; identifiers must be unique")
-        splits[document.id] = EVALUATION if _uniform("split", seed, document.id) < evaluation_share else TUNING
-    return splits
-
-
-def split(
-    documents: Sequence[Document], evaluation_share: float, seed: int, encode: Callable[[str], list[int]]
-) -> list[SplitDocument]:
-    """Tokenise the documents and part them in `tuning` and `evaluation`, disjoint by document (see `assign`).
-
-    If one side would be empty, the longest document is cut in two with a gap between: `<id>#tuning`, its first half,
-    and `<id>#evaluation`; `origin` says so. Raises UserError without documents or if that one is too short to cut.
-    """
-    if not documents:
-        raise UserError("no documents to split; expected at least one")
-    splits = assign(documents, evaluation_share, seed)
-    whole = [SplitDocument(d.id, d.title, splits[d.id], "document", encode(d.text)) for d in documents]
-    if len(set(splits.values())) == 2:
-        return whole
-    longest = max(whole, key=lambda document: (len(document.ids), document.document_id))
-    return [part for d in whole for part in (_halves(d) if d is longest else [d])]
-
-
-def _halves(document: SplitDocument) -> list[SplitDocument]:
-    count = len(document.ids)
-    middle, gap = count // 2, min(_GAP_TOKENS, count // 10)
-    if count < 4:
-        raise UserError(f"document {document.document_id!r} is all there is and has {count} tokens: too short to halve")
-    parts = ((TUNING, document.ids[: middle - gap // 2]), (EVALUATION, document.ids[middle + gap - gap // 2 :]))
-    return [
-        SplitDocument(
-            f"{document.document_id}#{name}", document.title, name, f"half of {document.document_id}, gap {gap}", ids
-        )
-        for name, ids in parts
-    ]
 
 
 def choose(
@@ -136,7 +62,7 @@ def choose(
     if start not in ("body", "interior"):
         raise UserError(f"start: got {start!r}; choose one of body, interior")
     usable = [d for d in documents if d.split == EVALUATION and len(d.ids) >= prompt_tokens + reserve_tokens]
-    usable.sort(key=lambda document: (_uniform("order", seed, document.document_id), document.document_id))
+    usable.sort(key=lambda document: (uniform("order", seed, document.document_id), document.document_id))
     offsets = [_offsets(document, prompt_tokens, reserve_tokens, seed, start) for document in usable]
     prompts = [
         _prompt(dataset, document, places[turn], prompt_tokens)
@@ -161,12 +87,12 @@ def _offsets(document: SplitDocument, prompt_tokens: int, reserve_tokens: int, s
     if high < low:
         return []
     # Places prompt_tokens apart around one seeded offset: they fill the interior and never overlap.
-    first = low + int(_uniform("offset", seed, document.document_id) * (high - low + 1))
+    first = low + int(uniform("offset", seed, document.document_id) * (high - low + 1))
     others = [
         *range(first - prompt_tokens, low - 1, -prompt_tokens),
         *range(first + prompt_tokens, high + 1, prompt_tokens),
     ]
-    others.sort(key=lambda place: _uniform("place", seed, document.document_id, place))
+    others.sort(key=lambda place: uniform("place", seed, document.document_id, place))
     return [first, *others]
 
 

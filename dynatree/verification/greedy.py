@@ -6,7 +6,7 @@ from dynatree.tree import TokenTree
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as `generate` does."""
+    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`."""
     return logits.float().argmax(-1).cpu()
 
 

@@ -85,7 +85,7 @@ def test_a_winning_baseline_is_said_to_win() -> None:
     assert "Autoregressive is fastest" in caption and "no other method beats it" in caption
 
 
-@pytest.mark.parametrize("prompts, said", [(4, "not resolved with 4 prompts"), (12, "(resolved with 12 prompts)")])
+@pytest.mark.parametrize(("prompts", "said"), [(4, "not resolved with 4 prompts"), (12, "(resolved with 12 prompts)")])
 def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
     """Guards against claiming a speedup that the number of prompts does not carry."""
     assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from dynatree.errors import UserError
 from dynatree.text import documents as tables
-from dynatree.text import prompts
+from dynatree.text import prompts, splits
 from dynatree.text.documents import Document
 
 ids = st.lists(st.text("abcdef", min_size=1), min_size=1, max_size=12, unique=True)
@@ -28,7 +28,7 @@ def corpus(names, length=400):
 def evaluation(count=6, length=400):
     """Documents that all belong to the evaluation split."""
     return [
-        prompts.SplitDocument(d.id, d.title, "evaluation", "document", encode(d.text))
+        splits.SplitDocument(d.id, d.title, "evaluation", "document", encode(d.text))
         for d in corpus([f"d{n}" for n in range(count)], length)
     ]
 
@@ -36,15 +36,15 @@ def evaluation(count=6, length=400):
 @given(ids, st.integers(0, 99), st.randoms())
 def test_a_split_depends_on_seed_and_document_alone(names, seed, random):
     """Guards against a new document, or another order, moving documents between tuning and evaluation."""
-    whole = prompts.assign(corpus(names), 0.5, seed)
+    whole = splits.assign(corpus(names), 0.5, seed)
     shuffled = random.sample(names, len(names))
-    assert prompts.assign(corpus(shuffled[: len(names) // 2]), 0.5, seed).items() <= whole.items()
+    assert splits.assign(corpus(shuffled[: len(names) // 2]), 0.5, seed).items() <= whole.items()
 
 
 @given(ids, st.integers(0, 99))
 def test_both_sides_exist_and_share_no_document(names, seed):
     """Guards against tuning on what is measured."""
-    parts = prompts.split(corpus(names), 0.5, seed, encode)
+    parts = splits.split(corpus(names), 0.5, seed, encode)
     sides = {side: {p.document_id for p in parts if p.split == side} for side in ("tuning", "evaluation")}
     assert all(sides.values())
     assert not sides["tuning"] & sides["evaluation"]
@@ -53,7 +53,7 @@ def test_both_sides_exist_and_share_no_document(names, seed):
 def test_a_single_document_is_halved_with_a_gap():
     """Guards against a data set of one book having nothing to tune on."""
     text = corpus(["x"])[0]
-    tuning, held = prompts.split([text], 0.5, 0, encode)
+    tuning, held = splits.split([text], 0.5, 0, encode)
     assert (tuning.document_id, held.document_id) == ("x#tuning", "x#evaluation")
     assert tuning.origin.startswith("half of x")
     assert encode(text.text)[: len(tuning.ids)] == tuning.ids
@@ -91,7 +91,7 @@ def test_bad_values_are_errors():
     """Guards against a share of percents, no documents, two of one name, and another start."""
     for documents, share in ((corpus("ab"), 20), ([], 0.5), (corpus("aa"), 0.5), (corpus("a", 3), 0.5)):
         with pytest.raises(UserError):
-            prompts.split(documents, share, 0, encode)
+            splits.split(documents, share, 0, encode)
     with pytest.raises(UserError, match="body, interior"):
         prompts.choose(evaluation(), "data", 1, 40, 0, 0, "middle")
 
@@ -102,10 +102,10 @@ def test_tables_come_back_and_are_equal_byte_for_byte(tmp_path):
     for name in ("one", "two"):
         tables.write_table(tmp_path / name / "prompts", prompts.prompts_table(chosen))
         tables.write_documents(tmp_path / name / "documents", corpus("ab"))
-        tables.write_tokens(tmp_path / name / "tokens", [d.tokens() for d in evaluation()])
+        splits.write_tokens(tmp_path / name / "tokens", evaluation())
     assert prompts.read_prompts(tmp_path / "one" / "prompts") == chosen
     assert tables.read_documents(tmp_path / "one" / "documents") == corpus("ab")
-    assert tables.read_tokens(tmp_path / "one" / "tokens") == [d.tokens() for d in evaluation()]
+    assert splits.read_tokens(tmp_path / "one" / "tokens") == evaluation()
     for name in ("prompts", "documents", "tokens"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     tables.write_table(tmp_path / "other", prompts.prompts_table(chosen).select(["ids"]))

@@ -5,7 +5,7 @@ include: "common.smk"
 rule aggregate:
     input:
         script="workflow/scripts/aggregate.py",
-        library=[*library("model", "cache", "metrics", "statistics", "schema", "text/documents")],
+        library=library("tokenizer", "metrics", "statistics", "schema", "text/documents"),
         runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
         timeline=expand("results/{run}/phases.json", run=TIMELINE),
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
@@ -14,14 +14,14 @@ rule aggregate:
     output:
         tables=expand("results/{table}.parquet", table=TABLES),
         metrics="results/metrics.json",
-    params:
-        runs=[f"results/{run}" for run in RUNS],
-        timeline=[f"results/{run}" for run in TIMELINE],
-        model=TARGET,
     log:
         "logs/aggregate/tables.log",
     conda:
         "../envs/dynatree.yaml"
+    params:
+        runs=[f"results/{run}" for run in RUNS],
+        timeline=[f"results/{run}" for run in TIMELINE],
+        model=subpath(input.tokenizer, parent=True),
     shell:
         "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "
         "--model {params.model} --out results 2>&1 | tee {log:q}"

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from dynatree import grid, params, plugins
-from dynatree.errors import UserError
+from dynatree.errors import reported
 from dynatree.schema import TABLES
 
 
@@ -18,13 +18,11 @@ shell.prefix(
     f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(Path.cwd()))}; "
 )
 
-try:
+with reported():
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
     TIMELINE = grid.timeline(PARAMS)
     params.check_knobs_once(PARAMS, Path(".cache/checked"))
-except UserError as error:
-    raise WorkflowError(str(error))
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
@@ -54,20 +52,21 @@ def library(*modules):
     return [f"dynatree/{name}.py" for name in ("errors", "files", *modules)]
 
 
-MODEL = library("model", "cache", "provenance", "text/documents")
+MODEL = library("model", "cache", "tokenizer", "provenance")
 WEIGHTS = [*MODEL, *library("weights", "registry", "hub")]
-TEXT = library("model", "cache", "text/documents", "text/prompts")
+TEXT = library("text/documents", "text/splits", "text/prompts")
 
 
 def decoding_library(run):
     """Files that generation with the decoder, policy and drafter of `run` uses."""
     knobs = dict(run.knobs)
-    modules = ["measure", "plugins", "trace", "verification/greedy", "text/prompts", f"decoding/{run.decoder}"]
+    modules = ["measure", "plugins", "trace", "tree", "verification/greedy", "decoding/__init__"]
+    modules.append(f"decoding/{run.decoder}")
     if "policy" in knobs:
-        modules += ["tree", f"policies/{knobs['policy']}", f"drafting/{knobs.get('drafting', 'model')}"]
+        modules += [f"policies/{knobs['policy']}", f"drafting/{knobs.get('drafting', 'model')}"]
     else:
-        modules += ["tree", "baseline", "decoding/autoregressive"]
-    return sorted({*MODEL, *library(*modules)})
+        modules.append("baseline")
+    return sorted({*MODEL, *TEXT, *library(*modules)})
 
 
 def needs_drafter(run):
@@ -77,10 +76,33 @@ def needs_drafter(run):
 
 def source_library(kind):
     """Files that fetching a data set of this kind uses."""
-    helpers = {"hub": ["hub"], "wikipedia": ["registry"], "gutenberg": ["registry", "text/cleaning"], "text": ["text/cleaning"]}
+    helpers = {
+        "hub": ["hub"],
+        "wikipedia": ["registry"],
+        "gutenberg": ["registry", "text/cleaning"],
+        "text": ["text/cleaning"],
+    }
     return library("plugins", "text/documents", f"sources/{kind}", *helpers.get(kind, []))
 
 
 def figure_tables(figure):
     """Tables that a figure reads; it names them itself."""
     return plugins.load("figures", figure).TABLES
+
+
+def run_of(wildcards):
+    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+
+
+def pass_of(wildcards):
+    return TIMELINE[f"timeline/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+
+
+def models(run):
+    """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content."""
+    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if needs_drafter(run) else [TARGET])]
+
+
+def model_options(manifests):
+    """--target and, where there is one, --drafter: the folders of these manifests."""
+    return " ".join(f"--{role} {Path(path).parent}" for role, path in zip(("target", "drafter"), manifests))

@@ -7,22 +7,22 @@ if PAIR.drafter["kind"] == "distil":
     rule distil:
         input:
             script="workflow/scripts/distil.py",
-            library=sorted({*WEIGHTS, *library("distil")}),
+            library=sorted({*WEIGHTS, *TEXT[:-1], *library("distil")}),
             target=f"{TARGET}/manifest.json",
-            tokens=expand("data/{dataset}/{pair}/tokens.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+            tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
         output:
             expand("{model}/{file}", model=DRAFTER, file=MODEL_FILES),
-        params:
-            source=json.dumps(PAIR.drafter),
-            seed=PARAMS.seed,
-            target=TARGET,
-            folder=DRAFTER,
         log:
             "logs/distil/drafter.log",
         conda:
             "../envs/dynatree.yaml"
         resources:
             machine=100,
+        params:
+            source=json.dumps(PAIR.drafter),
+            seed=PARAMS.seed,
+            target=subpath(input.target, parent=True),
+            folder=subpath(output[0], parent=True),
         shell:
             "python {input.script} --target {params.target} --tokens {input.tokens} --source {params.source:q} "
             "--seed {params.seed} --out {params.folder} 2>&1 | tee {log:q}"
@@ -35,13 +35,13 @@ else:
             library=WEIGHTS,
         output:
             expand("{model}/{file}", model=DRAFTER, file=MODEL_FILES),
-        params:
-            source=json.dumps(PAIR.drafter),
-            seed=PARAMS.seed,
-            folder=DRAFTER,
         log:
             "logs/download_model/drafter.log",
         conda:
             "../envs/dynatree.yaml"
+        params:
+            source=json.dumps(PAIR.drafter),
+            seed=PARAMS.seed,
+            folder=subpath(output[0], parent=True),
         shell:
             "python {input.script} --source {params.source:q} --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"

@@ -7,14 +7,14 @@ rule download_data:
         script="workflow/scripts/download_data.py",
         library=lambda w: source_library(PARAMS.sources[w.dataset].kind),
     output:
-        "data/{dataset}/documents.parquet",
-    params:
-        kind=lambda w: PARAMS.sources[w.dataset].kind,
-        source=lambda w: json.dumps(PARAMS.sources[w.dataset].origin),
+        "data/documents/{dataset}.parquet",
     log:
         "logs/download_data/{dataset}.log",
     conda:
         "../envs/dynatree.yaml"
+    params:
+        kind=lambda w: PARAMS.sources[w.dataset].kind,
+        source=lambda w: json.dumps(PARAMS.sources[w.dataset].origin),
     shell:
         "python {input.script} --kind {params.kind} --source {params.source:q} --cache .cache/downloads --out {output} 2>&1 | tee {log:q}"
 
@@ -25,13 +25,13 @@ rule download_model:
         library=WEIGHTS,
     output:
         expand("{model}/{file}", model=TARGET, file=MODEL_FILES),
-    params:
-        source=json.dumps(PAIR.target),
-        seed=PARAMS.seed,
-        folder=TARGET,
     log:
         "logs/download_model/target.log",
     conda:
         "../envs/dynatree.yaml"
+    params:
+        source=json.dumps(PAIR.target),
+        seed=PARAMS.seed,
+        folder=subpath(output[0], parent=True),
     shell:
         "python {input.script} --source {params.source:q} --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"

@@ -1,31 +1,47 @@
-# Tokenise, split by document, choose prompts.
+# Tokenise and split by document; choose prompts.
 include: "common.smk"
 
 
-rule prepare:
+rule tokenise:
     input:
-        script="workflow/scripts/prepare.py",
-        library=TEXT,
-        documents="data/{dataset}/documents.parquet",
+        script="workflow/scripts/tokenise.py",
+        library=library("tokenizer", "text/documents", "text/splits"),
+        documents="data/documents/{dataset}.parquet",
         tokenizer=f"{TARGET}/tokenizer.json",
         settings=f"{TARGET}/tokenizer_config.json",
     output:
-        tokens=f"data/{{dataset}}/{PARAMS.pair}/tokens.parquet",
-        prompts=f"data/{{dataset}}/{PARAMS.pair}/prompts.parquet",
+        f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
+    log:
+        "logs/tokenise/{dataset}.log",
+    conda:
+        "../envs/dynatree.yaml"
     params:
-        source=lambda w: PARAMS.sources[w.dataset],
+        share=lambda w: PARAMS.sources[w.dataset].evaluation_share,
+        seed=PARAMS.seed,
+        model=subpath(input.tokenizer, parent=True),
+    shell:
+        "python {input.script} --documents {input.documents} --model {params.model} "
+        "--evaluation-share {params.share} --seed {params.seed} --out {output} 2>&1 | tee {log:q}"
+
+
+rule choose_prompts:
+    input:
+        script="workflow/scripts/choose_prompts.py",
+        library=TEXT,
+        tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
+    output:
+        f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
+    log:
+        "logs/choose_prompts/{dataset}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    params:
+        start=lambda w: PARAMS.sources[w.dataset].start,
         prompts=max(SIZES.prompts, SIZES.sweep_prompts),
         prompt_tokens=SIZES.prompt_tokens,
         reserve=max(SIZES.output_tokens, SIZES.sweep_output_tokens),
         seed=PARAMS.seed,
-        model=TARGET,
-        folder=f"data/{{dataset}}/{PARAMS.pair}",
-    log:
-        "logs/prepare/{dataset}.log",
-    conda:
-        "../envs/dynatree.yaml"
     shell:
-        "python {input.script} --documents {input.documents} --dataset {wildcards.dataset} --model {params.model} "
-        "--evaluation-share {params.source.evaluation_share} --start {params.source.start} --prompts {params.prompts} "
-        "--prompt-tokens {params.prompt_tokens} --reserve-tokens {params.reserve} --seed {params.seed} "
-        "--out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} --tokens {input.tokens} --dataset {wildcards.dataset} --start {params.start} "
+        "--prompts {params.prompts} --prompt-tokens {params.prompt_tokens} --reserve-tokens {params.reserve} "
+        "--seed {params.seed} --out {output} 2>&1 | tee {log:q}"

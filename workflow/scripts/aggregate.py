@@ -5,9 +5,9 @@ from functools import cache
 from pathlib import Path
 
 from dynatree import files, metrics
-from dynatree.errors import UserError, reported
-from dynatree.model import load_tokenizer
+from dynatree.errors import reported
 from dynatree.text.documents import write_table
+from dynatree.tokenizer import require_tokenizer
 
 
 def main() -> None:
@@ -19,9 +19,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
     a = parser.parse_args()
     with reported():
-        tokenizer = load_tokenizer(a.model)
-        if tokenizer is None:
-            raise UserError(f"model folder {str(a.model)!r} has no tokenizer")
+        tokenizer = require_tokenizer(a.model)
         decode = cache(lambda ids: tokenizer.decode(list(ids)))
         records = [metrics.Records.read(folder) for folder in a.runs]
         machine = metrics.same_machine(records)

@@ -1,4 +1,4 @@
-"""Train a drafter from a target's own layers on the tuning text; write it as a model folder its record in the manifest."""
+"""Train a drafter from a target's own layers on the tuning text; write a model folder, the record in its manifest."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import torch
 
 from dynatree import distil, model, provenance, weights
 from dynatree.errors import reported
-from dynatree.text.documents import read_tokens
+from dynatree.text.splits import read_tokens
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
             split: torch.tensor([token for d in documents if d.split == split for token in d.ids])
             for split in ("tuning", "evaluation")
         }
+        distil.check_text(text["evaluation"], recipe.length, "evaluation")
         drafter = distil.shrink(target.model, recipe.layers, recipe.norm_scale)
         keys = ("tokens", "batch", "length", "learning_rate", "vocabulary", "negatives", "repeat_share")
         curve = distil.train(drafter, text["tuning"], seed=a.seed, **{key: getattr(recipe, key) for key in keys})

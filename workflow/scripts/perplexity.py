@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dynatree import files, model, perplexity, provenance
 from dynatree.errors import reported
-from dynatree.text.documents import read_tokens
+from dynatree.text.splits import read_tokens
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Copy the checkout's tracked files to another folder with the parameters of scale tiny: random models, made-up text."""
+"""Copy the checkout's files to another folder with the parameters of scale tiny: random models, made-up text."""
 
 import argparse
 import shutil
@@ -21,9 +21,8 @@ def tiny(text: str) -> str:
 
 def copy(root: Path, out: Path) -> None:
     """Copy what version control tracks, and new files that it does not ignore; results of earlier runs stay."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, check=True, capture_output=True
-    )
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=root, check=True, capture_output=True)
     for name in listed.stdout.decode().split("\0"):
         source, destination = root / name, out / name
         if not name or not source.is_file() or Path(name).parts[0] in ("results", "figures"):

@@ -1,0 +1,87 @@
+"""The audit: what counts as exact, as a legal flip, and as repetition."""
+
+import math
+
+import pytest
+import torch
+
+from dynatree import audit
+from dynatree.errors import UserError
+from tests import models
+from tests.conftest import Build
+
+PROMPT = [5, 9, 3, 17]
+
+
+def test_greedy_output_passes_without_a_flip(target: Build) -> None:
+    """Guards against an audit that is off by one position."""
+    model = target()
+    output = models.generated(model, PROMPT, 12)
+    facts = audit.audit(model, PROMPT, output, 1e-8)
+    assert (facts["flips"], facts["first_flip"], facts["largest_gap"]) == (0, None, 0.0)
+    logits = model.score(torch.tensor([*PROMPT, *output]), last=len(PROMPT) + len(output))
+    losses = [-float(logits[len(PROMPT) - 1 + i].log_softmax(0)[token]) for i, token in enumerate(output)]
+    assert facts["negative_log_likelihood"] == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert facts["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_a_wrong_token_fails_wherever_it_stands(target: Build, place: int) -> None:
+    """Guards against errors at the first or last emitted token going unseen; the tokens after it follow from it."""
+    model = target()
+    output = models.generated(model, PROMPT, 12)[:place]
+    output.append((models.generated(model, [*PROMPT, *output], 1)[0] + 1) % models.VOCABULARY)
+    if place < 11:
+        output += models.generated(model, [*PROMPT, *output], 11 - place)
+    with pytest.raises(UserError, match=rf"output token {place} \({output[place]}\) lies"):
+        audit.audit(model, PROMPT, output, 1e-3)
+
+
+def test_a_near_tie_counts_as_a_flip_and_passes() -> None:
+    """Guards against failing a run for what rounding explains: with twin tokens either one is right."""
+    model = models.with_twin_tokens()
+    output = models.generated(model, PROMPT, 1)
+    assert output[0] % 2 == 0  # ties go to the lowest id
+    facts = audit.audit(model, PROMPT, [output[0] + 1], 1e-8)
+    assert (facts["flips"], facts["first_flip"], facts["largest_gap"]) == (1, 0, 0.0)
+
+
+def test_logits_that_are_no_numbers_fail(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a comparison with NaN that lets everything pass."""
+    model = target()
+    monkeypatch.setattr(model, "score", lambda tokens, last: torch.full((last, models.VOCABULARY), math.nan))
+    with pytest.raises(UserError, match="not exact"):
+        audit.audit(model, PROMPT, [1, 2], 1e-3)
+
+
+def test_tolerance_is_fixed_for_full_precision_and_measured_for_half(target: Build) -> None:
+    """Guards against a typed-in tolerance where kernels differ by more, or none."""
+    assert audit.tolerance(target(), [PROMPT]) == 1e-8
+    assert audit.tolerance(target(dtype=torch.float32), [PROMPT]) == 1e-3
+    half = target(dtype=torch.bfloat16)
+    text = models.generated(half, PROMPT, 40)
+    measured = audit.tolerance(half, [text])
+    assert 0 < measured < 1
+    assert audit.tolerance(half, [text, PROMPT]) >= measured
+    assert audit.audit(half, PROMPT, text, measured)["tolerance"] == measured
+
+
+def test_repetition_by_its_definition() -> None:
+    """Guards the count: grams end at an output token, and their first occurrence may lie in the prompt."""
+    assert audit.repetition([1, 2, 3], [1, 2, 3], order=2) == pytest.approx(2 / 3)
+    assert audit.repetition([1, 2], [3, 4, 5], order=2) == 0
+    assert audit.repetition([], [7] * 5, order=2) == pytest.approx(3 / 5)  # overlapping grams count
+    assert audit.repetition([1, 2, 1, 2], [9, 8], order=2) == 0  # a loop of the prompt alone does not
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_repetition_equals_a_naive_search(seed: int) -> None:
+    """Guards the linear algorithm against the quadratic reading of the definition."""
+    generator = torch.Generator().manual_seed(seed)
+    text = torch.randint(3, (60,), generator=generator).tolist()
+    prompt, output = text[:20], text[20:]
+    naive = 0
+    for end in range(21, 61):
+        gram = text[end - 4 : end]
+        naive += any(text[start : start + 4] == gram for start in range(end - 4))
+    assert audit.repetition(prompt, output, order=4) == naive / len(output)

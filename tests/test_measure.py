@@ -1,0 +1,155 @@
+"""Measured runs: a reference around every prompt, outputs apart from timings, one job at a time."""
+
+import fcntl
+import json
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dynatree import measure
+from dynatree.errors import UserError
+from dynatree.text.prompts import Prompt
+from tests import models
+from tests.conftest import Build
+
+TREE = {"policy": "threshold", "depth": 3, "branch": 2, "threshold": 0.01, "budget": 8}
+PHASES = {"draft", "select", "verify", "cache"}
+
+
+@pytest.fixture(autouse=True)
+def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock of our own, so that tests neither wait for timed jobs nor disturb them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def prompt(*ids: int) -> Prompt:
+    return Prompt(f"d/{ids[0]}/0", f"{ids[0]}", "d", "title", "evaluation", "document", 0, list(ids))
+
+
+PROMPTS = [prompt(5, 9, 3), prompt(17, 2, 8)]
+
+
+def run(target: Build, drafter: Build, repeats: int = 1, seconds: float = 0.001) -> Any:
+    decoder = measure.build(target(), drafter("related"), "speculative", TREE)
+    return measure.generate(target(), decoder, PROMPTS, 12, repeats, seconds)
+
+
+def locked() -> bool:
+    with (Path(tempfile.gettempdir()) / "dynatree-timing.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_references_bracket_each_prompt(target: Build, drafter: Build) -> None:
+    """Guards against normalising by the speed of another moment: each bracket's end is the next one's begin."""
+    _, timings = run(target, drafter, repeats=2)
+    assert [(t["prompt_id"], t["repeat"]) for t in timings] == [
+        ("d/5/0", 0),
+        ("d/17/0", 0),
+        ("d/5/0", 1),
+        ("d/17/0", 1),
+    ]
+    for earlier, later in pairwise(timings):
+        assert later["reference_before"] == earlier["reference_after"] > 0
+
+
+def test_outputs_are_deterministic_and_apart_from_timings(target: Build, drafter: Build) -> None:
+    """Guards against seconds in the file that is compared by content, and against state left by an earlier request."""
+    outputs, timings = run(target, drafter, repeats=2)
+    again, _ = run(target, drafter, repeats=2)
+    assert json.dumps(outputs) == json.dumps(again)
+    assert {**outputs[0], "repeat": 1} == outputs[2]
+    for output, timing in zip(outputs, timings, strict=True):
+        assert (output["prompt_id"], output["repeat"]) == (timing["prompt_id"], timing["repeat"])
+        assert not {"seconds", "commits"} & set(output)
+        assert len(timing["commits"]) == len(output["rounds"]) + 1
+        assert timing["commits"] == sorted(timing["commits"])
+        assert timing["commits"][-1] <= timing["seconds"]
+
+
+def test_records_say_what_was_decoded(target: Build, drafter: Build) -> None:
+    """Guards the record: greedy output, the prompt's document, and forwards without those of warm-up and reference."""
+    outputs, _ = run(target, drafter)
+    for output, given in zip(outputs, PROMPTS, strict=True):
+        assert output["output_ids"] == models.generated(target(), given.ids, 12)
+        assert (output["document_id"], output["prompt_tokens"], output["first"]) == (given.document_id, 3, 1)
+        assert output["target_forwards"] == len(output["rounds"])
+
+
+def test_end_of_sequence_does_not_end_a_measured_run(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against methods compared over different lengths."""
+    plain = models.generated(target(), PROMPTS[0].ids, 12)
+    monkeypatch.setattr(target().model.generation_config, "eos_token_id", plain[3])
+    decoder = measure.build(target(), None, "autoregressive", {})
+    outputs, _ = measure.generate(target(), decoder, PROMPTS[:1], 12, 1, 0.001)
+    assert outputs[0]["output_ids"] == plain
+
+
+def test_the_lock_is_held_while_measuring_and_released_after(target: Build) -> None:
+    """Guards against timed jobs that slow each other down, and against a lock that an error leaves behind."""
+    seen = []
+
+    class Decoder:
+        def decode(self, ids: list[int], max_new_tokens: int) -> None:
+            seen.append(locked())
+            raise UserError("enough")
+
+    with pytest.raises(UserError, match="enough"):
+        measure.generate(target(), Decoder(), PROMPTS, 12, 1, 0.001)
+    assert seen == [True]
+    assert not locked()
+
+
+def test_a_reference_takes_at_least_one_step(target: Build) -> None:
+    """Guards against an empty reference where the time is over before the first step."""
+    before = target().forwards
+    assert measure.reference_step(target(), 1e-9) > 0
+    assert target().forwards == before + 2
+
+
+def test_a_reference_always_steps_at_the_same_context(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against references that grow slower with every step."""
+    model, lengths = target(), set()
+    real = model.forward
+
+    def forward(tokens: Any, cache: Any, **options: Any) -> Any:
+        if len(tokens) == 1:
+            lengths.add(cache.length)
+        return real(tokens, cache, **options)
+
+    monkeypatch.setattr(model, "forward", forward)
+    measure.reference_step(model, 0.02)
+    assert lengths == {measure.REFERENCE_CONTEXT}
+
+
+def test_spans_cover_every_round(target: Build, drafter: Build) -> None:
+    """Guards the timeline: every round has each phase once, in order, and none overlap."""
+    decoder = measure.build(target(), drafter("related"), "speculative", TREE)
+    record = measure.phases(target(), decoder, PROMPTS[0], 12)
+    spans = record["spans"]
+    assert spans[0][:2] == (-1, "prefill")
+    for number in range(len(record["rounds"])):
+        names = [name for round_, name, _, _ in spans if round_ == number]
+        assert set(names) == PHASES
+        assert len(names) == len(PHASES)
+    edges = [moment for _, _, begin, end in spans for moment in (begin, end)]
+    assert edges == sorted(edges)
+    assert record["output_ids"] == models.generated(target(), PROMPTS[0].ids, 12)
+
+
+def test_timed_runs_record_no_spans(target: Build, drafter: Build) -> None:
+    """Guards against instrumenting what is timed."""
+    decoder = measure.build(target(), drafter("related"), "speculative", TREE)
+    assert decoder.decode(PROMPTS[0].ids, 12).spans == []
+
+
+def test_an_unknown_decoder_lists_the_choices(target: Build) -> None:
+    """Guards against an import error in place of an answer."""
+    with pytest.raises(UserError, match="decoding: no 'magic'; choose one of assisted, autoregressive"):
+        measure.build(target(), None, "magic", {})

@@ -1,0 +1,299 @@
+"""The protocol's definitions, checked on hand-made records whose metrics can be worked out on paper."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynatree import files, metrics
+from dynatree.errors import UserError
+from dynatree.metrics import Records
+from dynatree.schema import TABLES
+
+MACHINE = {
+    "processor": "P",
+    "cores": 2,
+    "memory_gib": 8,
+    "gpu": None,
+    "threads": 2,
+    "dtype": "float32",
+    "python": "3.11.9",
+    "torch": "2.13",
+    "transformers": "5.24",
+}
+AUDIT = {"flips": 0, "first_flip": None, "largest_gap": 0.0, "perplexity": 4.0, "repetition": 0.0}
+STEP = {"drafted": 0, "depth": 0, "accepted": 0, "emitted": [5], "draft_forwards": 0, "tree": None, "path": None}
+# Root 1 with children 7 and 8; 7 has a child 9. The target takes 7, then something else.
+TREE = {"tokens": [1, 7, 8, 9], "parents": [-1, 0, 0, 1], "log_probs": [0.0, -0.5, -0.25, -1.5]}
+SPECULATED = {
+    "drafted": 3,
+    "depth": 2,
+    "accepted": 1,
+    "emitted": [7, 4],
+    "draft_forwards": 2,
+    "tree": TREE,
+    "path": [0, 1],
+}
+
+
+def record(
+    method: str,
+    rounds: list[dict[str, Any]],
+    commits: list[float],
+    references: tuple[float, float] = (0.1, 0.1),
+    prompt: str = "d/a/0",
+    document: str = "a",
+    first: int = 1,
+    machine: dict[str, Any] | None = None,
+    experiment: str = "headline",
+    audit: dict[str, Any] | None = None,
+) -> Records:
+    """Records of one prompt; a request ends with its last commit."""
+    key = {"prompt_id": prompt, "repeat": 0}
+    output = {
+        **key,
+        "document_id": document,
+        "prompt_tokens": 3,
+        "output_ids": [1] * first + [token for fact in rounds for token in fact["emitted"]],
+        "first": first,
+        "target_forwards": len(rounds),
+        "draft_forwards": sum(fact["draft_forwards"] or 0 for fact in rounds),
+        "rounds": rounds,
+    }
+    timing = {
+        **key,
+        "seconds": commits[-1],
+        "commits": commits,
+        "reference_before": references[0],
+        "reference_after": references[1],
+    }
+    where = {"experiment": experiment, "method": method, "settings": "default", "dataset": "d"}
+    return Records(where, [output], [timing], [{**key, **AUDIT, **(audit or {})}], {**MACHINE, **(machine or {})})
+
+
+def row(*records: Records, method: str) -> dict[str, Any]:
+    return next(r for r in metrics.runs(list(records)) if r["method"] == method)
+
+
+def test_times_of_one_request() -> None:
+    """Guards the definitions: tpot leaves the prefill out, throughput does not."""
+    got = row(record("autoregressive", [STEP] * 4, [1.0, 1.5, 2.0, 2.5, 3.0]), method="autoregressive")
+    assert got["output_tokens"] == 5
+    assert got["ttft_ms"] == 1000.0
+    assert got["tpot_ms"] == 500.0
+    assert got["decode_throughput"] == 2.0
+    assert got["throughput"] == pytest.approx(5 / 3)
+
+
+def test_a_first_commit_of_several_tokens_is_left_out_of_tpot() -> None:
+    """Guards against counting drafted tokens of the first commit as decoded after it."""
+    got = row(record("assisted", [STEP] * 2, [1.0, 2.0, 3.0], first=3), method="assisted")
+    assert got["tpot_ms"] == 1000.0
+    assert got["tokens_per_iteration"] == 1.0
+
+
+def test_counts_of_a_tree_method() -> None:
+    """Guards against dividing accepted tokens by nodes, which is another metric, or counting the bonus as accepted."""
+    got = row(record("dynatree", [SPECULATED, {**SPECULATED, "depth": 1}], [1.0, 2.0, 3.0]), method="dynatree")
+    assert (got["iterations"], got["drafted"], got["drafted_depth"], got["accepted"]) == (2, 6, 3, 2)
+    assert got["acceptance_rate"] == pytest.approx(2 / 3)
+    assert got["node_efficiency"] == pytest.approx(2 / 6)
+    assert got["mean_path_length"] == 1.0
+    assert got["tokens_per_iteration"] == 2.0
+    assert got["tokens_per_target_forward"] == 2.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(0, 30)), min_size=1, max_size=12))
+def test_shares_stay_between_nought_and_one(facts: list[tuple[int, int, int]]) -> None:
+    """Guards against an acceptance above 100 %, which only a wrong definition gives."""
+    rounds = [
+        {
+            **STEP,
+            "depth": depth,
+            "accepted": min(accepted, depth),
+            "drafted": depth + more,
+            "emitted": [5] * (min(accepted, depth) + 1),
+        }
+        for depth, accepted, more in facts
+    ]
+    got = row(record("dynatree", rounds, [1.0 + i for i in range(len(rounds) + 1)]), method="dynatree")
+    for metric in ("acceptance_rate", "node_efficiency"):
+        assert got[metric] is None or 0 <= got[metric] <= 1
+    assert (got["acceptance_rate"] is None) == (got["drafted_depth"] == 0)
+
+
+def test_null_where_nothing_was_drafted_or_nothing_followed() -> None:
+    """Guards against a zero (or a crash) that would pull means down."""
+    got = row(record("autoregressive", [STEP], [1.0, 2.0]), method="autoregressive")
+    assert got["acceptance_rate"] is got["node_efficiency"] is None
+    lone = row(record("autoregressive", [], [1.0]), method="autoregressive")
+    for metric in ("tpot_ms", "decode_throughput", "tokens_per_iteration", "tokens_per_target_forward"):
+        assert lone[metric] is None
+    present = {r["metric"] for r in metrics.summary([lone])}
+    assert "tpot_ms" not in present
+    assert "throughput" in present
+
+
+def test_speedup_is_of_normalised_times() -> None:
+    """Guards against comparing seconds of a slow moment with seconds of a fast one."""
+    plain = record("autoregressive", [STEP] * 2, [1.0, 2.0, 4.0], references=(0.1, 0.3))
+    theirs = record("transformers", [STEP] * 2, [1.0, 2.0, 3.0], references=(0.1, 0.1))
+    fast = record("dynatree", [SPECULATED], [1.0, 2.0], references=(0.4, 0.4))
+    got = row(plain, theirs, fast, method="dynatree")
+    assert got["reference_step_ms"] == pytest.approx(400)
+    assert got["normalised_seconds"] == pytest.approx(5)
+    assert got["speedup"] == pytest.approx(20 / 5)
+    assert got["speedup_transformers"] == pytest.approx(30 / 5)
+    own = row(plain, theirs, fast, method="autoregressive")
+    assert own["speedup"] == 1.0
+    assert own["reference_spread"] == pytest.approx(0.2 / 0.2)
+
+
+def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
+    """Guards against a baseline of other lengths or another text."""
+    plain = record("autoregressive", [STEP], [1.0, 2.0])
+    other_prompt = record("dynatree", [SPECULATED], [1.0, 2.0], prompt="d/b/0")
+    other_experiment = record("linear", [SPECULATED], [1.0, 2.0], experiment="sweep")
+    for method in ("dynatree", "linear"):
+        got = row(plain, other_prompt, other_experiment, method=method)
+        assert got["speedup"] is got["speedup_transformers"] is got["identical"] is None
+
+
+def test_identical_compares_tokens() -> None:
+    """Guards against calling outputs equal because they are equally long."""
+    plain = record("autoregressive", [{**STEP, "emitted": [7]}, {**STEP, "emitted": [4]}], [1.0, 2.0, 3.0])
+    same = record("dynatree", [SPECULATED], [1.0, 2.0])
+    differs = record("linear", [{**SPECULATED, "emitted": [7, 3]}], [1.0, 2.0])
+    assert row(plain, same, method="dynatree")["identical"] is True
+    assert row(plain, differs, method="linear")["identical"] is False
+
+
+@pytest.mark.parametrize(
+    "difference",
+    [{"processor": "Q"}, {"threads": 1}, {"dtype": "float64"}, {"torch": "2.12"}, {"gpu": "G"}],
+    ids=lambda difference: next(iter(difference)),
+)
+def test_timings_of_unlike_machines_are_refused(difference: dict[str, Any]) -> None:
+    """Guards against a speedup that is the machine's, the threads' or the precision's."""
+    plain = record("autoregressive", [STEP], [1.0, 2.0])
+    other = record("dynatree", [SPECULATED], [1.0, 2.0], machine=difference)
+    key, value = next(iter(difference.items()))
+    with pytest.raises(UserError, match=f"{key} is {MACHINE[key]!r} for headline/autoregressive.* but {value!r} for"):
+        metrics.same_machine([plain, other])
+
+
+def test_memory_size_does_not_make_a_machine_another() -> None:
+    """Guards against refusing the same machine with another memory limit."""
+    records = [record(name, [STEP], [1.0, 2.0], machine={"memory_gib": size}) for name, size in (("a", 8), ("b", 16))]
+    assert metrics.same_machine(records)["threads"] == 2
+
+
+def test_summary_takes_geometric_means_of_ratios() -> None:
+    """Guards against a mean of ratios that favours the method, and against one for additive metrics."""
+    records = []
+    for document, seconds in (("a", 1.0), ("b", 4.0)):
+        where = {"prompt": f"d/{document}/0", "document": document}
+        records.append(record("autoregressive", [STEP], [0.5, 2.0], **where))
+        records.append(record("dynatree", [SPECULATED], [0.5, seconds], **where))
+    rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
+    assert rows["speedup"]["value"] == pytest.approx(1.0)
+    assert rows["seconds"]["value"] == pytest.approx(2.5)
+    assert rows["speedup"]["low"] == pytest.approx(0.5)
+    assert rows["speedup"]["high"] == pytest.approx(2.0)
+    assert rows["speedup"]["resolved"] is False
+    assert rows["seconds"]["resolved"] is None
+    assert (rows["speedup"]["prompts"], rows["speedup"]["documents"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("prompts", "expected"), [(9, False), (10, True)])
+def test_a_speedup_is_resolved_from_ten_prompts_on(prompts: int, expected: bool) -> None:
+    """Guards against counting repeats or documents instead of prompts."""
+    records = []
+    for number in range(prompts):
+        where = {"prompt": f"d/{number}/0", "document": str(number)}
+        records.append(record("autoregressive", [STEP], [0.5, 2.0], **where))
+        records.append(record("dynatree", [SPECULATED], [0.5, 1.0], **where))
+    rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
+    assert rows["speedup"]["resolved"] is expected
+
+
+def test_no_interval_for_one_document() -> None:
+    """Guards against intervals over prompts of a single text."""
+    runs = metrics.runs([record("autoregressive", [STEP], [1.0, 2.0], prompt=f"d/a/{i}") for i in range(3)])
+    for summary in metrics.summary(runs):
+        assert summary["low"] is summary["high"] is None
+
+
+def test_rounds_count_tokens_up_to_each_commit() -> None:
+    """Guards the length curve: the time to reach a length is that of the commit that reaches it."""
+    rows = metrics.rounds([record("dynatree", [SPECULATED, STEP], [1.0, 2.0, 2.5])])
+    assert [r["output_tokens"] for r in rows] == [3, 4]
+    assert [r["commit_ms"] for r in rows] == [2000.0, 2500.0]
+    assert [r["round"] for r in rows] == [0, 1]
+
+
+def test_nodes_of_a_tree() -> None:
+    """Guards rank (by probability, not by order), depth, and hits that are unknown below a rejected parent."""
+    rejected = {**SPECULATED, "path": [0, 2], "emitted": [8, 4]}
+    rows = metrics.nodes([record("dynatree", [STEP, rejected], [1.0, 2.0, 3.0])], lambda ids: f"<{ids[0]}>")
+    assert [r["round"] for r in rows] == [1, 1, 1, 1]
+    assert [r["depth"] for r in rows] == [0, 1, 1, 2]
+    assert [r["rank"] for r in rows] == [0, 1, 0, 0]
+    assert [r["accepted"] for r in rows] == [True, False, True, False]
+    assert [r["hit"] for r in rows] == [True, False, True, None]
+    assert [r["text"] for r in rows] == ["<1>", "<7>", "<8>", "<9>"]
+
+
+def test_headline_holds_each_method_with_its_data_sets() -> None:
+    """Guards metrics.json: sweeps stay out, flips are summed, a null metric stays null."""
+    records = [
+        record("autoregressive", [STEP], [1.0, 2.0], audit={"flips": 2, "first_flip": 0}),
+        record("autoregressive", [STEP], [1.0, 9.0], experiment="sweep"),
+    ]
+    result = metrics.headline(metrics.runs(records), [{"dataset": "d", "perplexity": 9.5}], MACHINE)
+    assert result["datasets"] == {"d": {"perplexity": 9.5}}
+    plain = result["autoregressive"]
+    assert plain["throughput"] == 1.0
+    assert plain["acceptance_rate"] is None
+    assert (plain["flips"], plain["identical"], plain["speedup"]) == (2, 1.0, 1.0)
+    assert plain["d"]["tpot_ms"] == 1000.0
+
+
+def test_records_are_read_from_the_run_folder(tmp_path: Path) -> None:
+    """Guards the path's meaning: folder `runs` is the experiment `headline`."""
+    made = record("dynatree", [SPECULATED], [1.0, 2.0])
+    folder = tmp_path / "runs" / "dynatree" / "default" / "d"
+    files.write_jsonl(folder / files.OUTPUTS, made.outputs)
+    files.write_json(folder / files.TIMINGS, {"machine": made.machine, "timings": made.timings})
+    files.write_jsonl(folder / files.AUDIT, made.audit)
+    assert Records.read(folder) == made
+
+
+def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
+    """Guards the timeline: the prefill is round -1 and emits the first commit."""
+    made = record("dynatree", [SPECULATED], [1.0, 2.0]).outputs[0]
+    folder = tmp_path / "timeline" / "dynatree" / "default" / "d"
+    spans = [[-1, "prefill", 0.0, 0.5], [0, "draft", 0.5, 0.75], [0, "verify", 0.75, 1.0]]
+    files.write_json(folder / files.PHASES, {**made, "spans": spans})
+    rows = metrics.phases(folder, lambda ids: str(ids[0]))
+    assert [(r["round"], r["emitted"], r["accepted"]) for r in rows] == [(-1, 1, 0), (0, 2, 1), (0, 2, 1)]
+    assert rows[0]["text"] == "1"
+    assert rows[1]["text"] == f"7{metrics.TOKEN_SEPARATOR}4"
+    assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)
+    assert metrics.table("phases", rows).schema == TABLES["phases"]
+
+
+def test_rows_fit_the_schema() -> None:
+    """Guards against columns that the tables lack or do not declare."""
+    records = [record("autoregressive", [STEP], [1.0, 2.0]), record("dynatree", [SPECULATED], [1.0, 2.0])]
+    runs = metrics.runs(records)
+    for name, rows in {
+        "runs": runs,
+        "rounds": metrics.rounds(records),
+        "nodes": metrics.nodes(records, str),
+        "summary": metrics.summary(runs),
+    }.items():
+        assert set(rows[0]) == set(TABLES[name].names)
+        assert metrics.table(name, rows).num_rows == len(rows)

@@ -1,0 +1,191 @@
+"""params.yaml is refused with one line that names the key, the value and the choices."""
+
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dynatree import params
+from dynatree.errors import UserError
+
+RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """params.yaml with one value replaced, or removed where it is `...`."""
+    raw = deepcopy(RAW)
+    *outer, last = place.split(".")
+    section = raw
+    for key in outer:
+        section = section[key]
+    if value is ...:
+        del section[last]
+    else:
+        section[last] = value
+    return raw
+
+
+def said(raw: dict[str, Any], knobs: bool = False) -> str:
+    with pytest.raises(UserError) as caught:  # noqa: PT012
+        checked = params.check(raw)
+        assert knobs
+        params.check_knobs(checked)
+    return str(caught.value)
+
+
+def test_the_projects_own_parameters_pass() -> None:
+    """Guards against a params.yaml that its own checks refuse."""
+    params.check_knobs(params.check(RAW))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "parts"),
+    [
+        ("scale", "huge", ["scale: no 'huge'", "tiny, laptop"]),
+        ("pair", "gpt5", ["pair: no 'gpt5'", "smollm2"]),
+        ("datasets", ["wikipedia", "bible"], ["datasets: no 'bible'", "gutenberg"]),
+        ("datasets", [], ["datasets:", "at least 1"]),
+        ("datasets", ["wikipedia", "wikipedia"], ["datasets:", "twice"]),
+        ("figures", ["datasets", "datasets"], ["figures:", "twice"]),
+        ("figures", ["portrait"], ["figures: no 'portrait'", "acceptance"]),
+        ("timeline", ["linear", "linear"], ["timeline:", "twice"]),
+        ("timeline", ["magic"], ["timeline: no 'magic'", "dynatree"]),
+        ("methods.dynatree.decoder", "magic", ["methods.dynatree.decoder: no 'magic'", "speculative"]),
+        ("methods.dynatree.decoder", ..., ["methods.dynatree.decoder", "required"]),
+        ("methods.dynatree.policy", "magic", ["methods.dynatree.policy: no 'magic'", "threshold"]),
+        ("methods.dynatree.drafting", "oracle", ["methods.dynatree.drafting: no 'oracle'", "model"]),
+        ("methods.autoregressive", ..., ["methods: no 'autoregressive'"]),
+        ("sweep.method", "magic", ["sweep.method: no 'magic'", "dynatree"]),
+        ("sweep.dataset", "pg19", ["sweep.dataset: no 'pg19'", "wikipedia, gutenberg"]),
+        ("sweep.settings", ["D8_B3", "D8_B3"], ["sweep.settings", "D8_B3 stands there twice"]),
+        ("sources.wikipedia.kind", "rumour", ["sources.wikipedia.kind: no 'rumour'", "gutenberg"]),
+        ("sources.wikipedia.evaluation_share", 1.5, ["sources.wikipedia.evaluation_share", "1.5"]),
+        ("sources.wikipedia.start", "middle", ["sources.wikipedia.start", "'body' or 'interior'", "'middle'"]),
+        ("seed", "lucky", ["seed", "integer", "'lucky'"]),
+        ("seed", -1, ["seed", "-1"]),
+        ("threads", 0, ["threads", "0"]),
+        ("dtype", "int8", ["dtype", "float32", "'int8'"]),
+        ("device", "tpu", ["device", "'cpu' or 'cuda'", "'tpu'"]),
+        ("scales.tiny.prompts", 0, ["scales.tiny.prompts", "0"]),
+        ("scales.tiny.prompts", "two", ["scales.tiny.prompts", "'two'"]),
+        ("scales.tiny.output_tokens", ..., ["scales.tiny.output_tokens", "required"]),
+        ("scales.tiny.colour", "red", ["scales.tiny.colour", "not permitted", "'red'"]),
+        ("sede", 3, ["sede", "not permitted"]),
+    ],
+)
+def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> None:
+    """Guards against errors that leave the reader to search."""
+    message = said(changed(place, value))
+    assert message.startswith("params.yaml: ")
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "parts"),
+    [
+        ("methods.dynatree.depth", -1, ["methods.dynatree", "depth", "-1"]),
+        ("methods.dynatree.branch", 0, ["methods.dynatree", "branch", "0"]),
+        ("methods.dynatree.threshold", 2, ["methods.dynatree", "threshold", "2"]),
+        ("methods.dynatree.threshold", "low", ["methods.dynatree", "threshold", "'low'"]),
+        ("methods.dynatree.budget", ..., ["methods.dynatree", "budget", "required"]),
+        ("methods.dynatree.width", 3, ["methods.dynatree", "width", "3"]),
+        ("methods.dynatree.policy", ..., ["methods.dynatree", "policy", "required"]),
+        ("methods.autoregressive.depth", 3, ["methods.autoregressive", "depth", "not permitted"]),
+        ("methods.transformers.depth", 3, ["methods.transformers", "depth", "not permitted"]),
+        ("methods.assisted.schedule", "never", ["methods.assisted", "schedule", "'never'", "constant"]),
+        ("methods.prompt_lookup.max_ngram", 0, ["methods.prompt_lookup", "max_ngram", "0"]),
+        ("methods.linear.draft_tokens", -2, ["methods.linear", "draft_tokens", "-2"]),
+        ("sweep.settings", ["D8_B0_tau0.03_N64"], ["sweep.settings.D8_B0_tau0.03_N64", "branch", "0"]),
+        ("sweep.settings", ["D8_X3"], ["D8_X3", "cannot read 'X3'"]),
+        ("sources.gutenberg.members", ..., ["sources.gutenberg", "members", "required"]),
+        ("sources.tiny_books.pages", 3, ["sources.tiny_books", "pages", "not permitted"]),
+        ("pairs.smollm2.target.kind", "magic", ["pairs.smollm2.target", "no 'magic'", "package, hub, local"]),
+        ("pairs.smollm2.target.kind", ["hub"], ["pairs.smollm2.target"]),
+        ("pairs.smollm2.drafter.layers", [], ["pairs.smollm2.drafter", "layers", "at least 1"]),
+        ("pairs.tiny.target.branch", "main", ["pairs.tiny.target", "branch", "not permitted"]),
+    ],
+)
+def test_a_wrong_knob_is_named(place: str, value: Any, parts: list[str]) -> None:
+    """Guards against knobs that are found out hours later, inside a job."""
+    message = said(changed(place, value), knobs=True)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_a_full_tree_without_bound_is_refused() -> None:
+    """Guards against 3^8 nodes."""
+    methods = {**RAW["methods"], "dynatree": {**RAW["methods"]["dynatree"], "threshold": None, "budget": None}}
+    assert "leave 3^8 nodes; set one of them" in said({**RAW, "methods": methods}, knobs=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("scale: [tiny", "params.yaml"),
+        ("just a sentence", "expected keys and values, got str"),
+        ("", "expected keys and values, got NoneType"),
+        ("1: 2", "must be strings"),
+        ("\x00", "special characters are not allowed"),
+    ],
+)
+def test_a_file_that_is_no_parameters_is_refused_in_one_line(tmp_path: Path, text: str, part: str) -> None:
+    """Guards against a traceback of the YAML reader."""
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=part) as caught:
+        params.read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """Guards against a traceback for a mistyped path."""
+    with pytest.raises(UserError, match="No such file"):
+        params.read(tmp_path / "params.yaml")
+
+
+def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against reading the package's parameters in a copy of the project with others, and against needing one."""
+    monkeypatch.chdir(tmp_path)
+    assert params.read().scale == RAW["scale"]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("scale", "tiny")), encoding="utf-8")
+    assert params.read().scale == "tiny"
+
+
+def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against importing torch for every job, and against trusting a stamp of other parameters."""
+    calls = []
+    monkeypatch.setattr(params, "check_knobs", calls.append)
+    first, second = params.check(RAW), params.check(changed("seed", 1))
+    for checked in (first, first, second, second):
+        params.check_knobs_once(checked, tmp_path)
+    assert calls == [first, second]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_changed_library_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a stamp that outlives an edit of a plug-in."""
+    calls = []
+    monkeypatch.setattr(params, "check_knobs", calls.append)
+    copy = tmp_path / "library" / "params.py"
+    copy.parent.mkdir()
+    copy.write_text("")
+    monkeypatch.setattr(params, "__file__", str(copy))
+    for moment in (1, 1, 2):
+        os.utime(copy, (moment, moment))
+        params.check_knobs_once(params.check(RAW), tmp_path / "stamps")
+    assert len(calls) == 2
+
+
+def test_a_failed_check_leaves_no_stamp(tmp_path: Path) -> None:
+    """Guards against an error that is reported only the first time."""
+    broken = params.check(changed("methods.dynatree.branch", 0))
+    for _ in range(2):
+        with pytest.raises(UserError, match="branch"):
+            params.check_knobs_once(broken, tmp_path)

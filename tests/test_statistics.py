@@ -1,0 +1,68 @@
+"""Means and bootstrap intervals, on numbers small enough to work out by hand."""
+
+import pytest
+
+from dynatree import statistics
+
+
+def test_means() -> None:
+    """Guards against averaging ratios arithmetically: 2x and 0.5x cancel out."""
+    assert statistics.mean([2.0, 0.5], geometric=True) == pytest.approx(1.0)
+    assert statistics.mean([2.0, 0.5], geometric=False) == 1.25
+
+
+def test_no_interval_from_a_single_document() -> None:
+    """Guards against an interval of width zero where nothing is known of the spread."""
+    assert statistics.interval([1.0, 2.0, 3.0], ["a", "a", "a"], geometric=False) is None
+
+
+def test_whole_documents_are_drawn() -> None:
+    """Guards against a bootstrap over prompts: equal documents leave no spread, however their prompts differ."""
+    values, documents = [1.0, 3.0, 1.0, 3.0], ["a", "a", "b", "b"]
+    assert statistics.interval(values, documents, geometric=False) == (2.0, 2.0)
+    low, high = statistics.interval(values, ["a", "b", "c", "d"], geometric=False)  # type: ignore[misc]
+    assert low < 2.0 < high
+
+
+def test_a_long_document_weighs_by_its_prompts() -> None:
+    """Guards against a mean of document means, which is another quantity than the one reported."""
+    values, documents = [0.0, 0.0, 0.0, 4.0], ["a", "a", "a", "b"]
+    assert statistics.interval(values, documents, geometric=False) == (0.0, 4.0)
+    # Half of the draws hold each document once; their mean over prompts is 1, over document means it would be 2.
+    assert statistics.interval(values, documents, geometric=False, level=0.0) == (1.0, 1.0)
+
+
+def test_equal_input_gives_an_equal_interval_in_any_order() -> None:
+    """Guards against numbers that change when tables are made again."""
+    values, documents = [1.0, 1.2, 0.9, 1.4], ["a", "b", "c", "d"]
+    ends = statistics.interval(values, documents, geometric=True)
+    assert ends == statistics.interval(values, documents, geometric=True)
+    assert ends == statistics.interval(values[::-1], documents[::-1], geometric=True)
+
+
+def test_a_higher_level_gives_a_wider_interval() -> None:
+    """Guards against cutting the tails at the wrong side."""
+    values, documents = [float(i) for i in range(12)], [str(i) for i in range(12)]
+    narrow = statistics.interval(values, documents, geometric=False, level=0.5)
+    wide = statistics.interval(values, documents, geometric=False, level=0.95)
+    assert narrow is not None
+    assert wide is not None
+    assert wide[0] < narrow[0] < 5.5 < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(
+    ("ends", "prompts", "expected"),
+    [
+        ((1.1, 1.3), 10, True),
+        ((0.7, 0.9), 10, True),
+        ((1.1, 1.3), 9, False),
+        ((0.9, 1.3), 40, False),
+        ((1.0, 1.3), 40, False),
+        (None, 40, False),
+    ],
+)
+def test_resolved_needs_ten_prompts_and_an_interval_without_one(
+    ends: tuple[float, float] | None, prompts: int, expected: bool
+) -> None:
+    """Guards against claiming a win that the prompts do not carry."""
+    assert statistics.resolved(ends, prompts) is expected

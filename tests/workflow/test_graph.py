@@ -1,0 +1,90 @@
+"""Snakemake and DVC describe one job graph."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+
+from dynatree import grid, params, plugins
+from tests.workflow.world import ROOT, World
+
+
+@pytest.fixture(scope="module")
+def planned() -> list[tuple[set[str], set[str]]]:
+    """(inputs, outputs) of every job that Snakemake would run from nothing."""
+    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "all")
+    jobs = []
+    for block in re.split(r"^(?:local)?rule \w+:$", text, flags=re.M)[1:]:
+        found = {
+            key: set(match[1].split(", ")) if (match := re.search(rf"^    {key}: (.*)$", block, re.M)) else set()
+            for key in ("input", "output")
+        }
+        if found["output"]:
+            jobs.append((found["input"], found["output"]))
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[tuple[str, set[str], set[str]]]:
+    """(name, dependencies, outs) of every DVC stage, parameters apart."""
+    with Repo(str(ROOT)) as repository:
+        return [
+            (
+                stage.addressing,
+                {str(dep.def_path) for dep in stage.deps if dep.def_path != "params.yaml"},
+                {str(out.def_path) for out in stage.outs},
+            )
+            for stage in repository.index.stages
+        ]
+
+
+def test_every_planned_file_belongs_to_one_stage(planned, stages):
+    """Guards against a file that only one of the tools makes, or that two stages claim."""
+    made = Counter(out for _, _, outs in stages for out in outs)
+    assert set(made.values()) == {1}
+    assert set(made) == {out for _, outs in planned for out in outs}
+
+
+def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
+    """Guards against a change that one tool notices and the other does not."""
+    jobs = [(inputs, outputs) for inputs, outputs in planned]
+    for name, dependencies, outs in stages:
+        inputs = {path for job_inputs, job_outputs in jobs if job_outputs <= outs for path in job_inputs}
+        rules = {path for path in dependencies if path.startswith("workflow/rules/")}
+        assert len(rules) == 2, name
+        assert "workflow/rules/common.smk" in rules, name
+        unread = {d for d in dependencies - rules if not any(Path(i).is_relative_to(d) for i in inputs)}
+        # A data set's kind decides which of the source helpers it uses; the stage names them all.
+        assert not unread or name.startswith("download_data"), (name, unread)
+        undeclared = {i for i in inputs if not any(Path(i).is_relative_to(d) for d in dependencies)}
+        assert not undeclared, (name, undeclared)
+
+
+def test_stages_list_what_the_parameters_list():
+    """Guards against a method, figure or timeline that dvc.yaml forgot."""
+    known = params.read(ROOT / "params.yaml")
+    text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert [f["name"] for f in text["draw"]["matrix"]["figure"]] == known.figures
+    for figure in text["draw"]["matrix"]["figure"]:
+        assert (figure["table"],) == plugins.load("figures", figure["name"]).TABLES
+    generated = [
+        run["method"]
+        for name in ("generate_plain", "generate_assisted", "generate_speculative")
+        for run in text[name]["matrix"]["run"]
+    ]
+    assert sorted(generated) == sorted(known.methods)
+    assert len(grid.expand(known)) == len(known.methods) * len(known.datasets) + len(known.sweep.settings) + 1
+
+
+def test_lint():
+    """Snakemake's own linter finds nothing."""
+    assert "Congratulations" in World(ROOT).run("snakemake", "--lint")
+
+
+def test_bad_parameters_stop_before_any_job():
+    """Guards against a traceback, or hours of work, before a wrong value is noticed; the last line says it all."""
+    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "all", "--config", "scale=huge", ok=False)
+    assert "scale: no 'huge'; choose one of tiny, laptop" in text.strip().splitlines()[-1]

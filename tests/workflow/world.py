@@ -1,0 +1,87 @@
+"""A throw-away checkout with the tiny parameters, in which both workflow tools really run."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV", "OMP"))},
+    "PATH": f"{BIN}:{os.environ['PATH']}",
+    "GIT_AUTHOR_NAME": "test",
+    "GIT_AUTHOR_EMAIL": "test@example.org",
+    "GIT_COMMITTER_NAME": "test",
+    "GIT_COMMITTER_EMAIL": "test@example.org",
+}
+
+
+class World:
+    """A folder with a copy of the checkout; `snakemake` and `dvc` say which jobs they ran."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def make(self) -> None:
+        """Copy, shrink, and put under version control."""
+        self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
+        self.edit(datasets=["tiny_articles"])
+        (self.folder / "dvc.lock").unlink(missing_ok=True)
+        for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
+            self.run(*command)
+
+    def run(self, *command: Any, cwd: Path | None = None, ok: bool = True) -> str:
+        """Standard output and error together."""
+        done = subprocess.run(
+            [str(part) for part in command],
+            cwd=cwd or self.folder,
+            env=ENVIRONMENT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert not ok or done.returncode == 0, done.stdout[-6000:]
+        return done.stdout
+
+    def edit(self, **changes: Any) -> None:
+        """Change params.yaml: keys with `__` for a level (methods__dynatree__threshold=0.1)."""
+        path = self.folder / "params.yaml"
+        values = yaml.safe_load(path.read_text())
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            section = values
+            for name in sections:
+                section = section[name]
+            section[last] = value
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+
+    def snakemake(self, *options: str) -> Counter[str]:
+        """`snakemake --cores 1 all`: the jobs that ran, as `rule:wildcards`."""
+        return jobs(self.run("snakemake", "--cores", 1, *options, "all"))
+
+    def repro(self) -> dict[str, set[str]]:
+        """`dvc repro`: stages that ran, and stages restored from the run cache."""
+        text = self.run("dvc", "repro")
+        return {
+            "ran": set(re.findall(r"^Running stage '([^']+)'", text, re.M)),
+            "restored": set(re.findall(r"^Stage '([^']+)' is cached", text, re.M)),
+        }
+
+
+def jobs(text: str) -> Counter[str]:
+    """Jobs in Snakemake's output: rule name and wildcard values, joined by `:` and `/`."""
+    found: Counter[str] = Counter()
+    blocks = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)
+    for rule, block in zip(blocks[1::2], blocks[2::2], strict=True):
+        body = block.split("\n\n")[0]
+        wildcards = re.search(r"^    wildcards: (.*)$", body, re.M)
+        values = [part.split("=", 1)[1] for part in wildcards[1].split(", ")] if wildcards else []
+        found[":".join([rule, "/".join(values)]) if values else rule] += 1
+    found.pop("all", None)
+    return found
