@@ -4,6 +4,7 @@ Batched verification and one-token steps use different kernels, so a near-tie ma
 an error of the decoder. Also the output's perplexity, since the same logits give it, and its repetition.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: floa
         "first_flip": flips[0] if flips else None,
         "largest_gap": worst,
         "negative_log_likelihood": loss,
-        "perplexity": float(torch.tensor(loss).exp()),
+        "perplexity": math.exp(min(loss, 700.0)),  # finite, so that records can hold it
         "repetition": repetition(prompt, output),
         "tolerance": eps,
     }

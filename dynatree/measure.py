@@ -4,6 +4,7 @@ A reference of plain target steps brackets each prompt, so that jobs timed at di
 """
 
 import fcntl
+import os
 import sys
 import tempfile
 import time
@@ -28,8 +29,8 @@ REFERENCE_CONTEXT = 64
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Hold the machine's timing lock: two timed jobs never overlap, whoever started them."""
-    with (Path(tempfile.gettempdir()) / "dynatree-timing.lock").open("w") as lock:
+    """Hold this user's timing lock: two timed jobs never overlap, whichever tool started them."""
+    with (Path(tempfile.gettempdir()) / f"dynatree-timing-{os.getuid()}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -42,14 +43,13 @@ def synchronise(device: torch.device) -> None:
 
 def reference_step(target: LanguageModel, seconds: float) -> float:
     """Median seconds of a plain target step at a fixed context, over at least `seconds` of such steps."""
+    context = min(REFERENCE_CONTEXT, (target.context_limit or REFERENCE_CONTEXT + 1) - 1)
     cache = KeyValueCache()
-    token = greedy_tokens(
-        target.forward(torch.arange(REFERENCE_CONTEXT) % target.vocabulary_size, cache, last_only=True)
-    )
+    token = greedy_tokens(target.forward(torch.arange(context) % target.vocabulary_size, cache, last_only=True))
     steps: list[float] = []
     begin = time.perf_counter()
     while not steps or time.perf_counter() - begin < seconds:
-        cache.crop(REFERENCE_CONTEXT)
+        cache.crop(context)
         start = time.perf_counter()
         greedy_tokens(target.forward(token, cache))
         steps.append(time.perf_counter() - start)

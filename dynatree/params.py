@@ -6,10 +6,10 @@ the plug-ins that take them (`check_knobs`), which does import them.
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dynatree import plugins
 from dynatree.errors import UserError
@@ -34,6 +34,14 @@ class Scale(_Section):
     perplexity_tokens: int = Field(ge=2)
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _overlapping(self) -> Self:
+        if self.perplexity_stride >= self.perplexity_window:
+            raise ValueError(
+                f"perplexity_stride {self.perplexity_stride}: choose less than perplexity_window {self.perplexity_window}"
+            )
+        return self
 
 
 class Method(BaseModel):

@@ -128,6 +128,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
             hashes[name] = files.sha256(written)
         (folder / "manifest.json").unlink(missing_ok=True)
         for name in FILES[:-1]:
+            (Path(temporary) / name).chmod(0o644)
             (Path(temporary) / name).replace(folder / name)
     files.write_json(folder / "manifest.json", {"origin": origin, "sha256": hashes})
 

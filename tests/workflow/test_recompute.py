@@ -1,4 +1,4 @@
-"""A change recomputes what depends on it and nothing else, in both tools, on the tiny pair. Tests build on each other."""
+"""A change recomputes what depends on it, nothing else, in both tools, on the tiny pair. Tests build on each other."""
 
 import json
 from pathlib import Path
@@ -143,4 +143,4 @@ def jobs_planned(world: World) -> set[str]:
 
 def test_an_interrupted_write_leaves_nothing(world: World):
     """Guards against half-written files: no temporary is left anywhere below the results."""
-    assert not [path for path in Path(world.folder / "results").rglob("*.part")]
+    assert not list(Path(world.folder / "results").rglob("*.part"))

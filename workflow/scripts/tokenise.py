@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 
 from dynatree.errors import reported
-from dynatree.tokenizer import require_tokenizer
 from dynatree.text.documents import read_documents
 from dynatree.text.splits import split, write_tokens
+from dynatree.tokenizer import require_tokenizer
 
 
 def main() -> None:
