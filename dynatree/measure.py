@@ -27,10 +27,15 @@ WARM_UP_TOKENS = 16
 REFERENCE_CONTEXT = 64
 
 
+def lock_path() -> Path:
+    """The file whose lock a timed job holds."""
+    return Path(tempfile.gettempdir()) / f"dynatree-timing-{os.getuid()}.lock"
+
+
 @contextmanager
 def alone() -> Iterator[None]:
     """Hold this user's timing lock: two timed jobs never overlap, whichever tool started them."""
-    with (Path(tempfile.gettempdir()) / f"dynatree-timing-{os.getuid()}.lock").open("w") as lock:
+    with lock_path().open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -39,7 +39,7 @@ class Scale(_Section):
     def _overlapping(self) -> Self:
         if self.perplexity_stride >= self.perplexity_window:
             raise ValueError(
-                f"perplexity_stride {self.perplexity_stride}: choose less than perplexity_window {self.perplexity_window}"
+                f"perplexity_stride {self.perplexity_stride}: choose less than the window, {self.perplexity_window}"
             )
         return self
 

@@ -38,7 +38,7 @@ def run(target: Build, drafter: Build, repeats: int = 1, seconds: float = 0.001)
 
 
 def locked() -> bool:
-    with (Path(tempfile.gettempdir()) / "dynatree-timing.lock").open("w") as lock:
+    with measure.lock_path().open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
