@@ -18,6 +18,7 @@ import torch
 
 from dynatree import plugins
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import Calibration
 from dynatree.model import LanguageModel
 from dynatree.text.prompts import Prompt
 from dynatree.trace import Clock, Trace
@@ -61,9 +62,15 @@ def reference_step(target: LanguageModel, seconds: float) -> float:
     return sorted(steps)[len(steps) // 2]
 
 
-def build(target: LanguageModel, drafter: LanguageModel | None, decoder: str, knobs: dict[str, Any]) -> Any:
-    """The decoder plug-in `decoder` on these models."""
-    return plugins.load("decoding", decoder).Decoder(target, drafter, **knobs)
+def build(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    decoder: str,
+    knobs: dict[str, Any],
+    calibration: Calibration | None = None,
+) -> Any:
+    """The decoder plug-in `decoder` on these models, with the calibration that was measured for them."""
+    return plugins.load("decoding", decoder).Decoder(target, drafter, calibration, **knobs)
 
 
 def generate(

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 
 from dynatree.cache import KeyValueCache
-from dynatree.decoding import NoKnobs
+from dynatree.calibration import Calibration
+from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
@@ -14,13 +15,21 @@ from dynatree.verification.greedy import greedy_tokens
 class Decoder:
     """Our own autoregressive loop on our own cache."""
 
-    NEEDS_DRAFTER = False
-
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
         NoKnobs(**knobs)
 
-    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs()
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel | None = None,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
         self.check(knobs)
         self._target = target
 

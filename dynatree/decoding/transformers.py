@@ -3,7 +3,8 @@
 from typing import Any
 
 from dynatree import baseline
-from dynatree.decoding import NoKnobs
+from dynatree.calibration import Calibration
+from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.trace import Clock, OnCommit, Trace
 
@@ -11,13 +12,21 @@ from dynatree.trace import Clock, OnCommit, Trace
 class Decoder:
     """`generate(do_sample=False)`."""
 
-    NEEDS_DRAFTER = False
-
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
         NoKnobs(**knobs)
 
-    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs()
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel | None = None,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
         self.check(knobs)
         self._target = target
 
