@@ -34,8 +34,12 @@ def costs(
     contexts: Sequence[int],
     repeats: int,
     machine: dict[str, Any],
+    models: dict[str, str],
 ) -> CostTable:
-    """The cost table of this pair: every forward `repeats` times. Contexts beyond a model's own are left out."""
+    """The cost table of this pair: every forward `repeats` times. Contexts beyond a model's own are left out.
+
+    `machine` and `models` (fingerprints) are kept with it.
+    """
 
     def verification(cache: KeyValueCache, context: int, n: int) -> None:
         tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
@@ -50,6 +54,7 @@ def costs(
 
     return CostTable(
         machine=machine,
+        models=models,
         verify=_curve(target, VERIFIED, contexts, repeats, verification),
         draft=_curve(drafter, DRAFTED, contexts, repeats, partial(level, drafter)) if drafter else None,
     )

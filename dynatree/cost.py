@@ -49,8 +49,12 @@ class Curve(Knobs):
 
 
 class CostTable(Knobs):
-    """Seconds of target and draft forwards, their per-round work included, and where they were measured."""
+    """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
+
+    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`.
+    """
 
     machine: dict[str, Any]
+    models: dict[str, str]
     verify: Curve
     draft: Curve | None = None

@@ -3,6 +3,7 @@
 All contact with transformers' forward is here and in cache.py; knows no tree, no drafter, no text source.
 """
 
+import hashlib
 import inspect
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from dynatree import files
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.packing import PackedLinear, pack
@@ -286,6 +288,15 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
     model = read(folder, torch_dtype).to(torch_device)
     vocabulary = _read_draft_vocabulary(folder)
     return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 that tells the weights in `folder` apart: of its only file of weights, or of all files' hashes."""
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        return str(files.read_json(manifest)["sha256"]["model.safetensors"])
+    hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _read_draft_vocabulary(folder: Path) -> Tensor | None:

@@ -125,7 +125,7 @@ def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) 
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
     draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
     steps = StepCalibration(ranks=[(0.5, 0.8), (-1.0, 0.5)], lookup=list(lookup.PRIOR))
-    return Calibration(CostTable(machine={}, verify=curve, draft=draft), steps)
+    return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 
 DRAFTERS = {"related": related, "same": same, "wrong": wrong, "unrelated": unrelated}

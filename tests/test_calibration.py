@@ -61,7 +61,7 @@ def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, draft
 def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:
     """Guards against a table that a policy cannot read, for models with a short context too."""
     for architecture in ("llama", "gpt2"):
-        table = calibrate.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"})
+        table = calibrate.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
         assert table.verify.tokens == list(calibrate.VERIFIED) and table.draft is not None
         assert table.verify.contexts[:2] == [16, 64]
         assert (table.verify.at(64, 127)[1:] > 0).all()
