@@ -4,7 +4,7 @@ A decoder is one file with a class `Decoder` of (target, drafter, calibration, *
 
     check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
     needs(knobs) -> Needs  what must or may be given besides the target
-    decode(prompt, max_new_tokens, eos_ids, on_commit, clock) -> Trace
+    decode(prompt, max_new_tokens, eos_ids, on_commit, clock, processors) -> Trace
 """
 
 from typing import NamedTuple

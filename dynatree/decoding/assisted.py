@@ -9,6 +9,7 @@ from dynatree.calibration import Calibration
 from dynatree.decoding import Needs
 from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel, check_pair
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
@@ -54,9 +55,18 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers with an assistant, which must have room for the whole sequence."""
         self._drafter.check_prompt(prompt, max_new_tokens)
         return baseline.generate(
-            self._target, self._drafter, prompt, max_new_tokens, eos_ids, on_commit, clock, self._options
+            self._target,
+            self._drafter,
+            prompt,
+            max_new_tokens,
+            eos_ids,
+            on_commit,
+            clock,
+            self._options,
+            **processors.generation_options,
         )

@@ -9,6 +9,7 @@ from dynatree.calibration import Calibration
 from dynatree.decoding import Needs
 from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
@@ -47,6 +48,7 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers with n-gram lookup."""
         # transformers looks up past the last wanted token, and learned positions end with the context.
@@ -61,4 +63,5 @@ class Decoder:
             clock,
             prompt_lookup_num_tokens=self._knobs.draft_tokens,
             max_matching_ngram_size=self._knobs.max_ngram,
+            **processors.generation_options,
         )

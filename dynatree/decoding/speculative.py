@@ -14,6 +14,7 @@ from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
 from dynatree.decoding import Needs
 from dynatree.model import LanguageModel, check_pair
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import greedy_tokens, verify
@@ -72,6 +73,7 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """Exactly what greedy `autoregressive` gives for the same arguments, in fewer target forwards."""
         target, drafter, policy = self._target, self._drafter, self._policy
@@ -80,11 +82,12 @@ class Decoder:
         recorder = Recorder(eos_ids, on_commit, clock)
         phase = recorder.clock.phase
         cache = KeyValueCache()
-        drafter.start()
+        drafter.start(processors)
         policy.start(self._costs)
 
         with phase("prefill"):
-            root = int(greedy_tokens(target.forward(torch.tensor(prompt), cache, last_only=True)))
+            logits = target.forward(torch.tensor(prompt), cache, last_only=True)
+            root = int(greedy_tokens(processors.process(logits, prompt)))
         recorder.first([root])
         committed = [*prompt, root]
 
@@ -103,7 +106,7 @@ class Decoder:
                 mask = tree.attention_mask(prefix) if len(tree) > 1 else None
                 logits = target.forward(tree.tokens, cache, tree.positions(prefix), mask)
                 # 4. Accept the deepest path that agrees with the target, plus the target's own next token.
-                kept, root = verify(tree, logits)
+                kept, root = verify(tree, processors.process(logits, committed, tree))
             # 5. Commit: gather the path in both caches, emit, and make the bonus token the next root.
             with phase("cache"):
                 cache.keep(prefix, kept)

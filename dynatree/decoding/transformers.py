@@ -6,6 +6,7 @@ from dynatree import baseline
 from dynatree.calibration import Calibration
 from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
@@ -37,6 +38,9 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers."""
-        return baseline.generate(self._target, None, prompt, max_new_tokens, eos_ids, on_commit, clock)
+        return baseline.generate(
+            self._target, None, prompt, max_new_tokens, eos_ids, on_commit, clock, **processors.generation_options
+        )

@@ -3,7 +3,7 @@
 A drafter is one file with `MODEL`, whether it is "unused", "optional" or "required", and a class `Drafter` of
 (model, calibration of its step probabilities or None):
 
-    start()                                    forget the last request
+    start(processors)                          forget the last request; the next one's logits processors
     free(committed, limit)                     tokens and log-probabilities [k], k <= limit: a chain below the root
                                                that needs no model call
     depth_limit(committed) -> levels           how many levels it can draft behind so many committed tokens

@@ -10,6 +10,7 @@ from torch import Tensor
 from dynatree.calibration import StepCalibration
 from dynatree.drafting import lookup, model
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
 
 MODEL = "optional"
@@ -27,11 +28,11 @@ class Drafter:
         """Forwards of the model, counted at its call."""
         return self._model.forwards if self._model else 0
 
-    def start(self) -> None:
-        """Forget the last request."""
-        self._lookup.start()
+    def start(self, processors: Processors = PLAIN) -> None:
+        """Forget the last request; the next one's `processors` apply to proposals too."""
+        self._lookup.start(processors)
         if self._model:
-            self._model.start()
+            self._model.start(processors)
 
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """Lookup's chain: tokens [k] and step log-probabilities [k]."""

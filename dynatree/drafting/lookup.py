@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynatree.calibration import StepCalibration
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
 
 MODEL = "unused"
@@ -63,7 +64,7 @@ class Drafter:
         self._prior = tuple(calibration.lookup) if calibration else PRIOR
         self.start()
 
-    def start(self) -> None:
+    def start(self, processors: Processors = PLAIN) -> None:
         """Forget the last request, what was learnt of it included: a request's trace depends on nothing else."""
         self._confidence = Confidence(self._prior)
         self._ends: dict[tuple[int, ...], list[int]] = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
 
 MODEL = "required"
@@ -21,6 +22,10 @@ class Drafter:
     def __init__(self, model: LanguageModel, calibration: StepCalibration | None = None):
         self._model = model
         self._calibration = calibration
+        self._columns = None
+        if model.draft_vocabulary is not None:
+            self._columns = torch.full((model.vocabulary_size,), -1)
+            self._columns[model.draft_vocabulary] = torch.arange(len(model.draft_vocabulary))
         self.start()
 
     @property
@@ -28,8 +33,9 @@ class Drafter:
         """Forwards of the model, counted at its call."""
         return self._model.forwards
 
-    def start(self) -> None:
-        """Forget the last request."""
+    def start(self, processors: Processors = PLAIN) -> None:
+        """Forget the last request; the next one's `processors` apply to proposals too."""
+        self._processors = processors
         self._cache = KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
@@ -60,6 +66,7 @@ class Drafter:
             mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
             positions = tree.depths[frontier] + self._prefix - 1
             logits = self._model.draft(tree.tokens[frontier], self._cache, positions, mask)
+        logits = self._processors.process(logits, committed, tree, frontier, self._columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
         tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
