@@ -5,6 +5,7 @@ an error of the decoder. Also the output's perplexity, since the same logits giv
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,21 +14,30 @@ from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
+from dynatree.text.prompts import Prompt
+from dynatree.text.splits import TUNING, SplitDocument
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import greedy_tokens
 
 # Largest logit distance from the argmax that rounding may cause.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
 REPETITION_ORDER = 17
 
 
-def tolerance(target: LanguageModel, texts: list[list[int]]) -> float:
-    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along `texts`.
+def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
+    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along tuning text.
 
-    That difference is the one between a batched forward and one-token forwards, which is what decoders mix.
+    That difference is the one between a batched forward and one-token forwards, which is what decoders mix, over the
+    beginnings of the first tuning documents: what is measured must not set its own tolerance. Raises UserError if
+    there is no tuning document.
     """
     if target.dtype in TOLERANCE:
         return TOLERANCE[target.dtype]
+    length = min(TOLERANCE_TOKENS, target.context_limit or TOLERANCE_TOKENS)
+    texts = [d.ids[:length] for d in documents if d.split == TUNING and d.ids][:TOLERANCE_DOCUMENTS]
+    if not texts:
+        raise UserError(f"audit: none of {len(documents)} documents is of the tuning split, which sets the tolerance")
     largest = 0.0
     for ids in texts:
         tokens = torch.tensor(ids)
@@ -86,3 +96,18 @@ def repetition(prompt: list[int], output: list[int], order: int = REPETITION_ORD
         repeated += end > len(prompt) and gram in seen
         seen.add(gram)
     return repeated / len(output)
+
+
+def records(
+    target: LanguageModel, prompts: Sequence[Prompt], outputs: Sequence[dict[str, Any]], eps: float
+) -> list[dict[str, Any]]:
+    """The facts of each output record (measure.py), in order. Raises UserError at the first that is not exact."""
+    ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
+    rows = []
+    for output in outputs:
+        key = {"prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+        try:
+            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps)})
+        except UserError as error:
+            raise UserError(f"{output['prompt_id']}: {error}") from error
+    return rows

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from dynatree import __version__, params, plugins, schema
+from dynatree import __version__, files, options, params, plugins, schema
 from dynatree.errors import UserError, reported
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
@@ -52,9 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
     )
-    generate.add_argument("--dtype", default="float32", help="float32 (default), float64, bfloat16, float16")
-    generate.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    generate.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    options.machine(generate)
     generate.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
     generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     generate.set_defaults(run=_generate)
@@ -74,7 +72,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
     knobs = method.knobs
-    settable = [key for key in knobs if key not in ("policy", "drafting")]
+    settable = [key for key in knobs if key not in params.PLUGGED]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or key not in settable:
@@ -92,12 +90,12 @@ def _folder(name: str, known: params.Params) -> Path:
     """The model folder that `name` means: a path, or a model of params.yaml that the workflow has built."""
     if Path(name).is_dir():
         return Path(name)
-    names = [model for pair in known.pairs for model in (pair, f"{pair}-drafter")]
+    names = [model for pair in known.pairs for model in (pair, files.drafter_of(pair))]
     if name not in names:
         raise UserError(f"model: {name!r} is neither a folder nor a model of params.yaml ({', '.join(names)})")
     homes = [Path(os.environ["DYNATREE_MODELS"])] if "DYNATREE_MODELS" in os.environ else []
     homes += [Path("models"), Path(__file__).resolve().parent.parent / "models"]
-    found = next((home / name for home in homes if (home / name / "manifest.json").is_file()), None)
+    found = next((home / name for home in homes if (home / name / files.MANIFEST).is_file()), None)
     if found is None:
         raise UserError(
             f"model {name!r} is not built yet: run `snakemake --cores 1 models/{name}/manifest.json` (or `make all`) "
@@ -132,8 +130,6 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--method: no {arguments.method!r}; choose one of {', '.join(known.methods)}")
     method = known.methods[arguments.method]
     knobs = _settings(method, arguments.set)
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads: {arguments.threads}; give at least 1")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     decoder_class = plugins.load("decoding", method.decoder).Decoder

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.files import write_text
+from dynatree.knobs import Knobs
+
+# Knobs of a method whose values name plug-ins, with the plug-ins' folders.
+PLUGGED = {"policy": "policies", "drafting": "drafting"}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Scale(_Section):
+class Scale(Knobs):
     """How much of everything; lengths in tokens."""
 
     prompts: int = Field(ge=1)
@@ -56,7 +56,7 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Sweep(_Section):
+class Sweep(Knobs):
     """Further settings of one method on one data set."""
 
     method: str
@@ -72,7 +72,7 @@ class Sweep(_Section):
         return settings
 
 
-class Pair(_Section):
+class Pair(Knobs):
     """Where a target and its drafter come from: `kind` and that kind's keys (dynatree/weights.py)."""
 
     target: dict[str, Any]
@@ -93,7 +93,7 @@ class Source(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Params(_Section):
+class Params(Knobs):
     """The whole of params.yaml."""
 
     scale: str
@@ -152,7 +152,7 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         among("datasets", dataset, list(params.sources))
     for name, method in params.methods.items():
         among(f"methods.{name}.decoder", method.decoder, plugins.names("decoding"))
-        for knob, folder in (("policy", "policies"), ("drafting", "drafting")):
+        for knob, folder in PLUGGED.items():
             if knob in method.knobs:
                 among(f"methods.{name}.{knob}", method.knobs[knob], plugins.names(folder))
     among("methods", "autoregressive", list(params.methods))

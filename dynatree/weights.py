@@ -1,7 +1,7 @@
 """Where a model comes from: a package of the registry, a hub, a local folder, or chance. Always ends as one folder.
 
-A model folder has exactly the files of FILES, whatever the source, so that a workflow can name them; `manifest.json`
-holds the others' checksums. How a drafter is trained is not known here (distil.py).
+A model folder has exactly files.MODEL_FILES, whatever the source, so that a workflow can name them. How a drafter is
+trained is not known here (distil.py).
 """
 
 import tempfile
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -22,18 +22,12 @@ from transformers import (
 
 from dynatree import files, hub, registry
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.model import first_line, read
 from dynatree.tokenizer import require_tokenizer
 
-WEIGHTS = "model.safetensors"
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, "manifest.json")
 
-
-class _Source(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PackageWeights(_Source):
+class PackageWeights(Knobs):
     """A GGUF file inside a package of the registry."""
 
     kind: Literal["package"]
@@ -42,7 +36,7 @@ class PackageWeights(_Source):
     member_sha256: str
 
 
-class HubWeights(_Source):
+class HubWeights(Knobs):
     """A repository of the model hub, safetensors only."""
 
     kind: Literal["hub"]
@@ -50,14 +44,14 @@ class HubWeights(_Source):
     revision: str | None = None
 
 
-class LocalWeights(_Source):
+class LocalWeights(Knobs):
     """A folder in transformers' layout."""
 
     kind: Literal["local"]
     path: str
 
 
-class RandomWeights(_Source):
+class RandomWeights(Knobs):
     """Untrained weights of an architecture of transformers, with a byte tokenizer: for trying the machinery."""
 
     kind: Literal["random"]
@@ -65,7 +59,7 @@ class RandomWeights(_Source):
     configuration: dict[str, Any]
 
 
-class DistilledWeights(_Source):
+class DistilledWeights(Knobs):
     """A drafter trained from the target's own layers (distil.py explains the keys)."""
 
     kind: Literal["distil"]
@@ -121,16 +115,16 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
         tokenizer.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
         hashes = {}
-        for name in FILES[:-1]:
+        for name in files.MODEL_FILES[:-1]:
             written = Path(temporary) / name
             if not written.is_file():
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        for name in FILES[:-1]:
+        (folder / files.MANIFEST).unlink(missing_ok=True)
+        for name in files.MODEL_FILES[:-1]:
             (Path(temporary) / name).chmod(0o644)
             (Path(temporary) / name).replace(folder / name)
-    files.write_json(folder / "manifest.json", {"origin": origin, "sha256": hashes})
+    files.write_json(folder / files.MANIFEST, {"origin": origin, "sha256": hashes})
 
 
 def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:

@@ -72,7 +72,7 @@ def test_stages_list_what_the_parameters_list():
         assert (figure["table"],) == plugins.load("figures", figure["name"]).TABLES
     generated = [
         run["method"]
-        for name in ("generate_plain", "generate_assisted", "generate_speculative")
+        for name in ("generate_plain", "generate_transformers", "generate_assisted", "generate_speculative")
         for run in text[name]["matrix"]["run"]
     ]
     assert sorted(generated) == sorted(known.methods)

@@ -55,7 +55,6 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     draws = {name for name in done["ran"] if name.startswith("draw@")}
     assert done["ran"] - draws == {
         f"generate_speculative@run2-{DATASET}",
-        f"evaluate@run6-{DATASET}",
         "timeline_speculative@run1",
         "aggregate",
     }
@@ -92,13 +91,12 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     folder = f"dynatree/D8_B3_tau0.4_N64/{DATASET}"
     assert set(ran) - {name for name in ran if name.startswith("draw:")} == {
         f"generate:runs/{folder}",
-        f"evaluate:runs/{folder}",
         f"timeline:{folder}",
         "aggregate",
     }
     world.edit(**{TAU: 0.03})
     ran = world.snakemake()
-    assert not [name for name in ran if name.startswith(("generate", "evaluate", "timeline"))]
+    assert not [name for name in ran if name.startswith(("generate", "timeline"))]
 
 
 def test_changed_sweep_value_runs_the_new_point_alone(world: World):
@@ -108,7 +106,6 @@ def test_changed_sweep_value_runs_the_new_point_alone(world: World):
     folder = f"sweep/dynatree/D4_B2_tau0.3_N16/{DATASET}"
     assert {name for name in ran if not name.startswith("draw:")} == {
         f"generate:{folder}",
-        f"evaluate:{folder}",
         "aggregate",
     }
     assert not {p.name for p in (world.folder / "results/sweep/dynatree").iterdir()} - {
@@ -129,7 +126,6 @@ def test_changed_seed_runs_everything_that_draws(world: World):
         "distil",
         "generate",
         "timeline",
-        "evaluate",
         "perplexity",
         "aggregate",
         "draw",

@@ -5,7 +5,7 @@ include: "common.smk"
 rule aggregate:
     input:
         script="workflow/scripts/aggregate.py",
-        library=library("tokenizer", "metrics", "statistics", "schema", "text/documents"),
+        library=library("workflow/scripts/aggregate.py"),
         runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
         timeline=expand("results/{run}/phases.json", run=TIMELINE),
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),

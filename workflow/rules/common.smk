@@ -1,11 +1,15 @@
 # Parameters, checked; the runs they ask for; which library files a job uses. The only place for helpers.
+import ast
 import json
 import shlex
 import sys
+from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from dynatree import grid, params, plugins
 from dynatree.errors import reported
+from dynatree.files import MODEL_FILES, drafter_of
 from dynatree.schema import TABLES
 
 
@@ -26,15 +30,7 @@ with reported():
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
-TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{PARAMS.pair}-drafter"
-MODEL_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "model.safetensors",
-    "manifest.json",
-]
+TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
     f" --threads {PARAMS.threads}" if PARAMS.threads else ""
@@ -47,42 +43,33 @@ wildcard_constraints:
     top="runs|sweep",
 
 
-def library(*modules):
-    """Files of the library that a rule uses, besides the errors and files that all do."""
-    return [f"dynatree/{name}.py" for name in ("errors", "files", *modules)]
+@cache
+def library(script, *plugged):
+    """Files of the library that a script imports, and with it the plug-ins `plugged` ("policies.chain", ...)."""
+    finder = ModuleFinder(path=[str(Path.cwd())])  # of this checkout alone
+    finder.run_script(script)
+    for plugin in plugged:
+        finder.import_hook(f"dynatree.{plugin}")
+    modules = [module for module in finder.modules.values() if module.__file__ and module.__name__ != "__main__"]
+    found = [Path(module.__file__).relative_to(Path.cwd()) for module in modules]
+    return sorted(str(file) for file in found if file.name != "__init__.py" or has_code(file))
 
 
-MODEL = library("model", "cache", "tokenizer", "provenance")
-WEIGHTS = [*MODEL, *library("weights", "registry", "hub")]
-TEXT = library("text/documents", "text/splits", "text/prompts")
+def has_code(file):
+    """Whether a package's __init__ holds more than words and the version, so that a result may depend on it."""
+    return any(not isinstance(node, ast.Expr | ast.Assign) for node in ast.parse(file.read_text()).body)
 
 
-def decoding_library(run):
-    """Files that generation with the decoder, policy and drafter of `run` uses."""
-    knobs = dict(run.knobs)
-    modules = ["measure", "plugins", "trace", "tree", "verification/greedy", "decoding/__init__"]
-    modules.append(f"decoding/{run.decoder}")
-    if "policy" in knobs:
-        modules += [f"policies/{knobs['policy']}", f"drafting/{knobs.get('drafting', 'model')}"]
-    else:
-        modules.append("baseline")
-    return sorted({*MODEL, *TEXT, *library(*modules)})
+def decoding_library(script, run):
+    """Files that a script uses with the decoder, policy and drafter of `run`."""
+    knobs = {**({"drafting": "model"} if run.decoder == "speculative" else {}), **dict(run.knobs)}
+    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    return library(script, f"decoding.{run.decoder}", *plugged)
 
 
 def needs_drafter(run):
     """Whether this run loads the drafter model; plain decoding never does."""
     return run.decoder in ("speculative", "assisted")
-
-
-def source_library(kind):
-    """Files that fetching a data set of this kind uses."""
-    helpers = {
-        "hub": ["hub"],
-        "wikipedia": ["registry"],
-        "gutenberg": ["registry", "text/cleaning"],
-        "text": ["text/cleaning"],
-    }
-    return library("plugins", "text/documents", f"sources/{kind}", *helpers.get(kind, []))
 
 
 def figure_tables(figure):

@@ -7,7 +7,7 @@ if PAIR.drafter["kind"] == "distil":
     rule distil:
         input:
             script="workflow/scripts/distil.py",
-            library=sorted({*WEIGHTS, *TEXT[:-1], *library("distil")}),
+            library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
             tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
         output:
@@ -32,7 +32,7 @@ else:
     rule download_drafter:
         input:
             script="workflow/scripts/download_model.py",
-            library=WEIGHTS,
+            library=library("workflow/scripts/download_model.py"),
         output:
             expand("{model}/{file}", model=DRAFTER, file=MODEL_FILES),
         log:

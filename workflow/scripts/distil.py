@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from dynatree import distil, model, provenance, weights
+from dynatree import distil, model, options, provenance, weights
 from dynatree.errors import reported
 from dynatree.text.splits import read_tokens
 
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--source", required=True, help="JSON object: kind distil and its keys, as in params.yaml")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--threads", type=int, help="default: physical cores")
+    options.threads(parser)
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     a = parser.parse_args()
     with reported():
