@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dynatree import calibrate, measure, model, provenance
+from dynatree import calibrate, measure, model, options, provenance
 from dynatree.calibration import Calibration
 from dynatree.errors import reported
 from dynatree.text.prompts import choose
@@ -12,8 +12,8 @@ from dynatree.text.splits import TUNING, read_tokens
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--target", type=Path, required=True, help="model folder")
-    parser.add_argument("--drafter", type=Path, help="model folder")
+    options.models(parser)
+    options.machine(parser)
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--start", nargs="+", required=True, help="where prompts begin in each: body or interior")
     parser.add_argument("--prompts", type=int, required=True, help="tuning prompts a data set")
@@ -22,9 +22,6 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", required=True, help="committed tokens to time behind")
     parser.add_argument("--repeats", type=int, required=True, help="timed forwards of each size")
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="default: physical cores")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     a = parser.parse_args()
     with reported():
@@ -36,7 +33,7 @@ def main() -> None:
                 read_tokens(path), path.stem, a.prompts, a.prompt_tokens, a.output_tokens, a.seed, start, TUNING
             )
         ]
-        folders = {"target": a.target} | ({"drafter": a.drafter} if a.drafter else {})
+        folders = options.folders(a)
         loaded = {role: model.load(folder, a.dtype, a.device) for role, folder in folders.items()}
         target, drafter = loaded["target"], loaded.get("drafter")
         # Greedy continuations, whichever way they are decoded.
