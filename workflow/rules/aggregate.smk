@@ -10,7 +10,6 @@ rule aggregate:
         timeline=expand("results/{run}/phases.json", run=TIMELINE),
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
-        settings=f"{TARGET}/tokenizer_config.json",
     output:
         tables=expand("results/{table}.parquet", table=TABLES),
         metrics="results/metrics.json",
