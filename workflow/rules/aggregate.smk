@@ -11,7 +11,6 @@ rule aggregate:
         costs=CALIBRATION[0],
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
-        settings=f"{TARGET}/tokenizer_config.json",
     output:
         tables=expand("results/{table}.parquet", table=TABLES),
         metrics="results/metrics.json",

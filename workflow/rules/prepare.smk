@@ -8,7 +8,6 @@ rule tokenise:
         library=library("workflow/scripts/tokenise.py"),
         documents="data/documents/{dataset}.parquet",
         tokenizer=f"{TARGET}/tokenizer.json",
-        settings=f"{TARGET}/tokenizer_config.json",
     output:
         f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     log:

@@ -7,7 +7,7 @@ from pathlib import Path
 from dynatree import files, metrics
 from dynatree.errors import reported
 from dynatree.text.documents import write_table
-from dynatree.tokenizer import require_tokenizer
+from dynatree.tokenizer import text_tokenizer
 
 
 def main() -> None:
@@ -16,12 +16,12 @@ def main() -> None:
     parser.add_argument("--timeline", type=Path, nargs="+", required=True, help="folders of instrumented passes")
     parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
     parser.add_argument("--costs", type=Path, required=True, help="costs.json of the calibration")
-    parser.add_argument("--model", type=Path, required=True, help="model folder with the tokenizer")
+    parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
     a = parser.parse_args()
     with reported():
-        tokenizer = require_tokenizer(a.model)
-        decode = cache(lambda ids: tokenizer.decode(list(ids)))
+        tokenizer = text_tokenizer(a.model)
+        decode = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
         records = [metrics.Records.read(folder) for folder in a.runs]
         machine = metrics.same_machine(records)
         rows = {
