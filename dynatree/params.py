@@ -201,10 +201,10 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
         check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))
     for name, source in params.sources.items():
         module = plugins.load("sources", source.kind)
-        _checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
+        checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
     for name, pair in params.pairs.items():
-        _checked(f"pairs.{name}.target", weights.parse, pair.target)
-        _checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        checked(f"pairs.{name}.target", weights.parse, pair.target)
+        checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
     return {
         name: plugins.load("decoding", method.decoder).Decoder.needs(method.knobs)._asdict()
         for name, method in params.methods.items()
@@ -213,7 +213,7 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
 
 def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:
     """Have the decoder plug-in (and its policy and drafter) check `knobs`; `key` names them in the error."""
-    _checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
+    checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
 
 
 def check_knobs_once(params: Params, stamps: Path) -> Any:
@@ -230,9 +230,10 @@ def check_knobs_once(params: Params, stamps: Path) -> Any:
     return read_json(stamp)
 
 
-def _checked(key: str, build: Any, values: dict[str, Any]) -> None:
+def checked(key: str, build: Any, values: dict[str, Any]) -> Any:
+    """`build(values)`. Raises UserError, beginning with `key`, where pydantic or a plug-in refuses them."""
     try:
-        build(values)
+        return build(values)
     except (ValidationError, TypeError) as error:
         raise UserError(f"{key}: {explain(error)}") from error
     except UserError as error:

@@ -61,8 +61,9 @@ class Decoder:
         self._policy = checked.build_policy()
         self._costs = calibration.costs if calibration else None
         if self._policy.needs_costs and self._costs is None:
-            log.warning("no cost table for policy %s: using `threshold` with the same limits", checked.policy)
             self._policy = self._policy.without_costs()
+            limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
+            log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         steps = calibration.steps if calibration and self._policy.uses_calibration else None
         self._drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, steps)
 

@@ -10,10 +10,10 @@ CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.1406
 """
 
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from dynatree import plugins
@@ -28,6 +28,9 @@ _FIRST_YIELD = 0.4
 _PROBE_EVERY = 16
 # Tokens that a draft forward is charged for at most: a longer lag (a prompt) would have to be fed sooner or later.
 _LONGEST_LAG = 128
+# No table tells what larger trees cost.
+_MOST_NODES = 127
+_UNMEASURED_DEPTH = 8
 # Steps of probability in the table of seconds a token.
 _GRID = 200
 
@@ -41,15 +44,15 @@ class _Seconds(NamedTuple):
 
 
 class Policy(GrowthPolicy):
-    """`depth`, `branch`, `threshold` (tau, on v; None: none) and `budget` (N) are limits.
+    """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no limit of that kind.
 
     If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
     """
 
-    depth: int = Field(ge=0, le=127)
+    depth: int = Field(ge=0, le=_MOST_NODES)
     branch: int = Field(ge=1, le=64)
     threshold: float | None = Field(ge=0, le=1)
-    budget: int = Field(ge=0, le=127)
+    budget: int | None = Field(ge=0, le=_MOST_NODES)
     calibrated: bool = True
 
     needs_costs: ClassVar[bool] = True
@@ -64,13 +67,24 @@ class Policy(GrowthPolicy):
     _lag: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
 
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        self.without_costs()  # refuses what leaves its tree without bound
+        return self
+
     def without_costs(self) -> GrowthPolicy:
-        """The policy that takes over where nothing was measured."""
-        limits = {"depth": min(self.depth, 64), "branch": self.branch}
+        """The policy that takes over where nothing was measured: no deeper than is usual there."""
         policy: GrowthPolicy = plugins.load("policies", "threshold").Policy(
-            **limits, threshold=self.threshold, budget=self.budget
+            depth=min(self.depth, _UNMEASURED_DEPTH),
+            branch=self.branch,
+            threshold=self.threshold,
+            budget=self.budget,
         )
         return policy
+
+    @property
+    def _most(self) -> int:
+        return _MOST_NODES if self.budget is None else self.budget
 
     @property
     def uses_calibration(self) -> bool:
@@ -85,7 +99,7 @@ class Policy(GrowthPolicy):
     def begin(self, context: int, lag: int) -> None:
         near = self._costs.verify.nearest(context)
         if near not in self._by_context:
-            verify = self._costs.verify.at(context, 1 + self.budget)[1:]
+            verify = self._costs.verify.at(context, 1 + self._most)[1:]
             draft = self._costs.draft.at(context, _LONGEST_LAG) if self._costs.draft else None
             self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
         self._seconds = self._by_context[near]
@@ -104,10 +118,10 @@ class Policy(GrowthPolicy):
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
         verify, draft, token = self._seconds
-        if draft is None or not len(candidates) or not self.budget:
+        if draft is None or not len(candidates) or not self._most:
             return candidates[:0]
         v = tree.log_probs[candidates].exp()
-        order = v.argsort(descending=True, stable=True)[: self.budget]
+        order = v.argsort(descending=True, stable=True)[: self._most]
         # The root comes with all that the draft cache lacks.
         cost = draft[1 : len(order) + 1] if self._level else draft[min(self._lag, len(draft) - 1)]
         # What a child adds: its share of what no child of that node claims yet.
@@ -116,7 +130,7 @@ class Policy(GrowthPolicy):
         n = self._best(tree)[0]
         hit = self._yield[self._level]
         worth = (room * hit).cumsum(0) * token[int(hit * _GRID)]
-        gain = worth - cost - (verify[min(n + 1, self.budget)] - verify[n])
+        gain = worth - cost - (verify[min(n + 1, self._most)] - verify[n])
         best = int(gain.argmax())
         if gain[best] <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
             return candidates[:0]
@@ -127,7 +141,7 @@ class Policy(GrowthPolicy):
 
     def _best(self, tree: TokenTree) -> tuple[int, Tensor]:
         """How many nodes to verify, of the nodes ranked by v."""
-        ranking = tree.ranking()[: self.budget]
+        ranking = tree.ranking()[: self._most]
         log_v = tree.log_probs[ranking]
         step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
         worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)

@@ -18,7 +18,7 @@ from dynatree.tree import TokenTree
 class Policy(GrowthPolicy):
     """`threshold` None: no pruning; `budget` None: no node limit; with `branch` > 1 not both."""
 
-    depth: int = Field(ge=0, le=64)
+    depth: int = Field(ge=0, le=127)
     branch: int = Field(ge=1, le=64)
     threshold: float | None = Field(ge=0, le=1)
     budget: int | None = Field(ge=0, le=1024)

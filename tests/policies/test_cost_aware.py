@@ -16,7 +16,7 @@ from tests import models
 from tests.conftest import Build
 from tests.test_tree import trees
 
-LIMITS: dict[str, Any] = {"depth": 8, "branch": 3, "threshold": None, "budget": 16}
+LIMITS: dict[str, Any] = {"depth": 12, "branch": 3, "threshold": None, "budget": 16}
 PROMPT = [3, 1, 4, 1, 5]
 
 
@@ -115,5 +115,5 @@ def test_without_a_table_threshold_takes_over_and_says_so(
     with caplog.at_level(logging.WARNING):
         fallen = Decoder(target(), drafter("related"), None, policy="cost_aware", **knobs)
     assert "threshold" in caplog.text
-    threshold = Decoder(target(), drafter("related"), None, policy="threshold", **knobs)
+    threshold = Decoder(target(), drafter("related"), None, policy="threshold", **{**knobs, "depth": 8})
     assert fallen.decode(PROMPT, 20).rounds == threshold.decode(PROMPT, 20).rounds
