@@ -140,14 +140,32 @@ def default_path() -> Path:
     return next(p for p in (Path("params.yaml"), here / "params.yaml", here.parent / "params.yaml") if p.is_file())
 
 
-def read(path: str | Path | None = None) -> Params:
-    """The checked parameters of a YAML file. Raises UserError: no file, no YAML, wrong key, wrong value."""
-    path = Path(path) if path else default_path()
+class _Loader(yaml.SafeLoader):
+    """YAML with each key once; of a key that stands there twice, YAML's own loader silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key, line = key_node.value, key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(f"line {line}: key {key!r} stands there twice, first in line {lines[key]}")
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path) -> Any:
+    """The plain values of a YAML file. Raises UserError: no file, no YAML, a key that stands there twice."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    return check(raw, str(path))
+
+
+def read(path: str | Path | None = None) -> Params:
+    """The checked parameters of a YAML file. Raises UserError: as `load`, and a wrong key or value."""
+    path = Path(path) if path else default_path()
+    return check(load(path), str(path))
 
 
 def check(raw: Any, origin: str = "params.yaml") -> Params:

@@ -132,6 +132,9 @@ def test_a_full_tree_without_bound_is_refused() -> None:
         ("", "expected keys and values, got NoneType"),
         ("1: 2", "must be strings"),
         ("\x00", "special characters are not allowed"),
+        ("seed: 0\nscale: tiny\nseed: 1\n", "line 3: key 'seed' stands there twice, first in line 1"),
+        ("a: 1\nmethods:\n  linear: {depth: 1, depth: 2}\n", "line 3: key 'depth' stands there twice, first in line 3"),
+        ("methods:\n  linear: {}\n  linear: {}\n", "line 3: key 'linear' stands there twice, first in line 2"),
     ],
 )
 def test_a_file_that_is_no_parameters_is_refused_in_one_line(tmp_path: Path, text: str, part: str) -> None:

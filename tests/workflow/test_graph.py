@@ -87,6 +87,16 @@ def test_lint():
     assert "Congratulations" in World(ROOT).run("snakemake", "--lint")
 
 
+def test_a_key_that_stands_twice_stops_before_any_job(tmp_path):
+    """Guards against the last of two values being taken silently, by the tool that reads the file for itself."""
+    world = World(tmp_path)
+    world.make()
+    with (tmp_path / "params.yaml").open("a") as file:
+        file.write("seed: 7\n")
+    text = world.run("snakemake", "--cores", 1, "--dry-run", "all", ok=False)
+    assert "key 'seed' stands there twice" in text.strip().splitlines()[-1]
+
+
 def test_bad_parameters_stop_before_any_job():
     """Guards against a traceback, or hours of work, before a wrong value is noticed; the last line says it all."""
     text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "all", "--config", "scale=huge", ok=False)

@@ -23,6 +23,7 @@ shell.prefix(
 )
 
 with reported():
+    params.load("params.yaml")  # refuses keys that stand there twice, which `configfile` does not see
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
     TIMELINE = grid.timeline(PARAMS)
