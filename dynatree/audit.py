@@ -13,8 +13,10 @@ import torch
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
 from dynatree.text.splits import TUNING, SplitDocument
+from dynatree.tree import TokenTree
 from dynatree.verification.greedy import greedy_tokens
 
 # Largest logit distance from the argmax that rounding may cause.
@@ -47,14 +49,20 @@ def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> floa
     return 2 * largest
 
 
-def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: float) -> dict[str, Any]:
+def audit(
+    target: LanguageModel, prompt: list[int], output: list[int], eps: float, processors: Processors = PLAIN
+) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
+
+    Flips and gaps are of the processed logits, the perplexity is of the target's own.
 
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
     """
     tokens = torch.tensor([*prompt, *output])
     # The logits before each emitted token; the last token's own are not needed.
-    logits = target.score(tokens[:-1], last=len(output)).float().cpu()
+    scores = target.score(tokens[:-1], last=len(output)).float().cpu()
+    path = TokenTree.root(prompt[-1]).chain(tokens[len(prompt) : -1], torch.zeros(len(output) - 1))
+    logits = processors.process(scores, prompt, path)
     emitted = torch.tensor(output)[:, None]
     own = logits.gather(1, emitted).squeeze(1)
     gaps = logits.max(dim=1).values - own
@@ -66,7 +74,7 @@ def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: floa
             f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
             f"more than rounding explains ({eps:.1g})"
         )
-    loss = float((logits.logsumexp(1) - own).double().mean())
+    loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
     return {
         "flips": len(flips),
         "first_flip": flips[0] if flips else None,

@@ -13,11 +13,27 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.files import write_text
+from dynatree.files import read_json, write_json
 from dynatree.knobs import Knobs
 
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
+
+
+class Calibration(Knobs):
+    """Tuning prompts a data set and tokens of their continuations; contexts to time behind, forwards of each size."""
+
+    prompts: int = Field(ge=1)
+    output_tokens: int = Field(ge=2)
+    contexts: list[int] = Field(min_length=1)
+    repeats: int = Field(ge=1)
+
+    @field_validator("contexts")
+    @classmethod
+    def _ascending(cls, contexts: list[int]) -> list[int]:
+        if contexts != sorted(set(contexts)) or contexts[0] < 1:
+            raise ValueError("expected ascending numbers of tokens, 1 or more")
+        return contexts
 
 
 class Scale(Knobs):
@@ -34,6 +50,7 @@ class Scale(Knobs):
     perplexity_tokens: int = Field(ge=2)
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
+    calibration: Calibration
 
     @model_validator(mode="after")
     def _overlapping(self) -> Self:
@@ -188,8 +205,11 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     return params
 
 
-def check_knobs(params: Params) -> None:
-    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch."""
+def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
+    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch.
+
+    Returns what each method needs besides the target (decoding/__init__.py, `Needs`).
+    """
     from dynatree import grid, weights
 
     for name, method in params.methods.items():
@@ -199,19 +219,23 @@ def check_knobs(params: Params) -> None:
         check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))
     for name, source in params.sources.items():
         module = plugins.load("sources", source.kind)
-        _checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
+        checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
     for name, pair in params.pairs.items():
-        _checked(f"pairs.{name}.target", weights.parse, pair.target)
-        _checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        checked(f"pairs.{name}.target", weights.parse, pair.target)
+        checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+    return {
+        name: plugins.load("decoding", method.decoder).Decoder.needs(method.knobs)._asdict()
+        for name, method in params.methods.items()
+    }
 
 
 def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:
     """Have the decoder plug-in (and its policy and drafter) check `knobs`; `key` names them in the error."""
-    _checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
+    checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
 
 
-def check_knobs_once(params: Params, stamps: Path) -> None:
-    """`check_knobs`, unless it passed before for the same parameters and library (a stamp in folder `stamps`).
+def check_knobs_once(params: Params, stamps: Path) -> Any:
+    """`check_knobs`, unless it passed before for the same parameters and library: a stamp in `stamps` keeps its answer.
 
     A job graph is made for every stage, and importing torch each time would cost more than most stages.
     """
@@ -220,13 +244,14 @@ def check_knobs_once(params: Params, stamps: Path) -> None:
     state += [f"{p.relative_to(here)} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(here.rglob("*.py"))]
     stamp = stamps / hashlib.sha256("\n".join(state).encode()).hexdigest()
     if not stamp.is_file():
-        check_knobs(params)
-        write_text(stamp, "")
+        write_json(stamp, check_knobs(params))
+    return read_json(stamp)
 
 
-def _checked(key: str, build: Any, values: dict[str, Any]) -> None:
+def checked(key: str, build: Any, values: dict[str, Any]) -> Any:
+    """`build(values)`. Raises UserError, beginning with `key`, where pydantic or a plug-in refuses them."""
     try:
-        build(values)
+        return build(values)
     except (ValidationError, TypeError) as error:
         raise UserError(f"{key}: {explain(error)}") from error
     except UserError as error:

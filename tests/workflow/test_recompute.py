@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world with space"))
     made.make()
     ran = made.snakemake()
-    assert sum(rule.startswith("generate:") for rule in ran) == 10
+    assert sum(rule.startswith("generate:") for rule in ran) == 11
     made.run("dvc", "commit", "--force", "--quiet")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
@@ -36,13 +36,13 @@ def test_after_snakemake_dvc_has_nothing_to_do(world: World):
 def test_timed_jobs_use_the_configured_threads(world: World):
     """Guards against OMP_NUM_THREADS=1, which Snakemake exports under --cores 1."""
     timings = list((world.folder / "results").rglob("timings.json"))
-    assert len(timings) == 10
+    assert len(timings) == 11
     assert {json.loads(path.read_text())["machine"]["threads"] for path in timings} == {provenance.physical_cores()}
 
 
 def test_target_forwards_are_rounds(world: World):
     """Guards against a second target forward in a round, for every method of ours."""
-    for method in ("autoregressive", "linear", "fixed_tree", "dynatree"):
+    for method in ("autoregressive", "linear", "fixed_tree", "dynatree_threshold", "dynatree"):
         for path in (world.folder / "results/runs" / method).rglob("outputs.jsonl"):
             for line in path.read_text().splitlines():
                 record = json.loads(line)
@@ -55,8 +55,8 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     done = world.repro()
     draws = {name for name in done["ran"] if name.startswith("draw@")}
     assert done["ran"] - draws == {
-        f"generate_speculative@run2-{DATASET}",
-        "timeline_speculative@run1",
+        f"generate_cost_aware@run0-{DATASET}",
+        "timeline_cost_aware@run0",
         "aggregate",
     }
     assert done["restored"] == set()
@@ -74,10 +74,10 @@ def test_after_dvc_snakemake_has_nothing_to_do(world: World):
 def test_reverted_tau_is_restored(world: World):
     """Guards against measuring again what was measured: old results come back from the run cache."""
     before = (world.folder / "results/metrics.json").read_text()
-    world.edit(**{TAU: 0.03})
+    world.edit(**{TAU: 0.01})
     done = world.repro()
     assert not [name for name in done["ran"] if not name.startswith("draw@")]
-    assert f"generate_speculative@run2-{DATASET}" not in done["ran"]
+    assert f"generate_cost_aware@run0-{DATASET}" not in done["ran"]
     assert (world.folder / "results/metrics.json").read_text() != before
     assert world.run("git", "status", "--porcelain", "results", "dvc.lock") == ""
     # Restored files have new times; this is the documented line after every checkout.
@@ -89,13 +89,13 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     """The same as in DVC."""
     world.edit(**{TAU: 0.4})
     ran = world.snakemake()
-    folder = f"dynatree/D8_B3_tau0.4_N64/{DATASET}"
+    folder = f"dynatree/D63_B3_tau0.4_N63/{DATASET}"
     assert set(ran) - {name for name in ran if name.startswith("draw:")} == {
         f"generate:runs/{folder}",
         f"timeline:{folder}",
         "aggregate",
     }
-    world.edit(**{TAU: 0.03})
+    world.edit(**{TAU: 0.01})
     ran = world.snakemake()
     assert not [name for name in ran if name.startswith(("generate", "timeline"))]
 
@@ -104,12 +104,12 @@ def test_changed_sweep_value_runs_the_new_point_alone(world: World):
     """Guards against a sweep that starts again when a value is added."""
     world.edit(sweep__settings=["D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"])
     ran = world.snakemake()
-    folder = f"sweep/dynatree/D4_B2_tau0.3_N16/{DATASET}"
+    folder = f"sweep/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
     assert {name for name in ran if not name.startswith("draw:")} == {
         f"generate:{folder}",
         "aggregate",
     }
-    assert not {p.name for p in (world.folder / "results/sweep/dynatree").iterdir()} - {
+    assert not {p.name for p in (world.folder / "results/sweep/dynatree_threshold").iterdir()} - {
         "D4_B2_tau0.01_N16",
         "D4_B2_tau0.1_N16",
         "D4_B2_tau0.3_N16",

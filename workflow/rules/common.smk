@@ -27,11 +27,12 @@ with reported():
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
     TIMELINE = grid.timeline(PARAMS)
-    params.check_knobs_once(PARAMS, Path(".cache/checked"))
+    NEEDS = params.check_knobs_once(PARAMS, Path(".cache/checked"))
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
+CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
     f" --threads {PARAMS.threads}" if PARAMS.threads else ""
@@ -68,9 +69,9 @@ def decoding_library(script, run):
     return library(script, f"decoding.{run.decoder}", *plugged)
 
 
-def needs_drafter(run):
-    """Whether this run loads the drafter model; plain decoding never does."""
-    return run.decoder in ("speculative", "assisted")
+def calibration(run):
+    """The calibration, if the method of this run makes use of one."""
+    return CALIBRATION if NEEDS[run.method]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -87,10 +88,15 @@ def pass_of(wildcards):
 
 
 def models(run):
-    """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content."""
-    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if needs_drafter(run) else [TARGET])]
+    """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content.
+
+    Plain decoding never loads the drafter.
+    """
+    drafts = NEEDS[run.method]["drafter"] != "unused"
+    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]
 
 
-def model_options(manifests):
-    """--target and, where there is one, --drafter: the folders of these manifests."""
-    return " ".join(f"--{role} {Path(path).parent}" for role, path in zip(("target", "drafter"), manifests))
+def model_options(manifests, calibration=()):
+    """--target and, where there are such, --drafter and --calibration: the folders of these files."""
+    parts = [*zip(("target", "drafter"), manifests), *zip(("calibration",), calibration)]
+    return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)

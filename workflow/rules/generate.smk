@@ -8,6 +8,7 @@ rule generate:
         script="workflow/scripts/generate.py",
         library=lambda w: decoding_library("workflow/scripts/generate.py", run_of(w)),
         models=lambda w: models(run_of(w)),
+        calibration=lambda w: calibration(run_of(w)),
         prompts=f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     output:
@@ -23,7 +24,7 @@ rule generate:
     params:
         run=run_of,
         knobs=lambda w: json.dumps(dict(run_of(w).knobs)),
-        models=lambda w, input: model_options(input.models),
+        models=lambda w, input: model_options(input.models, input.calibration),
         reference=SIZES.reference_seconds,
         machine=MACHINE,
         folder=subpath(output.outputs, parent=True),
@@ -39,6 +40,7 @@ rule timeline:
         script="workflow/scripts/timeline.py",
         library=lambda w: decoding_library("workflow/scripts/timeline.py", pass_of(w)),
         models=lambda w: models(pass_of(w)),
+        calibration=lambda w: calibration(pass_of(w)),
         prompts=f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
     output:
         "results/timeline/{method}/{settings}/{dataset}/phases.json",
@@ -51,7 +53,7 @@ rule timeline:
     params:
         run=pass_of,
         knobs=lambda w: json.dumps(dict(pass_of(w).knobs)),
-        models=lambda w, input: model_options(input.models),
+        models=lambda w, input: model_options(input.models, input.calibration),
         machine=MACHINE,
         folder=subpath(output[0], parent=True),
     shell:

@@ -9,6 +9,7 @@ import torch
 from dynatree import distil, model, options, provenance, weights
 from dynatree.errors import reported
 from dynatree.text.splits import read_tokens
+from dynatree.tokenizer import require_tokenizer
 
 
 def main() -> None:
@@ -23,19 +24,19 @@ def main() -> None:
     with reported():
         recipe = weights.parse(json.loads(a.source))
         provenance.set_threads(a.threads)
-        target = model.load(a.target)
+        target = model.read(a.target)
         documents = [document for path in a.tokens for document in read_tokens(path)]
         text = {
             split: torch.tensor([token for d in documents if d.split == split for token in d.ids])
             for split in ("tuning", "evaluation")
         }
         distil.check_text(text["evaluation"], recipe.length, "evaluation")
-        drafter = distil.shrink(target.model, recipe.layers, recipe.norm_scale)
+        drafter = distil.shrink(target, recipe.layers, recipe.norm_scale)
         keys = ("tokens", "batch", "length", "learning_rate", "vocabulary", "negatives", "repeat_share")
         curve = distil.train(drafter, text["tuning"], seed=a.seed, **{key: getattr(recipe, key) for key in keys})
-        held_out = distil.agreement(drafter, target.model, text["evaluation"][: 8 * recipe.length], recipe.length)
+        held_out = distil.agreement(drafter, target, text["evaluation"][: 8 * recipe.length], recipe.length)
         record = {"seed": a.seed, "trained_on": "tuning split", "curve": curve, "agreement": held_out}
-        weights.save(drafter, target.tokenizer, a.out, {**recipe.model_dump(mode="json"), **record})
+        weights.save(drafter, require_tokenizer(a.target), a.out, {**recipe.model_dump(mode="json"), **record})
 
 
 if __name__ == "__main__":

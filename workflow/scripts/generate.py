@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import audit, files, measure, model, options, provenance
+from dynatree import audit, files, measure, options, provenance
 from dynatree.errors import reported
 from dynatree.text.prompts import read_prompts
 from dynatree.text.splits import read_tokens
@@ -23,9 +23,9 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         prompts = read_prompts(a.prompts)[: a.count]
-        target = model.load(a.target, a.dtype, a.device)
-        drafter = model.load(a.drafter, a.dtype, a.device) if a.drafter else None
-        decoder = measure.build(target, drafter, a.decoder, json.loads(a.knobs))
+        target, decoder = measure.load(
+            options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
+        )
         outputs, timings = measure.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.reference_seconds)
         # Behind the last timing, and not beside another job's.
         with measure.alone():

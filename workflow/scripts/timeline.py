@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import files, measure, model, options, provenance
+from dynatree import files, measure, options, provenance
 from dynatree.errors import reported
 from dynatree.text.prompts import read_prompts
 
@@ -18,9 +18,9 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         prompt = read_prompts(a.prompts)[0]
-        target = model.load(a.target, a.dtype, a.device)
-        drafter = model.load(a.drafter, a.dtype, a.device) if a.drafter else None
-        decoder = measure.build(target, drafter, a.decoder, json.loads(a.knobs))
+        target, decoder = measure.load(
+            options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
+        )
         files.write_json(a.out / files.PHASES, measure.phases(target, decoder, prompt, a.output_tokens))
 
 
