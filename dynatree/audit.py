@@ -99,7 +99,11 @@ def repetition(prompt: list[int], output: list[int], order: int = REPETITION_ORD
 
 
 def records(
-    target: LanguageModel, prompts: Sequence[Prompt], outputs: Sequence[dict[str, Any]], eps: float
+    target: LanguageModel,
+    prompts: Sequence[Prompt],
+    outputs: Sequence[dict[str, Any]],
+    eps: float,
+    processors: Processors = PLAIN,
 ) -> list[dict[str, Any]]:
     """The facts of each output record (measure.py), in order. Raises UserError at the first that is not exact."""
     ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
@@ -107,7 +111,7 @@ def records(
     for output in outputs:
         key = {"prompt_id": output["prompt_id"], "repeat": output["repeat"]}
         try:
-            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps)})
+            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps, processors)})
         except UserError as error:
             raise UserError(f"{output['prompt_id']}: {error}") from error
     return rows

@@ -35,6 +35,7 @@ class Run:
     prompts: int
     output_tokens: int
     repeats: int
+    processors: tuple[tuple[str, Any], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -95,11 +96,12 @@ def _run(params: Params, experiment: str, name: str, method: Method, dataset: st
         prompts=sizes.prompts if headline else sizes.sweep_prompts,
         output_tokens=sizes.output_tokens if headline else sizes.sweep_output_tokens,
         repeats=sizes.repeats if headline else 1,
+        processors=tuple(params.penalised.processors.items()) if experiment == "penalised" else (),
     )
 
 
 def expand(params: Params) -> dict[str, Run]:
-    """Every generation run, by its folder: the headline, and the sweep with the plain decoding it is compared to."""
+    """Every generation run, by its folder: headline, sweep with the plain decoding it is compared to, penalised."""
     runs = [
         _run(params, "headline", name, method, dataset)
         for name, method in params.methods.items()
@@ -112,6 +114,8 @@ def expand(params: Params) -> dict[str, Run]:
         runs.append(_run(params, "sweep", sweep.method, method, sweep.dataset))
     plain = params.methods["autoregressive"]
     runs.append(_run(params, "sweep", "autoregressive", plain, sweep.dataset))
+    for name in params.penalised.methods:
+        runs.append(_run(params, "penalised", name, params.methods[name], params.penalised.dataset))
     return {run.folder: run for run in runs}
 
 

@@ -20,6 +20,7 @@ from dynatree import model, plugins, provenance
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
 from dynatree.trace import Clock, Trace
 from dynatree.verification.greedy import greedy_tokens
@@ -96,6 +97,7 @@ def generate(
     max_new_tokens: int,
     repeats: int,
     reference_seconds: float,
+    processors: Processors = PLAIN,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike."""
     outputs, timings = [], []
@@ -105,7 +107,7 @@ def generate(
         for repeat in range(repeats):
             for prompt in prompts:
                 synchronise(target.device)
-                trace: Trace = decoder.decode(prompt.ids, max_new_tokens)
+                trace: Trace = decoder.decode(prompt.ids, max_new_tokens, processors=processors)
                 synchronise(target.device)
                 after = reference_step(target, reference_seconds)
                 key = {"prompt_id": prompt.prompt_id, "repeat": repeat}

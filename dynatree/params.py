@@ -89,6 +89,20 @@ class Sweep(Knobs):
         return settings
 
 
+class Penalised(Knobs):
+    """Methods run again on one data set with logits processors (processors.py), so that the text does not loop."""
+
+    dataset: str
+    methods: list[str]
+    repetition_penalty: float
+    no_repeat_ngram: int
+
+    @property
+    def processors(self) -> dict[str, Any]:
+        """The processors' own keys."""
+        return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram}
+
+
 class Pair(Knobs):
     """Where a target and its drafter come from: `kind` and that kind's keys (dynatree/weights.py)."""
 
@@ -122,6 +136,7 @@ class Params(Knobs):
     threads: int | None = Field(ge=1)
     methods: dict[str, Method]
     sweep: Sweep
+    penalised: Penalised
     timeline: list[str]
     figures: list[str]
     scales: dict[str, Scale]
@@ -193,13 +208,18 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     among("methods", "autoregressive", list(params.methods))
     among("sweep.method", params.sweep.method, list(params.methods))
     among("sweep.dataset", params.sweep.dataset, params.datasets)
+    among("penalised.dataset", params.penalised.dataset, params.datasets)
+    for name in params.penalised.methods:
+        among("penalised.methods", name, list(params.methods))
+    among("penalised.methods", "autoregressive", params.penalised.methods)
     for name in params.timeline:
         among("timeline", name, list(params.methods))
     for name in params.figures:
         among("figures", name, plugins.names("figures"))
     for name, source in params.sources.items():
         among(f"sources.{name}.kind", source.kind, plugins.names("sources"))
-    for key, values in (("datasets", params.datasets), ("timeline", params.timeline), ("figures", params.figures)):
+    lists = {"datasets": params.datasets, "timeline": params.timeline, "figures": params.figures}
+    for key, values in {**lists, "penalised.methods": params.penalised.methods}.items():
         if len(set(values)) < len(values):
             raise UserError(f"{origin}: {key}: {values} names something twice")
     return params
@@ -211,7 +231,9 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
     Returns what each method needs besides the target (decoding/__init__.py, `Needs`).
     """
     from dynatree import grid, weights
+    from dynatree.processors import Processors
 
+    checked("penalised", lambda keys: Processors(**keys), params.penalised.processors)
     for name, method in params.methods.items():
         check_method(f"methods.{name}", method.decoder, method.knobs)
     swept = params.methods[params.sweep.method]

@@ -13,7 +13,7 @@ def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
 _text, _int, _real, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 _RUN_KEY = [
-    _column("experiment", _text, "`headline`, or the name of the sweep the run belongs to"),
+    _column("experiment", _text, "`headline`, `sweep`, or `penalised` (with logits processors)"),
     _column("method", _text, "name of the method in params.yaml"),
     _column("settings", _text, "the method's knobs, as in the run's folder name (D8_B3_tau0.03_N64)"),
     _column("dataset", _text, "name of the data set in params.yaml"),
@@ -101,7 +101,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "summary": pa.schema(
         [
-            _column("experiment", _text, "`headline`, or the name of the sweep"),
+            _column("experiment", _text, "`headline`, `sweep` or `penalised`"),
             _column("method", _text, "name of the method in params.yaml"),
             _column("settings", _text, "the method's knobs"),
             _column("dataset", _text, "name of the data set"),

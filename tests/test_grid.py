@@ -70,7 +70,7 @@ def test_every_run_has_its_own_folder() -> None:
     """Guards against runs that overwrite one another."""
     known = params.check(RAW)
     runs = grid.expand(known)
-    swept = len(known.sweep.settings) + 1
+    swept = len(known.sweep.settings) + 1 + len(known.penalised.methods)
     assert len(runs) == len(known.methods) * len(known.datasets) + swept
     assert all(run.folder == folder for folder, run in runs.items())
     passes = grid.timeline(known)
@@ -100,9 +100,10 @@ def test_equal_runs_are_one() -> None:
     known = changed(
         methods={"autoregressive": {"decoder": "autoregressive"}},
         sweep={"method": "autoregressive", "dataset": RAW["datasets"][0], "settings": []},
+        penalised={**RAW["penalised"], "methods": ["autoregressive"]},
         timeline=[],
     )
-    assert len(grid.expand(known)) == len(known.datasets) + 1
+    assert len(grid.expand(known)) == len(known.datasets) + 2
 
 
 def test_a_changed_knob_is_another_folder() -> None:

@@ -14,6 +14,7 @@ TABLES: tuple[str, ...] = ("summary",)
 
 METRICS = {"speedup": "speedup (×)", "tokens_per_iteration": "tokens per round"}
 BASELINE = "autoregressive"
+NOT_SWEPT = ("headline", "penalised")
 WIDTH, HEIGHT, COLUMNS = 210, 150, 3
 LABEL = 10  # pixels a label of a thin line
 SETTINGS = "settings"
@@ -96,7 +97,7 @@ NONE_SHOWN = "datum.label == 'None' ? 'none' : datum.label"
 
 
 def _panels(tables: Mapping[str, pa.Table]) -> list[Panel]:
-    rows = [row for row in theme.rows(tables, "summary") if row["experiment"] != "headline"]
+    rows = [row for row in theme.rows(tables, "summary") if row["experiment"] not in NOT_SWEPT]
     panels = []
     for experiment in sorted({row["experiment"] for row in rows}):
         own = [row for row in rows if row["experiment"] == experiment and row["value"] is not None]

@@ -69,6 +69,7 @@ def make(
             for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
+    _penalised(rows["summary"], chance, winner, prompts, intervals)
     for dataset in datasets[:swept]:
         _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
@@ -159,6 +160,18 @@ def _summary(
         "high": high if intervals else None,
         "resolved": intervals and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None,
     }
+
+
+def _penalised(rows: list[Row], chance: random.Random, winner: str, prompts: int, intervals: bool) -> None:
+    for method in ("autoregressive", "prompt_lookup", "linear", "dynatree"):
+        value = 1.0 if method == "autoregressive" else 0.9 + 0.4 * (method == winner)
+        settings = SETTINGS.get(method, "default")
+        for experiment, metric, what in (
+            ("penalised", "speedup", value),
+            ("penalised", "repetition", 0.01),
+            ("headline", "repetition", 0.5),
+        ):
+            rows.append(_summary(chance, experiment, method, settings, "wikipedia", metric, what, prompts, intervals))
 
 
 def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, faster: float, word: str) -> None:

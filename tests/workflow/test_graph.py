@@ -117,11 +117,13 @@ def test_stages_list_what_the_parameters_list():
     generated = [
         run["method"]
         for name in text
-        if name.startswith("generate_") and "sweep" not in name
+        if name.startswith("generate_") and "sweep" not in name and "penalised" not in name
         for run in text[name]["matrix"]["run"]
     ]
     assert sorted(generated) == sorted(known.methods)
-    assert len(grid.expand(known)) == len(known.methods) * len(known.datasets) + len(known.sweep.settings) + 1
+    assert len(grid.expand(known)) == len(known.methods) * len(known.datasets) + len(known.sweep.settings) + 1 + len(
+        known.penalised.methods
+    )
 
 
 def test_lint():

@@ -21,7 +21,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world with space"))
     made.make()
     ran = made.snakemake()
-    assert sum(rule.startswith("generate:") for rule in ran) == 11
+    assert sum(rule.startswith("generate:") for rule in ran) == 16
     made.run("dvc", "commit", "--force", "--quiet")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
@@ -36,7 +36,7 @@ def test_after_snakemake_dvc_has_nothing_to_do(world: World):
 def test_timed_jobs_use_the_configured_threads(world: World):
     """Guards against OMP_NUM_THREADS=1, which Snakemake exports under --cores 1."""
     timings = list((world.folder / "results").rglob("timings.json"))
-    assert len(timings) == 11
+    assert len(timings) == 16
     assert {json.loads(path.read_text())["machine"]["threads"] for path in timings} == {provenance.physical_cores()}
 
 

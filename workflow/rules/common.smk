@@ -42,7 +42,7 @@ MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     figure="|".join(PARAMS.figures),
-    top="runs|sweep",
+    top="runs|sweep|penalised",
 
 
 @cache

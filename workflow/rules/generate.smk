@@ -24,6 +24,7 @@ rule generate:
     params:
         run=run_of,
         knobs=lambda w: json.dumps(dict(run_of(w).knobs)),
+        processors=lambda w: json.dumps(dict(run_of(w).processors)),
         models=lambda w, input: model_options(input.models, input.calibration),
         reference=SIZES.reference_seconds,
         machine=MACHINE,
@@ -31,7 +32,7 @@ rule generate:
     shell:
         "python {input.script} {params.models} --decoder {params.run.decoder} "
         "--knobs {params.knobs:q} --prompts {input.prompts} --tokens {input.tokens} --count {params.run.prompts} "
-        "--output-tokens {params.run.output_tokens} --repeats {params.run.repeats} "
+        "--output-tokens {params.run.output_tokens} --repeats {params.run.repeats} --processors {params.processors:q} "
         "--reference-seconds {params.reference} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dynatree import audit, files, measure, options, provenance
 from dynatree.errors import reported
+from dynatree.processors import Processors
 from dynatree.text.prompts import read_prompts
 from dynatree.text.splits import read_tokens
 
@@ -17,6 +18,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True, help="tokens.parquet: its tuning split sets tolerances")
     parser.add_argument("--count", type=int, required=True, help="prompts to take")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--processors", default="{}", help="JSON object: logits processors (dynatree/processors.py)")
     parser.add_argument("--reference-seconds", type=float, required=True, help="of plain steps around each prompt")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
@@ -26,10 +28,15 @@ def main() -> None:
         target, decoder = measure.load(
             options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
         )
-        outputs, timings = measure.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.reference_seconds)
+        processors = Processors(**json.loads(a.processors))
+        outputs, timings = measure.generate(
+            target, decoder, prompts, a.output_tokens, a.repeats, a.reference_seconds, processors
+        )
         # Behind the last timing, and not beside another job's.
         with measure.alone():
-            audited = audit.records(target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)))
+            audited = audit.records(
+                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), processors
+            )
         machine = provenance.describe(a.dtype, a.device)
         files.write_json(a.out / files.TIMINGS, {"machine": machine, "timings": timings})
         files.write_jsonl(a.out / files.AUDIT, audited)

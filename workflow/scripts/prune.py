@@ -1,4 +1,4 @@
-"""Remove run folders that the parameters no longer ask for, from results/runs, results/sweep and results/timeline."""
+"""Remove run folders that the parameters no longer ask for, from results/runs, sweep, penalised and timeline."""
 
 import argparse
 import shutil
@@ -16,7 +16,9 @@ def main() -> None:
     with reported():
         known = params.read("params.yaml")
         wanted = {a.results / folder for folder in (*grid.expand(known), *grid.timeline(known))}
-        for folder in sorted(path for top in ("runs", "sweep", "timeline") for path in a.results.glob(f"{top}/*/*/*")):
+        for folder in sorted(
+            path for top in ("runs", "sweep", "penalised", "timeline") for path in a.results.glob(f"{top}/*/*/*")
+        ):
             if folder.is_dir() and folder not in wanted:
                 print(f"remove {folder}")
                 if not a.dry_run:

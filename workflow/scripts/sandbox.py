@@ -16,6 +16,7 @@ def tiny(text: str) -> str:
     values = yaml.safe_load(text)
     values |= TINY
     values["sweep"] |= SWEPT
+    values["penalised"] |= {"dataset": "tiny_articles"}
     return yaml.safe_dump(values, sort_keys=False)
 
 

@@ -1,0 +1,110 @@
+"""Speedup where greedy text loops, and where a penalty keeps it from looping. Knows only the summary."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import theme
+from dynatree.errors import UserError
+
+TABLES: tuple[str, ...] = ("summary",)
+
+BASELINE = "autoregressive"
+WIDTH, STEP = 420, 30
+TEXTS = {"headline": "plain greedy text", "penalised": "penalised text"}
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A line a method from its speedup on penalised text to that on plain text. Raises UserError without both."""
+    dataset, rows, repeated = _found(tables)
+    methods = theme.ordered(row["method"] for row in rows)
+    names = [theme.display(method) for method in methods]
+    shown = [
+        row
+        | {"name": theme.display(row["method"]), "words": theme.number(row["value"])}
+        | {"fill": theme.colour(row["method"]) if row["experiment"] == "headline" else "white"}
+        for row in rows
+    ]
+    lines = [
+        {"name": theme.display(method), "method": method, "x": min(ends), "x2": max(ends)}
+        for method in methods
+        if (ends := [row["value"] for row in rows if row["method"] == method])
+    ]
+    largest, smallest = max(row["value"] for row in rows), min(row["value"] for row in rows)
+    scale = alt.Scale(type="log", domain=[min(0.9, smallest * 0.85), max(1.2, largest * 1.25)], nice=False)
+    ticks = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over our autoregressive loop (×)", values=ticks))
+    y = alt.Y(
+        "name:N",
+        sort=names,
+        title=None,
+        scale=alt.Scale(domain=names),
+        axis=alt.Axis(ticks=False, domain=False, labelPadding=6),
+    )
+    colours = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
+    plain, other = repeated["headline"], repeated["penalised"]
+    title = f"{dataset}: {plain:.0%} of the plain text is repetition, {other:.0%} of the penalised"
+    one = alt.Chart(theme.data([{"value": 1.0}]), width=WIDTH, height=alt.Step(STEP), title=title)
+    joined = alt.Chart(theme.data(lines)).mark_rule(strokeWidth=2, opacity=0.5)
+    joined = joined.encode(x=alt.X("x:Q", scale=scale), x2="x2:Q", y=y, color=colours)
+    base = alt.Chart(theme.data(shown)).encode(x=x, y=y)
+    dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
+    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None))
+    # The larger of two speaks to the right, the smaller to the left: they may be close.
+    largest_of = {line["method"]: line["x2"] for line in lines}
+    right = [row for row in shown if row["value"] == largest_of[row["method"]]]
+    left = [row for row in shown if row not in right]
+    words = [alt.Chart(theme.data(right)).mark_text(align="left", dx=9, color=theme.INK)]
+    if left:
+        words.append(alt.Chart(theme.data(left)).mark_text(align="right", dx=-9, color=theme.INK))
+    labels = [chart.encode(x=x, y=y, text="words:N") for chart in words]
+    rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
+    key = theme.key([(TEXTS["headline"], theme.QUIET, theme.QUIET), (TEXTS["penalised"], "white", theme.QUIET)], WIDTH)
+    return theme.finish(alt.vconcat(key, alt.layer(rule, joined, dots, *labels)))
+
+
+def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[str, float]]:
+    """(data set, speedups of the methods that have both, share of repeated text in each)."""
+    every = theme.rows(tables, "summary")
+    penalised = [r for r in every if r["experiment"] == "penalised" and r["metric"] == "speedup"]
+    if not penalised:
+        raise UserError("no penalised run to compare with plain greedy text; see `penalised` in params.yaml")
+    dataset = penalised[0]["dataset"]
+    here = [row for row in every if row["dataset"] == dataset and row["experiment"] in TEXTS]
+    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != BASELINE]
+    both = [
+        row
+        for row in speedups
+        if {other["experiment"] for other in speedups if other["method"] == row["method"]} == set(TEXTS)
+    ]
+    repeated = {
+        row["experiment"]: row["value"] for row in here if row["metric"] == "repetition" and row["method"] == BASELINE
+    }
+    if not both or set(repeated) != set(TEXTS):
+        raise UserError(f"repetition: {dataset} lacks headline or penalised runs of the same method")
+    return dataset, both, repeated
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Each method's speedup with and without loops, and who is fastest without."""
+    dataset, rows, repeated = _found(tables)
+    value = {(row["experiment"], row["method"]): row for row in rows}
+    methods = theme.ordered(row["method"] for row in rows)
+    prompts = {name: max(row["prompts"] for row in rows if row["experiment"] == name) for name in TEXTS}
+    parts = [
+        f"{theme.display(method)} {theme.number(value['headline', method]['value'])} and "
+        f"{theme.number(value['penalised', method]['value'])}"
+        for method in methods
+    ]
+    best = max(methods, key=lambda method: value["penalised", method]["value"])
+    gained = value["penalised", best]["value"]
+    verdict = "resolved" if value["penalised", best]["resolved"] else "not resolved"
+    text = (
+        f"On {dataset} {repeated['headline']:.0%} of the plain greedy text repeats itself verbatim, with the penalty "
+        f"{repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)} ({prompts['headline']} and "
+        f"{theme.plural(prompts['penalised'], 'prompt')}). Without loops "
+    )
+    if gained <= 1:
+        return text + "no speculative method beats plain decoding."
+    return text + f"{theme.display(best)} is fastest ({verdict})."
