@@ -134,12 +134,12 @@ class Decoder:
         policy, drafter = self._policy, self._drafter
         tree, deepest = TokenTree.root(committed[-1]), min(policy.depth, depth_limit)
         tokens, steps = drafter.free(committed, deepest)
-        keep = policy.children(tree, steps.cumsum(0))
+        frontier = torch.zeros(1, dtype=torch.long)
+        keep = policy.children(tree, steps.cumsum(0), frontier[:0])
         if keep.any():
             # Path probabilities fall along a chain, so what is kept is its beginning.
             tree = tree.chain(tokens[keep], steps[keep])
         policy.begin(len(committed) - 1)
-        frontier = torch.zeros(1, dtype=torch.long)
         for _ in range(min(deepest, drafter.depth_limit(len(committed)))):
             frontier = policy.expand(tree, frontier)
             if not len(frontier):
@@ -147,7 +147,7 @@ class Decoder:
             tokens, steps = drafter.propose(tree, frontier, policy.branch, committed)
             parents = frontier.repeat_interleave(tokens.shape[1])
             log_probs = (tree.log_probs[frontier, None] + steps).flatten()
-            keep = policy.children(tree, log_probs).nonzero().squeeze(1)
+            keep = policy.children(tree, log_probs, frontier).nonzero().squeeze(1)
             tree = tree.graft(parents[keep], tokens.flatten()[keep], log_probs[keep])
             frontier = (tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
         return tree

@@ -29,8 +29,11 @@ class GrowthPolicy(Knobs):
     def begin(self, context: int) -> None:
         """A new round behind `context` committed tokens."""
 
-    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
-        """Mask of the proposed children, in proposal order with path `log_probs` [k], of those to keep."""
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        """Mask [k] of the proposed children to keep: path `log_probs` [k], equally many of each node of `expanded` [f].
+
+        A node's children stand together, likeliest first. A chain that needed no draft has no `expanded` node.
+        """
         return torch.ones(len(log_probs), dtype=torch.bool)
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:

@@ -61,7 +61,6 @@ class Policy(GrowthPolicy):
     # Of each level: what its best child added to v, per expanded node, a moving mean.
     _yield: list[float] = PrivateAttr(default_factory=list)
     _idle: int = PrivateAttr(0)
-    _expanded: Tensor | None = PrivateAttr(None)
     _level: int = PrivateAttr(0)
 
     @model_validator(mode="after")
@@ -100,14 +99,13 @@ class Policy(GrowthPolicy):
             draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
             self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
         self._seconds = self._by_context[near]
-        self._level, self._expanded = 0, None
+        self._level = 0
 
-    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
-        if self._expanded is not None:
-            best = log_probs.view(len(self._expanded), -1)[:, 0] - tree.log_probs[self._expanded]
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        if len(expanded):
+            best = log_probs.view(len(expanded), -1)[:, 0] - tree.log_probs[expanded]
             level = self._level - 1
             self._yield[level] += (1 - _YIELD_FADE) * (float(best.exp().mean()) - self._yield[level])
-            self._expanded = None
         keep = torch.ones(len(log_probs), dtype=torch.bool)
         if self.threshold:
             keep &= log_probs >= math.log(self.threshold)
@@ -132,7 +130,6 @@ class Policy(GrowthPolicy):
         if gain[best] <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
             return candidates[:0]
         chosen = candidates[order[: best + 1]].sort().values
-        self._expanded = chosen
         self._level += 1
         return chosen
 

@@ -30,7 +30,7 @@ class Policy(GrowthPolicy):
             )
         return self
 
-    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         room = len(log_probs) if self.budget is None else self.budget - (len(tree) - 1)
         return torch.arange(len(log_probs)) < room
 

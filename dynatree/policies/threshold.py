@@ -31,7 +31,7 @@ class Policy(GrowthPolicy):
             )
         return self
 
-    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         keep = torch.ones(len(log_probs), dtype=torch.bool)
         if self.threshold:
             keep &= log_probs >= math.log(self.threshold)

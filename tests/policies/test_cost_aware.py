@@ -82,7 +82,7 @@ def test_a_level_that_yields_nothing_is_dropped() -> None:
     policy, root = started(models.calibration(level=0.1)), torch.zeros(1, dtype=torch.long)
     rounds = 0
     while len(policy.expand(TokenTree.root(0), root)) and rounds < 60:
-        policy.children(TokenTree.root(0), torch.tensor([0.001, 0.0005]).log())
+        policy.children(TokenTree.root(0), torch.tensor([0.001, 0.0005]).log(), root)
         policy.begin(20)
         rounds += 1
     assert 2 < rounds < 60

@@ -13,6 +13,9 @@ THRESHOLD = {"depth": 3, "branch": 2, "threshold": 0.1, "budget": 4}
 FIXED = {"depth": 3, "branch": 2, "budget": 4}
 
 
+ROOT = torch.zeros(1, dtype=torch.long)
+
+
 def policy(name: str, **knobs: Any) -> Any:
     return plugins.load("policies", name).Policy(**knobs)
 
@@ -33,6 +36,8 @@ def policy(name: str, **knobs: Any) -> Any:
         ("fixed", {**FIXED, "tau": 0.1}, "tau"),
         ("fixed", {"depth": 64, "branch": 64, "budget": None}, "64\\^64"),
         ("chain", {"draft_tokens": -1}, "draft_tokens"),
+        ("confidence", {"depth": 3, "base_depth": 4}, "base_depth 4 is above depth 3"),
+        ("confidence", {"branch": 2}, "branch"),
         ("chain", {"draft_tokens": 3, "branch": 2}, "branch"),
     ],
 )
@@ -50,7 +55,7 @@ def tree_of(log_probs: list[float]) -> TokenTree:
 def test_threshold_keeps_children_of_exactly_tau() -> None:
     """Guards against > where the definition has >=, and against thresholds applied to logarithms."""
     log_probs = torch.tensor([1.0, 0.5, 0.49]).log()
-    assert policy("threshold", **{**THRESHOLD, "threshold": 0.5}).children(tree_of([]), log_probs).tolist() == [
+    assert policy("threshold", **{**THRESHOLD, "threshold": 0.5}).children(tree_of([]), log_probs, ROOT).tolist() == [
         True,
         True,
         False,
@@ -60,7 +65,9 @@ def test_threshold_keeps_children_of_exactly_tau() -> None:
 @pytest.mark.parametrize("threshold", [None, 0])
 def test_no_threshold_keeps_impossible_children_too(threshold: float | None) -> None:
     """Guards against log(0)."""
-    kept = policy("threshold", **{**THRESHOLD, "threshold": threshold}).children(tree_of([]), torch.tensor([-math.inf]))
+    kept = policy("threshold", **{**THRESHOLD, "threshold": threshold}).children(
+        tree_of([]), torch.tensor([-math.inf]), ROOT
+    )
     assert kept.tolist() == [True]
 
 
@@ -75,7 +82,7 @@ def test_threshold_expands_and_selects_only_the_best_nodes() -> None:
 def test_fixed_stops_at_its_budget_breadth_first() -> None:
     """Guards against a budget that counts the root."""
     chosen = policy("fixed", **{**FIXED, "budget": 3})
-    assert chosen.children(tree_of([-1.0]), torch.tensor([-9.0, -1.0, -1.0])).tolist() == [True, True, False]
+    assert chosen.children(tree_of([-1.0]), torch.tensor([-9.0, -1.0, -1.0]), ROOT).tolist() == [True, True, False]
     assert chosen.expand(tree_of([-1.0, -1.0]), torch.tensor([1, 2])).tolist() == [1, 2]
     assert chosen.expand(tree_of([-1.0, -1.0, -1.0]), torch.tensor([2, 3])).tolist() == []
 
@@ -85,3 +92,26 @@ def test_chain_is_one_child_a_level() -> None:
     chosen = policy("chain", draft_tokens=5)
     assert (chosen.branch, chosen.depth) == (1, 5)
     assert chosen.select(tree_of([-1.0])).tolist() == [0, 1]
+
+
+def test_confidence_gives_fewer_children_to_a_surer_drafter() -> None:
+    """Guards the paper's rule: one child at 0.9 and above, three below 0.4, two between; tau prunes."""
+    chosen = policy("confidence", threshold=0.05)
+    chosen.start(None)
+    tree = TokenTree.root(0)
+    for best, kept in ((0.9, 1), (0.89, 2), (0.41, 2), (0.39, 3)):
+        assert int(chosen.children(tree, torch.tensor([best, 0.06, 0.05]).log(), ROOT).sum()) == kept
+    assert int(chosen.children(tree, torch.tensor([0.3, 0.06, 0.04]).log(), ROOT).sum()) == 2
+
+
+def test_confidence_goes_deeper_where_much_is_accepted() -> None:
+    """Guards the direction of the adaptation: high acceptance deepens, low acceptance does not."""
+    chain = TokenTree.root(0).chain(torch.arange(2), torch.tensor([0.45, 0.99]).log())
+    depths = {}
+    for accepted in (0, 2):
+        chosen = policy("confidence", depth=8, base_depth=2)
+        chosen.start(None)
+        for _ in range(100):
+            chosen.observe(chain, torch.arange(accepted + 1))
+        depths[accepted] = chosen.expand(chain, torch.tensor([2])).tolist()
+    assert depths == {0: [], 2: [2]}

@@ -1,0 +1,78 @@
+"""The rule-based growth of the DynaTree paper (repository cny123222/DynaTree, paper/dynatree.tex), for comparison.
+
+Children by the drafter's confidence, depth by the path's probability, both bounds moved by the recent acceptance; as
+the paper states it, which its public code does not do.
+"""
+
+import math
+from collections import deque
+from typing import Self
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor
+
+from dynatree.cost import CostTable
+from dynatree.policies import GrowthPolicy
+from dynatree.tree import TokenTree
+
+# The paper's constants: children a node by confidence, least v to expand, v that expands beyond the base depth,
+# rounds of history, acceptance aimed at, step of the bounds.
+_SURE, _UNSURE = 0.9, 0.4
+_MOST, _USUAL, _FEWEST = 3, 2, 1
+_EXPANDABLE, _DEEP = 0.1, 0.5
+_HISTORY, _AIM, _RATE = 10, 0.7, 0.05
+
+
+class Policy(GrowthPolicy):
+    """`depth` is D_max, `base_depth` D_0; `threshold` (tau) prunes by v, the best `budget` (N) nodes are verified."""
+
+    depth: int = Field(ge=1, le=64, default=8)
+    base_depth: int = Field(ge=1, default=5)
+    threshold: float = Field(ge=0, le=1, default=0.05)
+    budget: int = Field(ge=0, le=1024, default=256)
+
+    _base: float = PrivateAttr()
+    _sure: float = PrivateAttr()
+    _recent: deque[float] = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _deeper(self) -> Self:
+        if self.base_depth > self.depth:
+            raise ValueError(f"base_depth {self.base_depth} is above depth {self.depth}")
+        return self
+
+    @property
+    def branch(self) -> int:
+        return _MOST
+
+    def start(self, costs: CostTable | None) -> None:
+        self._base, self._sure = float(self.base_depth), _SURE
+        self._recent = deque(maxlen=_HISTORY)
+
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        keep = log_probs >= math.log(self.threshold) if self.threshold else torch.ones(len(log_probs)).bool()
+        if not len(expanded):
+            return keep
+        rows = log_probs.view(len(expanded), -1)
+        confidence = (rows[:, 0] - tree.log_probs[expanded]).exp()
+        counts = torch.full((len(rows),), _USUAL)
+        counts[confidence >= self._sure] = _FEWEST
+        counts[confidence < _UNSURE] = _MOST
+        return keep & (torch.arange(rows.shape[1]) < counts[:, None]).flatten()
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        v, depth = tree.log_probs[candidates].exp(), tree.depths[candidates]
+        wanted = (depth < self.depth) & (v >= _EXPANDABLE) & ((depth < self._base) | (v > _DEEP))
+        return candidates[wanted]
+
+    def select(self, tree: TokenTree) -> Tensor:
+        return tree.top(self.budget)
+
+    def observe(self, tree: TokenTree, kept: Tensor) -> None:
+        if tree.depth:
+            self._recent.append((len(kept) - 1) / tree.depth)
+        if self._recent:
+            step = _RATE * (sum(self._recent) / len(self._recent) - _AIM)
+            self._base = min(max(self._base + step, 1.0), max(self.depth - 1.0, 1.0))
+            self._sure = min(max(self._sure - step, 0.0), 1.0)
