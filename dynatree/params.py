@@ -36,6 +36,13 @@ class Calibration(Knobs):
         return contexts
 
 
+class BenchmarkSize(Knobs):
+    """Prompts a data set and tokens of their outputs."""
+
+    prompts: int = Field(ge=1)
+    output_tokens: int = Field(ge=2)
+
+
 class Scale(Knobs):
     """How much of everything; lengths in tokens."""
 
@@ -51,6 +58,7 @@ class Scale(Knobs):
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
     calibration: Calibration
+    benchmark: BenchmarkSize
 
     @model_validator(mode="after")
     def _overlapping(self) -> Self:
@@ -103,6 +111,13 @@ class Penalised(Knobs):
         return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram}
 
 
+class Benchmark(Knobs):
+    """Methods compared side by side: some of `methods`, and some that only the benchmark runs."""
+
+    methods: list[str]
+    also: dict[str, Method]
+
+
 class Pair(Knobs):
     """Where a target and its drafter come from: `kind` and that kind's keys (dynatree/weights.py)."""
 
@@ -137,6 +152,7 @@ class Params(Knobs):
     methods: dict[str, Method]
     sweep: Sweep
     penalised: Penalised
+    benchmark: Benchmark
     timeline: list[str]
     figures: list[str]
     scales: dict[str, Scale]
@@ -212,6 +228,10 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     for name in params.penalised.methods:
         among("penalised.methods", name, list(params.methods))
     among("penalised.methods", "autoregressive", params.penalised.methods)
+    for name in params.benchmark.methods:
+        among("benchmark.methods", name, list(params.methods))
+    for name in ("autoregressive", "transformers"):
+        among("benchmark.methods", name, params.benchmark.methods)
     for name in params.timeline:
         among("timeline", name, list(params.methods))
     for name in params.figures:
@@ -236,6 +256,8 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
     checked("penalised", lambda keys: Processors(**keys), params.penalised.processors)
     for name, method in params.methods.items():
         check_method(f"methods.{name}", method.decoder, method.knobs)
+    for name, method in params.benchmark.also.items():
+        check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
     swept = params.methods[params.sweep.method]
     for settings in params.sweep.settings:
         check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))

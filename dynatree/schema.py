@@ -122,6 +122,24 @@ TABLES: dict[str, pa.Schema] = {
             _column("ms", _real, "median ms"),
         ]
     ),
+    "benchmark": pa.schema(
+        [
+            _column("text", _text, "`greedy`, or `penalised`: with the logits processors of params.yaml"),
+            _column("dataset", _text, "name of the data set, or `all`"),
+            _column("method", _text, "name of the method; `autoregressive_again` shows what chance does to a ratio"),
+            _column("baseline", _text, "the method whose seconds are divided by this one's, prompt by prompt"),
+            _column("prompts", _int, "prompts measured"),
+            _column("documents", _int, "documents they come from"),
+            _column("value", _real, "geometric mean of the ratios"),
+            _column("low", _real, "lower end of the 95 % bootstrap interval over documents; null if fewer than two"),
+            _column("high", _real, "upper end"),
+            _column("worst", _real, "smallest ratio of a prompt"),
+            _column("resolved", _flag, "the interval excludes 1 and there are at least 10 prompts"),
+            _column("throughput", _real, "tokens/s, geometric mean"),
+            _column("repetition", _real, "share of output tokens whose 17-gram ending there occurred earlier, mean"),
+            _column("identical", _real, "share of outputs equal to those of our autoregressive loop"),
+        ]
+    ),
     "perplexity": pa.schema(
         [
             _column("dataset", _text, "name of the data set"),
@@ -133,6 +151,9 @@ TABLES: dict[str, pa.Schema] = {
         ]
     ),
 }
+
+# Made by `make benchmark`, and no part of the job graph of `all`.
+APART = ("benchmark",)
 
 
 def describe() -> str:

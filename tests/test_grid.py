@@ -97,13 +97,15 @@ def test_the_sweep_has_the_plain_decoding_it_is_compared_with() -> None:
 
 def test_equal_runs_are_one() -> None:
     """Guards against measuring the same run twice, whichever part of the parameters asks for it."""
+    baselines = ("autoregressive", "transformers")
     known = changed(
-        methods={"autoregressive": {"decoder": "autoregressive"}},
+        methods={name: {"decoder": name} for name in baselines},
+        benchmark={"methods": list(baselines), "also": {}},
         sweep={"method": "autoregressive", "dataset": RAW["datasets"][0], "settings": []},
         penalised={**RAW["penalised"], "methods": ["autoregressive"]},
         timeline=[],
     )
-    assert len(grid.expand(known)) == len(known.datasets) + 2
+    assert len(grid.expand(known)) == 2 * len(known.datasets) + 2
 
 
 def test_a_changed_knob_is_another_folder() -> None:

@@ -70,6 +70,7 @@ def make(
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
+    rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
     for dataset in datasets[:swept]:
         _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
@@ -172,6 +173,21 @@ def _penalised(rows: list[Row], chance: random.Random, winner: str, prompts: int
             ("headline", "repetition", 0.5),
         ):
             rows.append(_summary(chance, experiment, method, settings, "wikipedia", metric, what, prompts, intervals))
+
+
+def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool) -> list[Row]:
+    rows = []
+    for text, repeated in (("greedy", 0.5), ("penalised", 0.01)):
+        for method in METHODS:
+            value = chance.uniform(0.7, 1.3) + 2.0 * (method == winner)
+            for dataset in ("wikipedia", "all"):
+                rows.append(
+                    {"text": text, "dataset": dataset, "method": method, "baseline": "transformers", "value": value}
+                    | {"low": 0.9 * value if intervals else None, "high": 1.1 * value if intervals else None}
+                    | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "resolved": prompts >= 10}
+                    | {"throughput": 20 * value, "repetition": repeated, "identical": 1.0}
+                )
+    return rows
 
 
 def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, faster: float, word: str) -> None:

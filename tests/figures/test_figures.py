@@ -21,6 +21,7 @@ SHOWN = {
     "timeline": tuple(synthetic.PHASED),
     "tree_attention_mask": ("dynatree",),
     "repetition": ("prompt_lookup", "linear", "dynatree"),
+    "benchmark": synthetic.METHODS,
     "cost_curve": SPECULATIVE,
     "sweep": ("linear", "dynatree"),
 }

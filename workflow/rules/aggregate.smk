@@ -12,7 +12,7 @@ rule aggregate:
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
-        tables=expand("results/{table}.parquet", table=TABLES),
+        tables=expand("results/{table}.parquet", table=[name for name in TABLES if name not in APART]),
         metrics="results/metrics.json",
     log:
         "logs/aggregate/tables.log",

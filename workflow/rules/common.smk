@@ -10,7 +10,7 @@ from pathlib import Path
 from dynatree import grid, params, plugins
 from dynatree.errors import reported
 from dynatree.files import MODEL_FILES, drafter_of
-from dynatree.schema import TABLES
+from dynatree.schema import APART, TABLES
 
 
 configfile: "params.yaml"
@@ -41,7 +41,7 @@ MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
 
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
-    figure="|".join(PARAMS.figures),
+    figure="|".join([*PARAMS.figures, "benchmark"]),
     top="runs|sweep|penalised",
 
 

@@ -1,0 +1,65 @@
+"""The paired benchmark: rotating order, exact outputs, ratios prompt by prompt."""
+
+import pytest
+
+from dynatree import benchmark, measure
+from dynatree.errors import UserError
+from dynatree.processors import Processors
+from dynatree.schema import TABLES
+from dynatree.text.prompts import Prompt
+from tests import models
+from tests.conftest import Build
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(f"d/{name}/0", name, "d", "", "evaluation", "document", 0, [3, 1, 4, 1, 5])
+
+
+def decoders(target: Build, drafter: Build) -> dict[str, object]:
+    chain = {"policy": "chain", "drafting": "hybrid", "draft_tokens": 3}
+    return {
+        "autoregressive": measure.build(target(), None, "autoregressive", {}),
+        "transformers": measure.build(target(), None, "transformers", {}),
+        "chain": measure.build(target(), drafter("related"), "speculative", chain),
+    }
+
+
+def test_every_method_takes_its_turn_and_the_plain_loop_comes_again(target: Build, drafter: Build) -> None:
+    """Guards against a method that always runs first, on a cold cache, and against ratios without their noise."""
+    orders = []
+    for turn in range(3):
+        rows = benchmark.paired(
+            target(), decoders(target, drafter), prompt("a"), 12, Processors(repetition_penalty=1.3), turn, 1e-6
+        )
+        orders.append([row["method"] for row in rows])
+        assert all(row["identical"] and row["flips"] == 0 and len(row["output_ids"]) == 12 for row in rows)
+        assert all(sum(row["emitted"]) == 12 and len(row["commits"]) == len(row["emitted"]) for row in rows)
+    assert orders == [
+        ["autoregressive", "transformers", "chain", benchmark.AGAIN],
+        ["transformers", "chain", "autoregressive", benchmark.AGAIN],
+        ["chain", "autoregressive", "transformers", benchmark.AGAIN],
+    ]
+
+
+def test_an_inexact_method_stops_the_benchmark(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a speed that is bought with other tokens."""
+    wrong = decoders(target, drafter)
+    other = models.language_model(seed=5)
+    wrong["chain"] = measure.build(other, None, "autoregressive", {})
+    with pytest.raises(UserError, match="not exact"):
+        benchmark.paired(target(), wrong, prompt("a"), 12, Processors(), 0, 1e-6)
+
+
+def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
+    """Guards against dividing means, which a single long prompt would decide."""
+    rows = [
+        {"method": method, "prompt_id": name, "document_id": name, "dataset": "d", "seconds": seconds}
+        | {"output_ids": [1, 2], "repetition": 0.5, "identical": True}
+        for name, plain in (("a", 1.0), ("b", 100.0))
+        for method, seconds in (("autoregressive", plain), ("transformers", 2 * plain), ("chain", plain / 4))
+    ]
+    table = benchmark.summary("greedy", rows)
+    assert all(set(row) == set(TABLES["benchmark"].names) for row in table)
+    chain = {row["baseline"]: row for row in table if row["method"] == "chain" and row["dataset"] == "all"}
+    assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
+    assert not chain["autoregressive"]["resolved"]

@@ -1,0 +1,39 @@
+# The paired benchmark: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
+include: "common.smk"
+include: "draw.smk"
+
+
+BENCHMARKED = {
+    **{name: PARAMS.methods[name].model_dump() for name in PARAMS.benchmark.methods},
+    **{name: method.model_dump() for name, method in PARAMS.benchmark.also.items()},
+}
+
+
+rule benchmark:
+    input:
+        script="workflow/scripts/benchmark.py",
+        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        calibration=CALIBRATION,
+        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+    output:
+        "results/benchmark.parquet",
+    log:
+        "logs/benchmark/benchmark.log",
+    conda:
+        "../envs/dynatree.yaml"
+    resources:
+        machine=100,
+    params:
+        models=lambda w, input: model_options(input.models, input.calibration),
+        methods=json.dumps(BENCHMARKED),
+        texts=json.dumps({"greedy": {}, "penalised": PARAMS.penalised.processors}),
+        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
+        sizes=SIZES.benchmark,
+        prompt_tokens=SIZES.prompt_tokens,
+        seed=PARAMS.seed,
+        machine=MACHINE,
+    shell:
+        "python {input.script} {params.models} --methods {params.methods:q} --texts {params.texts:q} "
+        "--tokens {input.tokens} --start {params.start} --prompts {params.sizes.prompts} "
+        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes.output_tokens} --seed {params.seed} "
+        "{params.machine} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
