@@ -79,6 +79,12 @@ class Pair(_Section):
     drafter: dict[str, Any]
 
 
+class Distil(_Section):
+    """How the drafter is had: trained afresh, or from its trained part where the checkout has one."""
+
+    retrain: bool
+
+
 class Source(BaseModel):
     """A data set: `kind` names a plug-in of dynatree/sources; other keys are its own."""
 
@@ -103,6 +109,7 @@ class Params(_Section):
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Literal["cpu", "cuda"]
     threads: int | None = Field(ge=1)
+    distil: Distil
     methods: dict[str, Method]
     sweep: Sweep
     timeline: list[str]
@@ -185,6 +192,10 @@ def check_knobs(params: Params) -> None:
     for name, pair in params.pairs.items():
         _checked(f"pairs.{name}.target", weights.parse, pair.target)
         _checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        for dataset in pair.drafter.get("mix", {}):
+            if dataset not in params.sources:
+                known = ", ".join(params.sources)
+                raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
 
 
 def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:

@@ -53,8 +53,9 @@ def library(*modules):
 
 
 MODEL = library("model", "cache", "tokenizer", "provenance")
-WEIGHTS = [*MODEL, *library("weights", "registry", "hub")]
+WEIGHTS = [*MODEL, *library("weights", "registry", "hub", "distil/recipe")]
 TEXT = library("text/documents", "text/splits", "text/prompts")
+DISTIL = library(*(f"distil/{name}" for name in ("labels", "make", "part", "recipe", "student", "text", "training")))
 
 
 def decoding_library(run):
