@@ -8,7 +8,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
 LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
 
-.PHONY: all test check quick fast clean prune
+.PHONY: all test check quick fast clean prune touch
 all: $(STAMP)
 	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
 	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
@@ -32,6 +32,11 @@ quick: $(STAMP)
 	$(BIN)/python workflow/scripts/sandbox.py --out build/quick
 	cd build/quick && $(abspath $(BIN))/snakemake --cores 2 all
 	@echo "figures: build/quick/figures"
+
+# After `dvc checkout` or `dvc pull`: what DVC finds unchanged counts as up to date for Snakemake, too.
+touch: $(STAMP)
+	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
+	$(SNAKEMAKE) --touch --forceall all
 
 # Remove runs that the parameters no longer ask for.
 prune: $(STAMP)

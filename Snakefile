@@ -5,8 +5,9 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/distil.smk"
+include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/generate.smk"
-include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/perplexity.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/draw.smk"
 
@@ -31,4 +32,4 @@ rule data:
 
 rule runs:
     input:
-        expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "audit.jsonl"]),
+        expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),

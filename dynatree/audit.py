@@ -5,6 +5,7 @@ an error of the decoder. Also the output's perplexity, since the same logits giv
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +13,31 @@ import torch
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
+from dynatree.text.prompts import Prompt
+from dynatree.text.splits import TUNING, SplitDocument
+from dynatree.tree import TokenTree
 from dynatree.verification.greedy import greedy_tokens
 
 # Largest logit distance from the argmax that rounding may cause.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
 REPETITION_ORDER = 17
 
 
-def tolerance(target: LanguageModel, texts: list[list[int]]) -> float:
-    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along `texts`.
+def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
+    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along tuning text.
 
-    That difference is the one between a batched forward and one-token forwards, which is what decoders mix.
+    That difference is the one between a batched forward and one-token forwards, which is what decoders mix, over the
+    beginnings of the first tuning documents: what is measured must not set its own tolerance. Raises UserError if
+    there is no tuning document.
     """
     if target.dtype in TOLERANCE:
         return TOLERANCE[target.dtype]
+    length = min(TOLERANCE_TOKENS, target.context_limit or TOLERANCE_TOKENS)
+    texts = [d.ids[:length] for d in documents if d.split == TUNING and d.ids][:TOLERANCE_DOCUMENTS]
+    if not texts:
+        raise UserError(f"audit: none of {len(documents)} documents is of the tuning split, which sets the tolerance")
     largest = 0.0
     for ids in texts:
         tokens = torch.tensor(ids)
@@ -37,14 +49,20 @@ def tolerance(target: LanguageModel, texts: list[list[int]]) -> float:
     return 2 * largest
 
 
-def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: float) -> dict[str, Any]:
+def audit(
+    target: LanguageModel, prompt: list[int], output: list[int], eps: float, processors: Processors = PLAIN
+) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
+
+    Flips and gaps are of the processed logits, the perplexity is of the target's own.
 
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
     """
     tokens = torch.tensor([*prompt, *output])
     # The logits before each emitted token; the last token's own are not needed.
-    logits = target.score(tokens[:-1], last=len(output)).float().cpu()
+    scores = target.score(tokens[:-1], last=len(output)).float().cpu()
+    path = TokenTree.root(prompt[-1]).chain(tokens[len(prompt) : -1], torch.zeros(len(output) - 1))
+    logits = processors.process(scores, prompt, path)
     emitted = torch.tensor(output)[:, None]
     own = logits.gather(1, emitted).squeeze(1)
     gaps = logits.max(dim=1).values - own
@@ -56,7 +74,7 @@ def audit(target: LanguageModel, prompt: list[int], output: list[int], eps: floa
             f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
             f"more than rounding explains ({eps:.1g})"
         )
-    loss = float((logits.logsumexp(1) - own).double().mean())
+    loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
     return {
         "flips": len(flips),
         "first_flip": flips[0] if flips else None,
@@ -78,3 +96,18 @@ def repetition(prompt: list[int], output: list[int], order: int = REPETITION_ORD
         repeated += end > len(prompt) and gram in seen
         seen.add(gram)
     return repeated / len(output)
+
+
+def records(
+    target: LanguageModel, prompts: Sequence[Prompt], outputs: Sequence[dict[str, Any]], eps: float
+) -> list[dict[str, Any]]:
+    """The facts of each output record (measure.py), in order. Raises UserError at the first that is not exact."""
+    ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
+    rows = []
+    for output in outputs:
+        key = {"prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+        try:
+            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps)})
+        except UserError as error:
+            raise UserError(f"{output['prompt_id']}: {error}") from error
+    return rows

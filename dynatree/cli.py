@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from dynatree import __version__, params, plugins, schema
+from dynatree import __version__, files, options, params, plugins, schema
 from dynatree.errors import UserError, reported
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
@@ -42,7 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generate.add_argument(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
     )
-    generate.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same; needed by methods with a drafter")
+    generate.add_argument(
+        "--drafter",
+        metavar="PATH_OR_NAME",
+        help="the same; without one dynatree looks up in the text alone",
+    )
     generate.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
     prompt = generate.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT")
@@ -52,9 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     generate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
     )
-    generate.add_argument("--dtype", default="float32", help="float32 (default), float64, bfloat16, float16")
-    generate.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    generate.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    generate.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
+    generate.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
+    generate.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FOLDER",
+        help="measured costs, for dynatree; default: those beside the models, if they were measured for them",
+    )
+    options.machine(generate)
     generate.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
     generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     generate.set_defaults(run=_generate)
@@ -74,7 +84,7 @@ def _refuse(message: str) -> NoReturn:
 
 def _settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
     knobs = method.knobs
-    settable = [key for key in knobs if key not in ("policy", "drafting")]
+    settable = [key for key in knobs if key not in params.PLUGGED]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or key not in settable:
@@ -92,18 +102,30 @@ def _folder(name: str, known: params.Params) -> Path:
     """The model folder that `name` means: a path, or a model of params.yaml that the workflow has built."""
     if Path(name).is_dir():
         return Path(name)
-    names = [model for pair in known.pairs for model in (pair, f"{pair}-drafter")]
+    names = [model for pair in known.pairs for model in (pair, files.drafter_of(pair))]
     if name not in names:
         raise UserError(f"model: {name!r} is neither a folder nor a model of params.yaml ({', '.join(names)})")
     homes = [Path(os.environ["DYNATREE_MODELS"])] if "DYNATREE_MODELS" in os.environ else []
     homes += [Path("models"), Path(__file__).resolve().parent.parent / "models"]
-    found = next((home / name for home in homes if (home / name / "manifest.json").is_file()), None)
+    found = next((home / name for home in homes if (home / name / files.MANIFEST).is_file()), None)
     if found is None:
         raise UserError(
             f"model {name!r} is not built yet: run `snakemake --cores 1 models/{name}/manifest.json` (or `make all`) "
             "in a checkout of the project, and call dynatree there or set DYNATREE_MODELS to its models folder"
         )
     return found
+
+
+def _calibration(folders: dict[str, Path]) -> Path | None:
+    """What the workflow measured beside the models, if it was for these."""
+    from dynatree import model
+    from dynatree.calibration import COSTS
+
+    home = folders["target"].resolve().parent.parent / "results" / "calibration"
+    if not (home / COSTS).is_file():
+        return None
+    measured = files.read_json(home / COSTS).get("models", {})
+    return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
 
 
 def _prompt_text(arguments: argparse.Namespace) -> str:
@@ -132,13 +154,12 @@ def _generate(arguments: argparse.Namespace) -> None:
         raise UserError(f"--method: no {arguments.method!r}; choose one of {', '.join(known.methods)}")
     method = known.methods[arguments.method]
     knobs = _settings(method, arguments.set)
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UserError(f"--threads: {arguments.threads}; give at least 1")
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     decoder_class = plugins.load("decoding", method.decoder).Decoder
     params.check_method(arguments.method, method.decoder, knobs)
-    if decoder_class.NEEDS_DRAFTER and not arguments.drafter:
+    needs = decoder_class.needs(knobs)
+    if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
     ids = _prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
     text = _prompt_text(arguments) if ids is None else ""
@@ -146,26 +167,31 @@ def _generate(arguments: argparse.Namespace) -> None:
     # Imported late, so that errors in the arguments come at once.
     from transformers.utils import logging
 
-    from dynatree import measure, model, provenance
+    from dynatree import measure, provenance
+    from dynatree.processors import Processors
 
+    processors = params.checked(
+        "--repetition-penalty, --no-repeat-ngram",
+        lambda given: Processors(**given),
+        {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
+    )
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     provenance.set_threads(arguments.threads)
     folders = {"target": _folder(arguments.target, known)}
-    if decoder_class.NEEDS_DRAFTER:
+    if needs.drafter != "unused" and arguments.drafter:
         folders["drafter"] = _folder(arguments.drafter, known)
-    loaded = {role: model.load(folder, arguments.dtype, arguments.device) for role, folder in folders.items()}
-    target, drafter = loaded["target"], loaded.get("drafter")
+    calibration = (arguments.calibration or _calibration(folders)) if needs.calibration else None
+    target, decoder = measure.load(folders, calibration, method.decoder, knobs, arguments.dtype, arguments.device)
     if ids is None:
         if target.tokenizer is None:
             raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
         ids = target.tokenizer.encode(text)
     target.check_prompt(ids, arguments.max_new_tokens)
-    decoder = measure.build(target, drafter, method.decoder, knobs)
     measure.warm_up(decoder, ids, arguments.max_new_tokens)
     eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
     stream = None if arguments.json else _Stream(target.tokenizer)
-    trace = decoder.decode(ids, arguments.max_new_tokens, eos_ids, stream)
+    trace = decoder.decode(ids, arguments.max_new_tokens, eos_ids, stream, processors=processors)
     result = {
         "method": arguments.method,
         "parameters": knobs,

@@ -23,21 +23,19 @@ def report(
     target: LanguageModel,
     drafter: LanguageModel,
     texts: Mapping[str, Tensor],
-    vocabulary: Tensor | None,
     length: int,
     tokens: int,
 ) -> dict[str, Any]:
     """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
 
     `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it. Prompts are
-    half a row. `vocabulary` [m] holds the ids that are drafted, None for all. Raises UserError for a text too short.
+    half a row. Raises UserError for a text too short.
     """
-    allowed = torch.arange(target.vocabulary_size) if vocabulary is None else vocabulary
     found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
     for name, text in texts.items():
         rows = spread(name, text, length, tokens)
         prompts = rows[:, : length // 2]
-        found["agreement"][name] = compare(target, drafter, rows, allowed, 0)
+        found["agreement"][name] = compare(target, drafter, rows, 0)
         count = max(1, min(len(prompts), tokens // (length // 2 + LATER)))
         greedy = torch.zeros(count)
         written = continuations(target.model, prompts[:count], LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
@@ -45,7 +43,7 @@ def report(
         parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
         for part, (begin, end) in parts.items():
             of = f"{name}, continuations, {part} tokens"
-            found["agreement"][of] = compare(target, drafter, written[:, :end], allowed, begin)
+            found["agreement"][of] = compare(target, drafter, written[:, :end], begin)
     return found
 
 
@@ -59,16 +57,15 @@ def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(
-    target: LanguageModel, drafter: LanguageModel, rows: Tensor, vocabulary: Tensor, first: int
-) -> dict[str, Any]:
-    """How the drafter's choices within `vocabulary` meet the target's greedy one, at positions `first`.. of the rows.
+def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: int) -> dict[str, Any]:
+    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `first`.. of the rows.
 
     `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
     greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
     al., ICML 2017) over the equal bins of `reliability`.
     """
-    vocabulary = vocabulary.to(drafter.device)
+    drafted = drafter.draft_vocabulary
+    vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
     ranks = min(max(RANKS), len(vocabulary))
     hits, sure, covered = [], [], []
     for row in rows:
@@ -118,7 +115,8 @@ def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[st
     for _ in range(_STEPS):
         for role, model in models.items():
             begun = time.perf_counter()
-            model.forward(ids[:1], caches[role]).argmax().item()  # .item() waits for the device
+            forward = model.draft if role == "drafter" else model.forward
+            forward(ids[:1], caches[role]).argmax().item()  # .item() waits for the device
             seconds[role].append(time.perf_counter() - begun)
             caches[role].crop(context)
     median = {role: statistics.median(values) for role, values in seconds.items()}
@@ -128,11 +126,6 @@ def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[st
         "drafter_seconds": round(median["drafter"], 6),
         "ratio": round(median["drafter"] / median["target"], 4),
     }
-
-
-def draft_vocabulary(ids: list[int], size: int) -> Tensor | None:
-    """The drafted ids [m] as a tensor, None if they are all `size` tokens."""
-    return torch.tensor(ids) if len(ids) < size else None
 
 
 def describe(found: dict[str, Any]) -> str:

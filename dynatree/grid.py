@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynatree.errors import UserError
-from dynatree.params import Method, Params
+from dynatree.params import PLUGGED, Method, Params
 
 # The field's one-letter symbols; a knob without one stands in a path by its own name.
 SYMBOLS = {
@@ -20,8 +20,6 @@ SYMBOLS = {
     "max_ngram": "n",
     "confidence": "c",
 }
-# Which plug-ins a method is made of is told by its name, not by its knobs.
-_NAMES = ("policy", "drafting")
 
 
 @dataclass(frozen=True)
@@ -46,8 +44,11 @@ class Run:
 
 
 def settings(knobs: dict[str, Any]) -> str:
-    """The path part of these knobs (D8_B3_tau0.03_N64), in their own order; `default` if there are none."""
-    parts = [f"{SYMBOLS.get(knob, knob)}{value}" for knob, value in knobs.items() if knob not in _NAMES]
+    """The path part of these knobs (D8_B3_tau0.03_N64), in their own order; `default` if there are none.
+
+    Which plug-ins a method is made of is told by its name.
+    """
+    parts = [f"{SYMBOLS.get(knob, knob)}{value}" for knob, value in knobs.items() if knob not in PLUGGED]
     return "_".join(parts) or "default"
 
 

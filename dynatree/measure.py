@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from dynatree import plugins
+from dynatree import model, plugins, provenance
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import Calibration
 from dynatree.model import LanguageModel
 from dynatree.text.prompts import Prompt
 from dynatree.trace import Clock, Trace
@@ -61,9 +62,31 @@ def reference_step(target: LanguageModel, seconds: float) -> float:
     return sorted(steps)[len(steps) // 2]
 
 
-def build(target: LanguageModel, drafter: LanguageModel | None, decoder: str, knobs: dict[str, Any]) -> Any:
-    """The decoder plug-in `decoder` on these models."""
-    return plugins.load("decoding", decoder).Decoder(target, drafter, **knobs)
+def build(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    decoder: str,
+    knobs: dict[str, Any],
+    calibration: Calibration | None = None,
+) -> Any:
+    """The decoder plug-in `decoder` on these models, with the calibration that was measured for them."""
+    return plugins.load("decoding", decoder).Decoder(target, drafter, calibration, **knobs)
+
+
+def load(
+    folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
+) -> tuple[LanguageModel, Any]:
+    """(target, decoder) from the model `folders` of `target` and, if there is one, `drafter`.
+
+    `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
+    """
+    loaded = {role: model.load(folder, dtype, device) for role, folder in folders.items()}
+    measured = None
+    if calibration:
+        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        measured = Calibration.read(calibration, fingerprints, provenance.describe(dtype, device))
+    target = loaded["target"]
+    return target, build(target, loaded.get("drafter"), decoder, knobs, measured)
 
 
 def generate(

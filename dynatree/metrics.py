@@ -204,6 +204,18 @@ def phases(folder: Path, decode: Decode) -> list[Row]:
     ]
 
 
+def costs(path: Path) -> list[Row]:
+    """Rows of the table `costs` from a calibration's `costs.json`."""
+    table = files.read_json(path)
+    return [
+        {"part": part, "context": context, "tokens": tokens, "ms": 1000 * seconds}
+        for part in ("verify", "draft")
+        if (curve := table[part])
+        for context, row in zip(curve["contexts"], curve["seconds"], strict=True)
+        for tokens, seconds in zip(curve["tokens"], row, strict=True)
+    ]
+
+
 def summary(run_rows: list[Row]) -> list[Row]:
     """Rows of the table `summary`: every real-valued metric per experiment, method, settings and data set."""
     groups: dict[tuple[str, ...], list[Row]] = {}

@@ -3,17 +3,22 @@
 All contact with transformers' forward is here and in cache.py; knows no tree, no drafter, no text source.
 """
 
+import hashlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from dynatree import files
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
+from dynatree.files import DRAFT_VOCABULARY
+from dynatree.packing import PackedLinear, pack
 from dynatree.tokenizer import load_tokenizer
 
 DTYPES = {
@@ -33,9 +38,19 @@ class LanguageModel:
 
     Raises UserError for models that a tree cannot be verified with: encoder-decoders, sliding windows, recurrent
     state, positions that do not come from `position_ids`.
+
+    `draft_vocabulary` [v]: the token ids that `draft` ranges over (FR-Spec, Zhao et al., ACL 2025, 2502.14856). With
+    `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in place.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, name: str = "model"):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        name: str = "model",
+        draft_vocabulary: Tensor | None = None,
+        packed: bool = False,
+    ):
         _refuse_unsupported(model, name)
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -44,6 +59,13 @@ class LanguageModel:
         model.register_forward_pre_hook(self._count)
         if model.config._attn_implementation != "sdpa":
             model.set_attn_implementation("sdpa")
+        self.draft_vocabulary = draft_vocabulary
+        self._draft_head: nn.Module | None = (
+            None if draft_vocabulary is None else self._restricted_head(draft_vocabulary)
+        )
+        self.packed = packed and pack(model, name)
+        if self.packed and isinstance(self._draft_head, nn.Linear):
+            self._draft_head = PackedLinear(self._draft_head)
         self._probe()
         self.forwards = 0
 
@@ -89,18 +111,54 @@ class LanguageModel:
 
         `positions` [n] and `mask` [n, cache.length + n] (True: may attend) default to plain continuation.
         """
-        n, device = len(tokens), self.device
+        logits: Tensor = self.model(
+            **self._inputs(tokens, cache, positions, mask), logits_to_keep=1 if last_only else 0
+        ).logits
+        return logits[0]
+
+    def _inputs(
+        self, tokens: Tensor, cache: KeyValueCache, positions: Tensor | None, mask: Tensor | None
+    ) -> dict[str, Any]:
+        device = self.device
         if positions is None:
-            positions = torch.arange(cache.length, cache.length + n)
-        output = self.model(
-            input_ids=tokens.to(device)[None],
-            position_ids=positions.to(device)[None],
-            attention_mask=None if mask is None else mask.to(device)[None, None],
-            cache=cache.states,
-            use_cache=True,
-            logits_to_keep=1 if last_only else 0,
-        )
-        return output.logits[0]
+            positions = torch.arange(cache.length, cache.length + len(tokens))
+        return {
+            "input_ids": tokens.to(device)[None],
+            "position_ids": positions.to(device)[None],
+            "attention_mask": None if mask is None else mask.to(device)[None, None],
+            "cache": cache.states,
+            "use_cache": True,
+        }
+
+    @torch.inference_mode()
+    def draft(
+        self,
+        tokens: Tensor,
+        cache: KeyValueCache,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Tensor:
+        """As `forward`, but logits [n or 1, v] over the draft vocabulary, if any: the head is most of a draft."""
+        if self._draft_head is None:
+            return self.forward(tokens, cache, positions, mask, last_only)
+        self._count()
+        output = self.model.base_model(**self._inputs(tokens, cache, positions, mask))
+        hidden = output.last_hidden_state[:, -1:] if last_only else output.last_hidden_state
+        logits: Tensor = self._draft_head(hidden)[0]
+        return logits
+
+    @torch.inference_mode()
+    def _restricted_head(self, ids: Tensor) -> nn.Linear:
+        head = self.model.get_output_embeddings()
+        if not isinstance(head, nn.Linear) or int(ids.min()) < 0 or int(ids.max()) >= self.vocabulary_size:
+            raise UserError(f"{self.name}: {DRAFT_VOCABULARY} does not fit its vocabulary of {self.vocabulary_size}")
+        restricted = nn.Linear(head.in_features, len(ids), bias=head.bias is not None, dtype=self.dtype)
+        restricted = restricted.to(self.device).requires_grad_(False)
+        restricted.weight.copy_(head.weight[ids])
+        if head.bias is not None:
+            restricted.bias.copy_(head.bias[ids])
+        return restricted
 
     @torch.inference_mode()
     def score(self, tokens: Tensor, last: int) -> Tensor:
@@ -221,13 +279,37 @@ def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
 def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: str | None = None) -> LanguageModel:
     """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
 
-    A folder without tokenizer files gives a model that reads token ids alone. Raises UserError if there is no such
+    A folder without tokenizer files gives a model that reads token ids alone; one with a draft vocabulary drafts over
+    that. On a CPU float32 weights are packed. Raises UserError if there is no such
     folder, no config.json or no safetensors in it, or the architecture is not supported.
     """
     folder = Path(folder)
     torch_dtype, torch_device = resolve(dtype, device)
     model = read(folder, torch_dtype).to(torch_device)
-    return LanguageModel(model, load_tokenizer(folder), name or folder.name)
+    vocabulary = _read_draft_vocabulary(folder)
+    return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True)
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 that tells the weights in `folder` apart: of its only file of weights, or of all files' hashes."""
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        return str(files.read_json(manifest)["sha256"]["model.safetensors"])
+    hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _read_draft_vocabulary(folder: Path) -> Tensor | None:
+    path = folder / DRAFT_VOCABULARY
+    if not path.is_file():
+        return None
+    try:
+        ids = torch.tensor(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: {first_line(error)}; expected a list of token ids") from error
+    if ids.dim() != 1 or ids.is_floating_point() or not len(ids) or len(ids.unique()) < len(ids):
+        raise UserError(f"{path}: expected a list of distinct token ids")
+    return ids
 
 
 def read(folder: Path, dtype: torch.dtype | None = None) -> Any:

@@ -13,14 +13,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.files import write_text
+from dynatree.files import read_json, write_json
+from dynatree.knobs import Knobs
+
+# Knobs of a method whose values name plug-ins, with the plug-ins' folders.
+PLUGGED = {"policy": "policies", "drafting": "drafting"}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Calibration(Knobs):
+    """Tuning prompts a data set and tokens of their continuations; contexts to time behind, forwards of each size."""
+
+    prompts: int = Field(ge=1)
+    output_tokens: int = Field(ge=2)
+    contexts: list[int] = Field(min_length=1)
+    repeats: int = Field(ge=1)
+
+    @field_validator("contexts")
+    @classmethod
+    def _ascending(cls, contexts: list[int]) -> list[int]:
+        if contexts != sorted(set(contexts)) or contexts[0] < 1:
+            raise ValueError("expected ascending numbers of tokens, 1 or more")
+        return contexts
 
 
-class Scale(_Section):
+class Scale(Knobs):
     """How much of everything; lengths in tokens."""
 
     prompts: int = Field(ge=1)
@@ -34,6 +50,7 @@ class Scale(_Section):
     perplexity_tokens: int = Field(ge=2)
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
+    calibration: Calibration
 
     @model_validator(mode="after")
     def _overlapping(self) -> Self:
@@ -56,7 +73,7 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Sweep(_Section):
+class Sweep(Knobs):
     """Further settings of one method on one data set."""
 
     method: str
@@ -72,14 +89,14 @@ class Sweep(_Section):
         return settings
 
 
-class Pair(_Section):
+class Pair(Knobs):
     """Where a target and its drafter come from: `kind` and that kind's keys (dynatree/weights.py)."""
 
     target: dict[str, Any]
     drafter: dict[str, Any]
 
 
-class Distil(_Section):
+class Distil(Knobs):
     """How the drafter is had: trained afresh, or from its trained part where the checkout has one."""
 
     retrain: bool
@@ -99,7 +116,7 @@ class Source(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Params(_Section):
+class Params(Knobs):
     """The whole of params.yaml."""
 
     scale: str
@@ -130,14 +147,32 @@ def default_path() -> Path:
     return next(p for p in (Path("params.yaml"), here / "params.yaml", here.parent / "params.yaml") if p.is_file())
 
 
-def read(path: str | Path | None = None) -> Params:
-    """The checked parameters of a YAML file. Raises UserError: no file, no YAML, wrong key, wrong value."""
-    path = Path(path) if path else default_path()
+class _Loader(yaml.SafeLoader):
+    """YAML with each key once; of a key that stands there twice, YAML's own loader silently takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if isinstance(key_node, yaml.ScalarNode):
+                key, line = key_node.value, key_node.start_mark.line + 1
+                if key in lines:
+                    raise yaml.YAMLError(f"line {line}: key {key!r} stands there twice, first in line {lines[key]}")
+                lines[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def load(path: str | Path) -> Any:
+    """The plain values of a YAML file. Raises UserError: no file, no YAML, a key that stands there twice."""
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
-    return check(raw, str(path))
+
+
+def read(path: str | Path | None = None) -> Params:
+    """The checked parameters of a YAML file. Raises UserError: as `load`, and a wrong key or value."""
+    path = Path(path) if path else default_path()
+    return check(load(path), str(path))
 
 
 def check(raw: Any, origin: str = "params.yaml") -> Params:
@@ -159,7 +194,7 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         among("datasets", dataset, list(params.sources))
     for name, method in params.methods.items():
         among(f"methods.{name}.decoder", method.decoder, plugins.names("decoding"))
-        for knob, folder in (("policy", "policies"), ("drafting", "drafting")):
+        for knob, folder in PLUGGED.items():
             if knob in method.knobs:
                 among(f"methods.{name}.{knob}", method.knobs[knob], plugins.names(folder))
     among("methods", "autoregressive", list(params.methods))
@@ -177,8 +212,11 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     return params
 
 
-def check_knobs(params: Params) -> None:
-    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch."""
+def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
+    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch.
+
+    Returns what each method needs besides the target (decoding/__init__.py, `Needs`).
+    """
     from dynatree import grid, weights
 
     for name, method in params.methods.items():
@@ -188,23 +226,27 @@ def check_knobs(params: Params) -> None:
         check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))
     for name, source in params.sources.items():
         module = plugins.load("sources", source.kind)
-        _checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
+        checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
     for name, pair in params.pairs.items():
-        _checked(f"pairs.{name}.target", weights.parse, pair.target)
-        _checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        checked(f"pairs.{name}.target", weights.parse, pair.target)
+        checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
         for dataset in pair.drafter.get("mix", {}):
             if dataset not in params.sources:
                 known = ", ".join(params.sources)
                 raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
+    return {
+        name: plugins.load("decoding", method.decoder).Decoder.needs(method.knobs)._asdict()
+        for name, method in params.methods.items()
+    }
 
 
 def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:
     """Have the decoder plug-in (and its policy and drafter) check `knobs`; `key` names them in the error."""
-    _checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
+    checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
 
 
-def check_knobs_once(params: Params, stamps: Path) -> None:
-    """`check_knobs`, unless it passed before for the same parameters and library (a stamp in folder `stamps`).
+def check_knobs_once(params: Params, stamps: Path) -> Any:
+    """`check_knobs`, unless it passed before for the same parameters and library: a stamp in `stamps` keeps its answer.
 
     A job graph is made for every stage, and importing torch each time would cost more than most stages.
     """
@@ -213,13 +255,14 @@ def check_knobs_once(params: Params, stamps: Path) -> None:
     state += [f"{p.relative_to(here)} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(here.rglob("*.py"))]
     stamp = stamps / hashlib.sha256("\n".join(state).encode()).hexdigest()
     if not stamp.is_file():
-        check_knobs(params)
-        write_text(stamp, "")
+        write_json(stamp, check_knobs(params))
+    return read_json(stamp)
 
 
-def _checked(key: str, build: Any, values: dict[str, Any]) -> None:
+def checked(key: str, build: Any, values: dict[str, Any]) -> Any:
+    """`build(values)`. Raises UserError, beginning with `key`, where pydantic or a plug-in refuses them."""
     try:
-        build(values)
+        return build(values)
     except (ValidationError, TypeError) as error:
         raise UserError(f"{key}: {explain(error)}") from error
     except UserError as error:

@@ -15,17 +15,14 @@ from pathlib import Path
 from shutil import copyfileobj
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict
-
 from dynatree.errors import UserError
 from dynatree.files import replacing
 from dynatree.files import sha256 as file_sha256
+from dynatree.knobs import Knobs
 
 
-class Package(BaseModel):
+class Package(Knobs):
     """One archive: `name==version`, its file name and SHA-256, pip options that choose among the platforms' files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     requirement: str
     file: str

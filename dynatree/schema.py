@@ -114,6 +114,14 @@ TABLES: dict[str, pa.Schema] = {
             _column("resolved", _flag, "for speedup*: the interval excludes 1 and there are at least 10 prompts"),
         ]
     ),
+    "costs": pa.schema(
+        [
+            _column("part", _text, "`verify`: a target forward and its verification; `draft`: a level of drafting"),
+            _column("context", _int, "committed tokens in the cache"),
+            _column("tokens", _int, "new tokens of the forward"),
+            _column("ms", _real, "median ms"),
+        ]
+    ),
     "perplexity": pa.schema(
         [
             _column("dataset", _text, "name of the data set"),

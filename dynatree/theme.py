@@ -22,9 +22,10 @@ COLOURS = {
     "prompt_lookup": "#56b4e9",
     "linear": "#0072b2",
     "fixed_tree": "#009e73",
+    "dynatree_threshold": "#cc79a7",
     "dynatree": "#d55e00",
 }
-SPARE = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#661100", "#cc79a7", "#ddcc77")
+SPARE = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#661100", "#ddcc77")
 NAMES = {
     "autoregressive": "Autoregressive",
     "transformers": "Transformers greedy",
@@ -32,6 +33,7 @@ NAMES = {
     "prompt_lookup": "Prompt lookup (HF)",
     "linear": "Linear chain",
     "fixed_tree": "Fixed tree",
+    "dynatree_threshold": "DynaTree, threshold",
     "dynatree": "DynaTree",
 }
 INK, QUIET, FAINT = "#222222", "#6b6b6b", "#e6e6e6"

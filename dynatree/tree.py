@@ -3,7 +3,7 @@
 Knows no model, no drafter and no policy. All tensors are on the CPU: trees are small and steer Python code.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -60,6 +60,30 @@ class TokenTree:
             ancestors=ancestors,
         )
 
+    def chain(self, tokens: Tensor, steps: Tensor) -> "TokenTree":
+        """The tree of one node with a chain below it: `tokens` [k], log-probabilities `steps` [k] of each step."""
+        size = 1 + len(tokens)
+        return TokenTree(
+            tokens=torch.cat([self.tokens, tokens]),
+            parents=torch.arange(-1, size - 1),
+            depths=torch.arange(size),
+            log_probs=torch.cat([self.log_probs, steps.cumsum(0)]),
+            ancestors=torch.ones(size, size, dtype=torch.bool).tril(),
+        )
+
+    def graft(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
+        """As `extend`, but a child that is there already is raised to the larger log v, its descendants with it."""
+        twin = (parents[:, None] == self.parents) & (tokens[:, None] == self.tokens)
+        known = twin.any(1)
+        if not known.any():
+            return self.extend(parents, tokens, log_probs)
+        nodes = twin[known].int().argmax(1)
+        rise = (log_probs[known] - self.log_probs[nodes]).clamp(min=0)
+        raised = self.log_probs + (self.ancestors[:, nodes] * rise).sum(1)
+        tree = replace(self, log_probs=raised)
+        fresh = ~known
+        return tree.extend(parents[fresh], tokens[fresh], log_probs[fresh]) if fresh.any() else tree
+
     def top(self, count: int | None) -> Tensor:
         """Indices, ascending, of the root and the `count` best other nodes (all for None).
 
@@ -68,9 +92,12 @@ class TokenTree:
         """
         if count is None or len(self) <= count + 1:
             return torch.arange(len(self))
-        # Levels are inserted in order, so a stable sort breaks ties by depth and then by insertion.
-        best = torch.sort(self.log_probs[1:], descending=True, stable=True).indices[:count] + 1
-        return torch.cat([torch.zeros(1, dtype=torch.long), best.sort().values])
+        return torch.cat([torch.zeros(1, dtype=torch.long), self.ranking()[:count].sort().values])
+
+    def ranking(self) -> Tensor:
+        """All nodes but the root [n - 1], best first: by log_probs descending, then depth, then insertion."""
+        shallow = torch.sort(self.depths[1:], stable=True).indices
+        return shallow[torch.sort(self.log_probs[1:][shallow], descending=True, stable=True).indices] + 1
 
     def subtree(self, nodes: Tensor) -> "TokenTree":
         """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order."""

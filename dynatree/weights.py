@@ -1,7 +1,7 @@
 """Where a model comes from: a package of the registry, a hub, a local folder, or chance. Always ends as one folder.
 
-A model folder has exactly the files of FILES, whatever the source, so that a workflow can name them; `manifest.json`
-holds the others' checksums. How a drafter is trained is not known here (distil.py).
+A model folder has exactly files.MODEL_FILES, whatever the source, so that a workflow can name them. How a drafter is
+trained is not known here (distil.py).
 """
 
 import tempfile
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -24,20 +23,12 @@ from transformers import (
 from dynatree import files, hub, registry
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.model import first_line, read
 from dynatree.tokenizer import require_tokenizer
 
-WEIGHTS = "model.safetensors"
-# Beside a drafter's files: the token ids that it drafts, most frequent first. Only this project reads it.
-DRAFT_VOCABULARY = "draft_vocabulary.json"
-FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, "manifest.json")
 
-
-class _Source(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class PackageWeights(_Source):
+class PackageWeights(Knobs):
     """A GGUF file inside a package of the registry."""
 
     kind: Literal["package"]
@@ -46,7 +37,7 @@ class PackageWeights(_Source):
     member_sha256: str
 
 
-class HubWeights(_Source):
+class HubWeights(Knobs):
     """A repository of the model hub, safetensors only."""
 
     kind: Literal["hub"]
@@ -54,14 +45,14 @@ class HubWeights(_Source):
     revision: str | None = None
 
 
-class LocalWeights(_Source):
+class LocalWeights(Knobs):
     """A folder in transformers' layout."""
 
     kind: Literal["local"]
     path: str
 
 
-class RandomWeights(_Source):
+class RandomWeights(Knobs):
     """Untrained weights of an architecture of transformers, with a byte tokenizer: for trying the machinery."""
 
     kind: Literal["random"]
@@ -115,7 +106,7 @@ def save(
 
     `draft_vocabulary` (a drafter's) is written as a further file.
     """
-    names = list(FILES[:-1])
+    names = list(files.MODEL_FILES[:-1])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         # One shard, so that the file names are known beforehand.
@@ -123,20 +114,20 @@ def save(
         tokenizer.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
         if draft_vocabulary is not None:
-            files.write_text(Path(temporary) / DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
-            names.append(DRAFT_VOCABULARY)
+            files.write_text(Path(temporary) / files.DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
+            names.append(files.DRAFT_VOCABULARY)
         hashes = {}
         for name in names:
             written = Path(temporary) / name
             if not written.is_file():
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
-        (folder / "manifest.json").unlink(missing_ok=True)
-        (folder / DRAFT_VOCABULARY).unlink(missing_ok=True)
+        (folder / files.MANIFEST).unlink(missing_ok=True)
+        (folder / files.DRAFT_VOCABULARY).unlink(missing_ok=True)
         for name in names:
             (Path(temporary) / name).chmod(0o644)
             (Path(temporary) / name).replace(folder / name)
-    files.write_json(folder / "manifest.json", {"origin": origin, "sha256": hashes})
+    files.write_json(folder / files.MANIFEST, {"origin": origin, "sha256": hashes})
 
 
 def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:

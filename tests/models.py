@@ -14,6 +14,9 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
+from dynatree.calibration import Calibration, StepCalibration
+from dynatree.cost import CostTable, Curve
+from dynatree.drafting import lookup
 from dynatree.model import LanguageModel
 
 VOCABULARY = 61
@@ -114,6 +117,15 @@ def with_twin_tokens() -> LanguageModel:
         head = model.get_output_embeddings().weight
         head[1::2] = head[0:-1:2]
     return LanguageModel(model, name="twins")
+
+
+def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) -> Calibration:
+    """A machine on which a target step costs 1 s, each further node `node` and a draft level `level`."""
+    counts = [1, 128]
+    curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
+    draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
+    steps = StepCalibration(ranks=[(0.5, 0.8), (-1.0, 0.5)], lookup=list(lookup.PRIOR))
+    return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 
 DRAFTERS = {"related": related, "same": same, "wrong": wrong, "unrelated": unrelated}

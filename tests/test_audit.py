@@ -7,6 +7,8 @@ import torch
 
 from dynatree import audit
 from dynatree.errors import UserError
+from dynatree.text.prompts import Prompt
+from dynatree.text.splits import SplitDocument
 from tests import models
 from tests.conftest import Build
 
@@ -54,16 +56,47 @@ def test_logits_that_are_no_numbers_fail(target: Build, monkeypatch: pytest.Monk
         audit.audit(model, PROMPT, [1, 2], 1e-3)
 
 
+def document(split: str, ids: list[int]) -> SplitDocument:
+    return SplitDocument(f"{split}-{len(ids)}", "title", split, "document", ids)
+
+
 def test_tolerance_is_fixed_for_full_precision_and_measured_for_half(target: Build) -> None:
     """Guards against a typed-in tolerance where kernels differ by more, or none."""
-    assert audit.tolerance(target(), [PROMPT]) == 1e-8
-    assert audit.tolerance(target(dtype=torch.float32), [PROMPT]) == 1e-3
+    assert audit.tolerance(target(), []) == 1e-8
+    assert audit.tolerance(target(dtype=torch.float32), []) == 1e-3
     half = target(dtype=torch.bfloat16)
     text = models.generated(half, PROMPT, 40)
-    measured = audit.tolerance(half, [text])
+    measured = audit.tolerance(half, [document("tuning", text)])
     assert 0 < measured < 1
-    assert audit.tolerance(half, [text, PROMPT]) >= measured
+    assert audit.tolerance(half, [document("tuning", text), document("tuning", PROMPT)]) >= measured
     assert audit.audit(half, PROMPT, text, measured)["tolerance"] == measured
+
+
+def test_tolerance_is_measured_on_the_tuning_split_alone(target: Build) -> None:
+    """Guards against outputs that are judged by what their own prompts tolerate."""
+    half = target(dtype=torch.bfloat16)
+    tuning, evaluation = document("tuning", PROMPT), document("evaluation", models.generated(half, PROMPT, 40))
+    assert audit.tolerance(half, [evaluation, tuning]) == audit.tolerance(half, [tuning])
+    with pytest.raises(UserError, match="none of 1 documents is of the tuning split"):
+        audit.tolerance(half, [evaluation])
+
+
+def test_records_follow_the_outputs_and_name_the_prompt_that_fails(target: Build) -> None:
+    """Guards against facts beside the wrong output, and against an error that leaves the reader to search."""
+    model = target()
+    prompts = [Prompt(f"d/{first}", "d", "d", "title", "evaluation", "document", 0, [first, 9, 3]) for first in (5, 17)]
+    outputs = [
+        {"prompt_id": p.prompt_id, "repeat": repeat, "output_ids": models.generated(model, p.ids, 6)}
+        for repeat in range(2)
+        for p in reversed(prompts)
+    ]
+    rows = audit.records(model, prompts, outputs, 1e-8)
+    assert [(row["prompt_id"], row["repeat"]) for row in rows] == [("d/17", 0), ("d/5", 0), ("d/17", 1), ("d/5", 1)]
+    assert rows[0] == {**rows[2], "repeat": 0}
+    assert rows[0]["perplexity"] != rows[1]["perplexity"]
+    outputs[1]["output_ids"] = outputs[1]["output_ids"][::-1]
+    with pytest.raises(UserError, match=r"d/5: not exact: output token"):
+        audit.records(model, prompts, outputs, 1e-8)
 
 
 def test_repetition_by_its_definition() -> None:

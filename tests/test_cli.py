@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dynatree import cli, files, measure, model, params, weights
+from dynatree.calibration import Calibration
 from dynatree.distil.student import shrink
 from dynatree.trace import Recorder, Trace
 from tests import models
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = weights.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     weights.build(source, home / "target", home, seed=0)
     target = model.load(home / "target")
-    weights.save(shrink(target.model, [0, 1], 1.0), target.tokenizer, home / "drafter", {})
+    weights.save(shrink(model.read(home / "target"), [0, 1], 1.0), target.tokenizer, home / "drafter", {})
     shutil.copytree(home / "target", home / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     models.random_model(dtype=torch.float32).save_pretrained(home / "foreign")
     files.write_text(home / "prompt.txt", PROMPT)
@@ -125,6 +126,27 @@ def test_set_changes_a_parameter(run: Run) -> None:
     assert as_json(run(*options("dynatree"), "--json", "--set", "depth=0"))["drafted"] == 0
 
 
+def test_what_was_measured_beside_the_models_is_used(
+    run: Run, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against trees grown by a table of another pair, and against a table that nobody looks for."""
+    plain = as_json(run(*options(), "--json"))
+    home = tmp_path / "models"
+    shutil.copytree(folder, home)
+    named = options("dynatree", target=str(home / "target"), drafter=str(home / "drafter"))
+    for other, said in ((False, "measured with processor"), (True, "no cost table")):
+        fingerprints = {role: model.fingerprint(home / role) for role in ("target", "drafter")}
+        costs, steps = models.calibration()
+        costs = costs.model_copy(update={"models": {**fingerprints, **({"drafter": "another"} if other else {})}})
+        Calibration(costs, steps).write(tmp_path / "results" / "calibration")
+        result = run(*named, "--json")
+        assert as_json(result)["output_ids"] == plain["output_ids"]
+        assert said in caplog.text
+        caplog.clear()
+    status, _, err = run(*named, "--calibration", str(tmp_path / "results" / "calibration"))
+    assert status == 2 and "measured with drafter another" in err
+
+
 def test_prompt_sources_are_alike(run: Run) -> None:
     """Guards against a file that loses its text, or ids that are read otherwise."""
     wanted = as_json(run(*options(), "--json"))
@@ -175,7 +197,12 @@ class Speaker:
         self._commits = commits
 
     def decode(
-        self, ids: list[int], max_new_tokens: int, eos_ids: frozenset[int] = frozenset(), on_commit: Any = None
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: Any = None,
+        **_: Any,
     ) -> Trace:
         recorder = Recorder(eos_ids, on_commit, None)
         recorder.first(self._commits[0])
@@ -221,7 +248,7 @@ def test_accepted_tokens_are_green_on_a_terminal(
 @pytest.mark.parametrize(
     ("changes", "more", "said"),
     [
-        ({"drafter": None}, [], "--drafter: method dynatree needs one"),
+        ({"method": "linear", "drafter": None}, [], "--drafter: method linear needs one"),
         ({"method": "magic"}, [], "--method: no 'magic'; choose one of autoregressive, "),
         ({"target": "gpt5"}, [], "model: 'gpt5' is neither a folder nor a model of params.yaml (smollm2, "),
         ({"target": "pythia-2.8b"}, [], "model 'pythia-2.8b' is not built yet: run "),
@@ -254,6 +281,9 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({}, ["--set", "depth=-1"], "dynatree: depth: "),
         ({}, ["--set", "depth=[1"], "--set depth=[1: '[1' is no value"),
         ({"method": "autoregressive"}, ["--set", "depth=1"], "a key of this method: it has none"),
+        ({}, ["--repetition-penalty", "0"], "repetition_penalty: Input should be greater than 0"),
+        ({}, ["--no-repeat-ngram", "-1"], "no_repeat_ngram: Input should be greater than or equal to 0"),
+        ({}, ["--calibration", "nowhere"], "calibration nowhere: "),
         ({}, ["--temperature", "1"], "unrecognized arguments: --temperature 1"),
     ],
 )
@@ -316,13 +346,14 @@ def test_a_built_model_is_found_by_name(
 
 
 def test_the_command_works_from_another_folder(run: Run, folder: Path, tmp_path: Path) -> None:
-    """Guards the real command: nothing but JSON on stdout, nothing at all on stderr, exit statuses."""
+    """Guards the real command: nothing but JSON on stdout, a note at most on stderr, exit statuses."""
     command = [sys.executable, "-m", "dynatree.cli", "generate"]
     root = str(Path(model.__file__).resolve().parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     good = options("dynatree", target=str(folder / "target"), drafter=str(folder / "drafter"))
     done = subprocess.run([*command, *good, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1)
+    assert done.stderr.startswith("no cost table for policy cost_aware: policy threshold takes over")
     assert json.loads(done.stdout)["output_ids"] == as_json(run(*options(), "--json"))["output_ids"]
     failed = subprocess.run([*command, "--target", "x"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)

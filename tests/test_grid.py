@@ -110,8 +110,8 @@ def test_a_changed_knob_is_another_folder() -> None:
     methods = {**RAW["methods"], "dynatree": {**RAW["methods"]["dynatree"], "depth": 5}}
     old, new = set(grid.expand(changed())), set(grid.expand(changed(methods=methods)))
     assert {folder for folder in old - new if folder.startswith("runs/")} == {
-        f"runs/dynatree/D8_B3_tau0.03_N64/{dataset}" for dataset in RAW["datasets"]
+        f"runs/dynatree/D63_B3_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
     }
     assert {folder for folder in new - old if folder.startswith("runs/")} == {
-        f"runs/dynatree/D5_B3_tau0.03_N64/{dataset}" for dataset in RAW["datasets"]
+        f"runs/dynatree/D5_B3_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
     }

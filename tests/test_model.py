@@ -32,7 +32,7 @@ from transformers import (
 from dynatree import plugins
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel, check_pair, load, resolve
+from dynatree.model import LanguageModel, check_pair, load, read, resolve
 from tests import models
 from tests.conftest import Build
 
@@ -189,7 +189,7 @@ def test_a_saved_model_loads_with_its_tokenizer(tmp_path: Path) -> None:
 def test_tied_weights_load_as_tied(tmp_path: Path) -> None:
     """Guards against a head reported as missing because the checkpoint stores it once."""
     models.random_model("gpt2").save_pretrained(tmp_path)
-    model = load(tmp_path).model
+    model = read(tmp_path)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 

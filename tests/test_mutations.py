@@ -190,25 +190,25 @@ def draft_lag_not_fed(patch: Patch) -> None:
 
 
 def draft_positions_breadth_first(patch: Patch) -> None:
-    real = LanguageModel.forward
+    real = LanguageModel.draft
 
-    def forward(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
+    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
         if model.name == "same" and len(rest) == 2:
             rest = (torch.arange(cache.length, cache.length + len(tokens)), rest[1])
         return real(model, tokens, cache, *rest, **more)
 
-    patch.setattr(LanguageModel, "forward", forward)
+    patch.setattr(LanguageModel, "draft", draft)
 
 
 def draft_siblings_visible(patch: Patch) -> None:
-    real = LanguageModel.forward
+    real = LanguageModel.draft
 
-    def forward(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
+    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
         if model.name == "same" and len(rest) == 2:
             rest = (rest[0], torch.ones_like(rest[1]))
         return real(model, tokens, cache, *rest, **more)
 
-    patch.setattr(LanguageModel, "forward", forward)
+    patch.setattr(LanguageModel, "draft", draft)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_the_projects_own_parameters_pass() -> None:
         ("timeline", ["magic"], ["timeline: no 'magic'", "dynatree"]),
         ("methods.dynatree.decoder", "magic", ["methods.dynatree.decoder: no 'magic'", "speculative"]),
         ("methods.dynatree.decoder", ..., ["methods.dynatree.decoder", "required"]),
-        ("methods.dynatree.policy", "magic", ["methods.dynatree.policy: no 'magic'", "threshold"]),
+        ("methods.dynatree.policy", "magic", ["methods.dynatree.policy: no 'magic'", "cost_aware"]),
         ("methods.dynatree.drafting", "oracle", ["methods.dynatree.drafting: no 'oracle'", "model"]),
         ("methods.autoregressive", ..., ["methods: no 'autoregressive'"]),
         ("sweep.method", "magic", ["sweep.method: no 'magic'", "dynatree"]),
@@ -132,6 +132,9 @@ def test_a_full_tree_without_bound_is_refused() -> None:
         ("", "expected keys and values, got NoneType"),
         ("1: 2", "must be strings"),
         ("\x00", "special characters are not allowed"),
+        ("seed: 0\nscale: tiny\nseed: 1\n", "line 3: key 'seed' stands there twice, first in line 1"),
+        ("a: 1\nmethods:\n  linear: {depth: 1, depth: 2}\n", "line 3: key 'depth' stands there twice, first in line 3"),
+        ("methods:\n  linear: {}\n  linear: {}\n", "line 3: key 'linear' stands there twice, first in line 2"),
     ],
 )
 def test_a_file_that_is_no_parameters_is_refused_in_one_line(tmp_path: Path, text: str, part: str) -> None:
@@ -161,10 +164,10 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
 def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against importing torch for every job, and against trusting a stamp of other parameters."""
     calls = []
-    monkeypatch.setattr(params, "check_knobs", calls.append)
+    monkeypatch.setattr(params, "check_knobs", lambda checked: calls.append(checked) or {"answer": len(calls)})
     first, second = params.check(RAW), params.check(changed("seed", 1))
-    for checked in (first, first, second, second):
-        params.check_knobs_once(checked, tmp_path)
+    answers = [params.check_knobs_once(checked, tmp_path)["answer"] for checked in (first, first, second, second)]
+    assert answers == [1, 1, 2, 2]
     assert calls == [first, second]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -172,7 +175,7 @@ def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_changed_library_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a stamp that outlives an edit of a plug-in."""
     calls = []
-    monkeypatch.setattr(params, "check_knobs", calls.append)
+    monkeypatch.setattr(params, "check_knobs", lambda checked: calls.append(checked) or {"answer": len(calls)})
     copy = tmp_path / "library" / "params.py"
     copy.parent.mkdir()
     copy.write_text("")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from dynatree.tree import TokenTree
 
-STEPS = st.one_of(st.sampled_from([0.0, -0.0, -0.5, -1.0, float("-inf")]), st.floats(-20, 0, width=32))
+# Drafters state finite numbers, -10,000 at least.
+STEPS = st.one_of(st.sampled_from([0.0, -0.0, -0.5, -1.0, -1e4]), st.floats(-20, 0, width=32))
 
 
 @st.composite
@@ -46,7 +47,7 @@ def test_mask_and_positions_are_those_of_each_nodes_path(tree: TokenTree, prefix
 
 @given(trees(), st.integers(0, 30))
 def test_top_is_the_sorted_best_and_closed_under_parents(tree: TokenTree, count: int) -> None:
-    """Guards against ties (and 0.0, -0.0, -inf) that keep a child without its parent."""
+    """Guards against ties (and 0.0, -0.0) that keep a child without its parent."""
     top = tree.top(count).tolist()
     key = {node: (-float(tree.log_probs[node]), int(tree.depths[node]), node) for node in range(1, len(tree))}
     assert top == [0, *sorted(sorted(key, key=key.__getitem__)[:count])]
@@ -96,3 +97,31 @@ def test_depth_is_that_of_the_deepest_node() -> None:
     """Guards against the number of nodes being taken for the depth."""
     tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
     assert (TokenTree.root(0).depth, tree.depth) == (0, 1)
+
+
+def test_a_chain_is_its_nodes_one_below_the_other() -> None:
+    """Guards against parents or visibility that differ from those of growing it level by level."""
+    tokens, steps = torch.tensor([5, 6, 7]), torch.tensor([-0.5, -0.25, -1.0])
+    chain, grown = TokenTree.root(1).chain(tokens, steps), TokenTree.root(1)
+    for i in range(3):
+        grown = grown.extend(torch.tensor([i]), tokens[i : i + 1], grown.log_probs[i : i + 1] + steps[i])
+    for field in ("tokens", "parents", "depths", "log_probs", "ancestors"):
+        assert torch.equal(getattr(chain, field), getattr(grown, field)), field
+
+
+@given(trees(most_levels=3), st.data())
+def test_graft_merges_equal_children_and_raises_what_hangs_below(tree: TokenTree, data: st.DataObject) -> None:
+    """Guards against two nodes for one path, and against log v that rises along a path."""
+    parent = data.draw(st.integers(0, len(tree) - 1))
+    tokens = data.draw(st.lists(st.integers(0, 6), unique=True, min_size=1, max_size=7))
+    steps = torch.tensor(data.draw(st.lists(st.floats(-5, 0, width=32), min_size=len(tokens), max_size=len(tokens))))
+    parents = torch.full((len(tokens),), parent)
+    grown = tree.graft(parents, torch.tensor(tokens), tree.log_probs[parent] + steps)
+    paths = [tuple(grown.tokens[line(grown, node)].tolist()) for node in range(len(grown))]
+    assert len(set(paths)) == len(paths)
+    children = grown.tokens[grown.parents == parent].tolist()
+    assert set(children) == {*tree.tokens[tree.parents == parent].tolist(), *tokens}
+    assert (grown.log_probs[1:] <= grown.log_probs[grown.parents[1:]]).all()
+    for token, step in zip(tokens, steps, strict=True):
+        node = next(n for n in range(1, len(grown)) if grown.parents[n] == parent and grown.tokens[n] == token)
+        assert not grown.log_probs[node] < tree.log_probs[parent] + step - 1e-2

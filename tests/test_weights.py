@@ -36,7 +36,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_folder_has_exactly_the_files_that_a_workflow_names(made: Path) -> None:
     """Guards against outputs that a job graph does not know, and against left-overs beside the folder."""
-    assert sorted(path.name for path in made.iterdir()) == sorted(weights.FILES)
+    assert sorted(path.name for path in made.iterdir()) == sorted(files.MODEL_FILES)
     assert [path.name for path in made.parent.iterdir()] == ["made"]
 
 
@@ -44,7 +44,7 @@ def test_manifest_has_origin_and_checksums(made: Path) -> None:
     """Guards against a manifest that stands for other weights."""
     manifest = files.read_json(made / "manifest.json")
     assert manifest["origin"] == RANDOM
-    assert manifest["sha256"] == {name: files.sha256(made / name) for name in weights.FILES if name != "manifest.json"}
+    assert manifest["sha256"] == {name: files.sha256(made / name) for name in files.MODEL_FILES[:-1]}
 
 
 def test_random_models_depend_on_the_seed_alone(made: Path, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_random_models_depend_on_the_seed_alone(made: Path, tmp_path: Path) -> N
     torch.manual_seed(99)
     again, other = build(RANDOM, tmp_path / "again"), build(RANDOM, tmp_path / "other", seed=1)
     assert files.read_json(again / "manifest.json") == files.read_json(made / "manifest.json")
-    assert files.sha256(other / weights.WEIGHTS) != files.sha256(made / weights.WEIGHTS)
+    assert files.sha256(other / files.WEIGHTS) != files.sha256(made / files.WEIGHTS)
 
 
 def test_folder_loads_with_its_byte_tokenizer(made: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_kill_between_files_leaves_no_manifest(
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["model"]
     build(RANDOM, folder, seed=1)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(weights.FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(files.MODEL_FILES)
 
 
 def test_an_unwritable_tokenizer_leaves_the_old_folder_whole(
@@ -106,7 +106,7 @@ def test_an_unwritable_tokenizer_leaves_the_old_folder_whole(
 def test_a_local_folder_is_a_source(made: Path, tmp_path: Path) -> None:
     """Guards against changed weights, and against a manifest that holds a path of this machine."""
     copy = build({"kind": "local", "path": str(made)}, tmp_path / "copy")
-    assert sorted(path.name for path in copy.iterdir()) == sorted(weights.FILES)
+    assert sorted(path.name for path in copy.iterdir()) == sorted(files.MODEL_FILES)
     ours, theirs = model.load(copy).model.state_dict(), model.load(made).model.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert files.read_json(copy / "manifest.json")["origin"] == {"kind": "local", "folder": "made"}

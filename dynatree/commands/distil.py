@@ -38,7 +38,9 @@ def register(add: Register, find_model: Callable[[str, params.Params], Path]) ->
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml")
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt: one data set"
@@ -46,7 +48,9 @@ def register(add: Register, find_model: Callable[[str, params.Params], Path]) ->
     source.add_argument("--part", type=Path, metavar="FOLDER", help="a trained part, such as drafters/smollm2")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="drafter to write")
     parser.add_argument("--recipe", metavar="NAME", help="a pair of params.yaml whose recipe is taken (default: pair)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe, as layers=[0]")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe, as layers=[0]"
+    )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="labels and checkpoints (default: OUT.work)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")

@@ -1,16 +1,23 @@
 """Decoders: a prompt in, a Trace out.
 
-A decoder is one file with a class `Decoder` of (target, drafter, **knobs):
+A decoder is one file with a class `Decoder` of (target, drafter, calibration, **knobs):
 
-    NEEDS_DRAFTER      whether a drafter model must be given
-    check(knobs)       raise ValueError (pydantic's) for knobs it does not take, before any loading
-    decode(prompt, max_new_tokens, eos_ids, on_commit, clock) -> Trace
+    check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
+    needs(knobs) -> Needs  what must or may be given besides the target
+    decode(prompt, max_new_tokens, eos_ids, on_commit, clock, processors) -> Trace
 """
 
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
+
+from dynatree.knobs import Knobs
 
 
-class NoKnobs(BaseModel):
+class Needs(NamedTuple):
+    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of."""
+
+    drafter: str = "unused"
+    calibration: bool = False
+
+
+class NoKnobs(Knobs):
     """For a decoder without knobs: refuses every key."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)

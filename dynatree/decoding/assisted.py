@@ -2,17 +2,20 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dynatree import baseline
+from dynatree.calibration import Calibration
+from dynatree.decoding import Needs
+from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel, check_pair
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
-class Knobs(BaseModel):
+class Settings(Knobs):
     """transformers' names: num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     draft_tokens: int = Field(ge=1, default=20)
     schedule: Literal["constant", "heuristic", "heuristic_transient"] = "constant"
     confidence: float = Field(ge=0, lt=1, default=0.4)
@@ -21,14 +24,22 @@ class Knobs(BaseModel):
 class Decoder:
     """`generate(assistant_model=...)`. Its first commit already holds drafted tokens: it drafts before prefill."""
 
-    NEEDS_DRAFTER = True
-
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
-        Knobs(**knobs)
+        Settings(**knobs)
 
-    def __init__(self, target: LanguageModel, drafter: LanguageModel, **knobs: Any):
-        checked = Knobs(**knobs)
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs("required")
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
+        checked = Settings(**knobs)
         check_pair(target, drafter)
         self._target, self._drafter = target, drafter
         self._options = {
@@ -44,9 +55,18 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers with an assistant, which must have room for the whole sequence."""
         self._drafter.check_prompt(prompt, max_new_tokens)
         return baseline.generate(
-            self._target, self._drafter, prompt, max_new_tokens, eos_ids, on_commit, clock, self._options
+            self._target,
+            self._drafter,
+            prompt,
+            max_new_tokens,
+            eos_ids,
+            on_commit,
+            clock,
+            self._options,
+            **processors.generation_options,
         )

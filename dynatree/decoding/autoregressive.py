@@ -5,8 +5,10 @@ from typing import Any
 import torch
 
 from dynatree.cache import KeyValueCache
-from dynatree.decoding import NoKnobs
+from dynatree.calibration import Calibration
+from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
 
@@ -14,13 +16,21 @@ from dynatree.verification.greedy import greedy_tokens
 class Decoder:
     """Our own autoregressive loop on our own cache."""
 
-    NEEDS_DRAFTER = False
-
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
         NoKnobs(**knobs)
 
-    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs()
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel | None = None,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
         self.check(knobs)
         self._target = target
 
@@ -31,6 +41,7 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """Up to `max_new_tokens` tokens after `prompt`; ends behind the first token of `eos_ids`."""
         target = self._target
@@ -39,10 +50,12 @@ class Decoder:
         recorder = Recorder(eos_ids, on_commit, clock)
         cache = KeyValueCache()
         with recorder.clock.phase("prefill"):
-            token = greedy_tokens(target.forward(torch.tensor(prompt), cache, last_only=True))
+            logits = target.forward(torch.tensor(prompt), cache, last_only=True)
+            token = greedy_tokens(processors.process(logits, prompt))
         recorder.first(token.tolist())
         while not recorder.finished and len(recorder.trace.output) < max_new_tokens:
             with recorder.clock.phase("verify"):
-                token = greedy_tokens(target.forward(token, cache))
+                logits = target.forward(token, cache)
+                token = greedy_tokens(processors.process(logits, [*prompt, *recorder.trace.output]))
             recorder.round(token.tolist(), accepted=0, drafted=0, depth=0, draft_forwards=0)
         return recorder.close(target.forwards - forwards, draft_forwards=0)

@@ -2,17 +2,20 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dynatree import baseline
+from dynatree.calibration import Calibration
+from dynatree.decoding import Needs
+from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
-class Knobs(BaseModel):
+class Settings(Knobs):
     """transformers' names: prompt_lookup_num_tokens, max_matching_ngram_size."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     draft_tokens: int = Field(ge=1, default=10)
     max_ngram: int = Field(ge=1, default=2)
 
@@ -20,14 +23,22 @@ class Knobs(BaseModel):
 class Decoder:
     """`generate(prompt_lookup_num_tokens=...)`."""
 
-    NEEDS_DRAFTER = False
-
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
-        Knobs(**knobs)
+        Settings(**knobs)
 
-    def __init__(self, target: LanguageModel, drafter: LanguageModel | None = None, **knobs: Any):
-        self._knobs = Knobs(**knobs)
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs()
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel | None = None,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
+        self._knobs = Settings(**knobs)
         self._target = target
 
     def decode(
@@ -37,6 +48,7 @@ class Decoder:
         eos_ids: frozenset[int] = frozenset(),
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
+        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers with n-gram lookup."""
         # transformers looks up past the last wanted token, and learned positions end with the context.
@@ -51,4 +63,5 @@ class Decoder:
             clock,
             prompt_lookup_num_tokens=self._knobs.draft_tokens,
             max_matching_ngram_size=self._knobs.max_ngram,
+            **processors.generation_options,
         )

@@ -40,9 +40,14 @@ def make(
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
     target = model.read(target_folder, torch.float32).eval()
     trained = work / "part"
-    identity = {"recipe": recipe.model_dump(mode="json"), "seed": seed, "target": {"sha256": part.fingerprint(target)}}
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed,
+        "target": {"sha256": part.values_sha256(target)},
+    }
     _claim(work, {**identity, "data": text.documents})
-    drafter: Any = shrink(target, recipe.layers, recipe.norm_scale).to(place)
+    drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
+    drafter.to(place)
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
     teacher = target.to(place, getattr(torch, recipe.dtype))
     watch = _watch(teacher, drafter, text, recipe, order, seed)

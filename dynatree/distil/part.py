@@ -21,7 +21,7 @@ from dynatree.tokenizer import require_tokenizer
 LAYERS, RECORD = "layers.safetensors", "record.json"
 
 
-def fingerprint(target: PreTrainedModel) -> str:
+def values_sha256(target: PreTrainedModel) -> str:
     """SHA-256 over the values of all weights in float32, by name: the same for every file format and shard size."""
     digest = hashlib.sha256()
     for name, value in sorted(target.named_parameters()):
@@ -40,7 +40,7 @@ def write(drafter: PreTrainedModel, vocabulary: list[int], record: dict[str, Any
     with files.replacing(folder / LAYERS) as temporary:
         save_file(layers, temporary)
         temporary.chmod(0o644)
-    files.write_text(folder / weights.DRAFT_VOCABULARY, f"{vocabulary}\n")
+    files.write_text(folder / files.DRAFT_VOCABULARY, f"{vocabulary}\n")
     files.write_json(folder / RECORD, record)
 
 
@@ -59,7 +59,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """
     record = read_record(folder)
     target = model.read(target_folder, torch.float32)
-    found, wanted = fingerprint(target), record["target"]["sha256"]
+    found, wanted = values_sha256(target), record["target"]["sha256"]
     if found != wanted:
         raise UserError(
             f"{folder}: trained for another target (weights {wanted[:12]}…, {target_folder} has {found[:12]}…); "
@@ -69,7 +69,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     drafter = shrink(target, recipe.layers, recipe.norm_scale)
     try:
         layers = load_file(folder / LAYERS)
-        vocabulary = files.read_json(folder / weights.DRAFT_VOCABULARY)
+        vocabulary = files.read_json(folder / files.DRAFT_VOCABULARY)
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{folder}: damaged part: {model.first_line(error)}") from error
     load_trained_part(drafter, layers)

@@ -2,14 +2,12 @@
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from dynatree.knobs import Knobs
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Labels(_Section):
+class Labels(Knobs):
     """The target's own probabilities, kept on disk: over tuning text, and over what the target writes itself."""
 
     tokens: int = Field(ge=1)  # positions, at least
@@ -23,7 +21,7 @@ class Labels(_Section):
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
 
 
-class Recipe(_Section):
+class Recipe(Knobs):
     """Train copies of some layers of the target: on text (`tokens`), then on the target's probabilities (`labels`)."""
 
     kind: Literal["distil"] = "distil"
@@ -32,7 +30,7 @@ class Recipe(_Section):
     vocabulary: int = Field(ge=2)  # tokens that are drafted, chosen by frequency
     order_prior: float = Field(0.5, ge=0, le=1)  # how much of the frequency comes from the tokenizer's own order
     negatives: int = Field(ge=0)  # further tokens, drawn for each batch
-    mix: dict[str, float] = {}  # weight of each data set; 1 where not named
+    mix: dict[str, float] = Field(default_factory=dict)  # weight of each data set; 1 where not named
     tokens: int = Field(ge=1)  # of text with its own next tokens as labels
     labels: Labels | None = None
     batch: int = Field(ge=1)

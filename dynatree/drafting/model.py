@@ -8,15 +8,24 @@ import torch
 from torch import Tensor
 
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import StepCalibration
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
+
+MODEL = "required"
 
 
 class Drafter:
     """Proposes the likeliest next tokens of `model` (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
 
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: LanguageModel, calibration: StepCalibration | None = None):
         self._model = model
+        self._calibration = calibration
+        self._columns = None
+        if model.draft_vocabulary is not None:
+            self._columns = torch.full((model.vocabulary_size,), -1)
+            self._columns[model.draft_vocabulary] = torch.arange(len(model.draft_vocabulary))
         self.start()
 
     @property
@@ -24,8 +33,9 @@ class Drafter:
         """Forwards of the model, counted at its call."""
         return self._model.forwards
 
-    def start(self) -> None:
-        """Forget the last request."""
+    def start(self, processors: Processors = PLAIN) -> None:
+        """Forget the last request; the next one's `processors` apply to proposals too."""
+        self._processors = processors
         self._cache = KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
@@ -35,11 +45,19 @@ class Drafter:
         limit = self._model.context_limit
         return 2**31 if limit is None else max(0, limit - committed + 1)
 
+    def lag(self, committed: int) -> int:
+        """Tokens that the first forward of a round behind `committed` tokens feeds: those that the cache lacks."""
+        return committed - self._cache.length
+
+    def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
+        """No proposal without a forward: tokens [0] and log-probabilities [0]."""
+        return torch.empty(0, dtype=torch.long), torch.empty(0)
+
     def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
         """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f]."""
         if len(frontier) == 1 and frontier[0] == 0:
             # The lag ends with the root, which is the last committed token.
-            logits = self._model.forward(torch.tensor(committed[self._cache.length :]), self._cache, last_only=True)
+            logits = self._model.draft(torch.tensor(committed[self._cache.length :]), self._cache, last_only=True)
             self._prefix = len(committed)
             self._forwarded = frontier[:0]
         else:
@@ -47,10 +65,14 @@ class Drafter:
             visible = tree.ancestors[frontier][:, self._forwarded]
             mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
             positions = tree.depths[frontier] + self._prefix - 1
-            logits = self._model.forward(tree.tokens[frontier], self._cache, positions, mask)
+            logits = self._model.draft(tree.tokens[frontier], self._cache, positions, mask)
+        logits = self._processors.process(logits, committed, tree, frontier, self._columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
-        return best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
+        tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
+        if self._model.draft_vocabulary is not None:
+            tokens = self._model.draft_vocabulary[tokens]
+        return tokens, steps if self._calibration is None else self._calibration.steps(steps)
 
     def accept(self, kept: Tensor) -> None:
         """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""

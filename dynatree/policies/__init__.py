@@ -1,9 +1,45 @@
 """Growth and selection policies: which children a tree keeps, and which of its nodes are verified.
 
-A policy is one file with a class `Policy`, a pydantic model of its knobs:
-
-    branch, depth                      most children of a node, most levels
-    children(tree, log_probs) -> mask  of the proposed children, in proposal order, which to keep
-    frontier(tree, new) -> nodes       of the `new` nodes, which to expand next; none: stop
-    select(tree) -> nodes              ascending, closed under parents, root included: what to verify
+A policy is one file with a class `Policy`, a GrowthPolicy of its knobs.
 """
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dynatree.cost import CostTable
+from dynatree.knobs import Knobs
+from dynatree.tree import TokenTree
+
+
+class GrowthPolicy(Knobs):
+    """Besides what stands here a policy has `branch` and `depth`: most children of a node, most levels."""
+
+    needs_costs: ClassVar[bool] = False
+
+    @property
+    def uses_calibration(self) -> bool:
+        """Whether the drafter's step probabilities are to be calibrated."""
+        return False
+
+    def start(self, costs: CostTable | None) -> None:
+        """A new request: forget what adapted."""
+
+    def begin(self, context: int, lag: int) -> None:
+        """A new round behind `context` committed tokens; the first draft forward would feed `lag` tokens."""
+
+    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+        """Mask of the proposed children, in proposal order with path `log_probs` [k], of those to keep."""
+        return torch.ones(len(log_probs), dtype=torch.bool)
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        """Of `candidates` (the root, then each level's nodes) those to draft children of, in one go; none: stop."""
+        return candidates
+
+    def select(self, tree: TokenTree) -> Tensor:
+        """Nodes to verify: ascending, closed under parents, root included."""
+        return torch.arange(len(tree))
+
+    def observe(self, tree: TokenTree, kept: Tensor) -> None:
+        """The verified `tree` and its accepted path, root first."""

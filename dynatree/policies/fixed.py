@@ -6,18 +6,18 @@ Source: SpecInfer (Miao et al., ASPLOS 2024, 2305.09781), section 3, static expa
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 
 _MOST_NODES = 1024
 
 
-class Policy(BaseModel):
+class Policy(GrowthPolicy):
     """Keeps every child until the tree has `budget` nodes (None: no limit), the root apart."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     depth: int = Field(ge=0, le=64)
     branch: int = Field(ge=1, le=64)
     budget: int | None = Field(ge=0, le=_MOST_NODES)
@@ -34,8 +34,5 @@ class Policy(BaseModel):
         room = len(log_probs) if self.budget is None else self.budget - (len(tree) - 1)
         return torch.arange(len(log_probs)) < room
 
-    def frontier(self, tree: TokenTree, new: Tensor) -> Tensor:
-        return new if self.budget is None or len(tree) - 1 < self.budget else new[:0]
-
-    def select(self, tree: TokenTree) -> Tensor:
-        return torch.arange(len(tree))
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        return candidates if self.budget is None or len(tree) - 1 < self.budget else candidates[:0]

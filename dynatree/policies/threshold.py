@@ -8,17 +8,17 @@ import math
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
+from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 
 
-class Policy(BaseModel):
+class Policy(GrowthPolicy):
     """`threshold` None: no pruning; `budget` None: no node limit; with `branch` > 1 not both."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    depth: int = Field(ge=0, le=64)
+    depth: int = Field(ge=0, le=127)
     branch: int = Field(ge=1, le=64)
     threshold: float | None = Field(ge=0, le=1)
     budget: int | None = Field(ge=0, le=1024)
@@ -41,9 +41,9 @@ class Policy(BaseModel):
             keep &= log_probs >= pool.topk(self.budget).values[-1] if self.budget else torch.zeros_like(keep)
         return keep
 
-    def frontier(self, tree: TokenTree, new: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
         # A node outside the best N so far stays outside with all its descendants: v never rises along a path.
-        return new[torch.isin(new, tree.top(self.budget))]
+        return candidates[torch.isin(candidates, tree.top(self.budget))]
 
     def select(self, tree: TokenTree) -> Tensor:
         return tree.top(self.budget)

@@ -4,18 +4,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ConfigDict
-
 from dynatree import registry
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.text import cleaning
 from dynatree.text.documents import Document, decode
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """`members`: glob patterns over the archive's file names, without the archive's own top folder."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     package: registry.Package
     members: tuple[str, ...]

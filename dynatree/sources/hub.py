@@ -5,16 +5,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dynatree.hub import access
+from dynatree.knobs import Knobs
 from dynatree.text.documents import Document, Layout, columns_exist, from_rows
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """`repository` ("Salesforce/wikitext"), its `configuration` and `split`; see `documents.from_rows` for `layout`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     repository: str
     configuration: str | None = None

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.text.documents import Document, Layout, columns_exist, files_of, from_rows
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """`path`: a Parquet file or a folder of them; `document_heading`: see `documents.from_rows`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
     text_column: str = "text"

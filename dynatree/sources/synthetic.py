@@ -4,8 +4,9 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from dynatree.knobs import Knobs
 from dynatree.text.documents import Document
 
 _NOUNS = ("river", "tree", "bridge", "letter", "garden", "clock", "stone", "boat", "window", "lamp")
@@ -13,10 +14,8 @@ _VERBS = ("keeps", "finds", "carries", "follows", "opens", "leaves", "meets", "h
 _PLACES = ("by the mill", "at noon", "behind the wall", "in the valley", "before the rain", "on the hill")
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """How many documents, of how many sentences each."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     documents: int = Field(ge=2)
     sentences: int = Field(ge=1)

@@ -3,17 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.text import cleaning
 from dynatree.text.documents import Document, decode, files_of
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """`path`: a text file, or a folder of `*.txt`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str
 

@@ -12,17 +12,15 @@ from typing import Any
 
 import mwparserfromhell
 from mwparserfromhell.nodes import ExternalLink, Heading, HTMLEntity, Tag, Text, Wikilink
-from pydantic import BaseModel, ConfigDict
 
 from dynatree import registry
 from dynatree.errors import UserError
+from dynatree.knobs import Knobs
 from dynatree.text.documents import Document
 
 
-class Parameters(BaseModel):
+class Parameters(Knobs):
     """`member`: the dump's name in the archive; `member_sha256`: its checksum."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     package: registry.Package
     member: str

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from dynatree.errors import UserError
 from dynatree.text.documents import read_table
-from dynatree.text.splits import EVALUATION, SplitDocument, uniform
+from dynatree.text.splits import EVALUATION, TUNING, SplitDocument, uniform
 
 _PROMPTS = pa.schema(
     [
@@ -47,8 +47,9 @@ def choose(
     reserve_tokens: int,
     seed: int,
     start: Literal["body", "interior"],
+    split: str = EVALUATION,
 ) -> list[Prompt]:
-    """`count` prompts of `prompt_tokens` tokens from evaluation documents; the first k do not depend on `count`.
+    """`count` prompts of `prompt_tokens` tokens from documents of `split`; the first k do not depend on `count`.
 
     `body`: a prompt starts at the body's first token, a document's later prompts right behind its earlier ones.
     `interior`: at a seeded offset between 10 % and 90 % of the document. After each prompt the document has at least
@@ -61,7 +62,9 @@ def choose(
         )
     if start not in ("body", "interior"):
         raise UserError(f"start: got {start!r}; choose one of body, interior")
-    usable = [d for d in documents if d.split == EVALUATION and len(d.ids) >= prompt_tokens + reserve_tokens]
+    if split not in (TUNING, EVALUATION):
+        raise UserError(f"split: got {split!r}; choose one of {TUNING}, {EVALUATION}")
+    usable = [d for d in documents if d.split == split and len(d.ids) >= prompt_tokens + reserve_tokens]
     usable.sort(key=lambda document: (uniform("order", seed, document.document_id), document.document_id))
     offsets = [_offsets(document, prompt_tokens, reserve_tokens, seed, start) for document in usable]
     prompts = [
@@ -73,7 +76,7 @@ def choose(
     if len(prompts) < count:
         raise UserError(
             f"{dataset}: {count} prompts of {prompt_tokens} tokens (+ {reserve_tokens} reserved) asked for, "
-            f"the evaluation documents hold {len(prompts)}, from {len(usable)} documents; ask for fewer or shorter ones"
+            f"the {split} documents hold {len(prompts)}, from {len(usable)} documents; ask for fewer or shorter ones"
         )
     return prompts[:count]
 

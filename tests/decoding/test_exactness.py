@@ -18,6 +18,7 @@ from dynatree.verification.greedy import greedy_tokens, verify
 from tests import models
 from tests.conftest import Build
 
+LIMITS = {"depth": 24, "branch": 3, "threshold": 0.001, "budget": 24}
 TREES: dict[str, dict[str, Any]] = {
     "chain": {"policy": "chain", "draft_tokens": 4},
     "fixed": {"policy": "fixed", "depth": 3, "branch": 2, "budget": 10},
@@ -26,6 +27,10 @@ TREES: dict[str, dict[str, Any]] = {
     "budget 0": {"policy": "threshold", "depth": 4, "branch": 2, "threshold": None, "budget": 0},
     "depth 0": {"policy": "threshold", "depth": 0, "branch": 2, "threshold": 0.1, "budget": None},
     "whole vocabulary": {"policy": "threshold", "depth": 2, "branch": 64, "threshold": None, "budget": 70},
+    "lookup": {"policy": "chain", "drafting": "lookup", "draft_tokens": 8},
+    "hybrid": {"policy": "threshold", "drafting": "hybrid", "depth": 6, "branch": 3, "threshold": None, "budget": 16},
+    "cost aware": {"policy": "cost_aware", "drafting": "hybrid", **LIMITS},
+    "uncalibrated": {"policy": "cost_aware", "drafting": "model", **LIMITS, "calibrated": False},
 }
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("speculative", knobs) for name, knobs in TREES.items()},
@@ -45,7 +50,9 @@ def decode(
 ) -> Trace:
     """`count` tokens by the method of that name in METHODS."""
     name, knobs = METHODS[method]
-    return plugins.load("decoding", name).Decoder(target, drafter, **knobs).decode([*prompt], count, frozenset(eos))
+    decoder = plugins.load("decoding", name).Decoder(target, drafter, models.calibration(), **knobs)
+    trace: Trace = decoder.decode([*prompt], count, frozenset(eos))
+    return trace
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

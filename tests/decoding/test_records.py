@@ -84,7 +84,7 @@ def test_a_drafter_that_is_never_right_is_never_accepted(target: Build, drafter:
 def test_one_request_leaves_nothing_to_the_next(target: Build, drafter: Build, method: str) -> None:
     """Guards against caches, schedules and counters that outlive a request; also: two runs give equal traces."""
     name, knobs = METHODS[method]
-    decoder = plugins.load("decoding", name).Decoder(target(), drafter("related"), **knobs)
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("related"), models.calibration(), **knobs)
     first = decoder.decode([*PROMPT], 20)
     end = first.output[6]
     assert decoder.decode([9, 8, 7], 11, frozenset([end])).output == reference(target(), (9, 8, 7), 11, end)
@@ -95,7 +95,7 @@ def test_one_request_leaves_nothing_to_the_next(target: Build, drafter: Build, m
 def test_assisted_schedule_starts_anew(target: Build, drafter: Build) -> None:
     """Guards against the number of drafted tokens that transformers' heuristic carries from call to call."""
     options = {"draft_tokens": 3, "schedule": "heuristic", "confidence": 0.0}
-    decoder = plugins.load("decoding", "assisted").Decoder(target(), drafter("same"), **options)
+    decoder = plugins.load("decoding", "assisted").Decoder(target(), drafter("same"), None, **options)
     configurations = [model.model.generation_config for model in (target(), drafter("same"))]
     first = decoder.decode([*PROMPT], 30)
     assert max(round.drafted for round in first.rounds) > 3
@@ -118,7 +118,7 @@ def test_commits_are_told_as_they_happen(target: Build, drafter: Build, method: 
     name, knobs = METHODS[method]
     told: list[tuple[list[int], int]] = []
     clock = Clock(instrumented=True)
-    decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), **knobs)
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), models.calibration(), **knobs)
     trace = decoder.decode([*PROMPT], 20, on_commit=lambda tokens, drafted: told.append((tokens, drafted)), clock=clock)
     assert [token for tokens, _ in told for token in tokens] == trace.output
     assert [(round.emitted, round.accepted) for round in trace.rounds] == told[1:]

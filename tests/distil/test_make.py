@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from dynatree import files, weights
+from dynatree import files
 from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.errors import UserError
@@ -61,11 +61,9 @@ def test_the_record_says_how_it_was_made(made: Path) -> None:
 def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_path: Path) -> None:
     """Guards against a checkpoint that transformers cannot load, or whose embedding is not the target's."""
     part.assemble(made, target, tmp_path / "drafter")
-    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(
-        [*weights.FILES, weights.DRAFT_VOCABULARY]
-    )
+    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
     manifest = files.read_json(tmp_path / "drafter" / "manifest.json")
-    assert set(manifest["sha256"]) == {*weights.FILES[:-1], weights.DRAFT_VOCABULARY}
+    assert set(manifest["sha256"]) == {*files.DRAFTER_FILES} - {files.MANIFEST}
     drafter = AutoModelForCausalLM.from_pretrained(tmp_path / "drafter")
     original = AutoModelForCausalLM.from_pretrained(target)
     assert torch.equal(drafter.get_input_embeddings().weight, original.get_input_embeddings().weight)
@@ -73,7 +71,7 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
     state = drafter.state_dict()
     for name, value in load_file(made / part.LAYERS).items():
         assert torch.equal(state[name], value.float())
-    vocabulary = json.loads((tmp_path / "drafter" / weights.DRAFT_VOCABULARY).read_text())
+    vocabulary = json.loads((tmp_path / "drafter" / files.DRAFT_VOCABULARY).read_text())
     assert len(vocabulary) == len(set(vocabulary)) == 40
 
 
@@ -89,7 +87,7 @@ def test_a_damaged_part_is_refused(target: Path, made: Path, tmp_path: Path) -> 
     """Guards against a traceback for a truncated file, and against half a part."""
     with pytest.raises(UserError, match=r"no record\.json"):
         part.assemble(tmp_path, target, tmp_path / "drafter")
-    for name in (part.RECORD, part.LAYERS, weights.DRAFT_VOCABULARY):
+    for name in (part.RECORD, part.LAYERS, files.DRAFT_VOCABULARY):
         (tmp_path / name).write_bytes((made / name).read_bytes())
     (tmp_path / part.LAYERS).write_bytes(b"short")
     with pytest.raises(UserError, match="damaged part"):

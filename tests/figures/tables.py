@@ -64,6 +64,11 @@ def make(
         for method in ("linear", "dynatree"):
             for number in range(3):
                 _nodes(rows["nodes"], chance, method, dataset, number, nodes, winner)
+    for context in (64, 512):
+        for part, first in (("verify", 38.0), ("draft", 4.0)):
+            for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
+                ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
+                rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     for dataset in datasets[:swept]:
         _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
@@ -112,6 +117,11 @@ def _headline(
                 | {"accepted": accepted, "mean_path_length": tokens - 1}
                 | {"acceptance_rate": accepted / min(drafted, rounds * 5) if drafted else None}
             )
+            for number in range(6 if drafted else 0):
+                rows["rounds"].append(
+                    _key(method, dataset, prompt)
+                    | {"round": number, "drafted": chance.randint(0, round(NODES[method]) + 9 * (method == winner))}
+                )
         for metric, value in (("throughput", 20.7 * speed), ("speedup", speed)):
             rows["summary"].append(
                 _summary(

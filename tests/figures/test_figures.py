@@ -20,6 +20,7 @@ SHOWN = {
     "acceptance": SPECULATIVE,
     "timeline": tuple(synthetic.PHASED),
     "tree_attention_mask": ("dynatree",),
+    "cost_curve": SPECULATIVE,
     "sweep": ("linear", "dynatree"),
 }
 SHAPES = {

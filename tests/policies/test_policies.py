@@ -68,7 +68,7 @@ def test_threshold_expands_and_selects_only_the_best_nodes() -> None:
     """Guards against expanding nodes that can no longer be verified."""
     tree = tree_of([-3.0, -1.0, -2.0])
     chosen = policy("threshold", **{**THRESHOLD, "budget": 2})
-    assert chosen.frontier(tree, torch.tensor([1, 2, 3])).tolist() == [2, 3]
+    assert chosen.expand(tree, torch.tensor([1, 2, 3])).tolist() == [2, 3]
     assert chosen.select(tree).tolist() == [0, 2, 3]
 
 
@@ -76,8 +76,8 @@ def test_fixed_stops_at_its_budget_breadth_first() -> None:
     """Guards against a budget that counts the root."""
     chosen = policy("fixed", **{**FIXED, "budget": 3})
     assert chosen.children(tree_of([-1.0]), torch.tensor([-9.0, -1.0, -1.0])).tolist() == [True, True, False]
-    assert chosen.frontier(tree_of([-1.0, -1.0]), torch.tensor([1, 2])).tolist() == [1, 2]
-    assert chosen.frontier(tree_of([-1.0, -1.0, -1.0]), torch.tensor([2, 3])).tolist() == []
+    assert chosen.expand(tree_of([-1.0, -1.0]), torch.tensor([1, 2])).tolist() == [1, 2]
+    assert chosen.expand(tree_of([-1.0, -1.0, -1.0]), torch.tensor([2, 3])).tolist() == []
 
 
 def test_chain_is_one_child_a_level() -> None:

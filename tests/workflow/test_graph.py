@@ -67,12 +67,15 @@ def test_stages_list_what_the_parameters_list():
     """Guards against a method, figure or timeline that dvc.yaml forgot."""
     known = params.read(ROOT / "params.yaml")
     text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    assert [f["name"] for f in text["draw"]["matrix"]["figure"]] == known.figures
-    for figure in text["draw"]["matrix"]["figure"]:
-        assert (figure["table"],) == plugins.load("figures", figure["name"]).TABLES
+    drawn = [figure for name in ("draw", "draw_two") for figure in text[name]["matrix"]["figure"]]
+    assert [figure["name"] for figure in drawn] == known.figures
+    for figure in drawn:
+        tables = tuple(figure[key] for key in ("table", "first", "second") if key in figure)
+        assert tables == plugins.load("figures", figure["name"]).TABLES
     generated = [
         run["method"]
-        for name in ("generate_plain", "generate_assisted", "generate_speculative")
+        for name in text
+        if name.startswith("generate_") and "sweep" not in name
         for run in text[name]["matrix"]["run"]
     ]
     assert sorted(generated) == sorted(known.methods)
@@ -82,6 +85,16 @@ def test_stages_list_what_the_parameters_list():
 def test_lint():
     """Snakemake's own linter finds nothing."""
     assert "Congratulations" in World(ROOT).run("snakemake", "--lint")
+
+
+def test_a_key_that_stands_twice_stops_before_any_job(tmp_path):
+    """Guards against the last of two values being taken silently, by the tool that reads the file for itself."""
+    world = World(tmp_path)
+    world.make()
+    with (tmp_path / "params.yaml").open("a") as file:
+        file.write("seed: 7\n")
+    text = world.run("snakemake", "--cores", 1, "--dry-run", "all", ok=False)
+    assert "key 'seed' stands there twice" in text.strip().splitlines()[-1]
 
 
 def test_bad_parameters_stop_before_any_job():

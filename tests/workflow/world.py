@@ -31,7 +31,7 @@ class World:
     def make(self) -> None:
         """Copy, shrink, and put under version control."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
-        self.edit(datasets=["tiny_articles"])
+        self.edit(datasets=["tiny_articles"], threads=None)
         (self.folder / "dvc.lock").unlink(missing_ok=True)
         for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
             self.run(*command)
@@ -64,6 +64,11 @@ class World:
     def snakemake(self, *options: str) -> Counter[str]:
         """`snakemake --cores 1 all`: the jobs that ran, as `rule:wildcards`."""
         return jobs(self.run("snakemake", "--cores", 1, *options, "all"))
+
+    def touch(self) -> None:
+        """`make touch`, with this Python's environment, whatever its age."""
+        venv = BIN.parent
+        self.run("make", f"--old-file={venv}/.ready", f"VENV={venv}", "touch")
 
     def repro(self) -> dict[str, set[str]]:
         """`dvc repro`: stages that ran, and stages restored from the run cache."""

@@ -5,12 +5,12 @@ include: "common.smk"
 rule aggregate:
     input:
         script="workflow/scripts/aggregate.py",
-        library=library("tokenizer", "metrics", "statistics", "schema", "text/documents"),
+        library=library("workflow/scripts/aggregate.py"),
         runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
         timeline=expand("results/{run}/phases.json", run=TIMELINE),
+        costs=CALIBRATION[0],
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
-        settings=f"{TARGET}/tokenizer_config.json",
     output:
         tables=expand("results/{table}.parquet", table=TABLES),
         metrics="results/metrics.json",
@@ -24,4 +24,5 @@ rule aggregate:
         model=subpath(input.tokenizer, parent=True),
     shell:
         "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "
+        "--costs {input.costs} "
         "--model {params.model} --out results 2>&1 | tee {log:q}"

@@ -1,11 +1,15 @@
 # Parameters, checked; the runs they ask for; which library files a job uses. The only place for helpers.
+import ast
 import json
 import shlex
 import sys
+from functools import cache
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 from dynatree import grid, params, plugins
 from dynatree.errors import reported
+from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
 from dynatree.schema import TABLES
 
 
@@ -19,22 +23,16 @@ shell.prefix(
 )
 
 with reported():
+    params.load("params.yaml")  # refuses keys that stand there twice, which `configfile` does not see
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
     TIMELINE = grid.timeline(PARAMS)
-    params.check_knobs_once(PARAMS, Path(".cache/checked"))
+    NEEDS = params.check_knobs_once(PARAMS, Path(".cache/checked"))
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
-TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{PARAMS.pair}-drafter"
-MODEL_FILES = [
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "model.safetensors",
-    "manifest.json",
-]
+TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
+CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
     f" --threads {PARAMS.threads}" if PARAMS.threads else ""
@@ -47,43 +45,33 @@ wildcard_constraints:
     top="runs|sweep",
 
 
-def library(*modules):
-    """Files of the library that a rule uses, besides the errors and files that all do."""
-    return [f"dynatree/{name}.py" for name in ("errors", "files", *modules)]
+@cache
+def library(script, *plugged):
+    """Files of the library that a script imports, and with it the plug-ins `plugged` ("policies.chain", ...)."""
+    finder = ModuleFinder(path=[str(Path.cwd())])  # of this checkout alone
+    finder.run_script(script)
+    for plugin in plugged:
+        finder.import_hook(f"dynatree.{plugin}")
+    modules = [module for module in finder.modules.values() if module.__file__ and module.__name__ != "__main__"]
+    found = [Path(module.__file__).relative_to(Path.cwd()) for module in modules]
+    return sorted(str(file) for file in found if file.name != "__init__.py" or has_code(file))
 
 
-MODEL = library("model", "cache", "tokenizer", "provenance")
-WEIGHTS = [*MODEL, *library("weights", "registry", "hub", "distil/recipe")]
-TEXT = library("text/documents", "text/splits", "text/prompts")
-DISTIL = library(*(f"distil/{name}" for name in ("labels", "make", "part", "recipe", "student", "text", "training")))
+def has_code(file):
+    """Whether a package's __init__ holds more than words and the version, so that a result may depend on it."""
+    return any(not isinstance(node, ast.Expr | ast.Assign) for node in ast.parse(file.read_text()).body)
 
 
-def decoding_library(run):
-    """Files that generation with the decoder, policy and drafter of `run` uses."""
-    knobs = dict(run.knobs)
-    modules = ["measure", "plugins", "trace", "tree", "verification/greedy", "decoding/__init__"]
-    modules.append(f"decoding/{run.decoder}")
-    if "policy" in knobs:
-        modules += [f"policies/{knobs['policy']}", f"drafting/{knobs.get('drafting', 'model')}"]
-    else:
-        modules.append("baseline")
-    return sorted({*MODEL, *TEXT, *library(*modules)})
+def decoding_library(script, run):
+    """Files that a script uses with the decoder, policy and drafter of `run`."""
+    knobs = {**({"drafting": "model"} if run.decoder == "speculative" else {}), **dict(run.knobs)}
+    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    return library(script, f"decoding.{run.decoder}", *plugged)
 
 
-def needs_drafter(run):
-    """Whether this run loads the drafter model; plain decoding never does."""
-    return run.decoder in ("speculative", "assisted")
-
-
-def source_library(kind):
-    """Files that fetching a data set of this kind uses."""
-    helpers = {
-        "hub": ["hub"],
-        "wikipedia": ["registry"],
-        "gutenberg": ["registry", "text/cleaning"],
-        "text": ["text/cleaning"],
-    }
-    return library("plugins", "text/documents", f"sources/{kind}", *helpers.get(kind, []))
+def calibration(run):
+    """The calibration, if the method of this run makes use of one."""
+    return CALIBRATION if NEEDS[run.method]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -100,10 +88,15 @@ def pass_of(wildcards):
 
 
 def models(run):
-    """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content."""
-    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if needs_drafter(run) else [TARGET])]
+    """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content.
+
+    Plain decoding never loads the drafter.
+    """
+    drafts = NEEDS[run.method]["drafter"] != "unused"
+    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]
 
 
-def model_options(manifests):
-    """--target and, where there is one, --drafter: the folders of these manifests."""
-    return " ".join(f"--{role} {Path(path).parent}" for role, path in zip(("target", "drafter"), manifests))
+def model_options(manifests, calibration=()):
+    """--target and, where there are such, --drafter and --calibration: the folders of these files."""
+    parts = [*zip(("target", "drafter"), manifests), *zip(("calibration",), calibration)]
+    return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)

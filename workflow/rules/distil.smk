@@ -5,7 +5,6 @@ include: "common.smk"
 # Without a trained part in the checkout, or with distil.retrain, it is trained.
 PART = Path("drafters", PARAMS.pair)
 SHIPPED = [] if PARAMS.distil.retrain else sorted(map(str, PART.glob("*.*")))
-DRAFTER_FILES = [*MODEL_FILES, "draft_vocabulary.json"]
 
 
 if PAIR.drafter["kind"] == "distil":
@@ -13,7 +12,7 @@ if PAIR.drafter["kind"] == "distil":
     rule distil:
         input:
             script="workflow/scripts/distil.py",
-            library=sorted({*WEIGHTS, *TEXT[:-1], *DISTIL}),
+            library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
             tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
             part=SHIPPED,
@@ -43,7 +42,7 @@ else:
     rule download_drafter:
         input:
             script="workflow/scripts/download_model.py",
-            library=WEIGHTS,
+            library=library("workflow/scripts/download_model.py"),
         output:
             expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
         log:

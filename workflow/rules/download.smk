@@ -5,7 +5,7 @@ include: "common.smk"
 rule download_data:
     input:
         script="workflow/scripts/download_data.py",
-        library=lambda w: source_library(PARAMS.sources[w.dataset].kind),
+        library=lambda w: library("workflow/scripts/download_data.py", f"sources.{PARAMS.sources[w.dataset].kind}"),
     output:
         "data/documents/{dataset}.parquet",
     log:
@@ -22,7 +22,7 @@ rule download_data:
 rule download_model:
     input:
         script="workflow/scripts/download_model.py",
-        library=WEIGHTS,
+        library=library("workflow/scripts/download_model.py"),
     output:
         expand("{model}/{file}", model=TARGET, file=MODEL_FILES),
     log:

@@ -5,7 +5,7 @@ include: "common.smk"
 rule draw:
     input:
         script="workflow/scripts/draw.py",
-        library=lambda w: library("plugins", "render", "schema", "theme", f"figures/{w.figure}"),
+        library=lambda w: library("workflow/scripts/draw.py", f"figures.{w.figure}"),
         tables=lambda w: [f"results/{table}.parquet" for table in figure_tables(w.figure)],
     output:
         expand("figures/{{figure}}.{suffix}", suffix=FIGURE_FILES),

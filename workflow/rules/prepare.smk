@@ -5,10 +5,9 @@ include: "common.smk"
 rule tokenise:
     input:
         script="workflow/scripts/tokenise.py",
-        library=library("tokenizer", "text/documents", "text/splits"),
+        library=library("workflow/scripts/tokenise.py"),
         documents="data/documents/{dataset}.parquet",
         tokenizer=f"{TARGET}/tokenizer.json",
-        settings=f"{TARGET}/tokenizer_config.json",
     output:
         f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     log:
@@ -27,7 +26,7 @@ rule tokenise:
 rule choose_prompts:
     input:
         script="workflow/scripts/choose_prompts.py",
-        library=TEXT,
+        library=library("workflow/scripts/choose_prompts.py"),
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     output:
         f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",

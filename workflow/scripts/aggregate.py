@@ -7,7 +7,7 @@ from pathlib import Path
 from dynatree import files, metrics
 from dynatree.errors import reported
 from dynatree.text.documents import write_table
-from dynatree.tokenizer import require_tokenizer
+from dynatree.tokenizer import text_tokenizer
 
 
 def main() -> None:
@@ -15,12 +15,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
     parser.add_argument("--timeline", type=Path, nargs="+", required=True, help="folders of instrumented passes")
     parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
-    parser.add_argument("--model", type=Path, required=True, help="model folder with the tokenizer")
+    parser.add_argument("--costs", type=Path, required=True, help="costs.json of the calibration")
+    parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
     a = parser.parse_args()
     with reported():
-        tokenizer = require_tokenizer(a.model)
-        decode = cache(lambda ids: tokenizer.decode(list(ids)))
+        tokenizer = text_tokenizer(a.model)
+        decode = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
         records = [metrics.Records.read(folder) for folder in a.runs]
         machine = metrics.same_machine(records)
         rows = {
@@ -28,6 +29,7 @@ def main() -> None:
             "rounds": metrics.rounds(records),
             "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
             "phases": [row for folder in a.timeline for row in metrics.phases(folder, lambda ids: decode(tuple(ids)))],
+            "costs": metrics.costs(a.costs),
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
         rows["summary"] = metrics.summary(rows["runs"])

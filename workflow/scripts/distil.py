@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dynatree import provenance, weights
+from dynatree import options, provenance, weights
 from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.errors import reported
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="JSON object: kind distil and its keys, as in params.yaml")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--device", default="cpu", help="cpu or cuda, to train on")
-    parser.add_argument("--threads", type=int, help="default: physical cores")
+    options.threads(parser)
     parser.add_argument("--work", type=Path, required=True, help="folder for labels and checkpoints, kept for a resume")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     a = parser.parse_args()

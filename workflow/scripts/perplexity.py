@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dynatree import files, model, perplexity, provenance
+from dynatree import files, model, options, perplexity, provenance
 from dynatree.errors import reported
 from dynatree.text.splits import read_tokens
 
@@ -16,9 +16,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, required=True, help="tokens to score")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--stride", type=int, required=True)
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, help="default: physical cores")
+    options.machine(parser)
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     a = parser.parse_args()
     with reported():

@@ -1,0 +1,128 @@
+"""Measures a machine and a pair: seconds of forwards, and how often drafted tokens are right on tuning text."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from dynatree.cache import KeyValueCache
+from dynatree.calibration import StepCalibration, log_odds
+from dynatree.cost import CostTable, Curve
+from dynatree.drafting import lookup
+from dynatree.model import LanguageModel
+from dynatree.tree import TokenTree
+from dynatree.verification.greedy import verify
+
+# New tokens of a target forward, and of a draft forward.
+VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
+# Ranks of the drafter's proposals that get a curve of their own.
+RANKS = 4
+
+Step = Callable[[KeyValueCache, int, int], None]
+
+
+def costs(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    contexts: Sequence[int],
+    repeats: int,
+    machine: dict[str, Any],
+    models: dict[str, str],
+) -> CostTable:
+    """The cost table of this pair: every forward `repeats` times. Contexts beyond a model's own are left out.
+
+    `machine` and `models` (fingerprints) are kept with it.
+    """
+
+    def verification(cache: KeyValueCache, context: int, n: int) -> None:
+        tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
+        mask = tree.attention_mask(context) if n > 1 else None
+        verify(tree, target.forward(tree.tokens, cache, tree.positions(context), mask))
+        cache.crop(context)
+
+    def level(drafter: LanguageModel, cache: KeyValueCache, context: int, n: int) -> None:
+        logits = drafter.draft(torch.arange(n) % drafter.vocabulary_size, cache)
+        torch.log_softmax(logits.float(), dim=-1).topk(min(RANKS, logits.shape[-1]), dim=-1).values.cpu()
+        cache.crop(context)
+
+    return CostTable(
+        machine=machine,
+        models=models,
+        verify=_curve(target, VERIFIED, contexts, repeats, verification),
+        draft=_curve(drafter, DRAFTED, contexts, repeats, partial(level, drafter)) if drafter else None,
+    )
+
+
+def _curve(model: LanguageModel, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step) -> Curve:
+    limit = model.context_limit or max(contexts) + max(sizes)
+    fitting = [context for context in contexts if context + 2 <= limit] or [1]
+    rows = []
+    for context in fitting:
+        cache = KeyValueCache()
+        model.forward(torch.arange(context) % model.vocabulary_size, cache, last_only=True)
+        within = [n for n in sizes if context + n <= limit]
+        median = _medians([partial(step, cache, context, n) for n in within], repeats)
+        # A context near the limit lacks its last sizes; they are never asked for there.
+        rows.append(median + [median[-1] * n / within[-1] for n in sizes[len(within) :]])
+        print(f"calibrate: {model.name} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
+    return Curve(contexts=fitting, tokens=list(sizes), seconds=rows)
+
+
+def _medians(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Median seconds of each step; the steps take turns, so that a slow spell of the machine hits all alike."""
+    taken: list[list[float]] = [[] for _ in steps]
+    for repeat in range(repeats + 1):
+        for step, seconds in zip(steps, taken, strict=True):
+            begin = time.perf_counter()
+            step()
+            if repeat:  # the first turn warms up
+                seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def steps(continuations: Sequence[tuple[list[int], list[int]]], drafter: LanguageModel | None) -> StepCalibration:
+    """Fitted on the target's greedy (prompt, output) pairs; without a `drafter` only lookup's rates are."""
+    ranks = [(0.0, 1.0)]
+    if drafter:
+        stated, hits = zip(*(teacher_forced(drafter, *pair) for pair in continuations), strict=True)
+        ranks = fit_ranks(torch.cat(stated), torch.cat(hits))
+    return StepCalibration(ranks=ranks, lookup=lookup.rates(continuations))
+
+
+def teacher_forced(drafter: LanguageModel, prompt: list[int], output: list[int]) -> tuple[Tensor, Tensor]:
+    """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
+    fed = torch.tensor([*prompt, *output[:-1]])
+    if drafter.context_limit is not None:
+        fed = fed[: drafter.context_limit]
+    logits = drafter.draft(fed, KeyValueCache())[len(prompt) - 1 :]
+    best = torch.log_softmax(logits.float(), dim=-1).topk(min(RANKS, logits.shape[-1]), dim=-1)
+    tokens = best.indices.cpu()
+    if drafter.draft_vocabulary is not None:
+        tokens = drafter.draft_vocabulary[tokens]
+    return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]
+
+
+def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:
+    """A curve a rank from stated log-probabilities [n, b] and whether each was the target's choice [n, b].
+
+    A slope is never negative, and a rank that never hit (or always did) keeps its mean rate.
+    """
+    curves = []
+    for rank in range(stated.shape[1]):
+        odds, hit = log_odds(stated[:, rank]), hits[:, rank]
+        # One more hit and one more miss, so that no rate is 0 or 1.
+        rate = (float(hit.sum()) + 1) / (len(hit) + 2)
+        intercept, slope = float(torch.logit(torch.tensor(rate))), 0.0
+        if 0 < int(hit.sum()) < len(hit):
+            fitted = LogisticRegression().fit(odds[:, None].numpy(), hit.int().numpy())
+            if float(fitted.coef_[0, 0]) > 0:
+                intercept, slope = float(fitted.intercept_[0]), float(fitted.coef_[0, 0])
+        curves.append((round(intercept, 4), round(slope, 4)))
+    return curves

@@ -1,0 +1,88 @@
+"""How often drafted tokens are right, given what the drafter says: fitted on tuning text, asked while drafting.
+
+The target's greedy choice follows the drafter's ranks more often than its probabilities say. Each rank has a logistic
+curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls along a path, as a tree needs.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import Field, ValidationError, model_validator
+from torch import Tensor
+
+from dynatree import files
+from dynatree.cost import CostTable
+from dynatree.errors import UserError
+from dynatree.knobs import Knobs
+
+log = logging.getLogger(__name__)
+
+_LEAST, _MOST = 1e-4, 0.995
+# Parts of a machine's description that move the table; versions of Python do not.
+_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch")
+COSTS, STEPS = "costs.json", "steps.json"
+
+
+class StepCalibration(Knobs):
+    """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last. `lookup`: see lookup.py."""
+
+    ranks: list[tuple[float, float]] = Field(min_length=1)
+    lookup: list[float]
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        if wrong := [p for p in self.lookup if not 0 <= p <= 1]:
+            raise ValueError(f"lookup: {wrong[0]} is no probability")
+        return self
+
+    def steps(self, log_probs: Tensor) -> Tensor:
+        """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
+        curves = torch.tensor(self.ranks)[torch.arange(log_probs.shape[1]).clamp(max=len(self.ranks) - 1)]
+        probability = torch.sigmoid(curves[:, 0] + curves[:, 1] * log_odds(log_probs)).clamp(_LEAST, _MOST)
+        return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
+
+
+class Calibration(NamedTuple):
+    """What a machine and a pair were measured to be: seconds of forwards, and how often drafted tokens are right."""
+
+    costs: CostTable
+    steps: StepCalibration
+
+    def write(self, folder: Path) -> None:
+        """Write `costs.json` and `steps.json`."""
+        files.write_json(folder / COSTS, self.costs.model_dump(mode="json"))
+        files.write_json(folder / STEPS, self.steps.model_dump(mode="json"))
+
+    @staticmethod
+    def read(folder: Path, models: dict[str, str], machine: dict[str, Any]) -> "Calibration":
+        """What `write` wrote, for the pair with these fingerprints.
+
+        Raises UserError if it is missing, damaged, or of other models; a table of another machine is used with a
+        warning, since it may choose trees badly but never changes an output.
+        """
+        try:
+            calibration = Calibration(
+                CostTable(**files.read_json(folder / COSTS)), StepCalibration(**files.read_json(folder / STEPS))
+            )
+        except (OSError, ValueError, TypeError, ValidationError) as error:
+            raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
+        measured = calibration.costs.models
+        for role, fingerprint in models.items():
+            if measured.get(role) != fingerprint:
+                raise UserError(
+                    f"calibration {folder}: it was measured with {role} {measured.get(role, 'none')[:12]}, "
+                    f"this one is {fingerprint[:12]}; measure it again"
+                )
+        differing = [key for key in _DECISIVE if calibration.costs.machine.get(key) != machine.get(key)]
+        if differing:
+            there, here = ([m.get(key) for key in differing] for m in (calibration.costs.machine, machine))
+            log.warning("calibration %s: measured with %s %s, here %s", folder, ", ".join(differing), there, here)
+        return calibration
+
+
+def log_odds(log_probs: Tensor) -> Tensor:
+    """log(p / (1 - p)), kept finite."""
+    probability = log_probs.exp().clamp(1e-6, 1 - 1e-6)
+    return (probability / (1 - probability)).log()

@@ -1,0 +1,167 @@
+"""DynaTree's default: verify the nodes whose expected gain pays for their time, and draft only where that pays too.
+
+A node is worth v times the seconds that its token would take otherwise. Where a chain of its step probability c went
+on for ever, decoding would make s(c) = max_n (1 + c + ... + c^n) / t(1 + n) tokens a second, so that is 1 / s(c): a
+token of a loop is cheap to get later, one of new text costs a plain step. Verified are the best n nodes by v, with n
+maximising the sum of their worth minus t(1 + n); all times come from a measured table.
+
+Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tree (Wang et al., TACL 2025, 2406.17276); cost:
+CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.14066). The worth is this project's own.
+"""
+
+import math
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from pydantic import Field, PrivateAttr, model_validator
+from torch import Tensor
+
+from dynatree import plugins
+from dynatree.cost import CostTable
+from dynatree.policies import GrowthPolicy
+from dynatree.tree import TokenTree
+
+# How fast old rounds stop counting for what a level of drafting yields.
+_YIELD_FADE = 0.9
+# What a first draft yields before any was seen, and rounds without one after which one is tried.
+_FIRST_YIELD = 0.4
+_PROBE_EVERY = 16
+# Tokens that a draft forward is charged for at most: a longer lag (a prompt) would have to be fed sooner or later.
+_LONGEST_LAG = 128
+# No table tells what larger trees cost.
+_MOST_NODES = 127
+_UNMEASURED_DEPTH = 8
+# Steps of probability in the table of seconds a token.
+_GRID = 200
+
+
+class _Seconds(NamedTuple):
+    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability."""
+
+    verify: Tensor
+    draft: Tensor | None
+    token: Tensor
+
+
+class Policy(GrowthPolicy):
+    """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no limit of that kind.
+
+    If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
+    """
+
+    depth: int = Field(ge=0, le=_MOST_NODES)
+    branch: int = Field(ge=1, le=64)
+    threshold: float | None = Field(ge=0, le=1)
+    budget: int | None = Field(ge=0, le=_MOST_NODES)
+    calibrated: bool = True
+
+    needs_costs: ClassVar[bool] = True
+
+    _costs: CostTable = PrivateAttr()
+    _by_context: dict[int, _Seconds] = PrivateAttr(default_factory=dict)
+    _seconds: _Seconds = PrivateAttr()
+    # Of each level: what its best child added to v, per expanded node, a moving mean.
+    _yield: list[float] = PrivateAttr(default_factory=list)
+    _idle: int = PrivateAttr(0)
+    _expanded: Tensor | None = PrivateAttr(None)
+    _lag: int = PrivateAttr(0)
+    _level: int = PrivateAttr(0)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        self.without_costs()  # refuses what leaves its tree without bound
+        return self
+
+    def without_costs(self) -> GrowthPolicy:
+        """The policy that takes over where nothing was measured: no deeper than is usual there."""
+        policy: GrowthPolicy = plugins.load("policies", "threshold").Policy(
+            depth=min(self.depth, _UNMEASURED_DEPTH),
+            branch=self.branch,
+            threshold=self.threshold,
+            budget=self.budget,
+        )
+        return policy
+
+    @property
+    def _most(self) -> int:
+        return _MOST_NODES if self.budget is None else self.budget
+
+    @property
+    def uses_calibration(self) -> bool:
+        return self.calibrated
+
+    def start(self, costs: CostTable | None) -> None:
+        assert costs is not None, "the decoder gives this policy a table, or takes another policy"
+        self._costs, self._by_context = costs, {}
+        self._yield = [_FIRST_YIELD] * (self.depth + 1)
+        self._idle = 0
+
+    def begin(self, context: int, lag: int) -> None:
+        near = self._costs.verify.nearest(context)
+        if near not in self._by_context:
+            verify = self._costs.verify.at(context, 1 + self._most)[1:]
+            draft = self._costs.draft.at(context, _LONGEST_LAG) if self._costs.draft else None
+            self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
+        self._seconds = self._by_context[near]
+        self._lag, self._level, self._expanded = lag, 0, None
+
+    def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
+        if self._expanded is not None:
+            best = log_probs.view(len(self._expanded), -1)[:, 0] - tree.log_probs[self._expanded]
+            level = self._level - 1
+            self._yield[level] += (1 - _YIELD_FADE) * (float(best.exp().mean()) - self._yield[level])
+            self._expanded = None
+        keep = torch.ones(len(log_probs), dtype=torch.bool)
+        if self.threshold:
+            keep &= log_probs >= math.log(self.threshold)
+        return keep
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        verify, draft, token = self._seconds
+        if draft is None or not len(candidates) or not self._most:
+            return candidates[:0]
+        v = tree.log_probs[candidates].exp()
+        order = v.argsort(descending=True, stable=True)[: self._most]
+        # The root comes with all that the draft cache lacks.
+        cost = draft[1 : len(order) + 1] if self._level else draft[min(self._lag, len(draft) - 1)]
+        # What a child adds: its share of what no child of that node claims yet.
+        claimed = torch.zeros(len(tree)).index_add_(0, tree.parents[1:], tree.log_probs[1:].exp())[candidates]
+        room = (v - claimed).clamp(min=0)[order]
+        n = self._best(tree)[0]
+        hit = self._yield[self._level]
+        worth = (room * hit).cumsum(0) * token[int(hit * _GRID)]
+        gain = worth - cost - (verify[min(n + 1, self._most)] - verify[n])
+        best = int(gain.argmax())
+        if gain[best] <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
+            return candidates[:0]
+        chosen = candidates[order[: best + 1]].sort().values
+        self._expanded = chosen
+        self._level += 1
+        return chosen
+
+    def _best(self, tree: TokenTree) -> tuple[int, Tensor]:
+        """How many nodes to verify, of the nodes ranked by v."""
+        ranking = tree.ranking()[: self._most]
+        log_v = tree.log_probs[ranking]
+        step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
+        worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)
+        gain = torch.cat([torch.zeros(1), worth]) - self._seconds.verify[: len(ranking) + 1]
+        return int(gain.argmax()), ranking
+
+    def select(self, tree: TokenTree) -> Tensor:
+        n, ranking = self._best(tree)
+        return torch.cat([torch.zeros(1, dtype=torch.long), ranking[:n].sort().values])
+
+    def observe(self, tree: TokenTree, kept: Tensor) -> None:
+        self._idle = 0 if self._level else self._idle + 1
+
+
+def seconds_a_token(verify: Tensor) -> Tensor:
+    """Seconds a token [_GRID + 1] of decoding with chains whose every step is right with probability c = i / _GRID.
+
+    `verify` [n + 1]: seconds of verifying 0..n nodes. Each c takes its best length.
+    """
+    c = (torch.arange(_GRID + 1) / _GRID).clamp(max=0.999)[:, None]
+    lengths = torch.arange(len(verify))
+    expected = (1 - c ** (lengths + 1)) / (1 - c)
+    return (verify / expected).min(1).values

@@ -1,0 +1,77 @@
+"""Lookup against a naive search for the longest earlier match, and what it learns of its own hits."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynatree.drafting import lookup
+from dynatree.drafting.lookup import BUCKETS, PRIOR, Drafter, bucket
+
+TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+def naive(text: list[int]) -> tuple[int, int]:
+    """Length and end of the longest earlier match of the text's end; the latest wins."""
+    best, source = 0, 0
+    for end in range(1, len(text)):
+        length = 0
+        while length < end and text[end - 1 - length] == text[-1 - length]:
+            length += 1
+        if length and length >= best:
+            best, source = length, end
+    return best, source
+
+
+@given(TEXTS, st.integers(0, 12))
+def test_proposes_what_followed_the_longest_match(text: list[int], limit: int) -> None:
+    """Guards against a match with the text's own end, and against proposals read beyond the text."""
+    tokens, steps = Drafter(candidates=len(text)).free(text, limit)
+    length, source = naive(text)
+    extended = list(text)
+    for _ in range(limit if length else 0):
+        extended.append(extended[source + len(extended) - len(text)])
+    assert tokens.tolist() == extended[len(text) :]
+    assert len(steps) == len(tokens) and (steps <= 0).all()
+
+
+@given(TEXTS, st.lists(st.integers(0, 3), max_size=20))
+def test_an_index_grown_step_by_step_equals_one_made_at_once(text: list[int], more: list[int]) -> None:
+    """Guards against n-grams missed or entered twice where rounds commit several tokens."""
+    stepwise = Drafter()
+    for size in range(1, len(text), 3):
+        stepwise.free(text[:size], 0)
+    assert stepwise.free([*text, *more], 9)[0].tolist() == Drafter().free([*text, *more], 9)[0].tolist()
+
+
+def test_a_cycle_is_continued_around() -> None:
+    """Guards against a chain that ends where the text does."""
+    assert Drafter().free([7, 1, 2, 3, 1, 2, 3, 1], 8)[0].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]
+
+
+def test_confidence_follows_hits_and_misses() -> None:
+    """Guards against a drafter that goes on trusting a match that fails."""
+    missed, hit = Drafter(), Drafter()
+    text = [1, 2, 9, 1, 2]
+    for drafter, following in ((missed, 5), (hit, 9)):
+        before = drafter.free(text, 1)[1]
+        after = [*text, following, 3, 1, 2]
+        change = float(drafter.free(after, 1)[1] - before)
+        assert (change > 0) is (drafter is hit)
+    missed.start()
+    assert torch.allclose(missed.free(text, 1)[1].exp(), torch.tensor(PRIOR[bucket(2)]))
+
+
+def test_buckets_hold_every_length() -> None:
+    """Guards against a match that is longer or shorter than any bucket."""
+    assert [bucket(length) for length in BUCKETS] == list(range(len(BUCKETS))) and bucket(10**6) == len(BUCKETS) - 1
+    assert len(PRIOR) == len(BUCKETS) and list(PRIOR) == sorted(PRIOR)
+
+
+def test_rates_are_counted_up_to_each_miss() -> None:
+    """Guards against counting what no verification would show: tokens behind a rejected one."""
+    # Behind the prompt's last token, 1: match (1, 2) of one token proposes 2, 1, ...; all right until 9.
+    rates = lookup.rates([([1, 2, 1, 2], [1, 2, 1, 9, 5])], weight=10)
+    assert rates[bucket(3)] > PRIOR[bucket(3)]
+    # (1, 2, 1, 2, 1) has five tokens when 2 is proposed and 9 comes.
+    assert rates[bucket(5)] < PRIOR[bucket(5)] or rates[bucket(6)] < PRIOR[bucket(6)]
+    assert rates[bucket(41)] == PRIOR[bucket(41)]

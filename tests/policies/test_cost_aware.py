@@ -1,0 +1,119 @@
+"""The cost-aware policy: it verifies and drafts what pays by its table, and nothing else."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynatree.calibration import Calibration
+from dynatree.decoding.speculative import Decoder
+from dynatree.policies.cost_aware import Policy, seconds_a_token
+from dynatree.tree import TokenTree
+from tests import models
+from tests.conftest import Build
+from tests.test_tree import trees
+
+LIMITS: dict[str, Any] = {"depth": 12, "branch": 3, "threshold": None, "budget": 16}
+PROMPT = [3, 1, 4, 1, 5]
+
+
+def started(calibration: Calibration, **knobs: Any) -> Policy:
+    policy = Policy(**{**LIMITS, **knobs})
+    policy.start(calibration.costs)
+    policy.begin(20, 1)
+    return policy
+
+
+def chain(*probabilities: float) -> TokenTree:
+    steps = torch.tensor(probabilities).log()
+    return TokenTree.root(0).chain(torch.arange(len(steps)), steps)
+
+
+def test_free_nodes_are_all_verified_and_dear_ones_never() -> None:
+    """Guards against a policy that ignores its table."""
+    tree = chain(0.5, 0.5, 0.5)
+    assert len(started(models.calibration(node=1e-6)).select(tree)) == 4
+    assert len(started(models.calibration(node=2)).select(tree)) == 1
+
+
+def test_a_staircase_is_looked_at_whole() -> None:
+    """Guards against stopping at the first node that does not pay: here 1 costs as much as 4."""
+    costs = models.calibration().costs.model_dump()
+    costs["verify"] = {"contexts": [16], "tokens": [1, 2, 5, 6], "seconds": [[1, 2.2, 2.2, 9]]}
+    table = type(models.calibration().costs)(**costs)
+    policy = started(Calibration(table, models.calibration().steps))
+    assert policy.select(chain(0.95, 0.95, 0.95, 0.95)).tolist() == [0, 1, 2, 3, 4]
+    assert policy.select(chain(0.95)).tolist() == [0]
+
+
+@given(trees(), st.floats(0, 0.5), st.integers(0, 6))
+def test_selection_is_closed_under_parents_and_within_the_budget(tree: TokenTree, node: float, budget: int) -> None:
+    """Guards against nodes whose parents are not verified."""
+    selected = started(models.calibration(node=node), budget=budget).select(tree).tolist()
+    assert selected == sorted(set(selected)) and selected[0] == 0 and len(selected) <= budget + 1
+    assert {int(tree.parents[n]) for n in selected[1:]} <= set(selected)
+
+
+def test_a_token_of_a_loop_is_cheap_later_and_one_of_new_text_costs_a_step() -> None:
+    """Guards the worth of a node: falling in its step probability, from a plain step to a verified chain's."""
+    seconds = seconds_a_token(torch.tensor([1.0 + 0.01 * n for n in range(65)]))
+    assert seconds[0] == 1 and seconds[-1] < 0.05
+    assert (seconds.diff() <= 0).all()
+
+
+def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
+    """Guards against a drafter that is never asked again, and against one that is asked although it never pays."""
+    dear, cheap = started(models.calibration(level=3)), started(models.calibration(level=0.01))
+    root, tree = torch.zeros(1, dtype=torch.long), TokenTree.root(0)
+    assert len(cheap.expand(tree, root)) == 1
+    asked = []
+    for _ in range(40):
+        dear.begin(20, 1)
+        asked.append(len(dear.expand(tree, root)))
+        dear.observe(tree, root)
+    assert sum(asked) == 2 and asked[16] == 1
+
+
+def test_a_level_that_yields_nothing_is_dropped() -> None:
+    """Guards the moving yield: proposals of no probability must end the drafting."""
+    policy, root = started(models.calibration(level=0.1)), torch.zeros(1, dtype=torch.long)
+    rounds = 0
+    while len(policy.expand(TokenTree.root(0), root)) and rounds < 60:
+        policy.children(TokenTree.root(0), torch.tensor([0.001, 0.0005]).log())
+        policy.begin(20, 1)
+        rounds += 1
+    assert 2 < rounds < 60
+
+
+def test_dear_drafting_and_verification_leave_plain_steps(target: Build, drafter: Build) -> None:
+    """Guards the promise to be no slower than plain decoding: no nodes, and draft calls in a bounded share."""
+    decoder = Decoder(
+        target(), drafter("wrong"), models.calibration(1.0, 2.0), policy="cost_aware", drafting="model", **LIMITS
+    )
+    trace = decoder.decode(PROMPT, 60)
+    assert not any(round.drafted for round in trace.rounds)
+    assert trace.draft_forwards <= len(trace.rounds) / 16 + 1
+
+
+def test_a_good_cheap_drafter_is_used_deeply(target: Build, drafter: Build) -> None:
+    """Guards against a policy that is exact because it never speculates."""
+    decoder = Decoder(
+        target(), drafter("same"), models.calibration(0.001, 0.001), policy="cost_aware", drafting="model", **LIMITS
+    )
+    trace = decoder.decode(PROMPT, 60)
+    assert trace.target_forwards < 30
+
+
+def test_without_a_table_threshold_takes_over_and_says_so(
+    target: Build, drafter: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against a silent change of method."""
+    knobs = {**LIMITS, "drafting": "model"}
+    with caplog.at_level(logging.WARNING):
+        fallen = Decoder(target(), drafter("related"), None, policy="cost_aware", **knobs)
+    assert "threshold" in caplog.text
+    threshold = Decoder(target(), drafter("related"), None, policy="threshold", **{**knobs, "depth": 8})
+    assert fallen.decode(PROMPT, 20).rounds == threshold.decode(PROMPT, 20).rounds

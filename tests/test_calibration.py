@@ -1,0 +1,69 @@
+"""Calibrated step probabilities, cost curves, and how both are measured."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynatree import calibrate
+from dynatree.calibration import StepCalibration
+from dynatree.cost import Curve
+from dynatree.drafting.lookup import PRIOR
+from tests import models
+from tests.conftest import Build
+
+
+def test_a_curve_goes_through_its_points_and_on_beyond() -> None:
+    """Guards against an off-by-one between tokens and nodes, and against a curve that ends."""
+    curve = Curve(contexts=[100, 1000], tokens=[1, 2, 4], seconds=[[1, 2, 3], [10, 20, 30]])
+    assert curve.at(0, 6).tolist() == [0, 1, 2, 2.5, 3, 3.5, 4]
+    assert curve.at(10**6, 2).tolist() == [0, 10, 20]
+    assert [curve.nearest(context) for context in (0, 549, 551)] == [0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": [[1, 2]]}, {"tokens": [2, 1, 4]}, {"seconds": [[1, 2, -3]]}, {"contexts": []}]
+)
+def test_a_curve_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    """Guards against a hand-made or damaged table."""
+    with pytest.raises(ValueError, match=next(iter(wrong)) + "|seconds"):
+        Curve(**{"contexts": [100], "tokens": [1, 2, 4], "seconds": [[1, 2, 3]], **wrong})
+
+
+@given(st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=6))
+def test_calibrated_siblings_are_probabilities(stated: list[float]) -> None:
+    """Guards against rows above 1, which would let v rise along a path."""
+    steps = StepCalibration(ranks=[(2.0, 1.0), (1.0, 0.5)], lookup=list(PRIOR)).steps(torch.tensor([stated]))
+    assert (steps <= 0).all() and float(steps.exp().sum()) <= 1 + 1e-5 and steps.isfinite().all()
+
+
+def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
+    """Guards against a sign or a rank mixed up: rank 0 is over-confident, rank 1 never right, rank 2 always."""
+    torch.manual_seed(0)
+    stated = torch.rand(4000, 3).clamp(0.02, 0.98).log()
+    hits = torch.rand(4000) < stated[:, 0].exp() / 2
+    everything = torch.stack([hits, torch.zeros(4000, dtype=bool), torch.ones(4000, dtype=bool)], 1)
+    calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), lookup=list(PRIOR))
+    first = calibration.steps(stated[:, :1]).exp()
+    assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
+    assert calibration.ranks[1][1] == 0 and calibration.ranks[1][0] < -5 and calibration.ranks[2][0] > 5
+
+
+def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, drafter: Build) -> None:
+    """Guards against labels shifted by one position."""
+    prompt, output = [3, 1, 4], models.generated(target(), [3, 1, 4], 20)
+    stated, hits = calibrate.teacher_forced(drafter("same"), prompt, output)
+    assert stated.shape == hits.shape == (20, calibrate.RANKS)
+    assert hits[:, 0].all() and not hits[:, 1:].any()
+    assert not calibrate.teacher_forced(drafter("wrong"), prompt, output)[1].any()
+
+
+def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:
+    """Guards against a table that a policy cannot read, for models with a short context too."""
+    for architecture in ("llama", "gpt2"):
+        table = calibrate.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
+        assert table.verify.tokens == list(calibrate.VERIFIED) and table.draft is not None
+        assert table.verify.contexts[:2] == [16, 64]
+        assert (table.verify.at(64, 127)[1:] > 0).all()
+    steps = calibrate.steps([([3, 1, 4], models.generated(target(), [3, 1, 4], 20))], drafter("same"))
+    assert len(steps.ranks) == calibrate.RANKS and len(steps.lookup) == len(PRIOR)

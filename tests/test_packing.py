@@ -1,0 +1,78 @@
+"""Packed weights: the same logits, for every method, and a plain model where packing is impossible."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynatree import packing
+from dynatree.cache import KeyValueCache
+from dynatree.errors import UserError
+from dynatree.model import DRAFT_VOCABULARY, LanguageModel, load
+from tests import models
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+def test_packed_logits_are_the_plain_models(architecture: str) -> None:
+    """Guards against a lost bias, a transposed weight, or a head that is not packed with its tie kept."""
+    plain, tokens = models.random_model(architecture, dtype=torch.float32), torch.arange(20)
+    expected = LanguageModel(models.random_model(architecture, dtype=torch.float32)).forward(tokens, KeyValueCache())
+    model = LanguageModel(plain, packed=True)
+    assert model.packed is packing.available(models.random_model(dtype=torch.float32))
+    assert torch.allclose(model.forward(tokens, KeyValueCache()), expected, rtol=1e-4, atol=1e-3)
+    assert models.generated(model, [3, 1, 4], 12)
+
+
+def test_other_precisions_stay_plain() -> None:
+    """Guards exactness in float64, which oneDNN does not have."""
+    assert not LanguageModel(models.random_model(dtype=torch.float64), packed=True).packed
+
+
+@pytest.mark.parametrize("broken", ["wrong", "raising"])
+def test_a_kernel_that_errs_leaves_the_model_as_it_was(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against wrong numbers from a build of oneDNN that was never seen here."""
+
+    def forward(layer: packing.PackedLinear, inputs: torch.Tensor) -> torch.Tensor:
+        if broken == "raising":
+            raise RuntimeError("no such kernel")
+        return inputs.new_zeros(*inputs.shape[:-1], layer.out_features)
+
+    if not packing.available(models.random_model(dtype=torch.float32)):
+        pytest.skip("this torch cannot pack")
+    monkeypatch.setattr(packing.PackedLinear, "forward", forward)
+    model, tokens = models.random_model(dtype=torch.float32), torch.arange(9)
+    with torch.inference_mode():
+        expected = model(input_ids=tokens[None]).logits
+        with caplog.at_level(logging.WARNING):
+            assert not packing.pack(model, "mine")
+        assert torch.equal(model(input_ids=tokens[None]).logits, expected)
+    assert "mine: weights are not packed" in caplog.text and len(caplog.records) == 1
+
+
+def write(folder: Path, ids: object) -> Path:
+    models.random_model(dtype=torch.float32).save_pretrained(folder)
+    (folder / DRAFT_VOCABULARY).write_text(str(ids))
+    return folder
+
+
+def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path) -> None:
+    """Guards against logits of the wrong tokens, with the head packed and not."""
+    ids, tokens = [7, 3, 50, 0], torch.arange(12)
+    for dtype in ("float32", "float64"):
+        model = load(write(tmp_path, ids), dtype)
+        full = model.forward(tokens, KeyValueCache())
+        assert full.shape[-1] == models.VOCABULARY
+        before = model.forwards
+        assert torch.allclose(model.draft(tokens, KeyValueCache()), full[:, ids], rtol=1e-4, atol=1e-3)
+        assert model.draft(tokens, KeyValueCache(), last_only=True).shape == (1, 4)
+        assert model.forwards == before + 2
+
+
+@pytest.mark.parametrize("ids", ["[1, 1]", "[]", "[0.5]", "{}", "[[1]]", f"[{models.VOCABULARY}]", "[-1]", "hello"])
+def test_a_draft_vocabulary_that_does_not_fit_is_refused(tmp_path: Path, ids: str) -> None:
+    """Guards against an index error in the middle of a request."""
+    with pytest.raises(UserError, match="draft_vocabulary"):
+        load(write(tmp_path, ids))

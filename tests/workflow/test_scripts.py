@@ -1,0 +1,143 @@
+"""The scripts, each called as its rule calls it, on a tiny model and made-up text: one chain in one folder."""
+
+import fcntl
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+import torch
+
+from dynatree import audit, files, measure, model, weights
+from dynatree.text.splits import read_tokens
+from tests.figures import tables
+from tests.workflow.world import ROOT
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+RANDOM = {"kind": "random", "architecture": "llama", "configuration": SHAPE}
+SCRIPTS = ROOT / "workflow/scripts"
+RUN = "results/runs/autoregressive/default/made_up"
+METHOD = "--target models/target --decoder autoregressive --prompts prompts.parquet --output-tokens 12"
+GENERATE = f"{METHOD} --tokens tokens.parquet --count 2 --reference-seconds 0.001"
+
+
+def without_torch(script: str, arguments: str, folder: Path) -> None:
+    """Run a script where torch and transformers cannot be imported."""
+    blocked = folder / "blocked"
+    for name in ("torch", "transformers"):
+        files.write_text(blocked / f"{name}.py", 'raise ImportError("no such thing here")\n')
+    environment = {**os.environ, "PYTHONPATH": f"{blocked}:{ROOT}"}
+    command = [sys.executable, str(SCRIPTS / f"{script}.py"), *arguments.split()]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def here(script: str, arguments: str) -> None:
+    """Run a script in this process and working directory."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments.split(), "--threads", "1"])
+        try:
+            runpy.run_path(str(SCRIPTS / f"{script}.py"), run_name="__main__")
+        finally:
+            torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and what the scripts that need none make for it."""
+    home = tmp_path_factory.mktemp("scripts")
+    weights.build(weights.parse(RANDOM), home / "models/target", home, seed=0)
+    source = json.dumps({"documents": 8, "sentences": 20}, separators=(",", ":"))
+    without_torch("download_data", f"--kind synthetic --source {source} --cache . --out documents.parquet", home)
+    tokenise = "--documents documents.parquet --model models/target --evaluation-share 0.5 --seed 0"
+    without_torch("tokenise", f"{tokenise} --out tokens.parquet", home)
+    choose = "--tokens tokens.parquet --dataset made_up --start body --prompts 2 --prompt-tokens 16 --reserve-tokens 12"
+    without_torch("choose_prompts", f"{choose} --seed 0 --out prompts.parquet", home)
+    return home
+
+
+@pytest.fixture(autouse=True)
+def _here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In that folder, with a timing lock of our own."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+def test_text_becomes_tables_without_torch(folder: Path) -> None:
+    """Guards against seconds of import in jobs that run no model."""
+    here("generate", f"{GENERATE} --out {RUN}")
+    here("timeline", f"{METHOD} --out results/timeline/autoregressive/default/made_up")
+    perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
+    here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
+    inputs = f"--runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
+    inputs += " --perplexity results/perplexity/made_up.json"
+    without_torch("aggregate", f"{inputs} --model models/target --out results", folder)
+    rows = parquet.read_table("results/runs.parquet").to_pylist()
+    assert [(row["method"], row["output_tokens"], row["flips"]) for row in rows] == [("autoregressive", 12, 0)] * 2
+    assert json.loads(Path("results/metrics.json").read_text())["autoregressive"]["throughput"] > 0
+
+
+def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
+    """The same for the end of the graph; a run folder that the parameters do not ask for goes."""
+    for name, table in tables.make().items():
+        Path("tables").mkdir(exist_ok=True)
+        parquet.write_table(table, f"tables/{name}.parquet")
+    without_torch("draw", "--tables tables --figure datasets --out figures", folder)
+    assert Path("figures/datasets.caption.txt").read_text()
+    files.write_text("kept/runs/autoregressive/default/wikipedia/outputs.jsonl", "")
+    files.write_text("kept/runs/autoregressive/default/elsewhere/outputs.jsonl", "")
+    files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    without_torch("prune", "--results kept", folder)
+    assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
+
+
+def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against work between two timings, and against an audit that slows another job's timing down."""
+    happened = []
+    step, judge = measure.reference_step, audit.audit
+
+    def timed(*arguments: Any) -> float:
+        happened.append("reference")
+        return step(*arguments)
+
+    def judged(*arguments: Any) -> dict[str, Any]:
+        with pytest.raises(BlockingIOError), measure.lock_path().open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        happened.append("audit")
+        return judge(*arguments)
+
+    monkeypatch.setattr(measure, "reference_step", timed)
+    monkeypatch.setattr(audit, "audit", judged)
+    here("generate", f"{GENERATE} --repeats 2 --out ordered")
+    assert happened == ["reference"] * 5 + ["audit"] * 4
+    outputs, audited = (files.read_jsonl(f"ordered/{name}") for name in (files.OUTPUTS, files.AUDIT))
+    keys = [(row["prompt_id"], row["repeat"]) for row in outputs]
+    assert keys == [(row["prompt_id"], row["repeat"]) for row in audited]
+
+
+def test_an_output_that_is_not_exact_leaves_no_record(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against measurements of a wrong decoder that aggregation would take for good ones."""
+    score = model.LanguageModel.score
+    monkeypatch.setattr(model.LanguageModel, "score", lambda self, tokens, last: -score(self, tokens, last))
+    with pytest.raises(SystemExit) as ended:
+        here("generate", f"{GENERATE} --out wrong")
+    assert ended.value.code == 2
+    assert "not exact: output token" in capsys.readouterr().err
+    assert not list(Path().glob("wrong/*"))
+
+
+def test_half_precision_is_judged_by_the_tuning_split(folder: Path) -> None:
+    """Guards against evaluation prompts that set the tolerance of their own outputs."""
+    here("generate", f"{GENERATE} --dtype bfloat16 --out half")
+    tuning = [document for document in read_tokens("tokens.parquet") if document.split == "tuning"]
+    measured = audit.tolerance(model.load("models/target", "bfloat16"), tuning)
+    assert {row["tolerance"] for row in files.read_jsonl(f"half/{files.AUDIT}")} == {measured}

@@ -1,0 +1,33 @@
+# What forwards cost on this machine, and how often drafted tokens are right on tuning text.
+include: "common.smk"
+
+
+rule calibrate:
+    input:
+        script="workflow/scripts/calibrate.py",
+        library=library(
+            "workflow/scripts/calibrate.py", "decoding.speculative", "policies.chain", "drafting.lookup"
+        ),
+        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+    output:
+        CALIBRATION,
+    log:
+        "logs/calibrate/tables.log",
+    conda:
+        "../envs/dynatree.yaml"
+    resources:
+        machine=100,
+    params:
+        models=lambda w, input: model_options(input.models),
+        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
+        sizes=SIZES.calibration,
+        prompt_tokens=SIZES.prompt_tokens,
+        seed=PARAMS.seed,
+        machine=MACHINE,
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python {input.script} {params.models} --tokens {input.tokens} --start {params.start} "
+        "--prompts {params.sizes.prompts} --prompt-tokens {params.prompt_tokens} "
+        "--output-tokens {params.sizes.output_tokens} --contexts {params.sizes.contexts} "
+        "--repeats {params.sizes.repeats} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"

@@ -1,0 +1,26 @@
+# Perplexity of the data sets under the target. (That of outputs: generate.smk.)
+include: "common.smk"
+
+
+rule perplexity:
+    input:
+        script="workflow/scripts/perplexity.py",
+        library=library("workflow/scripts/perplexity.py"),
+        target=f"{TARGET}/manifest.json",
+        tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
+    output:
+        "results/perplexity/{dataset}.json",
+    log:
+        "logs/perplexity/{dataset}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    params:
+        target=subpath(input.target, parent=True),
+        limit=SIZES.perplexity_tokens,
+        window=SIZES.perplexity_window,
+        stride=SIZES.perplexity_stride,
+        machine=MACHINE,
+    shell:
+        "python {input.script} --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
+        "--limit {params.limit} --window {params.window} --stride {params.stride} {params.machine} --out {output} "
+        "2>&1 | tee {log:q}"

@@ -1,0 +1,51 @@
+"""Measure what forwards cost on this machine and how often drafted tokens are right on tuning text."""
+
+import argparse
+from pathlib import Path
+
+from dynatree import calibrate, measure, model, options, provenance
+from dynatree.calibration import Calibration
+from dynatree.errors import reported
+from dynatree.text.prompts import choose
+from dynatree.text.splits import TUNING, read_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    options.models(parser)
+    options.machine(parser)
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
+    parser.add_argument("--start", nargs="+", required=True, help="where prompts begin in each: body or interior")
+    parser.add_argument("--prompts", type=int, required=True, help="tuning prompts a data set")
+    parser.add_argument("--prompt-tokens", type=int, required=True)
+    parser.add_argument("--output-tokens", type=int, required=True, help="of the target's greedy continuations")
+    parser.add_argument("--contexts", type=int, nargs="+", required=True, help="committed tokens to time behind")
+    parser.add_argument("--repeats", type=int, required=True, help="timed forwards of each size")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    a = parser.parse_args()
+    with reported():
+        provenance.set_threads(a.threads)
+        prompts = [
+            prompt
+            for path, start in zip(a.tokens, a.start, strict=True)
+            for prompt in choose(
+                read_tokens(path), path.stem, a.prompts, a.prompt_tokens, a.output_tokens, a.seed, start, TUNING
+            )
+        ]
+        folders = options.folders(a)
+        loaded = {role: model.load(folder, a.dtype, a.device) for role, folder in folders.items()}
+        target, drafter = loaded["target"], loaded.get("drafter")
+        # Greedy continuations, whichever way they are decoded.
+        quick = {"policy": "chain", "drafting": "lookup", "draft_tokens": 6}
+        decoder = measure.build(target, None, "speculative", quick)
+        continuations = [(p.ids, decoder.decode(p.ids, a.output_tokens).output) for p in prompts]
+        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        with measure.alone():
+            machine = provenance.describe(a.dtype, a.device)
+            costs = calibrate.costs(target, drafter, a.contexts, a.repeats, machine, fingerprints)
+        Calibration(costs, calibrate.steps(continuations, drafter)).write(a.out)
+
+
+if __name__ == "__main__":
+    main()

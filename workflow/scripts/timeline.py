@@ -1,0 +1,28 @@
+"""Time the phases of one method over the first prompt of a data set, by an instrumented pass: phases.json."""
+
+import argparse
+import json
+from pathlib import Path
+
+from dynatree import files, measure, options, provenance
+from dynatree.errors import reported
+from dynatree.text.prompts import read_prompts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    options.method(parser)
+    options.machine(parser)
+    parser.add_argument("--out", type=Path, required=True, help="run folder")
+    a = parser.parse_args()
+    with reported():
+        provenance.set_threads(a.threads)
+        prompt = read_prompts(a.prompts)[0]
+        target, decoder = measure.load(
+            options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
+        )
+        files.write_json(a.out / files.PHASES, measure.phases(target, decoder, prompt, a.output_tokens))
+
+
+if __name__ == "__main__":
+    main()
