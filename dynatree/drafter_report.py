@@ -11,7 +11,7 @@ from torch import Tensor
 from dynatree.cache import KeyValueCache
 from dynatree.distil.labels import continuations
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
+from dynatree.model import LanguageModel, check_pair
 
 RANKS = (1, 2, 3, 8)
 FIRST, LATER = 32, 96  # tokens of a continuation: agreement is told apart before and behind the first
@@ -23,14 +23,15 @@ def report(
     target: LanguageModel,
     drafter: LanguageModel,
     texts: Mapping[str, Tensor],
-    length: int,
     tokens: int,
+    length: int = 256,
 ) -> dict[str, Any]:
     """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
 
     `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it. Prompts are
-    half a row. Raises UserError for a text too short.
+    half a row. Raises UserError for a text too short, or a drafter that reads other tokens.
     """
+    check_pair(target, drafter)
     found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
     for name, text in texts.items():
         rows = spread(name, text, length, tokens)

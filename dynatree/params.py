@@ -50,6 +50,7 @@ class Scale(Knobs):
     perplexity_tokens: int = Field(ge=2)
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
+    drafter_report_tokens: int = Field(ge=1)
     calibration: Calibration
 
     @model_validator(mode="after")

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dynatree import params
+from dynatree import options, params
 from dynatree.errors import UserError
-from dynatree.text.splits import TUNING, SplitDocument
 
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
 
@@ -27,10 +26,10 @@ examples:
   dynatree distil --target smollm2 --part drafters/smollm2 --out ./smollm2-drafter
 """
 
-Register = Callable[..., argparse.ArgumentParser]
 
-
-def register(add: Register, find_model: Callable[[str, params.Params], Path]) -> argparse.ArgumentParser:
+def register(
+    add: Callable[..., argparse.ArgumentParser], find_model: Callable[[str, params.Params], Path]
+) -> argparse.ArgumentParser:
     """Add the command by `add` (add_parser of the subparsers); `find_model` gives the folder of a model's name."""
     parser = add(
         "distil",
@@ -54,7 +53,7 @@ def register(add: Register, find_model: Callable[[str, params.Params], Path]) ->
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="labels and checkpoints (default: OUT.work)")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    options.threads(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
     return parser
 
@@ -117,9 +116,10 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     print(f"{arguments.out}: a drafter for {arguments.target}; its trained part is in {trained}", file=sys.stderr)
 
 
-def _pieces(path: Path, folder: Path) -> list[SplitDocument]:
-    """The tokenised text of `path`, all of it for training, in pieces that can be held out."""
+def _pieces(path: Path, folder: Path) -> list[Any]:
+    """The tokenised text of `path`, all of it for training, as documents that can be held out."""
     from dynatree.sources import text
+    from dynatree.text.splits import TUNING, SplitDocument
     from dynatree.tokenizer import require_tokenizer
 
     tokenizer = require_tokenizer(folder)
