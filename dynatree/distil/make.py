@@ -1,5 +1,7 @@
 """From a target and tuning text to the trained part of a drafter, in a work folder that survives a kill."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import shrink
 from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
 from dynatree.distil.training import Training
-from dynatree.errors import UserError
 from dynatree.text.splits import TUNING, SplitDocument
 
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
@@ -33,19 +34,19 @@ def make(
 ) -> Path:
     """Train a drafter for the target on the tuning documents of `datasets`; the folder of its trained part (part.py).
 
-    A run that was stopped, even killed, goes on in the same `work` folder and ends with the same weights. Raises
-    UserError for an unknown architecture, missing layers, too little text, or a work folder of another recipe.
+    A run that was stopped, even killed, goes on in the same `work` folder and ends with the same weights; each recipe,
+    seed, target and text has its own folder in there. Raises UserError for an unknown architecture, missing layers or
+    too little text.
     """
     _, place = model.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
     target = model.read(target_folder, torch.float32).eval()
-    trained = work / "part"
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
         "target": {"sha256": part.values_sha256(target)},
     }
-    _claim(work, {**identity, "data": text.documents})
+    work = _own_folder(work, {**identity, "data": text.documents})
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     drafter.to(place)
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
@@ -68,16 +69,15 @@ def make(
         "curve": training.curve,
         "versions": {"dynatree": __version__, **provenance.describe(recipe.dtype, device)},
     }
-    part.write(drafter, order[: recipe.vocabulary].tolist(), record, trained)
-    return trained
+    part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part")
+    return work / "part"
 
 
-def _claim(work: Path, identity: dict[str, Any]) -> None:
-    """Say in the work folder what it is for. Raises UserError if it is for something else."""
-    path = work / "identity.json"
-    if path.is_file() and files.read_json(path) != identity:
-        raise UserError(f"{work}: it holds a training with another recipe, seed, target or text; remove it first")
-    files.write_json(path, identity)
+def _own_folder(work: Path, identity: dict[str, Any]) -> Path:
+    """The folder below `work` for exactly this training; `identity.json` in it says which."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    files.write_json(work / digest[:12] / "identity.json", identity)
+    return work / digest[:12]
 
 
 def _watch(
