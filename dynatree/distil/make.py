@@ -45,8 +45,9 @@ def make(
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
         "target": {"sha256": part.values_sha256(target)},
+        "data": _describe(text),
     }
-    work = _own_folder(work, {**identity, "data": text.documents})
+    work = _own_folder(work, identity)
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     drafter.to(place)
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
@@ -62,7 +63,6 @@ def make(
     record = {
         **identity,
         "command": command,
-        "data": {name: {"split": TUNING, **parts} for name, parts in text.documents.items()},
         "tokens": {"trained": training.tokens, "labelled": labelled},
         "seconds": {"training": round(training.seconds), "labelling": round(labelling)},
         "agreement": training.curve[-1],
@@ -71,6 +71,15 @@ def make(
     }
     part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part")
     return work / "part"
+
+
+def _describe(text: TrainingText) -> dict[str, Any]:
+    """Of each data set: the split, the documents trained on and held out, the hash of their tokens."""
+    found = {}
+    for name, documents in text.documents.items():
+        tokens = torch.cat([text.training[name], text.held_out[name]]).numpy().tobytes()
+        found[name] = {"split": TUNING, **documents, "sha256": hashlib.sha256(tokens).hexdigest()}
+    return found
 
 
 def _own_folder(work: Path, identity: dict[str, Any]) -> Path:
