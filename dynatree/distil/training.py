@@ -38,6 +38,7 @@ class Loss:
 
     def __init__(self, drafter: PreTrainedModel, order: Tensor, recipe: Recipe):
         self.head = drafter.get_output_embeddings().weight.detach()
+        order = order.to(self.head.device)
         self.dtype = getattr(torch, recipe.dtype)
         self.frequent, self.rest = order[: recipe.vocabulary], order[recipe.vocabulary :]
         self.negatives = min(recipe.negatives, len(self.rest))
