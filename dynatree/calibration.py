@@ -20,6 +20,8 @@ from dynatree.knobs import Knobs
 log = logging.getLogger(__name__)
 
 _LEAST, _MOST = 1e-4, 0.995
+# Of the online correction: hits that a request starts with, and what an observation keeps of the older ones.
+_PRIOR_HITS, _MEMORY = 3.0, 0.97
 # Parts of a machine's description that move the table; versions of Python do not.
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch")
 COSTS, STEPS = "costs.json", "steps.json"
@@ -40,8 +42,30 @@ class StepCalibration(Knobs):
     def steps(self, log_probs: Tensor) -> Tensor:
         """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
         curves = torch.tensor(self.ranks)[torch.arange(log_probs.shape[1]).clamp(max=len(self.ranks) - 1)]
-        probability = torch.sigmoid(curves[:, 0] + curves[:, 1] * log_odds(log_probs)).clamp(_LEAST, _MOST)
-        return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
+        return normalised(torch.sigmoid(curves[:, 0] + curves[:, 1] * log_odds(log_probs)))
+
+
+class OnlineCorrection:
+    """How much more or less often proposals of each rank are right in this request than the calibration says.
+
+    A ratio of decayed counts, drawn to 1 by as many hits as `_PRIOR_HITS`: text differs from tuning text, and logits
+    processors change it more.
+    """
+
+    def __init__(self, ranks: int):
+        self._hits = torch.full((ranks,), _PRIOR_HITS)
+        self._stated = self._hits.clone()
+
+    def steps(self, log_probs: Tensor) -> Tensor:
+        """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
+        ratio = (self._hits / self._stated)[torch.arange(log_probs.shape[1]).clamp(max=len(self._hits) - 1)]
+        return normalised(log_probs.exp() * ratio)
+
+    def observe(self, log_probs: Tensor, hits: Tensor) -> None:
+        """One node's calibrated proposals [b], likeliest first, and which of them [b] was the target's choice."""
+        count = min(len(hits), len(self._hits))
+        for kept, new in ((self._hits, hits[:count].float()), (self._stated, log_probs[:count].exp())):
+            kept[:count] = _PRIOR_HITS + _MEMORY * (kept[:count] - _PRIOR_HITS) + new
 
 
 class Calibration(NamedTuple):
@@ -80,6 +104,12 @@ class Calibration(NamedTuple):
             there, here = ([m.get(key) for key in differing] for m in (calibration.costs.machine, machine))
             log.warning("calibration %s: measured with %s %s, here %s", folder, ", ".join(differing), there, here)
         return calibration
+
+
+def normalised(probability: Tensor) -> Tensor:
+    """Log of probabilities [f, b] of siblings, kept from 0 and 1 and scaled where a row sums to more than 1."""
+    probability = probability.clamp(_LEAST, _MOST)
+    return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
 
 
 def log_odds(log_probs: Tensor) -> Tensor:

@@ -2,15 +2,15 @@
 
 import importlib
 import pkgutil
+from pathlib import Path
 from types import ModuleType
 
 from dynatree.errors import UserError
 
 
 def names(folder: str) -> list[str]:
-    """Names of the plug-ins in the sub-package `folder` ("policies", "figures", ...), sorted."""
-    package = importlib.import_module(f"dynatree.{folder}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    """Names of the plug-ins in the sub-package `folder` ("policies", "figures", ...), sorted. Imports none of them."""
+    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name(folder))]))
 
 
 def load(folder: str, name: str) -> ModuleType:

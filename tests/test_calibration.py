@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynatree import calibrate
-from dynatree.calibration import StepCalibration
+from dynatree.calibration import OnlineCorrection, StepCalibration
 from dynatree.cost import Curve
 from dynatree.drafting.lookup import PRIOR
 from tests import models
@@ -67,3 +67,17 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: B
         assert (table.verify.at(64, 127)[1:] > 0).all()
     steps = calibrate.steps([([3, 1, 4], models.generated(target(), [3, 1, 4], 20))], drafter("same"))
     assert len(steps.ranks) == calibrate.RANKS and len(steps.lookup) == len(PRIOR)
+
+
+def test_the_online_correction_follows_what_happens() -> None:
+    """Guards against proposals that go on claiming what this request does not bear out."""
+    stated = torch.tensor([[0.5, 0.2]]).log()
+    never, always, untouched = OnlineCorrection(2), OnlineCorrection(2), OnlineCorrection(2)
+    for _ in range(40):
+        never.observe(stated[0], torch.tensor([False, False]))
+        always.observe(stated[0], torch.tensor([True, False]))
+    assert torch.allclose(untouched.steps(stated), stated)
+    assert float(never.steps(stated)[0, 0].exp()) < 0.15
+    assert float(always.steps(stated)[0, 0].exp()) > 0.7
+    assert float(always.steps(stated).exp().sum()) <= 1 + 1e-5
+    assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)

@@ -138,7 +138,7 @@ class Decoder:
         if keep.any():
             # Path probabilities fall along a chain, so what is kept is its beginning.
             tree = tree.chain(tokens[keep], steps[keep])
-        policy.begin(len(committed) - 1, drafter.lag(len(committed)))
+        policy.begin(len(committed) - 1)
         frontier = torch.zeros(1, dtype=torch.long)
         for _ in range(min(deepest, drafter.depth_limit(len(committed)))):
             frontier = policy.expand(tree, frontier)

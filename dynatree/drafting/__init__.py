@@ -7,7 +7,6 @@ A drafter is one file with `MODEL`, whether it is "unused", "optional" or "requi
     free(committed, limit)                     tokens and log-probabilities [k], k <= limit: a chain below the root
                                                that needs no model call
     depth_limit(committed) -> levels           how many levels it can draft behind so many committed tokens
-    lag(committed) -> tokens                   what the first level's call has to feed
     propose(tree, frontier, branch, committed) tokens and log-probabilities [f, b] of the frontier's children,
                                                likeliest first, one batched call a level; level 0 has frontier [0]
     accept(kept)                               the nodes of the drafted tree that were accepted, root first

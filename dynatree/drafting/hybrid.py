@@ -36,15 +36,13 @@ class Drafter:
 
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """Lookup's chain: tokens [k] and step log-probabilities [k]."""
+        if self._model:
+            self._model.free(committed, 0)
         return self._lookup.free(committed, limit)
 
     def depth_limit(self, committed: int) -> int:
         """Levels that the model can grow behind `committed` tokens."""
         return self._model.depth_limit(committed) if self._model else 0
-
-    def lag(self, committed: int) -> int:
-        """Tokens that the model's first forward of this round would feed."""
-        return self._model.lag(committed) if self._model else 0
 
     def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
         """The model's children of `frontier` [f]: tokens [f, b], step log-probabilities [f, b]."""

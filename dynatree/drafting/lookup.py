@@ -89,10 +89,6 @@ class Drafter:
         """No level is ever grown here."""
         return 0
 
-    def lag(self, committed: int) -> int:
-        """Tokens that a first forward would feed: there is none."""
-        return 0
-
     def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
         """Nothing: tokens [f, 0] and log-probabilities [f, 0]."""
         return torch.empty(len(frontier), 0, dtype=torch.long), torch.empty(len(frontier), 0)

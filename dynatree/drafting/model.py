@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynatree.cache import KeyValueCache
-from dynatree.calibration import StepCalibration
+from dynatree.calibration import OnlineCorrection, StepCalibration
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
@@ -39,18 +39,18 @@ class Drafter:
         self._cache = KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
+        self._online = OnlineCorrection(len(self._calibration.ranks)) if self._calibration else None
+        self._proposed: dict[int, tuple[Tensor, Tensor]] = {}
+        self._awaiting: list[tuple[int, Tensor, Tensor]] = []
 
     def depth_limit(self, committed: int) -> int:
         """Levels that the drafter's context admits behind `committed` tokens (the root is the last of them)."""
         limit = self._model.context_limit
         return 2**31 if limit is None else max(0, limit - committed + 1)
 
-    def lag(self, committed: int) -> int:
-        """Tokens that the first forward of a round behind `committed` tokens feeds: those that the cache lacks."""
-        return committed - self._cache.length
-
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """No proposal without a forward: tokens [0] and log-probabilities [0]."""
+        self._learn(committed)
         return torch.empty(0, dtype=torch.long), torch.empty(0)
 
     def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
@@ -72,11 +72,28 @@ class Drafter:
         tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
         if self._model.draft_vocabulary is not None:
             tokens = self._model.draft_vocabulary[tokens]
-        return tokens, steps if self._calibration is None else self._calibration.steps(steps)
+        if self._calibration is None or self._online is None:
+            return tokens, steps
+        steps = self._calibration.steps(steps)
+        self._proposed |= {node: (tokens[row], steps[row]) for row, node in enumerate(frontier.tolist())}
+        return tokens, self._online.steps(steps)
 
     def accept(self, kept: Tensor) -> None:
         """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""
+        self._awaiting = [
+            (self._prefix + place, *self._proposed[node])
+            for place, node in enumerate(kept.tolist())
+            if node in self._proposed
+        ]
+        self._proposed = {}
         if self._prefix:
             # Forwarded level by level, so the slots of a path are in path order.
             self._cache.keep(self._prefix, torch.isin(self._forwarded, kept).nonzero().squeeze(1))
             self._prefix = 0  # a round without drafting has nothing to keep
+
+    def _learn(self, committed: list[int]) -> None:
+        # Scored against what was committed, whether or not the proposals were verified.
+        for place, tokens, steps in self._awaiting:
+            if self._online and place < len(committed):
+                self._online.observe(steps, tokens == committed[place])
+        self._awaiting = []

@@ -26,8 +26,8 @@ class GrowthPolicy(Knobs):
     def start(self, costs: CostTable | None) -> None:
         """A new request: forget what adapted."""
 
-    def begin(self, context: int, lag: int) -> None:
-        """A new round behind `context` committed tokens; the first draft forward would feed `lag` tokens."""
+    def begin(self, context: int) -> None:
+        """A new round behind `context` committed tokens."""
 
     def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
         """Mask of the proposed children, in proposal order with path `log_probs` [k], of those to keep."""

@@ -26,8 +26,6 @@ _YIELD_FADE = 0.9
 # What a first draft yields before any was seen, and rounds without one after which one is tried.
 _FIRST_YIELD = 0.4
 _PROBE_EVERY = 16
-# Tokens that a draft forward is charged for at most: a longer lag (a prompt) would have to be fed sooner or later.
-_LONGEST_LAG = 128
 # No table tells what larger trees cost.
 _MOST_NODES = 127
 _UNMEASURED_DEPTH = 8
@@ -64,7 +62,6 @@ class Policy(GrowthPolicy):
     _yield: list[float] = PrivateAttr(default_factory=list)
     _idle: int = PrivateAttr(0)
     _expanded: Tensor | None = PrivateAttr(None)
-    _lag: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
 
     @model_validator(mode="after")
@@ -96,14 +93,14 @@ class Policy(GrowthPolicy):
         self._yield = [_FIRST_YIELD] * (self.depth + 1)
         self._idle = 0
 
-    def begin(self, context: int, lag: int) -> None:
+    def begin(self, context: int) -> None:
         near = self._costs.verify.nearest(context)
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
-            draft = self._costs.draft.at(context, _LONGEST_LAG) if self._costs.draft else None
+            draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
             self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
         self._seconds = self._by_context[near]
-        self._lag, self._level, self._expanded = lag, 0, None
+        self._level, self._expanded = 0, None
 
     def children(self, tree: TokenTree, log_probs: Tensor) -> Tensor:
         if self._expanded is not None:
@@ -122,8 +119,8 @@ class Policy(GrowthPolicy):
             return candidates[:0]
         v = tree.log_probs[candidates].exp()
         order = v.argsort(descending=True, stable=True)[: self._most]
-        # The root comes with all that the draft cache lacks.
-        cost = draft[1 : len(order) + 1] if self._level else draft[min(self._lag, len(draft) - 1)]
+        # What the draft cache lacks besides the root would have to be fed sooner or later, so it is not charged here.
+        cost = draft[1 : len(order) + 1]
         # What a child adds: its share of what no child of that node claims yet.
         claimed = torch.zeros(len(tree)).index_add_(0, tree.parents[1:], tree.log_probs[1:].exp())[candidates]
         room = (v - claimed).clamp(min=0)[order]

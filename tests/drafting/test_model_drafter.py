@@ -5,8 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import StepCalibration
 from dynatree.drafting.model import Drafter
 from dynatree.tree import TokenTree
+from tests import models
 from tests.conftest import Build
 from tests.models import VOCABULARY
 from tests.test_tree import line
@@ -80,3 +82,18 @@ def test_depth_ends_with_the_drafters_context(target: Build) -> None:
     drafter = Drafter(target("gpt2"))
     limit = target("gpt2").context_limit
     assert [drafter.depth_limit(limit + extra) for extra in (-1, 0, 1, 5)] == [2, 1, 0, 0]
+
+
+def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, drafter: Build) -> None:
+    """Guards against outcomes read one position off: a right drafter's confidence must rise, a wrong one's fall."""
+    rates = {}
+    for kind in ("same", "wrong"):
+        calibrated = Drafter(drafter(kind), StepCalibration(ranks=[(0.0, 0.0), (-2.0, 0.0)], lookup=[]))
+        committed = [3, 1, 4, *models.generated(target(), [3, 1, 4], 24)]
+        for size in range(4, len(committed)):
+            calibrated.free(committed[:size], 0)
+            tree = TokenTree.root(committed[size - 1])
+            _, steps = calibrated.propose(tree, torch.zeros(1, dtype=torch.long), 2, committed[:size])
+            calibrated.accept(torch.zeros(1, dtype=torch.long))
+        rates[kind] = float(steps[0, 0].exp())
+    assert rates["same"] > 0.8 and rates["wrong"] < 0.25

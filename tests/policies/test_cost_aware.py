@@ -23,7 +23,7 @@ PROMPT = [3, 1, 4, 1, 5]
 def started(calibration: Calibration, **knobs: Any) -> Policy:
     policy = Policy(**{**LIMITS, **knobs})
     policy.start(calibration.costs)
-    policy.begin(20, 1)
+    policy.begin(20)
     return policy
 
 
@@ -71,7 +71,7 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     assert len(cheap.expand(tree, root)) == 1
     asked = []
     for _ in range(40):
-        dear.begin(20, 1)
+        dear.begin(20)
         asked.append(len(dear.expand(tree, root)))
         dear.observe(tree, root)
     assert sum(asked) == 2 and asked[16] == 1
@@ -83,7 +83,7 @@ def test_a_level_that_yields_nothing_is_dropped() -> None:
     rounds = 0
     while len(policy.expand(TokenTree.root(0), root)) and rounds < 60:
         policy.children(TokenTree.root(0), torch.tensor([0.001, 0.0005]).log())
-        policy.begin(20, 1)
+        policy.begin(20)
         rounds += 1
     assert 2 < rounds < 60
 

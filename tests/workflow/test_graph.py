@@ -1,9 +1,11 @@
 """Snakemake and DVC describe one job graph."""
 
+import ast
 import re
 from collections import Counter
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 from dvc.repo import Repo
@@ -61,6 +63,46 @@ def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
         assert not unread or name.startswith("download_data"), (name, unread)
         undeclared = {i for i in inputs if not any(Path(i).is_relative_to(d) for d in dependencies)}
         assert not undeclared, (name, undeclared)
+
+
+def test_each_job_names_exactly_the_library_files_that_it_imports(planned):
+    """Guards against a changed library file that recomputes nothing, and against a theme that measures runs again."""
+    graph = grimp.build_graph("dynatree")
+    for inputs, outputs in planned:
+        (script,) = (path for path in inputs if path.startswith("workflow/scripts/"))
+        files = [Path(path) for path in inputs if path.startswith("dynatree/")]
+        named = {".".join(file.with_suffix("").parts) for file in files if file.name != "__init__.py"}
+        wanted = imports(ROOT / script, graph.modules) | plugs(sorted(outputs)[0])
+        wanted |= {module for name in wanted for module in graph.find_upstream_modules(name)}
+        # A package stands for its __init__, which is named where it has code.
+        packages = {name for name in wanted if (ROOT / name.replace(".", "/")).is_dir()}
+        assert named == wanted - packages, script
+        assert ("dynatree/decoding/__init__.py" in inputs) == any(
+            name.startswith("dynatree.decoding") for name in named
+        )
+
+
+def plugs(output: str) -> set[str]:
+    """Plug-ins that the parameters name for the job of an output."""
+    known, parts = params.read(ROOT / "params.yaml"), Path(output).parts
+    run = {**grid.expand(known), **grid.timeline(known)}.get("/".join(parts[1:-1]))
+    if run:
+        knobs = dict(run.knobs)
+        return {f"dynatree.decoding.{run.decoder}"} | {
+            f"dynatree.{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs
+        }
+    if parts[:2] == ("results", "calibration"):
+        return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"}
+    if parts[:2] == ("data", "documents"):
+        return {f"dynatree.sources.{known.sources[Path(output).stem].kind}"}
+    return {f"dynatree.figures.{parts[1].split('.')[0]}"} if parts[0] == "figures" else set()
+
+
+def imports(script: Path, modules: set[str]) -> set[str]:
+    """Modules of the library that a script itself imports."""
+    statements = [node for node in ast.walk(ast.parse(script.read_text())) if isinstance(node, ast.ImportFrom)]
+    names = {(node.module, alias.name) for node in statements for alias in node.names}
+    return {f"{module}.{name}" if f"{module}.{name}" in modules else module for module, name in names} & modules
 
 
 def test_stages_list_what_the_parameters_list():

@@ -53,7 +53,7 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     """Guards against a change of one knob that measures other methods again; metrics diff shows it."""
     world.edit(**{TAU: 0.2})
     done = world.repro()
-    draws = {name for name in done["ran"] if name.startswith("draw@")}
+    draws = {name for name in done["ran"] if name.startswith("draw")}
     assert done["ran"] - draws == {
         f"generate_cost_aware@run0-{DATASET}",
         "timeline_cost_aware@run0",
@@ -76,7 +76,7 @@ def test_reverted_tau_is_restored(world: World):
     before = (world.folder / "results/metrics.json").read_text()
     world.edit(**{TAU: 0.01})
     done = world.repro()
-    assert not [name for name in done["ran"] if not name.startswith("draw@")]
+    assert not [name for name in done["ran"] if not name.startswith("draw")]
     assert f"generate_cost_aware@run0-{DATASET}" not in done["ran"]
     assert (world.folder / "results/metrics.json").read_text() != before
     assert world.run("git", "status", "--porcelain", "results", "dvc.lock") == ""

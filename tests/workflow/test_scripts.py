@@ -76,8 +76,10 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     here("timeline", f"{METHOD} --out results/timeline/autoregressive/default/made_up")
     perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
     here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
+    calibrate = "--target models/target --tokens tokens.parquet --start body --prompts 1 --prompt-tokens 8"
+    here("calibrate", f"{calibrate} --output-tokens 6 --contexts 16 --repeats 1 --seed 0 --out results/calibration")
     inputs = f"--runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
-    inputs += " --perplexity results/perplexity/made_up.json"
+    inputs += " --perplexity results/perplexity/made_up.json --costs results/calibration/costs.json"
     without_torch("aggregate", f"{inputs} --model models/target --out results", folder)
     rows = parquet.read_table("results/runs.parquet").to_pylist()
     assert [(row["method"], row["output_tokens"], row["flips"]) for row in rows] == [("autoregressive", 12, 0)] * 2

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"]}
+TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
 SWEPT = {"dataset": "tiny_articles", "settings": ["D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]}
 
 
