@@ -5,6 +5,7 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/distil.smk"
+include: "workflow/rules/drafter_report.smk"
 include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/generate.smk"
 include: "workflow/rules/perplexity.smk"
@@ -22,6 +23,7 @@ rule all:
     default_target: True
     input:
         "results/metrics.json",
+        "results/drafter_report.json",
         expand("figures/{figure}.{suffix}", figure=PARAMS.figures, suffix=FIGURE_FILES),
 
 

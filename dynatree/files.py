@@ -11,6 +11,9 @@ from typing import Any
 # Files of a model folder; the manifest, written last, holds the others' checksums.
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, MANIFEST)
+# A drafter's has one more: the token ids that it drafts, most frequent first, which only this project reads.
+DRAFT_VOCABULARY = "draft_vocabulary.json"
+DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
 # Files of a run folder: what is deterministic, what was timed, what the audit found, an instrumented pass.
 OUTPUTS, TIMINGS, AUDIT, PHASES = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json"
 

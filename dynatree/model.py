@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from dynatree import files
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
+from dynatree.files import DRAFT_VOCABULARY
 from dynatree.packing import PackedLinear, pack
 from dynatree.tokenizer import load_tokenizer
 
@@ -27,7 +28,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 DEVICES = ("cpu", "cuda")
-DRAFT_VOCABULARY = "draft_vocabulary.json"
 
 # Relative to the spread of the logits; a wrong mask is off by the spread itself, a wrong position by a part of it.
 _PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}

@@ -57,6 +57,7 @@ class Scale(Knobs):
     perplexity_tokens: int = Field(ge=2)
     perplexity_window: int = Field(ge=2)
     perplexity_stride: int = Field(ge=1)
+    drafter_report_tokens: int = Field(ge=1)
     calibration: Calibration
     benchmark: BenchmarkSize
 
@@ -125,6 +126,12 @@ class Pair(Knobs):
     drafter: dict[str, Any]
 
 
+class Distil(Knobs):
+    """How the drafter is had: trained afresh, or from its trained part where the checkout has one."""
+
+    retrain: bool
+
+
 class Source(BaseModel):
     """A data set: `kind` names a plug-in of dynatree/sources; other keys are its own."""
 
@@ -149,6 +156,7 @@ class Params(Knobs):
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Literal["cpu", "cuda"]
     threads: int | None = Field(ge=1)
+    distil: Distil
     methods: dict[str, Method]
     sweep: Sweep
     penalised: Penalised
@@ -267,6 +275,10 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
     for name, pair in params.pairs.items():
         checked(f"pairs.{name}.target", weights.parse, pair.target)
         checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        for dataset in pair.drafter.get("mix", {}):
+            if dataset not in params.sources:
+                known = ", ".join(params.sources)
+                raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
     return {
         name: plugins.load("decoding", method.decoder).Decoder.needs(method.knobs)._asdict()
         for name, method in params.methods.items()

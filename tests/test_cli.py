@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import cli, distil, files, measure, model, params, weights
+from dynatree import cli, files, measure, model, params, weights
 from dynatree.calibration import Calibration
+from dynatree.distil.student import shrink
 from dynatree.trace import Recorder, Trace
 from tests import models
 
@@ -41,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = weights.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     weights.build(source, home / "target", home, seed=0)
     target = model.load(home / "target")
-    weights.save(distil.shrink(model.read(home / "target"), [0, 1], 1.0), target.tokenizer, home / "drafter", {})
+    weights.save(shrink(model.read(home / "target"), [0, 1], 1.0), target.tokenizer, home / "drafter", {})
     shutil.copytree(home / "target", home / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     models.random_model(dtype=torch.float32).save_pretrained(home / "foreign")
     files.write_text(home / "prompt.txt", PROMPT)

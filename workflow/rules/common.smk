@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dynatree import grid, params, plugins
 from dynatree.errors import reported
-from dynatree.files import MODEL_FILES, drafter_of
+from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
 from dynatree.schema import APART, TABLES
 
 

@@ -1,5 +1,10 @@
-# The drafter: trained from the target's layers, or fetched, whichever the pair says.
+# The drafter: trained from the target's layers (or its trained part taken from drafters/), or fetched, as the pair says.
 include: "common.smk"
+
+
+# Without a trained part in the checkout, or with distil.retrain, it is trained.
+PART = Path("drafters", PARAMS.pair)
+SHIPPED = [] if PARAMS.distil.retrain else sorted(map(str, PART.glob("*.*")))
 
 
 if PAIR.drafter["kind"] == "distil":
@@ -10,8 +15,9 @@ if PAIR.drafter["kind"] == "distil":
             library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
             tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+            part=SHIPPED,
         output:
-            expand("{model}/{file}", model=DRAFTER, file=MODEL_FILES),
+            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
         log:
             "logs/distil/drafter.log",
         conda:
@@ -21,11 +27,15 @@ if PAIR.drafter["kind"] == "distil":
         params:
             source=json.dumps(PAIR.drafter),
             seed=PARAMS.seed,
+            device=PARAMS.device,
+            work=f".cache/distil/{PARAMS.pair}",
+            part=f"--part {PART}" if SHIPPED else "",
             target=subpath(input.target, parent=True),
             folder=subpath(output[0], parent=True),
         shell:
-            "python {input.script} --target {params.target} --tokens {input.tokens} --source {params.source:q} "
-            "--seed {params.seed} --out {params.folder} 2>&1 | tee {log:q}"
+            "python {input.script} --target {params.target} {params.part} --tokens {input.tokens} "
+            "--source {params.source:q} --seed {params.seed} --device {params.device} "
+            "--work {params.work} --out {params.folder} 2>&1 | tee {log:q}"
 
 else:
 
@@ -34,7 +44,7 @@ else:
             script="workflow/scripts/download_model.py",
             library=library("workflow/scripts/download_model.py"),
         output:
-            expand("{model}/{file}", model=DRAFTER, file=MODEL_FILES),
+            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
         log:
             "logs/download_model/drafter.log",
         conda:
@@ -44,4 +54,4 @@ else:
             seed=PARAMS.seed,
             folder=subpath(output[0], parent=True),
         shell:
-            "python {input.script} --source {params.source:q} --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"
+            "python {input.script} --source {params.source:q} --drafter --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"

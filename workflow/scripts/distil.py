@@ -1,42 +1,39 @@
-"""Train a drafter from a target's own layers on the tuning text; write a model folder, the record in its manifest."""
+"""Write a drafter's model folder: from its trained part, which is trained first unless one is given."""
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 
-import torch
-
-from dynatree import distil, model, options, provenance, weights
+from dynatree import options, provenance, weights
+from dynatree.distil import part
+from dynatree.distil.make import make
 from dynatree.errors import reported
 from dynatree.text.splits import read_tokens
-from dynatree.tokenizer import require_tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, required=True, help="model folder")
+    parser.add_argument("--part", type=Path, help="folder of the trained part; without it, it is trained")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--source", required=True, help="JSON object: kind distil and its keys, as in params.yaml")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda, to train on")
     options.threads(parser)
+    parser.add_argument("--work", type=Path, required=True, help="folder for labels and checkpoints, kept for a resume")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     a = parser.parse_args()
     with reported():
-        recipe = weights.parse(json.loads(a.source))
         provenance.set_threads(a.threads)
-        target = model.read(a.target)
-        documents = [document for path in a.tokens for document in read_tokens(path)]
-        text = {
-            split: torch.tensor([token for d in documents if d.split == split for token in d.ids])
-            for split in ("tuning", "evaluation")
-        }
-        distil.check_text(text["evaluation"], recipe.length, "evaluation")
-        drafter = distil.shrink(target, recipe.layers, recipe.norm_scale)
-        keys = ("tokens", "batch", "length", "learning_rate", "vocabulary", "negatives", "repeat_share")
-        curve = distil.train(drafter, text["tuning"], seed=a.seed, **{key: getattr(recipe, key) for key in keys})
-        held_out = distil.agreement(drafter, target, text["evaluation"][: 8 * recipe.length], recipe.length)
-        record = {"seed": a.seed, "trained_on": "tuning split", "curve": curve, "agreement": held_out}
-        weights.save(drafter, require_tokenizer(a.target), a.out, {**recipe.model_dump(mode="json"), **record})
+        trained = a.part
+        if trained is None:
+            recipe = weights.parse(json.loads(a.source))
+            datasets = {path.stem: read_tokens(path) for path in a.tokens}
+            keys = {"seed": a.seed, "work": a.work, "device": a.device}
+            trained = make(a.target, datasets, recipe, command=shlex.join(["python", *sys.argv]), **keys)
+        part.assemble(trained, a.target, a.out)
 
 
 if __name__ == "__main__":

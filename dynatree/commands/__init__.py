@@ -1,0 +1,1 @@
+"""Commands of `dynatree` beside generation: each module adds itself to the parser with `register`."""

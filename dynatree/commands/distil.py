@@ -1,0 +1,133 @@
+"""`dynatree distil`: train a drafter for a target on text files, or put a trained part to its target."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from dynatree import options, params
+from dynatree.errors import UserError
+
+_PIECE = 4096  # tokens; a file is cut so that some of it can be held out
+
+_DESCRIPTION = """\
+Train a drafter for a target from copies of some of its layers, on text files and on what the target makes of them.
+The result is a standard transformers checkpoint with draft_vocabulary.json beside it. A stopped run, even a killed
+one, goes on when the same command is given again. With --part nothing is trained: a trained part becomes a checkpoint.
+
+examples:
+  dynatree distil --target ./my-model --text corpus/ --text essays.txt --out ./my-drafter
+  dynatree distil --target ./my-model --text corpus/ --out ./my-drafter --set labels.tokens=4000000 --device cuda
+  dynatree distil --target smollm2 --part drafters/smollm2 --out ./smollm2-drafter
+"""
+
+
+def register(
+    add: Callable[..., argparse.ArgumentParser], find_model: Callable[[str, params.Params], Path]
+) -> argparse.ArgumentParser:
+    """Add the command by `add` (add_parser of the subparsers); `find_model` gives the folder of a model's name."""
+    parser = add(
+        "distil",
+        help="train a drafter for a target",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt: one data set"
+    )
+    source.add_argument("--part", type=Path, metavar="FOLDER", help="a trained part, such as drafters/smollm2")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="drafter to write")
+    parser.add_argument("--recipe", metavar="NAME", help="a pair of params.yaml whose recipe is taken (default: pair)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe, as layers=[0]"
+    )
+    parser.add_argument("--work", type=Path, metavar="FOLDER", help="labels and checkpoints (default: OUT.work)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    options.threads(parser)
+    parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
+    return parser
+
+
+def recipe(values: dict[str, Any], assignments: list[str]) -> Any:
+    """The checked recipe of these values with `KEY=VALUE` changes; a dot reaches into a section (labels.tokens=9)."""
+    from dynatree.distil.recipe import Recipe
+
+    values = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        *sections, key = path.split(".")
+        section = values
+        for name in sections:
+            section = section.setdefault(name, {})
+        if not separator or not key or not isinstance(section, dict):
+            raise UserError(f"--set {assignment}: write KEY=VALUE with a key of the recipe")
+        try:
+            section[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+    try:
+        return Recipe(**values)
+    except (ValidationError, TypeError) as error:
+        raise UserError(f"recipe: {params.explain(error)}") from error
+
+
+def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
+    known = params.read()
+    pair = arguments.recipe or known.pair
+    if pair not in known.pairs:
+        raise UserError(f"--recipe: no pair {pair!r}; choose one of {', '.join(known.pairs)}")
+    values = known.pairs[pair].drafter
+    if values["kind"] != "distil":
+        raise UserError(f"--recipe: the drafter of {pair} is of kind {values['kind']}; choose a pair that trains one")
+    chosen = recipe(values, arguments.set)
+    for path in arguments.text or []:
+        if not path.exists():
+            raise UserError(f"--text: no file or folder {str(path)!r}")
+    folder = find_model(arguments.target, known)
+
+    # Imported late, so that errors in the arguments come at once.
+    from transformers.utils import logging
+
+    from dynatree import provenance
+    from dynatree.distil import part
+    from dynatree.distil.make import make
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    provenance.set_threads(arguments.threads)
+    trained = arguments.part
+    if trained is None:
+        datasets = {path.stem or path.name: _pieces(path, folder) for path in arguments.text}
+        work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
+        command = shlex.join(["dynatree", *sys.argv[1:]])
+        keys = {"seed": arguments.seed, "work": work, "device": arguments.device, "command": command}
+        trained = make(folder, datasets, chosen, **keys)
+    part.assemble(trained, folder, arguments.out)
+    print(f"{arguments.out}: a drafter for {arguments.target}; its trained part is in {trained}", file=sys.stderr)
+
+
+def _pieces(path: Path, folder: Path) -> list[Any]:
+    """The tokenised text of `path`, all of it for training, as documents that can be held out."""
+    from dynatree.sources import text
+    from dynatree.text.splits import TUNING, SplitDocument
+    from dynatree.tokenizer import require_tokenizer
+
+    tokenizer = require_tokenizer(folder)
+    pieces = []
+    for document in text.documents(text.Parameters(path=str(path)), Path()):
+        ids = tokenizer.encode(document.text)
+        size = min(_PIECE, max(1, len(ids) // 4))
+        for number, start in enumerate(range(0, len(ids), size)):
+            name = f"{document.id}#{number}"
+            pieces.append(SplitDocument(name, document.title, TUNING, "piece of a file", ids[start : start + size]))
+    return pieces

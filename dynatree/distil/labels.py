@@ -1,0 +1,135 @@
+"""The target's likeliest next tokens over text and over its own continuations, in shards on disk.
+
+A shard depends on the recipe, the seed and its number alone, so that a stopped run goes on with the next number.
+Position j of a row holds the target's distribution of the token behind tokens 0..j.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dynatree.cache import KeyValueCache
+from dynatree.distil.recipe import Labels
+from dynatree.distil.text import TrainingText, cut
+from dynatree.files import replacing
+
+# Positions of one forward; positions whose logits over the whole vocabulary are held at once, few enough for a cache.
+_FORWARD, _LOGITS = 2048, 128
+
+
+def measure(path: Path) -> tuple[int, float]:
+    """Labelled positions in a shard, and the seconds that it took."""
+    with safe_open(path, "pt") as opened:
+        rows, length = opened.get_slice("tokens").get_shape()
+        return int(rows * length), float(opened.metadata()["seconds"])
+
+
+def write_shards(
+    target: PreTrainedModel, text: TrainingText, labels: Labels, length: int, folder: Path, seed: int
+) -> list[Path]:
+    """The shards that hold `labels.tokens` positions; those that are there already are kept."""
+    done = 0
+    paths: list[Path] = []
+    while done < labels.tokens:
+        path = folder / f"{len(paths):05d}.safetensors"
+        fresh = not path.is_file()
+        if fresh:
+            begun = time.monotonic()
+            rows = make_shard(target, text, labels, length, len(paths), seed)
+            with replacing(path) as temporary:
+                save_file(rows, temporary, {"seconds": str(time.monotonic() - begun)})
+        paths.append(path)
+        size, seconds = measure(path)
+        done += size
+        if fresh:
+            speed = f"{size / seconds:,.0f} tokens/s"
+            print(f"distil: labels for {done:,} of {labels.tokens:,} tokens, {speed}", file=sys.stderr, flush=True)
+    return paths
+
+
+def make_shard(
+    target: PreTrainedModel, text: TrainingText, labels: Labels, length: int, number: int, seed: int
+) -> dict[str, Tensor]:
+    """Shard `number`: `tokens` [rows, length], `ids` and `probabilities` [rows, length, top], likeliest first."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+    is_text = int((number + 1) * labels.text_share) > int(number * labels.text_share)
+    if is_text:
+        return score(target, cut(text.training, text.weights, labels.rows, length, generator), labels.top)
+    shortest = max(1, labels.prompt_tokens // 4)
+    prompt_length = int(torch.randint(shortest, labels.prompt_tokens + 1, (1,), generator=generator))
+    prompts = cut(text.training, text.weights, labels.rows, prompt_length, generator)
+    turns = -(-labels.rows // len(labels.temperatures))
+    temperatures = torch.tensor(labels.temperatures * turns)[: labels.rows]
+    return continuations(target, prompts, labels.new_tokens, temperatures, labels.top, generator)
+
+
+@torch.inference_mode()
+def score(target: PreTrainedModel, tokens: Tensor, top: int) -> dict[str, Tensor]:
+    """Labels of `tokens` [rows, length], by plain forwards over a few rows at a time."""
+    found = []
+    for rows in tokens.to(target.device).split(max(1, _FORWARD // tokens.shape[1])):
+        hidden = target.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        found.append(_likeliest(target, hidden, top))
+    ids, probabilities = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return _shard(tokens, ids, probabilities)
+
+
+@torch.inference_mode()
+def continuations(
+    target: PreTrainedModel,
+    prompts: Tensor,
+    new_tokens: int,
+    temperatures: Tensor,
+    top: int,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """Labels of `prompts` [rows, n] and of `new_tokens` that the target adds to each row at its temperature [rows].
+
+    Temperature 0 is greedy. Tokens are sampled among the `top` likeliest, the end of the sequence left out. The last
+    token is not kept: it has no label.
+    """
+    device = target.device
+    ends = target.generation_config.eos_token_id
+    ends = torch.tensor([] if ends is None else ends, device=device).flatten()
+    warm = temperatures.to(device)[:, None]
+    cache = KeyValueCache()
+    tokens = prompts.to(device)
+    step, found = tokens, []
+    for _ in range(new_tokens):
+        hidden = target.base_model(input_ids=step, cache=cache.states, use_cache=True).last_hidden_state
+        ids, probabilities = _likeliest(target, hidden, top)
+        found.append((ids, probabilities))
+        ids, logits = ids[:, -1], probabilities[:, -1].log()
+        # The Gumbel trick: the argmax of noisy logits is a sample of their softmax.
+        noise = torch.empty(logits.shape).exponential_(generator=generator).to(device)
+        noisy = (logits - warm * noise.log()).masked_fill(torch.isin(ids, ends), float("-inf"))
+        step = ids.gather(1, noisy.argmax(-1, keepdim=True))
+        tokens = torch.cat([tokens, step], dim=1)
+    ids, probabilities = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    return _shard(tokens[:, :-1], ids, probabilities)
+
+
+def _likeliest(target: PreTrainedModel, hidden: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The `top` likeliest tokens of `hidden` [rows, n, size] and their probabilities, both [rows, n, top]."""
+    ids, probabilities = [], []
+    for part in hidden.flatten(0, 1).split(_LOGITS):
+        logits = target.get_output_embeddings()(part).float()
+        best = logits.topk(min(top, logits.shape[-1]), dim=-1)
+        ids.append(best.indices)
+        probabilities.append((best.values - logits.logsumexp(-1, keepdim=True)).exp())
+    shape = (*hidden.shape[:2], -1)
+    return torch.cat(ids).view(shape), torch.cat(probabilities).view(shape)
+
+
+def _shard(tokens: Tensor, ids: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    return {
+        "tokens": tokens.int().cpu().contiguous(),
+        "ids": ids.int().cpu().contiguous(),
+        "probabilities": probabilities.half().cpu().contiguous(),
+    }

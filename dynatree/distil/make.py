@@ -1,0 +1,123 @@
+"""From a target and tuning text to the trained part of a drafter, in a work folder that survives a kill."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dynatree import __version__, files, model, provenance
+from dynatree.distil import labels, part
+from dynatree.distil.recipe import Recipe
+from dynatree.distil.student import shrink
+from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
+from dynatree.distil.training import Training
+from dynatree.text.splits import TUNING, SplitDocument
+
+_WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
+
+
+def make(
+    target_folder: Path,
+    datasets: Mapping[str, Sequence[SplitDocument]],
+    recipe: Recipe,
+    *,
+    seed: int,
+    work: Path,
+    device: str = "cpu",
+    command: str = "",
+    checkpoint_steps: int = 200,
+) -> Path:
+    """Train a drafter for the target on the tuning documents of `datasets`; the folder of its trained part (part.py).
+
+    A run that was stopped, even killed, goes on in the same `work` folder and ends with the same weights; each recipe,
+    seed, target and text has its own folder in there. Raises UserError for an unknown architecture, missing layers or
+    too little text.
+    """
+    _, place = model.resolve(recipe.dtype, device)
+    text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
+    target = model.read(target_folder, torch.float32).eval()
+    identity = {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": seed,
+        "target": {"sha256": part.values_sha256(target)},
+        "data": _describe(text),
+    }
+    work = _own_folder(work, identity)
+    drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
+    drafter.to(place)
+    order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
+    teacher = target.to(place, getattr(torch, recipe.dtype))
+    watch = _watch(teacher, drafter, text, recipe, order, seed)
+    training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps)
+    training.on_text()
+    labelled, labelling = 0, 0.0
+    if recipe.labels:
+        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, work / "labels", seed)
+        training.on_labels(shards)
+        labelled, labelling = map(sum, zip(*map(labels.measure, shards), strict=True))
+    record = {
+        **identity,
+        "command": command,
+        "tokens": {"trained": training.tokens, "labelled": labelled},
+        "seconds": {"training": round(training.seconds), "labelling": round(labelling)},
+        "agreement": training.curve[-1],
+        "curve": training.curve,
+        "versions": {"dynatree": __version__, **provenance.describe(recipe.dtype, device)},
+    }
+    part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part")
+    return work / "part"
+
+
+def _describe(text: TrainingText) -> dict[str, Any]:
+    """Of each data set: the split, the documents trained on and held out, the hash of their tokens."""
+    found = {}
+    for name, documents in text.documents.items():
+        tokens = torch.cat([text.training[name], text.held_out[name]]).numpy().tobytes()
+        found[name] = {"split": TUNING, **documents, "sha256": hashlib.sha256(tokens).hexdigest()}
+    return found
+
+
+def _own_folder(work: Path, identity: dict[str, Any]) -> Path:
+    """The folder below `work` for exactly this training; `identity.json` in it says which."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    files.write_json(work / digest[:12] / "identity.json", identity)
+    return work / digest[:12]
+
+
+def _watch(
+    teacher: PreTrainedModel, drafter: PreTrainedModel, text: TrainingText, recipe: Recipe, order: Tensor, seed: int
+) -> Callable[[], dict[str, float]]:
+    """A function that measures top-1 and top-3 agreement on held-out tuning text and on continuations of it."""
+    generator = torch.Generator().manual_seed(seed + 7)
+    held: dict[str, tuple[dict[str, Tensor], int]] = {}
+    for name, ids in text.held_out.items():
+        rows = cut({name: ids}, {name: 1.0}, _WATCHED_ROWS // 2, recipe.length, generator)
+        held[name] = labels.score(teacher, rows, 1), 0
+    prompts = cut(text.held_out, text.weights, _WATCHED_ROWS, recipe.length // 2, generator)
+    greedy = torch.zeros(_WATCHED_ROWS)
+    written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, 1, generator)
+    held["continuations"] = written, recipe.length // 2 - 1
+    frequent = order[: recipe.vocabulary].to(teacher.device)
+
+    @torch.inference_mode()
+    def watch() -> dict[str, float]:
+        training = drafter.training
+        drafter.eval()
+        found = {}
+        rows_of_head = drafter.get_output_embeddings().weight[frequent]
+        for name, (rows, first) in held.items():
+            tokens = rows["tokens"].long().to(drafter.device)
+            hidden = drafter.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, first:].flatten(0, 1)
+            best = frequent[(hidden @ rows_of_head.T).topk(3, dim=-1).indices].cpu()
+            hits = best == rows["ids"][:, first:, 0].flatten()[:, None]
+            found[f"{name}_top1"] = round(hits[:, 0].float().mean().item(), 4)
+            found[f"{name}_top3"] = round(hits.any(-1).float().mean().item(), 4)
+        drafter.train(training)
+        return found
+
+    return watch

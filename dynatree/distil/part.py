@@ -1,0 +1,77 @@
+"""What training gives apart from the target: layers in float16, draft vocabulary, record; a checkpoint with the target.
+
+The embedding and the head are the target's own and are not kept, so a part is small, and good for one target only.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from dynatree import files, model, weights
+from dynatree.distil.recipe import Recipe
+from dynatree.distil.student import load_trained_part, shrink, trained_part
+from dynatree.errors import UserError
+from dynatree.tokenizer import require_tokenizer
+
+LAYERS, RECORD = "layers.safetensors", "record.json"
+
+
+def values_sha256(target: PreTrainedModel) -> str:
+    """SHA-256 over the values of all weights in float32, by name: the same for every file format and shard size."""
+    digest = hashlib.sha256()
+    for name, value in sorted(target.named_parameters()):
+        digest.update(f"{name} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def write(drafter: PreTrainedModel, vocabulary: list[int], record: dict[str, Any], folder: Path) -> None:
+    """Write a part; the record, which makes it one, last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)
+    layers = {name: value.half().cpu().contiguous() for name, value in trained_part(drafter).items()}
+    if not all(torch.isfinite(value).all() for value in layers.values()):
+        raise UserError("distil: a trained weight does not fit float16; lower the learning rate")
+    with files.replacing(folder / LAYERS) as temporary:
+        save_file(layers, temporary)
+        temporary.chmod(0o644)
+    files.write_text(folder / files.DRAFT_VOCABULARY, f"{vocabulary}\n")
+    files.write_json(folder / RECORD, record)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a part. Raises UserError if there is none."""
+    if not (folder / RECORD).is_file():
+        raise UserError(f"{folder}: no {RECORD}; expected the trained part of a drafter")
+    record: dict[str, Any] = files.read_json(folder / RECORD)
+    return record
+
+
+def assemble(folder: Path, target_folder: Path, out: Path) -> None:
+    """Write the drafter of the part in `folder` to `out`, a standard checkpoint with the target's embedding and head.
+
+    Raises UserError if the part was trained for another target, or is damaged.
+    """
+    record = read_record(folder)
+    target = model.read(target_folder, torch.float32)
+    found, wanted = values_sha256(target), record["target"]["sha256"]
+    if found != wanted:
+        raise UserError(
+            f"{folder}: trained for another target (weights {wanted[:12]}…, {target_folder} has {found[:12]}…); "
+            "take that target, or train a drafter for this one (distil.retrain: true, or `dynatree distil`)"
+        )
+    recipe = Recipe(**record["recipe"])
+    drafter = shrink(target, recipe.layers, recipe.norm_scale)
+    try:
+        layers = load_file(folder / LAYERS)
+        vocabulary = files.read_json(folder / files.DRAFT_VOCABULARY)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{folder}: damaged part: {model.first_line(error)}") from error
+    load_trained_part(drafter, layers)
+    origin = {key: value for key, value in record.items() if key != "data"}
+    weights.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary)

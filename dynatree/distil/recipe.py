@@ -1,0 +1,48 @@
+"""How a drafter is made: every knob of the training, checked. Knows no model and no text."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from dynatree.knobs import Knobs
+
+
+class Labels(Knobs):
+    """The target's own probabilities, kept on disk: over tuning text, and over what the target writes itself."""
+
+    tokens: int = Field(ge=1)  # positions, at least
+    top: int = Field(32, ge=1)  # likeliest tokens kept of each position
+    text_share: float = Field(0.3, ge=0, le=1)  # of the shards; the others hold continuations
+    rows: int = Field(64, ge=1)  # of a shard, written together
+    prompt_tokens: int = Field(128, ge=4)  # longest; the shortest is a quarter
+    new_tokens: int = Field(80, ge=1)
+    temperatures: tuple[float, ...] = Field((1.0, 1.0, 0.7, 0.0), min_length=1)  # of a shard's rows in turn; 0: greedy
+    passes: int = Field(2, ge=1)  # over all labels
+    argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
+
+
+class Recipe(Knobs):
+    """Train copies of some layers of the target: on text (`tokens`), then on the target's probabilities (`labels`)."""
+
+    kind: Literal["distil"] = "distil"
+    layers: tuple[int, ...] = Field(min_length=1)  # of the target, copied
+    norm_scale: float = Field(gt=0)  # of the copied final norm, at the start
+    vocabulary: int = Field(ge=2)  # tokens that are drafted, chosen by frequency
+    order_prior: float = Field(0.5, ge=0, le=1)  # how much of the frequency comes from the tokenizer's own order
+    negatives: int = Field(ge=0)  # further tokens, drawn for each batch
+    mix: dict[str, float] = Field(default_factory=dict)  # weight of each data set; 1 where not named
+    tokens: int = Field(ge=1)  # of text with its own next tokens as labels
+    labels: Labels | None = None
+    batch: int = Field(ge=1)
+    length: int = Field(ge=4)
+    learning_rate: float = Field(gt=0)
+    repeat_share: float = Field(ge=0, le=1)  # of the text batches, in which a random span comes twice
+    held_out_share: float = Field(0.05, gt=0, lt=1)  # of the tuning documents, for progress alone
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the target's forward and of the training's products
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        for name, weight in self.mix.items():
+            if weight < 0:
+                raise ValueError(f"mix: {name} has weight {weight}; choose 0 or more")
+        return self

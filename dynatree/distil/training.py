@@ -1,0 +1,209 @@
+"""Train a drafter's layers: first on text with its own next tokens, then on the target's probabilities.
+
+Every step depends on the recipe, the seed and its number alone, so that a checkpoint goes on as if nothing had been.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dynatree.distil.recipe import Recipe
+from dynatree.distil.student import load_trained_part, trained_part
+from dynatree.distil.text import TrainingText, cut, repeat_span
+from dynatree.errors import UserError
+from dynatree.files import replacing
+
+_WARM_UP = 20  # steps
+_REPORTS = 40  # lines of progress, at most
+
+# Of rows [rows, length]: tokens, and for each position the ids and probabilities [rows, length, k] of its labels.
+Labelled = dict[str, Tensor]
+
+
+class Loss:
+    """Cross-entropy to those labels that are in the draft vocabulary, everything else counted as one token more.
+
+    Logits of `negatives` drawn tokens, raised by log(rest / negatives), stand for all tokens outside the vocabulary
+    (sampled softmax, Jean et al., ACL 2015); so probabilities stay right over the whole vocabulary, too.
+    """
+
+    def __init__(self, drafter: PreTrainedModel, order: Tensor, recipe: Recipe):
+        self.head = drafter.get_output_embeddings().weight.detach()
+        order = order.to(self.head.device)
+        self.dtype = getattr(torch, recipe.dtype)
+        self.frequent, self.rest = order[: recipe.vocabulary], order[recipe.vocabulary :]
+        self.negatives = min(recipe.negatives, len(self.rest))
+        self.rows = self.head[self.frequent].to(self.dtype)
+        self.column = torch.full((len(order),), -1, device=self.head.device)
+        self.column[self.frequent] = torch.arange(len(self.frequent), device=self.head.device)
+        self.argmax_weight = recipe.labels.argmax_weight if recipe.labels else 0.0
+
+    def __call__(self, drafter: PreTrainedModel, batch: Labelled, soft: bool, generator: torch.Generator) -> Tensor:
+        device = self.head.device
+        rows = self.rows
+        if self.negatives:
+            drawn = self.rest[torch.randint(len(self.rest), (self.negatives,), generator=generator).to(device)]
+            rows = torch.cat([rows, self.head[drawn].to(self.dtype)])
+        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
+            hidden = drafter.base_model(input_ids=batch["tokens"].to(device), use_cache=False).last_hidden_state
+            logits = (hidden.flatten(0, 1) @ rows.T).float()
+        if self.negatives:
+            raised = torch.tensor(len(self.rest) / self.negatives).log().item()
+            logits = torch.cat([logits[:, : len(self.frequent)], logits[:, len(self.frequent) :] + raised], dim=1)
+        columns = self.column[batch["ids"].to(device).flatten(0, 1)]
+        wanted = batch["probabilities"].to(device).flatten(0, 1).float()
+        if soft and self.argmax_weight:
+            wanted = wanted * (1 - self.argmax_weight)
+            wanted[:, 0] += self.argmax_weight
+        wanted = wanted * (columns >= 0)
+        logs = logits.log_softmax(-1).gather(1, columns.clamp(min=0))
+        other = 1 - (logs.exp() * (columns >= 0)).sum(-1)
+        left = (1 - wanted.sum(-1)).clamp(min=0)
+        return -((wanted * logs).sum(-1) + left * other.clamp(min=1e-6).log()).mean()
+
+
+class Training:
+    """The steps of a recipe on one drafter, in place; `folder` keeps the checkpoint, `watch` measures on the way."""
+
+    def __init__(
+        self,
+        drafter: PreTrainedModel,
+        recipe: Recipe,
+        text: TrainingText,
+        order: Tensor,
+        folder: Path,
+        seed: int,
+        watch: Callable[[], dict[str, float]] | None = None,
+        checkpoint_steps: int = 200,
+    ):
+        self.drafter, self.recipe, self.text, self.seed, self.watch = drafter, recipe, text, seed, watch
+        self.path, self.checkpoint_steps = folder / "checkpoint.pt", checkpoint_steps
+        self.trained = list(trained_part(drafter).values())
+        parameters = [p for p in drafter.parameters() if p.requires_grad]
+        self.parameters = parameters
+        self.optimiser = torch.optim.AdamW(
+            parameters, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
+        self.loss = Loss(drafter, order, recipe)
+        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.curve: list[dict[str, Any]] = []
+        if self.path.is_file():
+            self._resume()
+
+    def text_steps(self) -> int:
+        """Steps of the first phase."""
+        return max(1, self.recipe.tokens // (self.recipe.batch * self.recipe.length))
+
+    def on_text(self) -> None:
+        """The first phase. The rate falls to 0 at its end if there are no labels, else it stays."""
+        steps = self.text_steps()
+        falling = self.recipe.labels is None
+        self._run(self._text_batch, 0, steps, soft=False, rate=lambda step: 1 - step / steps if falling else 1.0)
+
+    def on_labels(self, shards: Sequence[Path]) -> None:
+        """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
+        batches = self._label_batches(shards)
+        start = self.text_steps()
+
+        def batch(step: int, _: torch.Generator) -> Labelled:
+            path, rows = batches[step - start]
+            shard = load_file(path)
+            return {
+                name: value[rows].long() if name != "probabilities" else value[rows] for name, value in shard.items()
+            }
+
+        self._run(batch, start, len(batches), soft=True, rate=lambda step: 1 - (step - start) / len(batches))
+
+    def _text_batch(self, step: int, generator: torch.Generator) -> Labelled:
+        recipe = self.recipe
+        rows = cut(self.text.training, self.text.weights, recipe.batch, recipe.length + 1, generator)
+        if torch.rand((), generator=generator) < recipe.repeat_share:
+            rows = repeat_span(rows, generator)
+        return {"tokens": rows[:, :-1], "ids": rows[:, 1:, None], "probabilities": torch.ones(*rows[:, 1:].shape, 1)}
+
+    def _label_batches(self, shards: Sequence[Path]) -> list[tuple[Path, Tensor]]:
+        """(shard, its rows) of every step, in the order of the seed."""
+        labels = self.recipe.labels
+        assert labels is not None
+        found = []
+        for turn in range(labels.passes):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            batches = []
+            for path in shards:
+                with safe_open(path, "pt") as opened:
+                    rows, length = opened.get_slice("tokens").get_shape()
+                size = max(1, self.recipe.batch * self.recipe.length // length)
+                batches += [(path, part) for part in torch.randperm(rows, generator=generator).split(size)]
+            found += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return found
+
+    def _run(
+        self,
+        batch: Callable[[int, torch.Generator], Labelled],
+        first: int,
+        steps: int,
+        soft: bool,
+        rate: Callable[[int], float],
+    ) -> None:
+        last, begun = first + steps, time.monotonic() - self.seconds
+        fresh_from, fresh_tokens = time.monotonic(), self.tokens
+        self.drafter.train()
+        while self.step < last:
+            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 2 + 1)
+            rows = batch(self.step, generator)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.recipe.learning_rate * min(1.0, (self.step + 1) / _WARM_UP) * rate(self.step)
+            loss = self.loss(self.drafter, rows, soft, generator)
+            self.optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+            self.optimiser.step()
+            self.step += 1
+            self.tokens += rows["tokens"].numel()
+            self.seconds = time.monotonic() - begun
+            done = self.step - first
+            if done % max(1, steps // _REPORTS) == 0 or self.step == last:
+                self._report(loss.item(), soft, last, (self.tokens - fresh_tokens) / (time.monotonic() - fresh_from))
+            if self.step % self.checkpoint_steps == 0 or self.step == last:
+                self._save()
+        self.drafter.eval()
+
+    def _report(self, loss: float, soft: bool, last: int, speed: float) -> None:
+        measured = self.watch() if self.watch else {}
+        objective = "labels" if soft else "text"
+        self.curve.append({"objective": objective, "tokens": self.tokens, "loss": round(loss, 4), **measured})
+        shown = "".join(f", {name} {value:.3f}" for name, value in measured.items())
+        print(
+            f"distil: {objective} step {self.step:,} of {last:,}, {self.tokens:,} tokens, loss {loss:.3f}{shown}, "
+            f"{speed:,.0f} tokens/s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _save(self) -> None:
+        state = {
+            "trained": trained_part(self.drafter),
+            "optimiser": self.optimiser.state_dict(),
+            "progress": json.dumps([self.step, self.tokens, self.seconds, self.curve]),
+        }
+        with replacing(self.path) as temporary:
+            torch.save(state, temporary)
+
+    def _resume(self) -> None:
+        try:
+            state = torch.load(self.path, map_location=self.drafter.device, weights_only=True)
+        except (RuntimeError, EOFError, OSError) as error:
+            raise UserError(f"{self.path}: not a checkpoint of this training; remove it to start again") from error
+        load_trained_part(self.drafter, state["trained"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.tokens, self.seconds, self.curve = json.loads(state["progress"])
+        print(f"distil: going on from step {self.step:,} ({self.tokens:,} tokens)", file=sys.stderr)

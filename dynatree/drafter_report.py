@@ -1,0 +1,143 @@
+"""How good a drafter is on its own: agreement with its target, calibration, cost of a step. Knows no decoder."""
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynatree.cache import KeyValueCache
+from dynatree.distil.labels import continuations
+from dynatree.errors import UserError
+from dynatree.model import LanguageModel, check_pair
+
+RANKS = (1, 2, 3, 8)
+FIRST, LATER = 32, 96  # tokens of a continuation: agreement is told apart before and behind the first
+_BINS = 10
+_STEPS = 30
+
+
+def report(
+    target: LanguageModel,
+    drafter: LanguageModel,
+    texts: Mapping[str, Tensor],
+    tokens: int,
+    length: int = 256,
+) -> dict[str, Any]:
+    """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
+
+    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it. Prompts are
+    half a row. Raises UserError for a text too short, or a drafter that reads other tokens.
+    """
+    check_pair(target, drafter)
+    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
+    for name, text in texts.items():
+        rows = spread(name, text, length, tokens)
+        prompts = rows[:, : length // 2]
+        found["agreement"][name] = compare(target, drafter, rows, 0)
+        count = max(1, min(len(prompts), tokens // (length // 2 + LATER)))
+        greedy = torch.zeros(count)
+        written = continuations(target.model, prompts[:count], LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
+        start = prompts.shape[1] - 1  # this position predicts the first new token
+        parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
+        for part, (begin, end) in parts.items():
+            of = f"{name}, continuations, {part} tokens"
+            found["agreement"][of] = compare(target, drafter, written[:, :end], begin)
+    return found
+
+
+def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
+    """Rows [n, length] of `text` [m], at even distances, up to `tokens` in all. Raises UserError if it is too short."""
+    count = min(max(1, tokens // length), len(text) // length)
+    if count < 1:
+        raise UserError(f"{name}: {len(text)} tokens; give at least {length}")
+    starts = torch.linspace(0, len(text) - length, count).long()
+    return torch.stack([text[start : start + length] for start in starts])
+
+
+@torch.inference_mode()
+def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: int) -> dict[str, Any]:
+    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `first`.. of the rows.
+
+    `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
+    greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
+    al., ICML 2017) over the equal bins of `reliability`.
+    """
+    drafted = drafter.draft_vocabulary
+    vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
+    ranks = min(max(RANKS), len(vocabulary))
+    hits, sure, covered = [], [], []
+    for row in rows:
+        ids = row[None].to(target.device)
+        wanted = target.model(input_ids=ids, use_cache=False).logits[0, first:].argmax(-1).to(drafter.device)
+        logits = drafter.model(input_ids=ids.to(drafter.device), use_cache=False).logits[0, first:][:, vocabulary]
+        best = logits.float().softmax(-1).topk(ranks, dim=-1)
+        hits.append(vocabulary[best.indices] == wanted[:, None])
+        sure.append(best.values[:, 0])
+        covered.append(torch.isin(wanted, vocabulary))
+    hit, probability = torch.cat(hits).cpu(), torch.cat(sure).cpu()
+    bins = reliability(probability, hit[:, 0])
+    error = sum(b["positions"] * abs(b["probability"] - b["agreement"]) for b in bins) / len(hit)
+    return {
+        "positions": len(hit),
+        **{f"top{rank}": round(hit[:, :rank].any(-1).float().mean().item(), 4) for rank in RANKS},
+        "covered": round(torch.cat(covered).float().mean().item(), 4),
+        "ece": round(error, 4),
+        "reliability": bins,
+    }
+
+
+def reliability(probability: Tensor, hit: Tensor) -> list[dict[str, Any]]:
+    """Equal bins of `probability` [n] that are not empty: its mean, the share of `hit` [n] and the count of each."""
+    bins = (probability * _BINS).long().clamp(max=_BINS - 1)
+    found = []
+    for number in bins.unique().tolist():
+        here = bins == number
+        found.append(
+            {
+                "probability": round(probability[here].mean().item(), 4),
+                "agreement": round(hit[here].float().mean().item(), 4),
+                "positions": int(here.sum()),
+            }
+        )
+    return found
+
+
+def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[str, Any]:
+    """Median seconds of a forward of one token behind `context` others, drafter and target in turn, and their ratio."""
+    seconds: dict[str, list[float]] = {"target": [], "drafter": []}
+    models = {"target": target, "drafter": drafter}
+    caches = {role: KeyValueCache() for role in models}
+    ids = torch.arange(context) % target.vocabulary_size
+    for role, model in models.items():
+        model.forward(ids, caches[role], last_only=True)
+    for _ in range(_STEPS):
+        for role, model in models.items():
+            begun = time.perf_counter()
+            forward = model.draft if role == "drafter" else model.forward
+            forward(ids[:1], caches[role]).argmax().item()  # .item() waits for the device
+            seconds[role].append(time.perf_counter() - begun)
+            caches[role].crop(context)
+    median = {role: statistics.median(values) for role, values in seconds.items()}
+    return {
+        "context": context,
+        "target_seconds": round(median["target"], 6),
+        "drafter_seconds": round(median["drafter"], 6),
+        "ratio": round(median["drafter"] / median["target"], 4),
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The report as a table for people."""
+    keys = [*(f"top{rank}" for rank in RANKS), "covered", "ece"]
+    lines = [f"{'agreement':48}" + "".join(f"{key:>9}" for key in keys)]
+    for name, values in found["agreement"].items():
+        lines.append(f"{name:48}" + "".join(f"{values[key]:9.3f}" for key in keys))
+    cost = found["cost"]
+    lines.append(
+        f"a drafter step takes {1000 * cost['drafter_seconds']:.1f} ms, a target step "
+        f"{1000 * cost['target_seconds']:.1f} ms: {100 * cost['ratio']:.0f} %"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""`dynatree distil` and `dynatree drafter-report`: from text files to a drafter and its report; errors at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynatree import cli, files
+from dynatree.commands.distil import recipe
+from dynatree.errors import UserError
+from tests.distil.worlds import target_folder
+
+SMALL = ("layers=[0]", "vocabulary=200", "tokens=256", "length=16", "labels.tokens=300", "labels.rows=4")
+SMALL += ("labels.prompt_tokens=8", "labels.new_tokens=8", "dtype=float32")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a target and a text."""
+    monkeypatch.chdir(tmp_path)
+    target_folder(tmp_path / "target")
+    (tmp_path / "corpus").mkdir()
+    for number in range(3):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"The tree number {number} grows. " * 60)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[str, str]:
+    cli.main([str(argument) for argument in arguments])
+    return capsys.readouterr()
+
+
+def test_text_becomes_a_drafter_and_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards the way of a user with a target of their own; a second run finds the work done."""
+    changes = [part for change in SMALL for part in ("--set", change)]
+    for _ in range(2):
+        run(capsys, "distil", "--target", "target", "--text", "corpus", "--out", "drafter", "--threads", 1, *changes)
+    assert sorted(path.name for path in (folder / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
+    (trained,) = (folder / "drafter.work").glob("*/part")
+    record = files.read_json(trained / "record.json")
+    assert record["recipe"]["labels"]["tokens"] == 300
+    assert record["data"]["corpus"]["split"] == "tuning"
+    run(capsys, "distil", "--target", "target", "--part", trained, "--out", "again")
+    assert files.sha256(folder / "again" / files.WEIGHTS) == files.sha256(folder / "drafter" / files.WEIGHTS)
+
+    options = ("--target", "target", "--drafter", "drafter", "--text", "corpus/1.txt", "--tokens", 256, "--threads", 1)
+    printed, _ = run(capsys, "drafter-report", *options, "--json")
+    assert set(json.loads(printed)) == {"agreement", "cost"}
+    printed, _ = run(capsys, "drafter-report", *options)
+    assert "a drafter step takes" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--text", "nowhere"], "--text: no file or folder 'nowhere'"),
+        (["--text", "corpus", "--set", "layers"], "--set layers: write KEY=VALUE"),
+        (["--text", "corpus", "--set", "lairs=[0]"], "recipe: lairs: Extra inputs are not permitted"),
+        (["--text", "corpus", "--recipe", "nobody"], "--recipe: no pair 'nobody'; choose one of"),
+        (["--text", "corpus", "--recipe", "pythia-2.8b"], "is of kind hub; choose a pair that trains one"),
+        (["--part", "corpus"], "corpus: no record.json"),
+    ],
+)
+def test_bad_arguments_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """Guards against a traceback, or a long computation before the error."""
+    with pytest.raises(SystemExit):
+        run(capsys, "distil", "--target", "target", "--out", "drafter", *arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_assignments_reach_into_sections() -> None:
+    """Guards against a dotted key that is taken for a name, and against changing the parameters' own values."""
+    values = {"layers": [0], "norm_scale": 1, "vocabulary": 9, "negatives": 0, "tokens": 9, "batch": 1, "length": 9}
+    values |= {"learning_rate": 1e-3, "repeat_share": 0, "labels": {"tokens": 5}}
+    assert recipe(values, ["labels.tokens=7", "layers=[1, 2]"]).labels.tokens == 7
+    assert recipe(values, ["labels=null"]).labels is None
+    assert values["labels"] == {"tokens": 5}
+    with pytest.raises(UserError, match=r"labels\.tokens: .* \(got 0\)"):
+        recipe(values, ["labels.tokens=0"])

@@ -1,0 +1,87 @@
+"""Cached labels are the target's own probabilities, of text and of what it writes; shards can be made again."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from dynatree.distil import labels
+from dynatree.distil.text import collect
+from tests import models
+from tests.distil.worlds import DATASETS, LENGTH, recipe
+
+TOP = 5
+
+
+@pytest.fixture(params=["llama", "gpt_neox"])
+def target(request: pytest.FixtureRequest) -> PreTrainedModel:
+    return models.random_model(request.param, dtype=torch.float32)
+
+
+def probabilities(target: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return target(tokens.long(), use_cache=False).logits.softmax(-1)
+
+
+def test_labels_are_the_likeliest_tokens_of_every_position(target: PreTrainedModel) -> None:
+    """Guards against labels that are off by one position, or normalised over the kept tokens only."""
+    tokens = torch.arange(3 * LENGTH).view(3, LENGTH) % models.VOCABULARY
+    shard = labels.score(target, tokens, TOP)
+    best = probabilities(target, tokens).topk(TOP, dim=-1)
+    assert torch.equal(shard["ids"].long(), best.indices)
+    torch.testing.assert_close(shard["probabilities"].float(), best.values, atol=2e-3, rtol=0)
+
+
+def test_a_continuation_has_the_labels_of_its_own_tokens(target: PreTrainedModel) -> None:
+    """Guards against a cache or a row order that gives a row another row's labels; greedy rows are the argmax."""
+    prompts = torch.arange(4 * 6).view(4, 6) % models.VOCABULARY
+    temperatures = torch.tensor([0.0, 1.0, 0.0, 0.7])
+    shard = labels.continuations(target, prompts, 5, temperatures, TOP, torch.Generator().manual_seed(0))
+    assert shard["tokens"].shape == (4, 6 + 5 - 1)
+    assert torch.equal(shard["tokens"][:, :6].long(), prompts)
+    scored = labels.score(target, shard["tokens"], TOP)
+    assert torch.equal(shard["ids"], scored["ids"])
+    for row in (0, 2):
+        assert shard["tokens"][row, 6:].tolist() == models.generated(
+            models.LanguageModel(target), prompts[row].tolist(), 4
+        )
+
+
+def test_sampling_follows_the_temperature_and_never_ends(target: PreTrainedModel) -> None:
+    """Guards against sampling from other probabilities, and against text behind the end of a sequence."""
+    prompts = torch.full((2000, 2), 3)
+    wanted = probabilities(target, prompts[:1])[0, -1]
+    end = int(wanted.argmax())
+    for temperature, forbidden in ((1.0, None), (0.5, None), (1.0, end)):
+        target.generation_config.eos_token_id = forbidden
+        warm = torch.full((2000,), temperature)
+        shard = labels.continuations(target, prompts, 2, warm, len(wanted), torch.Generator().manual_seed(1))
+        drawn = torch.bincount(shard["tokens"][:, 2], minlength=len(wanted)) / 2000
+        expected = wanted ** (1 / temperature)
+        if forbidden is not None:
+            expected[forbidden] = 0
+        assert (drawn - expected / expected.sum()).abs().max() < 0.05
+        assert forbidden is None or drawn[forbidden] == 0
+
+
+def test_shards_are_made_once_and_depend_on_their_number_alone(
+    target: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against labels that change, or are made again, after a stop."""
+    wanted, text = recipe().labels, collect(DATASETS, {}, 0.3, 0)
+    paths = labels.write_shards(target, text, wanted, LENGTH, tmp_path / "labels", seed=3)
+    assert sum(labels.measure(path)[0] for path in paths) >= wanted.tokens
+    lengths = {tuple(load_file(path)["tokens"].shape)[1] for path in paths}
+    assert LENGTH in lengths  # of text
+    assert len(lengths) > 1  # of continuations
+    kept, before = paths[0].stat().st_mtime_ns, load_file(paths[-1])
+    paths[-1].unlink()
+    capsys.readouterr()
+    assert labels.write_shards(target, text, wanted, LENGTH, tmp_path / "labels", seed=3) == paths
+    assert paths[0].stat().st_mtime_ns == kept
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    after = load_file(paths[-1])
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not list((tmp_path / "labels").glob(".*"))

@@ -1,0 +1,124 @@
+"""From target and text to a checkpoint: killed and resumed, shipped and assembled, and refused for another target."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from dynatree import files
+from dynatree.distil import part
+from dynatree.distil.make import make
+from dynatree.errors import UserError
+from tests.distil.worlds import DATASETS, recipe, target_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_RUN = """
+import sys
+from pathlib import Path
+import torch
+from dynatree.distil.make import make
+from tests.distil.worlds import DATASETS, recipe
+torch.set_num_threads(1)
+make(Path(sys.argv[1]), DATASETS, recipe(tokens=6400), seed=0, work=Path(sys.argv[2]), checkpoint_steps=5)
+"""
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt_neox"])
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return target_folder(tmp_path_factory.mktemp("target") / "target", request.param)
+
+
+@pytest.fixture(scope="module")
+def made(target: Path) -> Path:
+    """The trained part; tests must not change it."""
+    torch.set_num_threads(1)
+    return make(target, DATASETS, recipe(), seed=0, work=target.parent / "work", command="the command")
+
+
+def test_the_record_says_how_it_was_made(made: Path) -> None:
+    """Guards against a part of unknown origin, and against a drafter trained on evaluation text."""
+    record = part.read_record(made)
+    assert record["recipe"] == recipe().model_dump(mode="json")
+    assert record["command"] == "the command"
+    assert record["tokens"]["labelled"] >= 700
+    assert {"articles_top1", "books_top3", "continuations_top1"} <= set(record["agreement"])
+    for name, data in record["data"].items():
+        assert data["split"] == "tuning"
+        evaluation = {d.document_id for d in DATASETS[name] if d.split == "evaluation"}
+        assert not evaluation & {*data["training"], *data["held_out"]}
+    assert record["versions"]["processor"]
+
+
+def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_path: Path) -> None:
+    """Guards against a checkpoint that transformers cannot load, or whose embedding is not the target's."""
+    part.assemble(made, target, tmp_path / "drafter")
+    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
+    manifest = files.read_json(tmp_path / "drafter" / "manifest.json")
+    assert set(manifest["sha256"]) == {*files.DRAFTER_FILES} - {files.MANIFEST}
+    drafter = AutoModelForCausalLM.from_pretrained(tmp_path / "drafter")
+    original = AutoModelForCausalLM.from_pretrained(target)
+    assert torch.equal(drafter.get_input_embeddings().weight, original.get_input_embeddings().weight)
+    assert torch.equal(drafter.get_output_embeddings().weight, original.get_output_embeddings().weight)
+    state = drafter.state_dict()
+    for name, value in load_file(made / part.LAYERS).items():
+        assert torch.equal(state[name], value.float())
+    vocabulary = json.loads((tmp_path / "drafter" / files.DRAFT_VOCABULARY).read_text())
+    assert len(vocabulary) == len(set(vocabulary)) == 40
+
+
+def test_a_part_for_another_target_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
+    """Guards against a drafter that agrees with nothing: same shape, other weights."""
+    other = target_folder(tmp_path / "other", files.read_json(target / "config.json")["model_type"], seed=1)
+    with pytest.raises(UserError, match=r"trained for another target .*take that target, or train"):
+        part.assemble(made, other, tmp_path / "drafter")
+    assert not (tmp_path / "drafter").exists()
+
+
+def test_a_damaged_part_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
+    """Guards against a traceback for a truncated file, and against half a part."""
+    with pytest.raises(UserError, match=r"no record\.json"):
+        part.assemble(tmp_path, target, tmp_path / "drafter")
+    for name in (part.RECORD, part.LAYERS, files.DRAFT_VOCABULARY):
+        (tmp_path / name).write_bytes((made / name).read_bytes())
+    (tmp_path / part.LAYERS).write_bytes(b"short")
+    with pytest.raises(UserError, match="damaged part"):
+        part.assemble(tmp_path, target, tmp_path / "drafter")
+
+
+def test_the_work_of_another_recipe_is_not_mixed_in(target: Path, made: Path) -> None:
+    """Guards against resuming the training of other settings."""
+    other = make(target, DATASETS, recipe(), seed=1, work=target.parent / "work")
+    assert other != made
+    assert files.sha256(other / part.LAYERS) != files.sha256(made / part.LAYERS)
+    assert make(target, DATASETS, recipe(), seed=0, work=target.parent / "work") == made
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path) -> None:
+    """Guards against a kill -9 that loses the training or changes its end: killed in each phase, then finished."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+
+    def command(work: Path) -> list[str]:
+        return [sys.executable, "-c", _RUN, str(target), str(work)]
+
+    subprocess.run(command(whole), env=environment, check=True, capture_output=True)
+    for trigger in ("checkpoint.pt", "labels/00001.safetensors"):
+        process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not list(killed.glob(f"*/{trigger}")) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not list(killed.glob(f"*/part/{part.RECORD}"))
+    subprocess.run(command(killed), env=environment, check=True, capture_output=True)
+    (one,), (other,) = (list(work.glob(f"*/part/{part.LAYERS}")) for work in (killed, whole))
+    assert files.sha256(one) == files.sha256(other)

@@ -1,0 +1,26 @@
+# How good the drafter is on its own, on evaluation text.
+include: "common.smk"
+
+
+rule drafter_report:
+    input:
+        script="workflow/scripts/drafter_report.py",
+        library=library("workflow/scripts/drafter_report.py"),
+        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+    output:
+        "results/drafter_report.json",
+    log:
+        "logs/drafter_report/report.log",
+    conda:
+        "../envs/dynatree.yaml"
+    resources:
+        machine=100,
+    params:
+        models=lambda w, input: model_options(input.models),
+        limit=SIZES.drafter_report_tokens,
+        length=2 * SIZES.prompt_tokens,
+        machine=MACHINE,
+    shell:
+        "python {input.script} {params.models} --tokens {input.tokens} --limit {params.limit} "
+        "--length {params.length} {params.machine} --out {output} 2>&1 | tee {log:q}"

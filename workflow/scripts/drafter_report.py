@@ -1,0 +1,36 @@
+"""Say how good the drafter is on evaluation text: agreement, calibration, cost of a step. Writes a JSON file."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from dynatree import drafter_report, files, measure, model, options, provenance
+from dynatree.errors import reported
+from dynatree.text.splits import EVALUATION, read_tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    options.models(parser)
+    options.machine(parser)
+    parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
+    parser.add_argument("--limit", type=int, required=True, help="evaluation tokens read of each data set, at most")
+    parser.add_argument("--length", type=int, required=True, help="tokens of a row")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    a = parser.parse_args()
+    with reported():
+        provenance.set_threads(a.threads)
+        texts = {
+            path.stem: torch.tensor([i for d in read_tokens(path) if d.split == EVALUATION for i in d.ids])
+            for path in a.tokens
+        }
+        target, drafter = (model.load(folder, a.dtype, a.device) for folder in (a.target, a.drafter))
+        with measure.alone():
+            found = drafter_report.report(target, drafter, texts, a.limit, a.length)
+        print(drafter_report.describe(found))
+        files.write_json(a.out, {**found, "machine": provenance.describe(a.dtype, a.device)})
+
+
+if __name__ == "__main__":
+    main()
