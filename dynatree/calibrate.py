@@ -5,14 +5,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from dynatree import measure, model, provenance
 from dynatree.cache import KeyValueCache
-from dynatree.calibration import StepCalibration, log_odds
+from dynatree.calibration import Calibration, StepCalibration, log_odds
 from dynatree.cost import CostTable, Curve
 from dynatree.drafting import lookup
 from dynatree.model import LanguageModel
@@ -26,6 +28,32 @@ DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
 RANKS = 4
 
 Step = Callable[[KeyValueCache, int, int], None]
+
+
+def pair(
+    folders: dict[str, Path],
+    prompts: Sequence[list[int]],
+    output_tokens: int,
+    contexts: Sequence[int],
+    repeats: int,
+    dtype: str,
+    device: str,
+) -> Calibration:
+    """What forwards of this pair cost here, and how often drafted tokens are right in continuations of `prompts`.
+
+    `folders` as for `measure.load`; sizes as for `costs`. Raises UserError for a pair that does not fit.
+    """
+    loaded = {role: model.load(folder, dtype, device) for role, folder in folders.items()}
+    target, drafter = loaded["target"], loaded.get("drafter")
+    if drafter:
+        model.check_pair(target, drafter)
+    # Greedy continuations, whichever way they are decoded.
+    decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
+    continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
+    fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+    with measure.alone():
+        table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints)
+    return Calibration(table, steps(continuations, drafter))
 
 
 def costs(

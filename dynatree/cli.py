@@ -1,4 +1,4 @@
-"""The library by hand: decode a prompt, make a drafter, say how good one is, explain the result tables."""
+"""The library by hand: decode a prompt, measure costs, make a drafter, say how good one is, explain the tables."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from dynatree import __version__, files, options, params, plugins, schema
-from dynatree.commands import distil, drafter_report
+from dynatree.commands import calibrate, distil, drafter_report
 from dynatree.errors import UserError, reported
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = commands.add_parser("report", help="explain the result tables")
     report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
     report.set_defaults(run=lambda _: print(schema.describe()))
-    others = [module.register(commands.add_parser, _folder) for module in (distil, drafter_report)]
+    others = [module.register(commands.add_parser, _folder) for module in (calibrate, distil, drafter_report)]
     for each in (parser, generate, report, *others):
         each.error = _refuse  # argparse would print the usage above the error
     with reported():

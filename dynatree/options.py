@@ -13,7 +13,7 @@ def machine(parser: argparse.ArgumentParser) -> None:
 
 def threads(parser: argparse.ArgumentParser) -> None:
     """--threads alone; None stands for the physical cores (provenance.set_threads)."""
-    parser.add_argument("--threads", type=_at_least_one, metavar="N", help="default: the physical cores")
+    parser.add_argument("--threads", type=at_least_one, metavar="N", help="default: the physical cores")
 
 
 def models(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,8 @@ def folders(arguments: argparse.Namespace) -> dict[str, Path]:
     return {role: folder for role, folder in given.items() if folder is not None}
 
 
-def _at_least_one(text: str) -> int:
+def at_least_one(text: str) -> int:
+    """An argument's type: a whole number from 1."""
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; give at least 1")
     return int(text)

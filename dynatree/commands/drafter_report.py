@@ -55,19 +55,14 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     from transformers.utils import logging
 
     from dynatree import drafter_report, model, provenance
-    from dynatree.sources import text
+    from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     provenance.set_threads(arguments.threads)
     tokenizer = require_tokenizer(folders["target"])
-    texts = {
-        path.stem: torch.tensor(
-            [i for d in text.documents(text.Parameters(path=str(path)), Path()) for i in tokenizer.encode(d.text)]
-        )
-        for path in arguments.text
-    }
+    texts = {path.stem: torch.tensor(token_ids(path, tokenizer.encode)) for path in arguments.text}
     target, drafter = (model.load(folder, arguments.dtype, arguments.device) for folder in folders.values())
     found = drafter_report.report(target, drafter, texts, arguments.tokens)
     print(json.dumps(found) if arguments.json else drafter_report.describe(found))

@@ -1,6 +1,6 @@
 """Local text files as documents: a file, or each `*.txt` of a folder, one document a file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dynatree.errors import UserError
@@ -27,3 +27,8 @@ def documents(source: Parameters, cache: Path) -> Iterator[Document]:
         if not text.strip():
             raise UserError(f"{file}: nothing is left of the text without licence and front matter")
         yield Document(file.stem, file.stem.replace("_", " "), text)
+
+
+def token_ids(path: Path, encode: Callable[[str], list[int]]) -> list[int]:
+    """All documents of a file or folder, tokenised, one behind the other."""
+    return [token for document in documents(Parameters(path=str(path)), Path()) for token in encode(document.text)]

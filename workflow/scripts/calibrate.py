@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dynatree import calibrate, measure, model, options, provenance
-from dynatree.calibration import Calibration
+from dynatree import calibrate, options, provenance
 from dynatree.errors import reported
 from dynatree.text.prompts import choose
 from dynatree.text.splits import TUNING, read_tokens
@@ -33,18 +32,10 @@ def main() -> None:
                 read_tokens(path), path.stem, a.prompts, a.prompt_tokens, a.output_tokens, a.seed, start, TUNING
             )
         ]
-        folders = options.folders(a)
-        loaded = {role: model.load(folder, a.dtype, a.device) for role, folder in folders.items()}
-        target, drafter = loaded["target"], loaded.get("drafter")
-        # Greedy continuations, whichever way they are decoded.
-        quick = {"policy": "chain", "drafting": "lookup", "draft_tokens": 6}
-        decoder = measure.build(target, None, "speculative", quick)
-        continuations = [(p.ids, decoder.decode(p.ids, a.output_tokens).output) for p in prompts]
-        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
-        with measure.alone():
-            machine = provenance.describe(a.dtype, a.device)
-            costs = calibrate.costs(target, drafter, a.contexts, a.repeats, machine, fingerprints)
-        Calibration(costs, calibrate.steps(continuations, drafter)).write(a.out)
+        calibration = calibrate.pair(
+            options.folders(a), [p.ids for p in prompts], a.output_tokens, a.contexts, a.repeats, a.dtype, a.device
+        )
+        calibration.write(a.out)
 
 
 if __name__ == "__main__":

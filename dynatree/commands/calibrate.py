@@ -1,0 +1,88 @@
+"""`dynatree calibrate`: what forwards of a pair cost on this machine, and how often drafted tokens are right."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from dynatree import options, params
+from dynatree.errors import UserError
+
+_DESCRIPTION = """\
+Measure, for the cost-aware policy of `dynatree`, what target and draft forwards over n tokens cost on this machine, and
+how often drafted tokens are the target's choice along its continuations of a text. Let nothing else run meanwhile.
+
+example:
+  dynatree calibrate --target ./my-model --drafter ./my-drafter --text essays.txt --out ./my-costs
+  dynatree generate --target ./my-model --drafter ./my-drafter --calibration ./my-costs --method dynatree ...
+"""
+
+
+def register(
+    add: Callable[..., argparse.ArgumentParser], find_model: Callable[[str, params.Params], Path]
+) -> argparse.ArgumentParser:
+    """Add the command by `add` (add_parser of the subparsers); `find_model` gives the folder of a model's name."""
+    parser = add(
+        "calibrate",
+        help="measure costs for `dynatree`",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    parser.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same")
+    parser.add_argument(
+        "--text", type=Path, action="append", required=True, metavar="PATH", help="text file, or a folder of *.txt"
+    )
+    parser.add_argument("--prompts", type=options.at_least_one, default=4, metavar="N", help="a text (default: 4)")
+    parser.add_argument("--prompt-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--output-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
+    parser.add_argument(
+        "--contexts",
+        type=options.at_least_one,
+        nargs="+",
+        default=[64, 256, 1024],
+        metavar="N",
+        help="committed tokens to time behind (default: 64 256 1024)",
+    )
+    parser.add_argument("--repeats", type=options.at_least_one, default=7, metavar="N", help="of a size (default: 7)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="costs.json and steps.json")
+    options.machine(parser)
+    parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
+    return parser
+
+
+def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
+    known = params.read()
+    for path in arguments.text:
+        if not path.exists():
+            raise UserError(f"--text: no file or folder {str(path)!r}")
+    folders = {
+        role: find_model(name, known)
+        for role in ("target", "drafter")
+        if (name := getattr(arguments, role)) is not None
+    }
+
+    # Imported late, so that errors in the arguments come at once.
+    from transformers.utils import logging
+
+    from dynatree import calibrate, provenance
+    from dynatree.sources.text import token_ids
+    from dynatree.tokenizer import require_tokenizer
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    provenance.set_threads(arguments.threads)
+    tokenizer = require_tokenizer(folders["target"])
+    prompts = []
+    for path in arguments.text:
+        ids = token_ids(path, tokenizer.encode)
+        length, count = arguments.prompt_tokens, arguments.prompts
+        if len(ids) < length * count:
+            raise UserError(f"--text {path}: {len(ids)} tokens; {count} prompts of {length} need {length * count}")
+        starts = [place * (len(ids) - length) // max(1, count - 1) for place in range(count)]
+        prompts += [ids[start : start + length] for start in starts]
+    sizes = (arguments.output_tokens, sorted(set(arguments.contexts)), arguments.repeats)
+    calibrate.pair(folders, prompts, *sizes, arguments.dtype, arguments.device).write(arguments.out)
+    print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -1,0 +1,59 @@
+"""`dynatree calibrate`: what it measures is what `dynatree generate` reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dynatree import cli
+from tests.distil.worlds import target_folder
+
+SMALL = ("--prompts", "2", "--prompt-tokens", "8", "--output-tokens", "8", "--contexts", "8", "--repeats", "1")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a target and a text."""
+    monkeypatch.chdir(tmp_path)
+    target_folder(tmp_path / "target")
+    (tmp_path / "text.txt").write_text("The tree grows by the river. " * 20)
+    return tmp_path
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = 0
+    try:
+        cli.main(list(arguments))
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("drafter", [[], ["--drafter", "target"]])
+def test_generate_uses_what_was_measured(
+    folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, drafter: list[str]
+) -> None:
+    """Guards the way of a user with models of their own, with a drafter and without."""
+    pair = ["--target", "target", *drafter, "--threads", "1"]
+    assert call(capsys, "calibrate", *pair, "--text", "text.txt", "--out", "costs", *SMALL)[0] == 0
+    asked = ["--method", "dynatree", "--prompt", "The tree", "--max-new-tokens", "12", "--json"]
+    _, found, _ = call(capsys, "generate", *pair, *asked, "--calibration", "costs")
+    _, plain, _ = call(capsys, "generate", *pair, "--method", "autoregressive", *asked[2:])
+    assert json.loads(found)["output_ids"] == json.loads(plain)["output_ids"]
+    assert "no cost table" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--text", "nowhere"], "--text: no file or folder 'nowhere'"),
+        (["--text", "text.txt", "--prompts", "0"], "argument --prompts: 0; give at least 1"),
+        (["--text", "text.txt", "--prompt-tokens", "9999"], "prompts of 9999 need"),
+    ],
+)
+def test_an_error_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """Guards against measuring for a minute before the mistake is told."""
+    status, out, err = call(capsys, "calibrate", "--target", "target", "--out", "costs", *arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1) and said in err
