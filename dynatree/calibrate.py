@@ -26,6 +26,8 @@ VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
 # Ranks of the drafter's proposals that get a curve of their own.
 RANKS = 4
+# Ranks whose rate of hits is told.
+RATED = 8
 
 Step = Callable[[KeyValueCache, int, int], None]
 
@@ -117,11 +119,12 @@ def _medians(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
 
 def steps(continuations: Sequence[tuple[list[int], list[int]]], drafter: LanguageModel | None) -> StepCalibration:
     """Fitted on the target's greedy (prompt, output) pairs; without a `drafter` only lookup's rates are."""
-    ranks = [(0.0, 1.0)]
+    ranks, rates = [(0.0, 1.0)], [0.0]
     if drafter:
-        stated, hits = zip(*(teacher_forced(drafter, *pair) for pair in continuations), strict=True)
-        ranks = fit_ranks(torch.cat(stated), torch.cat(hits))
-    return StepCalibration(ranks=ranks, lookup=lookup.rates(continuations))
+        found = [teacher_forced(drafter, *pair) for pair in continuations]
+        stated, hits = (torch.cat(part) for part in zip(*found, strict=True))
+        ranks, rates = fit_ranks(stated[:, :RANKS], hits[:, :RANKS]), hits.float().mean(0).tolist()
+    return StepCalibration(ranks=ranks, rates=[round(r, 4) for r in rates], lookup=lookup.rates(continuations))
 
 
 def teacher_forced(drafter: LanguageModel, prompt: list[int], output: list[int]) -> tuple[Tensor, Tensor]:
@@ -130,7 +133,7 @@ def teacher_forced(drafter: LanguageModel, prompt: list[int], output: list[int])
     if drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
     logits = drafter.draft(fed, KeyValueCache())[len(prompt) - 1 :]
-    best = torch.log_softmax(logits.float(), dim=-1).topk(min(RANKS, logits.shape[-1]), dim=-1)
+    best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
     tokens = best.indices.cpu()
     if drafter.draft_vocabulary is not None:
         tokens = drafter.draft_vocabulary[tokens]

@@ -28,15 +28,19 @@ COSTS, STEPS = "costs.json", "steps.json"
 
 
 class StepCalibration(Knobs):
-    """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last. `lookup`: see lookup.py."""
+    """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
+
+    `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: see lookup.py.
+    """
 
     ranks: list[tuple[float, float]] = Field(min_length=1)
+    rates: list[float] = Field(min_length=1)
     lookup: list[float]
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
-        if wrong := [p for p in self.lookup if not 0 <= p <= 1]:
-            raise ValueError(f"lookup: {wrong[0]} is no probability")
+        if wrong := [p for p in (*self.lookup, *self.rates) if not 0 <= p <= 1]:
+            raise ValueError(f"lookup, rates: {wrong[0]} is no probability")
         return self
 
     def steps(self, log_probs: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) 
     counts = [1, 128]
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
     draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
-    steps = StepCalibration(ranks=[(0.5, 0.8), (-1.0, 0.5)], lookup=list(lookup.PRIOR))
+    steps = StepCalibration(ranks=[(0.5, 0.8), (-1.0, 0.5)], rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR))
     return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 

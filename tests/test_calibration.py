@@ -33,7 +33,9 @@ def test_a_curve_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> Non
 @given(st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=6))
 def test_calibrated_siblings_are_probabilities(stated: list[float]) -> None:
     """Guards against rows above 1, which would let v rise along a path."""
-    steps = StepCalibration(ranks=[(2.0, 1.0), (1.0, 0.5)], lookup=list(PRIOR)).steps(torch.tensor([stated]))
+    steps = StepCalibration(ranks=[(2.0, 1.0), (1.0, 0.5)], rates=[0.5], lookup=list(PRIOR)).steps(
+        torch.tensor([stated])
+    )
     assert (steps <= 0).all() and float(steps.exp().sum()) <= 1 + 1e-5 and steps.isfinite().all()
 
 
@@ -43,7 +45,7 @@ def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
     stated = torch.rand(4000, 3).clamp(0.02, 0.98).log()
     hits = torch.rand(4000) < stated[:, 0].exp() / 2
     everything = torch.stack([hits, torch.zeros(4000, dtype=bool), torch.ones(4000, dtype=bool)], 1)
-    calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), lookup=list(PRIOR))
+    calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
     first = calibration.steps(stated[:, :1]).exp()
     assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
     assert calibration.ranks[1][1] == 0 and calibration.ranks[1][0] < -5 and calibration.ranks[2][0] > 5
@@ -53,7 +55,7 @@ def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, draft
     """Guards against labels shifted by one position."""
     prompt, output = [3, 1, 4], models.generated(target(), [3, 1, 4], 20)
     stated, hits = calibrate.teacher_forced(drafter("same"), prompt, output)
-    assert stated.shape == hits.shape == (20, calibrate.RANKS)
+    assert stated.shape == hits.shape == (20, calibrate.RATED)
     assert hits[:, 0].all() and not hits[:, 1:].any()
     assert not calibrate.teacher_forced(drafter("wrong"), prompt, output)[1].any()
 

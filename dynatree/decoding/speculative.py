@@ -59,8 +59,8 @@ class Decoder:
             check_pair(target, drafter)
         self._target = target
         self._policy = checked.build_policy()
-        self._costs = calibration.costs if calibration else None
-        if self._policy.needs_costs and self._costs is None:
+        self._calibration = calibration
+        if self._policy.needs_costs and calibration is None:
             self._policy = self._policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
@@ -84,7 +84,7 @@ class Decoder:
         phase = recorder.clock.phase
         cache = KeyValueCache()
         drafter.start(processors)
-        policy.start(self._costs)
+        policy.start(self._calibration)
 
         with phase("prefill"):
             logits = target.forward(torch.tensor(prompt), cache, last_only=True)

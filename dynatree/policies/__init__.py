@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dynatree.cost import CostTable
+from dynatree.calibration import Calibration
 from dynatree.knobs import Knobs
 from dynatree.tree import TokenTree
 
@@ -23,7 +23,7 @@ class GrowthPolicy(Knobs):
         """Whether the drafter's step probabilities are to be calibrated."""
         return False
 
-    def start(self, costs: CostTable | None) -> None:
+    def start(self, calibration: Calibration | None) -> None:
         """A new request: forget what adapted."""
 
     def begin(self, context: int) -> None:

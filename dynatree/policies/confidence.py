@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from dynatree.cost import CostTable
+from dynatree.calibration import Calibration
 from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 
@@ -46,7 +46,7 @@ class Policy(GrowthPolicy):
     def branch(self) -> int:
         return _MOST
 
-    def start(self, costs: CostTable | None) -> None:
+    def start(self, calibration: Calibration | None) -> None:
         self._base, self._sure = float(self.base_depth), _SURE
         self._recent = deque(maxlen=_HISTORY)
 

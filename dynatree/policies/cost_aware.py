@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from dynatree import plugins
+from dynatree.calibration import Calibration
 from dynatree.cost import CostTable
 from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
@@ -86,9 +87,9 @@ class Policy(GrowthPolicy):
     def uses_calibration(self) -> bool:
         return self.calibrated
 
-    def start(self, costs: CostTable | None) -> None:
-        assert costs is not None, "the decoder gives this policy a table, or takes another policy"
-        self._costs, self._by_context = costs, {}
+    def start(self, calibration: Calibration | None) -> None:
+        assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
+        self._costs, self._by_context = calibration.costs, {}
         self._yield = [_FIRST_YIELD] * (self.depth + 1)
         self._idle = 0
 

@@ -28,6 +28,7 @@ TREES: dict[str, dict[str, Any]] = {
     "depth 0": {"policy": "threshold", "depth": 0, "branch": 2, "threshold": 0.1, "budget": None},
     "whole vocabulary": {"policy": "threshold", "depth": 2, "branch": 64, "threshold": None, "budget": 70},
     "confidence": {"policy": "confidence", "drafting": "model", "depth": 6, "base_depth": 2, "threshold": 0.0},
+    "optimal": {"policy": "optimal", "drafting": "model", "depth": 4, "branch": 3, "budget": 12},
     "lookup": {"policy": "chain", "drafting": "lookup", "draft_tokens": 8},
     "hybrid": {"policy": "threshold", "drafting": "hybrid", "depth": 6, "branch": 3, "threshold": None, "budget": 16},
     "cost aware": {"policy": "cost_aware", "drafting": "hybrid", **LIMITS},

@@ -88,7 +88,7 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
     """Guards against outcomes read one position off: a right drafter's confidence must rise, a wrong one's fall."""
     rates = {}
     for kind in ("same", "wrong"):
-        calibrated = Drafter(drafter(kind), StepCalibration(ranks=[(0.0, 0.0), (-2.0, 0.0)], lookup=[]))
+        calibrated = Drafter(drafter(kind), StepCalibration(ranks=[(0.0, 0.0), (-2.0, 0.0)], rates=[0.5], lookup=[]))
         committed = [3, 1, 4, *models.generated(target(), [3, 1, 4], 24)]
         for size in range(4, len(committed)):
             calibrated.free(committed[:size], 0)

@@ -22,7 +22,7 @@ PROMPT = [3, 1, 4, 1, 5]
 
 def started(calibration: Calibration, **knobs: Any) -> Policy:
     policy = Policy(**{**LIMITS, **knobs})
-    policy.start(calibration.costs)
+    policy.start(calibration)
     policy.begin(20)
     return policy
 

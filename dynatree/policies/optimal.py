@@ -1,0 +1,145 @@
+"""The best static tree for a drafter whose rank-b child is right with probability p_b, whatever the text.
+
+Source: Sequoia (Chen et al., NeurIPS 2024, 2402.12374), section 4.1, dynamic programme over nodes, depth and children;
+size and depth are those with the most expected tokens a second by the measured costs.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from dynatree import plugins
+from dynatree.calibration import Calibration
+from dynatree.policies import GrowthPolicy
+from dynatree.tree import TokenTree
+
+# A context in the middle of what is decoded: a static tree has one size.
+_CONTEXT = 256
+
+
+class StaticTree(NamedTuple):
+    """`children[i]`: the nodes below node i, likeliest rank first; node 0 is the root. `expected`: tokens a round."""
+
+    children: tuple[tuple[int, ...], ...]
+    expected: float
+
+
+class Policy(GrowthPolicy):
+    """At most `depth` levels, `branch` children a node, `budget` nodes besides the root."""
+
+    depth: int = Field(ge=0, le=32)
+    branch: int = Field(ge=1, le=16)
+    budget: int = Field(ge=0, le=127)
+
+    needs_costs: ClassVar[bool] = True
+
+    _static: StaticTree = PrivateAttr()
+
+    def without_costs(self) -> GrowthPolicy:
+        """The policy that takes over where nothing was measured."""
+        policy: GrowthPolicy = plugins.load("policies", "threshold").Policy(
+            depth=self.depth, branch=self.branch, threshold=None, budget=self.budget
+        )
+        return policy
+
+    def start(self, calibration: Calibration | None) -> None:
+        assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
+        costs = calibration.costs
+        verify = costs.verify.at(_CONTEXT, 1 + self.budget)[1:]
+        draft = costs.draft.at(_CONTEXT, max(1, self.budget)) if costs.draft else torch.zeros(max(1, self.budget) + 1)
+        rates = tuple(calibration.steps.rates[: self.branch])
+        self._static = fastest(rates, self.depth, self.budget, tuple(verify.tolist()), tuple(draft.tolist()))
+
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        if not len(expanded):
+            return torch.ones(len(log_probs), dtype=torch.bool)
+        places = self._places(tree)
+        counts = torch.tensor([len(self._static.children[places[node]]) for node in expanded.tolist()])
+        width = len(log_probs) // len(expanded)
+        return (torch.arange(width) < counts[:, None]).flatten()
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        places = self._places(tree)
+        return torch.tensor([n for n in candidates.tolist() if self._static.children[places[n]]], dtype=torch.long)
+
+    def _places(self, tree: TokenTree) -> dict[int, int]:
+        """Node of the static tree that each node of `tree` stands for: its rank is its order among its siblings."""
+        places, taken = {0: 0}, [0] * len(tree)
+        for node, parent in enumerate(tree.parents[1:].tolist(), start=1):
+            places[node] = self._static.children[places[parent]][taken[parent]]
+            taken[parent] += 1
+        return places
+
+
+@lru_cache(maxsize=16)
+def fastest(
+    rates: tuple[float, ...], depth: int, budget: int, verify: tuple[float, ...], draft: tuple[float, ...]
+) -> StaticTree:
+    """The tree with the most expected tokens a second: `verify[n]` seconds for n nodes, `draft[w]` for a level of w."""
+
+    def rate(tree: StaticTree) -> float:
+        seconds, level = verify[len(tree.children) - 1], [0]
+        while below := [child for node in level for child in tree.children[node]]:
+            seconds += draft[sum(1 for node in level if tree.children[node])]
+            level = below
+        return tree.expected / seconds
+
+    trees = [tree for levels in range(depth + 1) for tree in best_trees(rates, levels, budget)]
+    return max(trees, key=rate)
+
+
+def best_trees(rates: Sequence[float], depth: int, budget: int) -> list[StaticTree]:
+    """For each number of nodes 0..`budget` besides the root: the tree that expects most tokens in `depth` levels.
+
+    `rates[b]` is the probability that the child of rank b is right, given its parent is. Numbers of nodes that no such
+    tree has are left out.
+    """
+    # value[l][m][b]: most tokens of a tree with m nodes, the root among them, at most l levels and exactly b children;
+    # last[l][m][b]: nodes of its last child's subtree.
+    none = float("-inf")
+    nodes, branch = budget + 1, len(rates)
+    value = [[[none] * (branch + 1) for _ in range(nodes + 1)] for _ in range(depth + 1)]
+    last = [[[0] * (branch + 1) for _ in range(nodes + 1)] for _ in range(depth + 1)]
+    for level in range(depth + 1):
+        value[level][1][0] = 1.0
+        below = [max(row) for row in value[level - 1]] if level else [none] * (nodes + 1)
+        for m in range(2, nodes + 1):
+            for b in range(1, branch + 1):
+                for size in range(1, m):
+                    found = value[level][m - size][b - 1] + rates[b - 1] * below[size]
+                    if found > value[level][m][b]:
+                        value[level][m][b], last[level][m][b] = found, size
+    trees = []
+    for m in range(1, nodes + 1):
+        b = max(range(branch + 1), key=lambda count: value[depth][m][count])
+        if value[depth][m][b] > none:
+            children: list[list[int]] = [[]]
+            _unfold(value, last, depth, m, b, 0, children)
+            trees.append(StaticTree(tuple(map(tuple, children)), value[depth][m][b]))
+    return trees
+
+
+def _unfold(
+    value: list[list[list[float]]],
+    last: list[list[list[int]]],
+    level: int,
+    m: int,
+    b: int,
+    node: int,
+    children: list[list[int]],
+) -> None:
+    sizes = []
+    while b:
+        size = last[level][m][b]
+        sizes.append(size)
+        m, b = m - size, b - 1
+    for size in reversed(sizes):
+        child = len(children)
+        children[node].append(child)
+        children.append([])
+        row = value[level - 1][size]
+        _unfold(value, last, level - 1, size, max(range(len(row)), key=row.__getitem__), child, children)
