@@ -5,6 +5,7 @@ Timings of separate jobs can only be compared through a reference; these are com
 
 import time
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from dynatree import measure, statistics
@@ -18,6 +19,20 @@ BASELINES = ("autoregressive", "transformers")
 AGAIN = "autoregressive_again"
 
 Row = dict[str, Any]
+
+
+def combinations(knobs: dict[str, Any], grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """`knobs` with every combination of the values that `grid` lists."""
+    return [knobs | dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def tune(decoders: Sequence[Any], prompts: Sequence[Prompt], output_tokens: int) -> list[float]:
+    """Seconds of each decoder over all `prompts`, which are of the tuning split; they take turns prompt by prompt."""
+    seconds = [0.0] * len(decoders)
+    for prompt in prompts:
+        for place, decoder in enumerate(decoders):
+            seconds[place] += decoder.decode(prompt.ids, output_tokens).seconds
+    return seconds
 
 
 def paired(

@@ -37,10 +37,12 @@ class Calibration(Knobs):
 
 
 class BenchmarkSize(Knobs):
-    """Prompts a data set and tokens of their outputs."""
+    """Prompts a data set and tokens of their outputs; the same for tuning."""
 
     prompts: int = Field(ge=1)
     output_tokens: int = Field(ge=2)
+    tuning_prompts: int = Field(ge=1)
+    tuning_output_tokens: int = Field(ge=2)
 
 
 class Scale(Knobs):
@@ -113,10 +115,18 @@ class Penalised(Knobs):
 
 
 class Benchmark(Knobs):
-    """Methods compared side by side: some of `methods`, and some that only the benchmark runs."""
+    """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
+
+    `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
+    """
 
     methods: list[str]
     also: dict[str, Method]
+    grids: dict[str, dict[str, list[Any]]]
+
+    def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
+        """Every method that is compared, by name, in order."""
+        return {name: methods[name] for name in self.methods} | self.also
 
 
 class Pair(Knobs):
@@ -240,6 +250,8 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         among("benchmark.methods", name, list(params.methods))
     for name in ("autoregressive", "transformers"):
         among("benchmark.methods", name, params.benchmark.methods)
+    for name in params.benchmark.grids:
+        among("benchmark.grids", name, [*params.benchmark.methods, *params.benchmark.also])
     for name in params.timeline:
         among("timeline", name, list(params.methods))
     for name in params.figures:
@@ -264,8 +276,14 @@ def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
     checked("penalised", lambda keys: Processors(**keys), params.penalised.processors)
     for name, method in params.methods.items():
         check_method(f"methods.{name}", method.decoder, method.knobs)
+    compared = params.benchmark.all_methods(params.methods)
     for name, method in params.benchmark.also.items():
         check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
+    for name, tried in params.benchmark.grids.items():
+        for knob, values in tried.items():
+            for value in values:
+                key = f"benchmark.grids.{name}.{knob}"
+                check_method(key, compared[name].decoder, compared[name].knobs | {knob: value})
     swept = params.methods[params.sweep.method]
     for settings in params.sweep.settings:
         check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))

@@ -63,3 +63,11 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     chain = {row["baseline"]: row for row in table if row["method"] == "chain" and row["dataset"] == "all"}
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
     assert not chain["autoregressive"]["resolved"]
+
+
+def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Build) -> None:
+    """Guards against a baseline that had fewer tries, or other prompts, than its rival."""
+    tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})
+    assert tried == [{"policy": "chain", "draft_tokens": k, "x": 3} for k in (1, 2)]
+    seconds = benchmark.tune(list(decoders(target, drafter).values()), [prompt("a"), prompt("b")], 6)
+    assert len(seconds) == 3 and all(value > 0 for value in seconds)

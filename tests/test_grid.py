@@ -100,7 +100,7 @@ def test_equal_runs_are_one() -> None:
     baselines = ("autoregressive", "transformers")
     known = changed(
         methods={name: {"decoder": name} for name in baselines},
-        benchmark={"methods": list(baselines), "also": {}},
+        benchmark={"methods": list(baselines), "also": {}, "grids": {}},
         sweep={"method": "autoregressive", "dataset": RAW["datasets"][0], "settings": []},
         penalised={**RAW["penalised"], "methods": ["autoregressive"]},
         timeline=[],

@@ -3,10 +3,7 @@ include: "common.smk"
 include: "draw.smk"
 
 
-BENCHMARKED = {
-    **{name: PARAMS.methods[name].model_dump() for name in PARAMS.benchmark.methods},
-    **{name: method.model_dump() for name, method in PARAMS.benchmark.also.items()},
-}
+BENCHMARKED = {name: method.model_dump() for name, method in PARAMS.benchmark.all_methods(PARAMS.methods).items()}
 
 
 rule benchmark:
@@ -26,6 +23,7 @@ rule benchmark:
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=json.dumps(BENCHMARKED),
+        grids=json.dumps(PARAMS.benchmark.grids),
         texts=json.dumps({"greedy": {}, "penalised": PARAMS.penalised.processors}),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
         sizes=SIZES.benchmark,
@@ -33,7 +31,8 @@ rule benchmark:
         seed=PARAMS.seed,
         machine=MACHINE,
     shell:
-        "python {input.script} {params.models} --methods {params.methods:q} --texts {params.texts:q} "
+        "python {input.script} {params.models} --methods {params.methods:q} --grids {params.grids:q} --texts {params.texts:q} "
         "--tokens {input.tokens} --start {params.start} --prompts {params.sizes.prompts} "
-        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes.output_tokens} --seed {params.seed} "
+        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes.output_tokens} "
+        "--tuning-prompts {params.sizes.tuning_prompts} --tuning-output-tokens {params.sizes.tuning_output_tokens} --seed {params.seed} "
         "{params.machine} --records results/benchmark --out {output} 2>&1 | tee {log:q}"

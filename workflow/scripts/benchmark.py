@@ -5,14 +5,15 @@ import hashlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from dynatree import audit, benchmark, files, measure, metrics, model, options, provenance
 from dynatree.calibration import COSTS, STEPS, Calibration
 from dynatree.errors import reported
 from dynatree.processors import Processors
 from dynatree.text.documents import write_table
-from dynatree.text.prompts import choose
-from dynatree.text.splits import read_tokens
+from dynatree.text.prompts import Prompt, choose
+from dynatree.text.splits import EVALUATION, TUNING, read_tokens
 
 
 def main() -> None:
@@ -21,12 +22,15 @@ def main() -> None:
     options.machine(parser)
     parser.add_argument("--calibration", type=Path, required=True, help="folder")
     parser.add_argument("--methods", required=True, help="JSON object: name to decoder and knobs, as in params.yaml")
+    parser.add_argument("--grids", required=True, help="JSON object: name to knobs and the values to try")
     parser.add_argument("--texts", required=True, help="JSON object: name of a kind of text to logits processors")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--start", nargs="+", required=True, help="where prompts begin in each: body or interior")
     parser.add_argument("--prompts", type=int, required=True, help="a data set")
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--output-tokens", type=int, required=True)
+    parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
+    parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--records", type=Path, required=True, help="folder of what was measured")
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
@@ -34,32 +38,40 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         documents = {path.stem: read_tokens(path) for path in a.tokens}
-        prompts = [
-            prompt
-            for (name, found), start in zip(documents.items(), a.start, strict=True)
-            for prompt in choose(found, name, a.prompts, a.prompt_tokens, a.output_tokens, a.seed, start)
-        ]
+        starts = dict(zip(documents, a.start, strict=True))
+
+        def prompts(count: int, output_tokens: int, split: str) -> list[Prompt]:
+            sizes = (count, a.prompt_tokens, output_tokens, a.seed)
+            return [p for name in documents for p in choose(documents[name], name, *sizes, starts[name], split)]
+
+        evaluated = prompts(a.prompts, a.output_tokens, EVALUATION)
+        tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
         folders = options.folders(a)
         fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
         machine = provenance.describe(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
         loaded = {role: model.load(folder, a.dtype, a.device) for role, folder in folders.items()}
         target = loaded["target"]
-        methods = json.loads(a.methods)
-        decoders = {
-            name: measure.build(target, loaded.get("drafter"), knobs.pop("decoder"), knobs, calibration)
-            for name, knobs in methods.items()
-        }
-        tolerance = audit.tolerance(target, next(iter(documents.values())))
+
+        def build(method: dict[str, Any]) -> Any:
+            knobs = {key: value for key, value in method.items() if key != "decoder"}
+            return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
+
         # What the numbers depend on: records of anything else lie in another folder.
         calibrated = [files.sha256(a.calibration / name) for name in (COSTS, STEPS)]
-        asked = [a.methods, a.texts, a.output_tokens, a.prompt_tokens, fingerprints, calibrated, machine]
+        asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
+        asked += [a.tuning_output_tokens, fingerprints, calibrated, machine]
         home = a.records / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         files.write_json(home / "machine.json", machine)
+        methods = json.loads(a.methods)
+        for name, grid in json.loads(a.grids).items():
+            methods[name] = tuned(home / "tuned" / f"{name}.json", name, methods[name], grid, build, tuning, a)
+        decoders = {name: build(method) for name, method in methods.items()}
+        tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
             rows, warm = [], False
-            for turn, prompt in enumerate(prompts):
+            for turn, prompt in enumerate(evaluated):
                 path = home / text / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():
                     with measure.alone():
@@ -72,9 +84,30 @@ def main() -> None:
                         )
                     files.write_json(path, measured)
                 rows += files.read_json(path)
-                print(f"benchmark: {text}, {turn + 1} of {len(prompts)} prompts", file=sys.stderr)
+                print(f"benchmark: {text}, {turn + 1} of {len(evaluated)} prompts", file=sys.stderr)
             table += benchmark.summary(text, rows)
         write_table(a.out, metrics.table("benchmark", table))
+
+
+def tuned(
+    path: Path, name: str, method: dict[str, Any], grid: dict[str, list[Any]], build: Any, prompts: Any, a: Any
+) -> dict[str, Any]:
+    """The fastest of the method's combinations on the tuning prompts; all that were tried are kept at `path`."""
+    if not path.is_file():
+        tried = benchmark.combinations(method, grid)
+        print(f"benchmark: tuning {name}, {len(tried)} combinations", file=sys.stderr)
+        decoders = [build(one) for one in tried]
+        with measure.alone():
+            for decoder in decoders:
+                measure.warm_up(decoder, prompts[0].ids, a.tuning_output_tokens)
+            seconds = benchmark.tune(decoders, prompts, a.tuning_output_tokens)
+        best = tried[seconds.index(min(seconds))]
+        edges = [knob for knob, values in grid.items() if len(values) > 2 and best[knob] in (values[0], values[-1])]
+        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "seconds": seconds})
+    found = files.read_json(path)
+    edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
+    print(f"benchmark: {name} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
+    return dict(found["best"])
 
 
 if __name__ == "__main__":
