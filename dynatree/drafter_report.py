@@ -28,18 +28,17 @@ def report(
 ) -> dict[str, Any]:
     """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
 
-    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it. Prompts are
-    half a row. Raises UserError for a text too short, or a drafter that reads other tokens.
+    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
+    in prompts of half that length. Raises UserError for a text too short, or a drafter that reads other tokens.
     """
     check_pair(target, drafter)
     found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
     for name, text in texts.items():
         rows = spread(name, text, length, tokens)
-        prompts = rows[:, : length // 2]
+        prompts = spread(name, text, length // 2, tokens)
         found["agreement"][name] = compare(target, drafter, rows, 0)
-        count = max(1, min(len(prompts), tokens // (length // 2 + LATER)))
-        greedy = torch.zeros(count)
-        written = continuations(target.model, prompts[:count], LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
+        greedy = torch.zeros(len(prompts))
+        written = continuations(target.model, prompts, LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
         start = prompts.shape[1] - 1  # this position predicts the first new token
         parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
         for part, (begin, end) in parts.items():
