@@ -116,6 +116,28 @@ def test_changed_sweep_value_runs_the_new_point_alone(world: World):
     }
 
 
+def test_a_stopped_benchmark_goes_on(world: World):
+    """Guards against measuring again what a killed benchmark had measured, and against a benchmark in `all`."""
+    benchmark = (
+        "snakemake",
+        "--cores",
+        1,
+        "--snakefile",
+        "workflow/rules/benchmark.smk",
+        "--",
+        "figures/benchmark.svg",
+    )
+    world.run(*benchmark)
+    records = sorted((world.folder / "results/benchmark").glob("*/*/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    lost = next(path for path in records if path.parent.name == "penalised")
+    for path in (lost, world.folder / "results/benchmark.parquet"):
+        path.unlink()
+    world.run(*benchmark)
+    assert [path for path in records if path.stat().st_mtime_ns != before[path]] == [lost]
+    assert not world.snakemake("--dry-run")
+
+
 def test_changed_seed_runs_everything_that_draws(world: World):
     """Guards against prompts, models or splits that keep an old seed, and against fetching documents again."""
     every = world.snakemake("--dry-run", "--forceall")
