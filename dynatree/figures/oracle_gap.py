@@ -45,8 +45,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 def _shares(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], float]:
     """Mean share of the oracle's speed after the first commit, by method and data set."""
-    costs = [row for row in theme.rows(tables, "costs") if row["part"] == "verify"]
     runs = theme.rows(tables, "runs", experiment="headline")
+    costs = [row for row in theme.rows(tables, "costs") if row["part"] == "verify"]
     if not costs:
         raise UserError("no verification costs; run the calibration first")
     found: dict[tuple[str, str], list[float]] = {}
