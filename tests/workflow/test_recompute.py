@@ -56,6 +56,7 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     draws = {name for name in done["ran"] if name.startswith("draw")}
     assert done["ran"] - draws == {
         f"generate_cost_aware@run0-{DATASET}",
+        "penalised_cost_aware@run0",
         "timeline_cost_aware@run0",
         "aggregate",
     }
@@ -92,6 +93,7 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     folder = f"dynatree/D63_B3_tau0.4_N63/{DATASET}"
     assert set(ran) - {name for name in ran if name.startswith("draw:")} == {
         f"generate:runs/{folder}",
+        f"generate:penalised/{folder}",
         f"timeline:{folder}",
         "aggregate",
     }
