@@ -20,6 +20,7 @@ from dynatree.drafting import lookup
 from dynatree.drafting.model import Drafter
 from dynatree.model import LanguageModel
 from dynatree.tree import TokenTree
+from dynatree.verification.greedy import verify
 
 # New tokens of a target forward, and of a draft forward.
 VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
