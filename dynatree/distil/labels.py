@@ -33,10 +33,10 @@ def measure(path: Path) -> tuple[int, float]:
 def write_shards(
     target: PreTrainedModel, text: TrainingText, labels: Labels, length: int, folder: Path, seed: int
 ) -> list[Path]:
-    """The shards that hold `labels.tokens` positions; those that are there already are kept."""
-    done = 0
+    """The shards that hold `labels.tokens` positions, or took `labels.seconds`; those that are there are kept."""
+    done, spent = 0, 0.0
     paths: list[Path] = []
-    while done < labels.tokens:
+    while done < labels.tokens and (labels.seconds is None or spent < labels.seconds):
         path = folder / f"{len(paths):05d}.safetensors"
         fresh = not path.is_file()
         if fresh:
@@ -46,7 +46,7 @@ def write_shards(
                 save_file(rows, temporary, {"seconds": str(time.monotonic() - begun)})
         paths.append(path)
         size, seconds = measure(path)
-        done += size
+        done, spent = done + size, spent + seconds
         if fresh:
             speed = f"{size / seconds:,.0f} tokens/s"
             print(f"distil: labels for {done:,} of {labels.tokens:,} tokens, {speed}", file=sys.stderr, flush=True)

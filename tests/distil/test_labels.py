@@ -85,3 +85,5 @@ def test_shards_are_made_once_and_depend_on_their_number_alone(
     after = load_file(paths[-1])
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not list((tmp_path / "labels").glob(".*"))
+    brief = wanted.model_copy(update={"seconds": 1e-9})
+    assert labels.write_shards(target, text, brief, LENGTH, tmp_path / "labels", seed=3) == paths[:1]
