@@ -17,6 +17,7 @@ from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration, StepCalibration, log_odds
 from dynatree.cost import CostTable, Curve
 from dynatree.drafting import lookup
+from dynatree.drafting.model import Drafter
 from dynatree.model import LanguageModel
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
@@ -28,6 +29,8 @@ DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
 RANKS = 4
 # Ranks whose rate of hits is told.
 RATED = 8
+# Times that a level besides its forward is timed at least: it takes well below a millisecond.
+LEAST_HANDLED = 20
 
 Step = Callable[[KeyValueCache, int, int], None]
 
@@ -78,16 +81,43 @@ def costs(
         cache.crop(context)
 
     def level(drafter: LanguageModel, cache: KeyValueCache, context: int, n: int) -> None:
-        logits = drafter.draft(torch.arange(n) % drafter.vocabulary_size, cache)
-        torch.log_softmax(logits.float(), dim=-1).topk(min(RANKS, logits.shape[-1]), dim=-1).values.cpu()
+        drafter.draft(torch.arange(n) % drafter.vocabulary_size, cache)
         cache.crop(context)
 
-    return CostTable(
-        machine=machine,
-        models=models,
-        verify=_curve(target, VERIFIED, contexts, repeats, verification),
-        draft=_curve(drafter, DRAFTED, contexts, repeats, partial(level, drafter)) if drafter else None,
-    )
+    draft = None
+    if drafter:
+        draft = _curve(drafter, DRAFTED, contexts, repeats, partial(level, drafter))
+        extra = _handling(drafter, draft.contexts[0], max(repeats, LEAST_HANDLED))
+        draft = Curve(
+            contexts=draft.contexts,
+            tokens=draft.tokens,
+            seconds=[[seconds + extra for seconds in row] for row in draft.seconds],
+        )
+    verified = _curve(target, VERIFIED, contexts, repeats, verification)
+    return CostTable(machine=machine, models=models, verify=verified, draft=draft)
+
+
+def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
+    """Median seconds that a level takes besides its forward: calibrated, grafted into the tree, its cache kept."""
+    plain = StepCalibration(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
+    drafting, committed, cache = Drafter(drafter, plain), [0] * context, KeyValueCache()
+    drafter.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
+    root = torch.zeros(1, dtype=torch.long)
+
+    def level() -> None:
+        committed.append(0)
+        drafting.free(committed, 0)
+        tree = TokenTree.root(0)
+        tokens, log_probs = drafting.propose(tree, root, RANKS, committed)
+        tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
+        drafting.accept(root)
+
+    def forward() -> None:
+        drafter.draft(root, cache)
+        cache.crop(context)
+
+    whole, bare = _medians([level, forward], min(repeats, (drafter.context_limit or 2**31) - context - 2))
+    return max(0.0, whole - bare)
 
 
 def _curve(model: LanguageModel, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step) -> Curve:

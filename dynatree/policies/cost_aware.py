@@ -63,6 +63,8 @@ class Policy(GrowthPolicy):
     _yield: list[float] = PrivateAttr(default_factory=list)
     _idle: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
+    # The last tree and what was found for it: it is asked again where no level is added.
+    _ranked: tuple[TokenTree, tuple[int, Tensor]] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -100,7 +102,7 @@ class Policy(GrowthPolicy):
             draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
             self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
         self._seconds = self._by_context[near]
-        self._level = 0
+        self._level, self._ranked = 0, None
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
@@ -123,11 +125,12 @@ class Policy(GrowthPolicy):
         # What a child adds: its share of what no child of that node claims yet.
         claimed = torch.zeros(len(tree)).index_add_(0, tree.parents[1:], tree.log_probs[1:].exp())[candidates]
         room = (v - claimed).clamp(min=0)[order]
-        n = self._best(tree)[0]
         hit = self._yield[self._level]
-        worth = (room * hit).cumsum(0) * token[int(hit * _GRID)]
-        gain = worth - cost - (verify[min(n + 1, self._most)] - verify[n])
+        gain = (room * hit).cumsum(0) * token[int(hit * _GRID)] - cost
         best = int(gain.argmax())
+        if gain[best] > 0:
+            n = self._best(tree)[0]
+            gain = gain - (verify[min(n + 1, self._most)] - verify[n])
         if gain[best] <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
             return candidates[:0]
         chosen = candidates[order[: best + 1]].sort().values
@@ -136,12 +139,16 @@ class Policy(GrowthPolicy):
 
     def _best(self, tree: TokenTree) -> tuple[int, Tensor]:
         """How many nodes to verify, of the nodes ranked by v."""
+        if self._ranked is not None and self._ranked[0] is tree:
+            return self._ranked[1]
         ranking = tree.ranking()[: self._most]
         log_v = tree.log_probs[ranking]
         step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
         worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)
         gain = torch.cat([torch.zeros(1), worth]) - self._seconds.verify[: len(ranking) + 1]
-        return int(gain.argmax()), ranking
+        found = int(gain.argmax()), ranking
+        self._ranked = tree, found
+        return found
 
     def select(self, tree: TokenTree) -> Tensor:
         n, ranking = self._best(tree)

@@ -22,6 +22,9 @@ SHOWN = {
     "tree_attention_mask": ("dynatree",),
     "repetition": ("prompt_lookup", "linear", "dynatree"),
     "benchmark": synthetic.METHODS,
+    "phase_breakdown": tuple(synthetic.PHASED),
+    "calibration": ("dynatree",),
+    "oracle_gap": SPECULATIVE,
     "cost_curve": SPECULATIVE,
     "sweep": ("linear", "dynatree"),
 }

@@ -56,6 +56,7 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     draws = {name for name in done["ran"] if name.startswith("draw")}
     assert done["ran"] - draws == {
         f"generate_cost_aware@run0-{DATASET}",
+        "penalised_cost_aware@run0",
         "timeline_cost_aware@run0",
         "aggregate",
     }
@@ -92,6 +93,7 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     folder = f"dynatree/D63_B3_tau0.4_N63/{DATASET}"
     assert set(ran) - {name for name in ran if name.startswith("draw:")} == {
         f"generate:runs/{folder}",
+        f"generate:penalised/{folder}",
         f"timeline:{folder}",
         "aggregate",
     }
@@ -114,6 +116,28 @@ def test_changed_sweep_value_runs_the_new_point_alone(world: World):
         "D4_B2_tau0.1_N16",
         "D4_B2_tau0.3_N16",
     }
+
+
+def test_a_stopped_benchmark_goes_on(world: World):
+    """Guards against measuring again what a killed benchmark had measured, and against a benchmark in `all`."""
+    benchmark = (
+        "snakemake",
+        "--cores",
+        1,
+        "--snakefile",
+        "workflow/rules/benchmark.smk",
+        "--",
+        "figures/benchmark.svg",
+    )
+    world.run(*benchmark)
+    records = sorted((world.folder / "results/benchmark").glob("*/*/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in records}
+    lost = next(path for path in records if path.parent.name == "penalised")
+    for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
+        path.unlink()
+    world.run(*benchmark)
+    assert [path for path in records if path.stat().st_mtime_ns != before[path]] == [lost]
+    assert not world.snakemake("--dry-run")
 
 
 def test_changed_seed_runs_everything_that_draws(world: World):

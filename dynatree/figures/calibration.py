@@ -1,0 +1,87 @@
+"""Does a drafted token hit as often as the tree says? Stated against observed, step by step. Knows only nodes."""
+
+import math
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import theme
+from dynatree.errors import UserError
+
+TABLES: tuple[str, ...] = ("nodes",)
+
+SIZE, BINS, FEWEST = 230, 10, 10
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A panel a method: observed hit rate by stated probability of a step. Raises UserError without verified nodes."""
+    found = _bins(tables)
+    most = max(row["count"] for rows in found.values() for row in rows)
+    scale = alt.Scale(domain=[0, 1], nice=False)
+    panels = []
+    for method, rows in found.items():
+        title = alt.TitleParams(theme.display(method), subtitle=f"error {_error(rows):.1%}, {_count(rows)} nodes")
+        x = alt.X("stated:Q", scale=scale, axis=alt.Axis(title="stated probability", format="%", tickCount=5))
+        y = alt.Y("observed:Q", scale=scale, axis=alt.Axis(title="observed hits", format="%", tickCount=5))
+        ends = alt.Chart(theme.data([{"stated": 0.0, "observed": 0.0}, {"stated": 1.0, "observed": 1.0}]), title=title)
+        ends = ends.mark_line(color=theme.QUIET, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
+        base = alt.Chart(theme.data(rows), width=SIZE, height=SIZE).encode(x=x, y=y)
+        size = alt.Size("count:Q", scale=alt.Scale(type="sqrt", domain=[0, most], range=[12, 400]), legend=None)
+        dots = base.mark_circle(color=theme.colour(method), opacity=0.8).encode(size=size)
+        panels.append(ends + dots)
+    return theme.finish(alt.concat(*panels, columns=3, spacing=22))
+
+
+def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+    """Per method with enough nodes: mean stated probability, hit rate and number of the nodes of each bin.
+
+    Counted are nodes whose parent was accepted, for only those were put to the test.
+    """
+    rows = [row for row in theme.rows(tables, "nodes") if row["experiment"] == "headline"]
+    place = {
+        (row["method"], row["dataset"], row["prompt_id"], row["repeat"], row["round"], row["node"]): row for row in rows
+    }
+    found: dict[str, list[theme.Row]] = {}
+    for method in theme.ordered(row["method"] for row in rows):
+        groups: dict[int, list[tuple[float, bool]]] = {}
+        for key, row in place.items():
+            if key[0] == method and row["parent"] >= 0 and row["hit"] is not None:
+                above = place[(*key[:5], row["parent"])]["path_log_probability"]
+                stated = min(1.0, math.exp(row["path_log_probability"] - above))
+                groups.setdefault(min(BINS - 1, int(stated * BINS)), []).append((stated, row["hit"]))
+        if sum(map(len, groups.values())) >= FEWEST:
+            found[method] = [
+                {
+                    "stated": sum(stated for stated, _ in group) / len(group),
+                    "observed": sum(hit for _, hit in group) / len(group),
+                    "count": len(group),
+                }
+                for _, group in sorted(groups.items())
+            ]
+    if not found:
+        raise UserError(f"no method has {FEWEST} verified nodes below an accepted one")
+    return found
+
+
+def _count(rows: list[theme.Row]) -> str:
+    return f"{sum(row['count'] for row in rows):,}"
+
+
+def _error(rows: list[theme.Row]) -> float:
+    """Expected calibration error (Guo et al., ICML 2017, 1706.04599)."""
+    total = sum(row["count"] for row in rows)
+    return sum(row["count"] * abs(row["stated"] - row["observed"]) for row in rows) / total
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """The expected calibration error of each method, and whether it promises too much."""
+    parts = []
+    for method, rows in _bins(tables).items():
+        total = sum(row["count"] for row in rows)
+        bias = sum(row["count"] * (row["stated"] - row["observed"]) for row in rows) / total
+        way = "promises too much" if bias > 0.02 else "promises too little" if bias < -0.02 else "is fair on average"
+        parts.append(
+            f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}, {_count(rows)} nodes)."
+        )
+    return " ".join(["Nodes whose parent was accepted, by the stated probability of their step.", *parts])
