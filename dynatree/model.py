@@ -59,9 +59,11 @@ class LanguageModel:
         model.register_forward_pre_hook(self._count)
         if model.config._attn_implementation != "sdpa":
             model.set_attn_implementation("sdpa")
-        self.draft_vocabulary = draft_vocabulary
+        # A list of all tokens restricts nothing.
+        restricts = draft_vocabulary is not None and len(draft_vocabulary) < self.vocabulary_size
+        self.draft_vocabulary = draft_vocabulary if restricts else None
         self._draft_head: nn.Module | None = (
-            None if draft_vocabulary is None else self._restricted_head(draft_vocabulary)
+            None if self.draft_vocabulary is None else self._restricted_head(self.draft_vocabulary)
         )
         self.packed = packed and pack(model, name)
         if self.packed and isinstance(self._draft_head, nn.Linear):
