@@ -39,7 +39,7 @@ touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(SNAKEMAKE) --touch --forceall all
 
-# All methods side by side in one process (half an hour at scale laptop, more with more prompts); goes on where it stopped.
+# All methods side by side in one process, for some twenty minutes at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)
 	$(SNAKEMAKE) --snakefile workflow/rules/benchmark.smk -- figures/benchmark.svg
 

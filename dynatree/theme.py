@@ -17,22 +17,30 @@ from dynatree.errors import UserError
 # Okabe and Ito's colours (2008), told apart with every common colour blindness; spare ones from Tol's muted scheme
 COLOURS = {
     "autoregressive": "#7a7a7a",
+    "autoregressive_again": "#b5b5b5",
     "transformers": "#222222",
     "assisted": "#e69f00",
     "prompt_lookup": "#56b4e9",
     "linear": "#0072b2",
+    "hybrid_chain": "#332288",
     "fixed_tree": "#009e73",
+    "optimal": "#44aa99",
+    "confidence": "#999933",
     "dynatree_threshold": "#cc79a7",
     "dynatree": "#d55e00",
 }
-SPARE = ("#332288", "#882255", "#999933", "#44aa99", "#aa4499", "#661100", "#ddcc77")
+SPARE = ("#882255", "#aa4499", "#661100", "#ddcc77")
 NAMES = {
     "autoregressive": "Autoregressive",
+    "autoregressive_again": "Autoregressive again",
     "transformers": "Transformers greedy",
     "assisted": "Assisted (HF)",
     "prompt_lookup": "Prompt lookup (HF)",
     "linear": "Linear chain",
+    "hybrid_chain": "Chain, hybrid drafter",
     "fixed_tree": "Fixed tree",
+    "optimal": "Optimal static tree",
+    "confidence": "Confidence rules",
     "dynatree_threshold": "DynaTree, threshold",
     "dynatree": "DynaTree",
 }
