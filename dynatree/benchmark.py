@@ -55,7 +55,8 @@ def paired(
     plain = next(row["output_ids"] for row in rows if row["method"] == "autoregressive")
     for row in rows:
         row["identical"] = row["output_ids"] == plain
-        row |= {key: audit(target, prompt.ids, row["output_ids"], tolerance, processors)[key] for key in _AUDITED}
+        audited = audit(target, prompt.ids, row["output_ids"], tolerance, processors)
+        row |= {key: audited[key] for key in _AUDITED}
     return rows
 
 
