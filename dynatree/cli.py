@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from dynatree import __version__, files, options, params, plugins, schema
-from dynatree.commands import calibrate, distil, drafter_report
+from dynatree.commands import calibrate, distil, drafter_report, quieten
 from dynatree.errors import UserError, reported
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
@@ -167,8 +167,6 @@ def _generate(arguments: argparse.Namespace) -> None:
     text = _prompt_text(arguments) if ids is None else ""
 
     # Imported late, so that errors in the arguments come at once.
-    from transformers.utils import logging
-
     from dynatree import measure, provenance
     from dynatree.processors import Processors
 
@@ -177,8 +175,7 @@ def _generate(arguments: argparse.Namespace) -> None:
         lambda given: Processors(**given),
         {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
     )
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quieten()
     provenance.set_threads(arguments.threads)
     folders = {"target": _folder(arguments.target, known)}
     if needs.drafter != "unused" and arguments.drafter:

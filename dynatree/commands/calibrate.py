@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynatree import options, params
+from dynatree.commands import check_texts, quieten
 from dynatree.errors import UserError
 
 _DESCRIPTION = """\
@@ -55,9 +56,7 @@ def register(
 
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
-    for path in arguments.text:
-        if not path.exists():
-            raise UserError(f"--text: no file or folder {str(path)!r}")
+    check_texts(arguments.text)
     folders = {
         role: find_model(name, known)
         for role in ("target", "drafter")
@@ -65,14 +64,11 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     }
 
     # Imported late, so that errors in the arguments come at once.
-    from transformers.utils import logging
-
     from dynatree import calibrate, provenance
     from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quieten()
     provenance.set_threads(arguments.threads)
     tokenizer = require_tokenizer(folders["target"])
     prompts = []

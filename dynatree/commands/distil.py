@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynatree import options, params
+from dynatree.commands import check_texts, quieten
 from dynatree.errors import UserError
 
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
@@ -90,20 +91,15 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     if values["kind"] != "distil":
         raise UserError(f"--recipe: the drafter of {pair} is of kind {values['kind']}; choose a pair that trains one")
     chosen = recipe(values, arguments.set)
-    for path in arguments.text or []:
-        if not path.exists():
-            raise UserError(f"--text: no file or folder {str(path)!r}")
+    check_texts(arguments.text or [])
     folder = find_model(arguments.target, known)
 
     # Imported late, so that errors in the arguments come at once.
-    from transformers.utils import logging
-
     from dynatree import provenance
     from dynatree.distil import part
     from dynatree.distil.make import make
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quieten()
     provenance.set_threads(arguments.threads)
     trained = arguments.part
     if trained is None:

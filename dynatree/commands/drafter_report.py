@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynatree import options, params
+from dynatree.commands import check_texts, quieten
 from dynatree.errors import UserError
 
 _DESCRIPTION = """\
@@ -45,21 +46,17 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     known = params.read()
     if arguments.tokens < 1:
         raise UserError(f"--tokens: {arguments.tokens}; give at least 1")
-    for path in arguments.text:
-        if not path.exists():
-            raise UserError(f"--text: no file or folder {str(path)!r}")
+    check_texts(arguments.text)
     folders = {role: find_model(getattr(arguments, role), known) for role in ("target", "drafter")}
 
     # Imported late, so that errors in the arguments come at once.
     import torch
-    from transformers.utils import logging
 
     from dynatree import drafter_report, model, provenance
     from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quieten()
     provenance.set_threads(arguments.threads)
     tokenizer = require_tokenizer(folders["target"])
     texts = {path.stem: torch.tensor(token_ids(path, tokenizer.encode)) for path in arguments.text}
