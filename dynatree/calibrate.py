@@ -108,7 +108,8 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         committed.append(0)
         drafting.free(committed, 0)
         tree = TokenTree.root(0)
-        tokens, log_probs = drafting.propose(tree, root, RANKS, committed)
+        logits = drafter.draft(*drafting.ask(tree, root, committed))
+        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, committed)
         tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
         drafting.accept(root)
 

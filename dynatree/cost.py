@@ -3,6 +3,7 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
+import logging
 from typing import Any, Self
 
 import torch
@@ -10,6 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.knobs import Knobs
+
+log = logging.getLogger(__name__)
 
 
 class Curve(Knobs):
@@ -48,13 +51,44 @@ class Curve(Knobs):
         return self
 
 
+class BatchCosts(Knobs):
+    """Seconds of forwards over `rows` requests at once, by new tokens of each row."""
+
+    rows: int = Field(ge=2)
+    verify: Curve
+    draft: Curve | None = None
+
+    def shared(self) -> tuple[Curve, Curve | None]:
+        """A row's share of `verify` and of `draft`."""
+        return _scaled(self.verify, 1 / self.rows), self.draft and _scaled(self.draft, 1 / self.rows)
+
+
 class CostTable(Knobs):
     """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
 
-    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`.
+    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`. `batches`: the same for several
+    requests at once, where that was measured.
     """
 
     machine: dict[str, Any]
     models: dict[str, str]
     verify: Curve
     draft: Curve | None = None
+    batches: list[BatchCosts] = []
+
+    def shared(self, rows: int) -> "CostTable":
+        """What a forward costs one of `rows` requests that are decoded together: its share, t(rows, n) / rows.
+
+        An approximation: as if all trees of a round had as many nodes, and until the last request is finished. The
+        measured number of rows that is nearest stands for `rows`, with a warning if it is another.
+        """
+        measured = {1: (self.verify, self.draft), **{batch.rows: batch.shared() for batch in self.batches}}
+        nearest = min(measured, key=lambda count: abs(count - rows))
+        if nearest != rows:
+            log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, nearest)
+        verify, draft = measured[nearest]
+        return self.model_copy(update={"verify": verify, "draft": draft})
+
+
+def _scaled(curve: Curve, factor: float) -> Curve:
+    return curve.model_copy(update={"seconds": [[factor * value for value in row] for row in curve.seconds]})
