@@ -150,6 +150,8 @@ def generated(
     return output[0, len(prompt) :].tolist()
 
 
-def proposed(drafter: Any, model: LanguageModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]) -> Any:
+def proposed(
+    drafter: Any, model: LanguageModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
+) -> Any:
     """Tokens and step log-probabilities of a drafter plug-in on `model`, by one level of drafting."""
     return drafter.answer(model.draft(*drafter.ask(tree, frontier, text)), tree, frontier, branch, text)

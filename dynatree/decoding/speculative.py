@@ -5,7 +5,7 @@ Which drafter proposes and which policy chooses are plug-ins; this loop knows ne
 
 import logging
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -164,12 +164,13 @@ class Decoder:
             check_pair(target, drafter)
         self._target, self._model = target, drafter
         self._policy = checked.build_policy()
-        self._calibration = calibration
         if self._policy.needs_costs and calibration is None:
             self._policy = self._policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         steps = calibration.steps if calibration and self._policy.uses_calibration else None
+        # One table a batch size, so that what it warns of is said once.
+        self._shared = cache(lambda rows: calibration and calibration.shared(rows))
         self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
 
     def decode(
@@ -207,12 +208,12 @@ class Decoder:
         for prompt in prompts:
             target.check_prompt(prompt, max_new_tokens)
         clock = clock or Clock()
-        calibration = self._calibration and self._calibration.shared(len(prompts))
+        calibration = self._shared(len(prompts))
         caches = zip(KeyValueCache.together(len(prompts)), KeyValueCache.together(len(prompts)), strict=True)
         rows = []
-        for prompt, (cache, draft_cache) in zip(prompts, caches, strict=True):
+        for prompt, (own, draft_cache) in zip(prompts, caches, strict=True):
             recorder = Recorder(eos_ids, on_commit, clock)
-            row = Row(prompt, max_new_tokens, recorder, cache)
+            row = Row(prompt, max_new_tokens, recorder, own)
             row.start(self._build_drafter(), self._policy.model_copy(deep=True), processors, calibration, draft_cache)
             rows.append(row)
         for going in rounds(target, rows, processors, clock):
