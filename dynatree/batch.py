@@ -24,7 +24,10 @@ class Feed(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """`b` rows of `n` tokens: ids, positions [b, n], mask [b, n, end] (None: plain continuation), cache slots [b, n]."""
+    """Of `b` rows of `n` tokens: ids and positions [b, n], mask [b, n, end], cache slots [b, n].
+
+    No mask: plain continuation; no slots: rows alike (cache.py, `place`).
+    """
 
     tokens: Tensor
     positions: Tensor

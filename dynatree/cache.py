@@ -31,7 +31,8 @@ class _Rows:
     def __init__(self, count: int):
         self.lengths = [0] * count
         self.place = Place(slice(0, count), None, 0, 0)
-        self.states = Cache(layer_class_to_replicate=partial(_Layer, self))
+        # transformers calls it without arguments, as it would the class.
+        self.states = Cache(layer_class_to_replicate=cast(type[CacheLayerMixin], partial(_Layer, self)))
 
     @property
     def layers(self) -> "list[_Layer]":

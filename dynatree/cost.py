@@ -74,7 +74,7 @@ class CostTable(Knobs):
     models: dict[str, str]
     verify: Curve
     draft: Curve | None = None
-    batches: list[BatchCosts] = []
+    batches: list[BatchCosts] = Field(default_factory=list)
 
     def shared(self, rows: int) -> "CostTable":
         """What a forward costs one of `rows` requests that are decoded together: its share, t(rows, n) / rows.

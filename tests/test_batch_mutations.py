@@ -79,6 +79,7 @@ def padded_on_the_right(patch: Patch) -> None:
 
 
 def gathered_from_another_row(patch: Patch) -> None:
+    @torch.inference_mode()
     def keep(cache: KeyValueCache, prefix: int, kept: Tensor) -> None:
         for layer in cache.states.layers:
             for held in (layer.keys, layer.values):
@@ -88,13 +89,13 @@ def gathered_from_another_row(patch: Patch) -> None:
     patch.setattr(KeyValueCache, "keep", keep)
 
 
-def rows_not_renumbered(patch: Patch) -> None:
+def retained_rows_in_another_order(patch: Patch) -> None:
     real = KeyValueCache.retain
 
     def retain(caches: Sequence[KeyValueCache]) -> None:
         real(caches)
-        for row, cache in enumerate(reversed(caches)):
-            cache._row = row
+        for layer in caches[0].states.layers:
+            layer.keys, layer.values = layer.keys.flip(0), layer.values.flip(0)
 
     patch.setattr(KeyValueCache, "retain", retain)
 
@@ -111,7 +112,7 @@ MISTAKES = [
     slots_of_the_longest_row,
     padded_on_the_right,
     gathered_from_another_row,
-    rows_not_renumbered,
+    retained_rows_in_another_order,
     logits_of_another_row,
 ]
 

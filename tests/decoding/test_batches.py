@@ -1,7 +1,7 @@
 """Requests decoded together: each row gives what it gives alone, whatever stands beside it."""
 
 from dataclasses import asdict
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,7 +25,7 @@ BATCHED = [*TREES, "autoregressive"]
 PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 5, [2, 6, 5, 3, 5, 8, 9, 7], [2, 7, 1, 8, 2, 8, 1, 8]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def decoder(method: str, target: LanguageModel, drafter: LanguageModel) -> Any:
     """The method of that name in METHODS on these models."""
     name, knobs = METHODS[method]
@@ -174,8 +174,8 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(target: Build, dr
 def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
     """Guards against memory that grows with all rows ever begun, and against rows renumbered wrongly."""
     caches = KeyValueCache.together(3)
-    for cache, size in zip(caches, (4, 6, 5), strict=True):
-        target().forward(torch.arange(size), cache)
+    for row, size in zip(caches, (4, 6, 5), strict=True):
+        target().forward(torch.arange(size), row)
     held, kept = caches[0].bytes()[1], caches[2].states.layers[0].keys[2].clone()
     KeyValueCache.retain([caches[0], caches[2]])
     assert [caches[0].length, caches[2].length] == [4, 5]
