@@ -41,6 +41,14 @@ class Curve(Knobs):
         curve[0] = 0
         return curve
 
+    def plus(self, seconds: float) -> "Curve":
+        """The curve of a forward that takes `seconds` more."""
+        return self.model_copy(update={"seconds": [[value + seconds for value in row] for row in self.seconds]})
+
+    def share(self, rows: int) -> "Curve":
+        """The curve of one of `rows` that share the forward."""
+        return self.model_copy(update={"seconds": [[value / rows for value in row] for row in self.seconds]})
+
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
         rows = [len(row) for row in self.seconds]
@@ -60,7 +68,7 @@ class BatchCosts(Knobs):
 
     def shared(self) -> tuple[Curve, Curve | None]:
         """A row's share of `verify` and of `draft`."""
-        return _scaled(self.verify, 1 / self.rows), self.draft and _scaled(self.draft, 1 / self.rows)
+        return self.verify.share(self.rows), self.draft and self.draft.share(self.rows)
 
 
 class CostTable(Knobs):
@@ -88,7 +96,3 @@ class CostTable(Knobs):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, nearest)
         verify, draft = measured[nearest]
         return self.model_copy(update={"verify": verify, "draft": draft})
-
-
-def _scaled(curve: Curve, factor: float) -> Curve:
-    return curve.model_copy(update={"seconds": [[factor * value for value in row] for row in curve.seconds]})
