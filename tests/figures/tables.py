@@ -114,7 +114,7 @@ def _headline(
             accepted = round(rounds * (tokens - 1))
             rows["runs"].append(
                 _key(method, dataset, prompt)
-                | {"prompt_tokens": 128, "tpot_ms": 45.0 / speed}
+                | {"prompt_tokens": 128, "batch": 1, "tpot_ms": 45.0 / speed}
                 | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
                 | {"target_forwards": rounds, "drafted": drafted, "drafted_depth": min(drafted, rounds * 5)}
                 | {"accepted": accepted, "mean_path_length": tokens - 1}
@@ -154,6 +154,8 @@ def _summary(
         "method": method,
         "settings": settings,
         "dataset": dataset,
+        "prompt_tokens": 128,
+        "batch": 1,
         "metric": metric,
         "prompts": prompts,
         "documents": prompts,
