@@ -8,7 +8,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
 LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
 
-.PHONY: all test check quick fast clean prune touch benchmark
+.PHONY: all test check quick fast clean prune touch benchmark dvc.yaml
 all: $(STAMP)
 	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
 	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
@@ -38,6 +38,10 @@ quick: $(STAMP)
 touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(SNAKEMAKE) --touch --forceall all
+
+# DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
+dvc.yaml: $(STAMP)
+	$(BIN)/python workflow/scripts/stages.py
 
 # All methods side by side in one process, for some twenty minutes at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)

@@ -29,7 +29,7 @@ rule all:
 
 rule data:
     input:
-        expand("data/prompts/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        [f"data/prompts/{PARAMS.pair}/{length}/{dataset}.parquet" for length, dataset in PROMPTS],
 
 
 rule runs:

@@ -2,12 +2,15 @@
 include: "common.smk"
 
 
+TIMELINE = [folder for folder, run in PASSES.items() if run.top == "timeline"]
+
+
 rule aggregate:
     input:
         script="workflow/scripts/aggregate.py",
         library=library("workflow/scripts/aggregate.py"),
         runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
-        timeline=expand("results/{run}/phases.json", run=TIMELINE),
+        timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
         costs=CALIBRATION[0],
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
@@ -20,7 +23,7 @@ rule aggregate:
         "../envs/dynatree.yaml"
     params:
         runs=[f"results/{run}" for run in RUNS],
-        timeline=[f"results/{run}" for run in TIMELINE],
+        timeline=[f"results/{folder}" for folder in TIMELINE],
         model=subpath(input.tokenizer, parent=True),
     shell:
         "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "

@@ -26,8 +26,9 @@ with reported():
     params.load("params.yaml")  # refuses keys that stand there twice, which `configfile` does not see
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
-    TIMELINE = grid.timeline(PARAMS)
-    NEEDS = params.check_knobs_once(PARAMS, Path(".cache/checked"))
+    PASSES = grid.passes(PARAMS)
+    PROMPTS = grid.prompts(PARAMS)
+    NEEDS = params.check_plugins_once(PARAMS, Path(".cache/checked"))
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
@@ -42,7 +43,11 @@ MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     figure="|".join([*PARAMS.figures, "benchmark"]),
-    top="runs|sweep|penalised",
+    top="|".join(sorted({run.top for run in RUNS.values()})),
+    method="[^/]+",
+    settings="[^/]+",
+    place="|".join(sorted({run.place for run in RUNS.values()})),
+    length="[^/]+",
 
 
 @cache
@@ -71,7 +76,7 @@ def decoding_library(script, run):
 
 def calibration(run):
     """The calibration, if the method of this run makes use of one."""
-    return CALIBRATION if NEEDS[run.method]["calibration"] else []
+    return CALIBRATION if NEEDS[run.folder]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -80,11 +85,19 @@ def figure_tables(figure):
 
 
 def run_of(wildcards):
-    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
 
 
-def pass_of(wildcards):
-    return TIMELINE[f"timeline/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+def pass_of(wildcards, top):
+    return PASSES[f"{top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
+
+
+def prompts_file(run):
+    return f"data/prompts/{PARAMS.pair}/{run.length}/{run.dataset}.parquet"
+
+
+def tokens_file(run):
+    return f"data/tokens/{PARAMS.pair}/{run.dataset}.parquet"
 
 
 def models(run):
@@ -92,7 +105,7 @@ def models(run):
 
     Plain decoding never loads the drafter.
     """
-    drafts = NEEDS[run.method]["drafter"] != "unused"
+    drafts = NEEDS[run.folder]["drafter"] != "unused"
     return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]
 
 

@@ -17,18 +17,20 @@ def main() -> None:
     parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
     parser.add_argument("--costs", type=Path, required=True, help="costs.json of the calibration")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
+    parser.add_argument("--out", type=Path, required=True, help="results folder: of the tables and metrics.json")
     a = parser.parse_args()
     with reported():
         tokenizer = text_tokenizer(a.model)
         decode = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
-        records = [metrics.Records.read(folder) for folder in a.runs]
+        records = [metrics.Records.read(a.out, folder) for folder in a.runs]
         machine = metrics.same_machine(records)
         rows = {
             "runs": metrics.runs(records),
             "rounds": metrics.rounds(records),
             "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
-            "phases": [row for folder in a.timeline for row in metrics.phases(folder, lambda ids: decode(tuple(ids)))],
+            "phases": [
+                row for folder in a.timeline for row in metrics.phases(a.out, folder, lambda ids: decode(tuple(ids)))
+            ],
             "costs": metrics.costs(a.costs),
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
