@@ -34,4 +34,4 @@ rule data:
 
 rule runs:
     input:
-        expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
+        expand("results/{run}/{file}", run=RUNS, file=RECORDS),

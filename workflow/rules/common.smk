@@ -34,6 +34,7 @@ SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
 CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
+RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
     f" --threads {PARAMS.threads}" if PARAMS.threads else ""
@@ -113,3 +114,17 @@ def model_options(manifests, calibration=()):
     """--target and, where there are such, --drafter and --calibration: the folders of these files."""
     parts = [*zip(("target", "drafter"), manifests), *zip(("calibration",), calibration)]
     return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)
+
+
+def pass_options(run, files):
+    """What the script of a pass is told: models, method, prompts, machine. `files`: the inputs of its job."""
+    return (
+        f"{model_options(files.models, files.calibration)} --decoder {run.decoder} "
+        f"--knobs {shlex.quote(json.dumps(dict(run.knobs)))} --prompts {files.prompts} "
+        f"--output-tokens {run.output_tokens} {MACHINE}"
+    )
+
+
+def complete(folder):
+    """Whether all records of a run are there; each is written whole or not at all."""
+    return all(Path("results", folder, file).is_file() for file in RECORDS)

@@ -36,17 +36,13 @@ rule generate:
         "--reference-seconds {params.reference} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
 
 
-def timeline_of(wildcards):
-    return pass_of(wildcards, "timeline")
-
-
 rule timeline:
     input:
         script="workflow/scripts/timeline.py",
-        library=lambda w: decoding_library("workflow/scripts/timeline.py", timeline_of(w)),
-        models=lambda w: models(timeline_of(w)),
-        calibration=lambda w: calibration(timeline_of(w)),
-        prompts=lambda w: prompts_file(timeline_of(w)),
+        library=lambda w: decoding_library("workflow/scripts/timeline.py", pass_of(w, "timeline")),
+        models=lambda w: models(pass_of(w, "timeline")),
+        calibration=lambda w: calibration(pass_of(w, "timeline")),
+        prompts=lambda w: prompts_file(pass_of(w, "timeline")),
     output:
         "results/timeline/{method}/{settings}/{place}/phases.json",
     log:
@@ -56,12 +52,27 @@ rule timeline:
     resources:
         machine=100,
     params:
-        run=timeline_of,
-        knobs=lambda w: json.dumps(dict(timeline_of(w).knobs)),
-        models=lambda w, input: model_options(input.models, input.calibration),
-        machine=MACHINE,
+        options=lambda w, input: pass_options(pass_of(w, "timeline"), input),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.models} --decoder {params.run.decoder} "
-        "--knobs {params.knobs:q} --prompts {input.prompts} --output-tokens {params.run.output_tokens} "
-        "{params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"
+
+
+rule memory:
+    input:
+        script="workflow/scripts/memory.py",
+        library=lambda w: decoding_library("workflow/scripts/memory.py", pass_of(w, "memory")),
+        models=lambda w: models(pass_of(w, "memory")),
+        calibration=lambda w: calibration(pass_of(w, "memory")),
+        prompts=lambda w: prompts_file(pass_of(w, "memory")),
+    output:
+        "results/memory/{method}/{settings}/{place}/memory.json",
+    log:
+        "logs/memory/{method}/{settings}/{place}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    params:
+        options=lambda w, input: pass_options(pass_of(w, "memory"), input),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"
