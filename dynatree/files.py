@@ -16,6 +16,8 @@ DRAFT_VOCABULARY = "draft_vocabulary.json"
 DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
 # Files of a run folder: what is deterministic, what was timed, what the audit found, an instrumented pass.
 OUTPUTS, TIMINGS, AUDIT, PHASES = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json"
+# Of a run folder of its own: what one request held in memory.
+MEMORY = "memory.json"
 
 
 def drafter_of(target: str) -> str:

@@ -204,6 +204,13 @@ def phases(folder: Path, decode: Decode) -> list[Row]:
     ]
 
 
+def memory(folder: Path) -> list[Row]:
+    """The row of the table `memory` from one method's record, `.../<method>/<settings>/<dataset>/memory.json`."""
+    method, settings, dataset = folder.parts[-3:]
+    record = files.read_json(folder / files.MEMORY) | {"method": method, "settings": settings, "dataset": dataset}
+    return [{name: record[name] for name in TABLES["memory"].names}]
+
+
 def costs(path: Path) -> list[Row]:
     """Rows of the table `costs` from a calibration's `costs.json`."""
     table = files.read_json(path)
