@@ -4,6 +4,7 @@ import math
 import random
 from typing import Any
 
+import experiments
 import pyarrow as pa
 
 from dynatree.schema import TABLES
@@ -51,10 +52,11 @@ def make(
     intervals: bool = True,
     nodes: int = 20,
     swept: int = 1,
+    few: bool = False,
     word: str = " the",
 ) -> dict[str, pa.Table]:
     """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
-    `swept` the number of data sets with sweeps, `word` one of the token texts."""
+    `swept` the number of data sets with experiments, `few` whether these have the fewest values, `word` a token's text."""
     chance = random.Random(seed)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     for dataset in datasets:
@@ -71,8 +73,7 @@ def make(
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
-    for dataset in datasets[:swept]:
-        _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
+    experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
 
 
@@ -241,25 +242,4 @@ def _nodes(
             | {"round": number, "node": place, "token": place, "text": chance.choice(WORDS)}
             | {"parent": node["parent"], "depth": node["depth"], "rank": node["rank"], "accepted": node["accepted"]}
             | {"path_log_probability": node["path"], "hit": node["accepted"] if met else None}
-        )
-
-
-def _sweeps(rows: list[Row], chance: random.Random, dataset: str, winner: str, prompts: int, intervals: bool) -> None:
-    best = 0.3 if winner == "dynatree" else -0.3
-    grid = {(d, b, "0.03") for d in (3, 5, 8) for b in (2, 3, 4)}
-    grid |= {(d, 3, "0.03") for d in range(3, 9)} | {(8, 3, t) for t in ("0.01", "0.02", "0.05", "0.1", "None")}
-    for d, b, tau in sorted(grid):
-        value = 1.1 + best * (d - 5) / 5 + 0.05 * (b == 3) - (0.1 if tau == "None" else 0.0)
-        settings = f"D{d}_B{b}_tau{tau}_N64"
-        rows.append(_summary(chance, "tree_shape", "dynatree", settings, dataset, "speedup", value, prompts, intervals))
-    for name, value in (("linear", 1.13), ("autoregressive", 1.0)):
-        rows.append(
-            _summary(
-                chance, "tree_shape", name, SETTINGS.get(name, "default"), dataset, "speedup", value, prompts, intervals
-            )
-        )
-    for k in (2, 4, 6, 8):
-        value = 2.6 - abs(k - (6 if best > 0 else 4)) / 5
-        rows.append(
-            _summary(chance, "chain", "linear", f"K{k}", dataset, "tokens_per_iteration", value, prompts, intervals)
         )
