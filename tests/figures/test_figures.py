@@ -26,6 +26,8 @@ SHOWN = {
     "calibration": ("dynatree",),
     "oracle_gap": SPECULATIVE,
     "cost_curve": SPECULATIVE,
+    "memory": synthetic.METHODS,
+    "latency": synthetic.METHODS,
     "sweep": ("linear", "dynatree"),
 }
 SHAPES = {
