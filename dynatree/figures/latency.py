@@ -23,7 +23,7 @@ class Metric(NamedTuple):
 
 
 METRICS = {
-    "ttft_ms": Metric("Time to first token", "ms", -1),
+    "ttft_ms": Metric("Time to the first token", "ms", -1),
     "tpot_ms": Metric("Time per token after it", "ms", -1),
     "throughput": Metric("Throughput", "tokens/s", 1),
 }
@@ -70,7 +70,8 @@ def _panel(
         axis=alt.Axis(ticks=False, domain=False, labels=first, labelPadding=6),
     )
     colour = alt.Color("method:N", scale=theme.colour_scale(method for method, _ in names), legend=None)
-    title = alt.TitleParams(metric.title, subtitle="more is better" if metric.better > 0 else "less is better")
+    words = f"{metric.title.lower()}, {'more' if metric.better > 0 else 'less'} is better"
+    title = alt.TitleParams(words, frame="group", fontSize=theme.SMALL, fontWeight="normal")
     base = alt.Chart(theme.data(shown), width=WIDTH, height=alt.Step(STEP), title=title).encode(y=y)
     stems = base.mark_rule(strokeWidth=1, color=theme.FAINT).encode(x=alt.X("zero:Q", scale=scale), x2="value:Q")
     layers = [stems, base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour)]
@@ -78,8 +79,8 @@ def _panel(
     if ranged:
         interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
-    words = base.mark_text(align="left", dx=7, color=theme.INK)
-    return alt.layer(*layers, words.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
+    text = base.mark_text(align="left", dx=7, color=theme.INK)
+    return alt.layer(*layers, text.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
@@ -92,6 +93,11 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who waits least for the first token, who is fastest after it and altogether, and the others' distance."""
     found = _found(tables)
     names = theme.labels((row["method"], row["settings"]) for rows in found.values() for row in rows)
+    speedups = [
+        row
+        for row in theme.rows(tables, "summary", experiment="headline", metric="speedup")
+        if row["value"] is not None and row["method"] != panels.BASELINE
+    ]
     parts = ["Wait for the first token, pace after it, and tokens over the whole request."]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
         clauses = []
@@ -100,6 +106,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             if rows:
                 clauses.append(f"{what.lower()}: {_ranked(rows, names, unit, better)}")
         parts.append(f"On {title}, {panels.prompts(here)}: {'; '.join(clauses)}.")
+        ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
+        if ratios:
+            parts.append(f"Speedup of whole requests over plain decoding: {panels.fastest(ratios, names)}.")
     given = any(row["low"] is not None for rows in found.values() for row in rows)
     means = "Means over prompts (of tokens/s geometric)"
     return " ".join(
@@ -111,11 +120,13 @@ def _ranked(rows: list[theme.Row], names: Mapping[tuple[str, str], str], unit: s
     """The best with its interval, the next and how far it is behind, and whether their intervals are apart."""
     ranked = sorted(rows, key=lambda row: (-better * row["value"], row["method"], row["settings"]))
     best = ranked[0]
-    text = f"{names[best['method'], best['settings']]} is best with {theme.interval(best)} {unit}"
+    text = f"{names[best['method'], best['settings']]} has the best, {theme.interval(best)} {unit}"
     if len(ranked) > 1:
         second = ranked[1]
         behind = abs(second["value"] / best["value"] - 1)
-        text += f", {names[second['method'], second['settings']]} next, {behind:.0%} {'below' if better > 0 else 'above'}"
+        text += (
+            f", {names[second['method'], second['settings']]} next, {behind:.0%} {'below' if better > 0 else 'above'}"
+        )
         if best["low"] is not None and second["low"] is not None:
             apart = best["low"] > second["high"] if better > 0 else best["high"] < second["low"]
             text += " (their intervals are apart)" if apart else " (their intervals overlap)"

@@ -32,7 +32,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         peak = _panel(rows, everywhere, list(PARTS), "peak_mib", "peak, MiB" if last else None, True)
         cache = _panel(rows, everywhere, list(CACHES), "cache", "keys and values, MiB" if last else None, False)
         charts.append(alt.hconcat(peak, cache, title=title, spacing=20))
-    entries = [(name, tone, tone) for name, (_, tone) in PARTS.items()] + [("allocated for keys and values", "white", theme.INK)]
+    entries = [(name, tone, tone) for name, (_, tone) in PARTS.items()] + [
+        ("allocated for keys and values", "white", theme.INK)
+    ]
     return theme.finish(alt.vconcat(theme.key(entries, sum(WIDTHS) + 150), *charts))
 
 
@@ -105,7 +107,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             ends = [f"{_more(row['peak_mib'] - plain['peak_mib'])} ({row['label']})" for row in drafting]
             given = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else ends[0]
             weights = theme.number(max(row["drafter_weights_mib"] for row in drafting))
-            parts.append(f"With a drafter model the peak is {given} than plain decoding's; its weights are {weights} MiB.")
+            parts.append(
+                f"With a drafter model the peak is {given} than plain decoding's; its weights are {weights} MiB."
+            )
         largest = max(rows, key=lambda row: row["cache"])
         text = f"Keys and values take at most {theme.number(largest['cache'])} MiB ({largest['label']})"
         if largest["allocated"] is not None:

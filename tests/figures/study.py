@@ -39,3 +39,23 @@ def latency(chance: random.Random, throughput: Row) -> list[Row]:
         ends = {end: throughput[end] and throughput[end] * factor for end in ("low", "high")}
         rows.append(throughput | {"metric": metric, "value": value, **ends})
     return rows
+
+
+def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, ends: bool, few: bool) -> list[Row]:
+    """Throughput and speedup at several batch sizes; every gain shrinks, the winner's last."""
+    rows = []
+    for method, settings, gain in (
+        ("autoregressive", "default", 1.0), ("linear", "K6", 1.4), ("dynatree", "D63_B3_tau0.01_N63", 1.6),
+    ):  # fmt: skip
+        for batch in (1,) if few else (1, 2, 4, 8):
+            speed = gain * (1.3 if method == winner else 1.0) * batch**-0.35 if method != "autoregressive" else 1.0
+            for metric, value in (("speedup", speed), ("throughput", speed * 21 * batch**0.8)):
+                spread = chance.uniform(0.02, 0.08) if (metric, method) != ("speedup", "autoregressive") else 0.0
+                low, high = value * (1 - spread), value * (1 + spread)
+                rows.append(
+                    {"experiment": "batch_size", "method": method, "settings": settings, "dataset": dataset}
+                    | {"prompt_tokens": 128, "batch": batch, "metric": metric, "prompts": prompts, "documents": prompts}
+                    | {"value": value, "low": low if ends else None, "high": high if ends else None}
+                    | {"resolved": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
+                )
+    return rows

@@ -76,6 +76,8 @@ def make(
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
     for row in [row for row in rows["summary"] if (row["experiment"], row["metric"]) == ("headline", "throughput")]:
         rows["summary"] += study.latency(chance, row)
+    for dataset in datasets[:swept]:
+        rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
     rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
