@@ -204,6 +204,12 @@ def phases(results: Path, folder: Path, decode: Decode) -> list[Row]:
     ]
 
 
+def memory(results: Path, folder: Path) -> list[Row]:
+    """The row of the table `memory` from one method's record, `.../<method>/<settings>/<dataset>/memory.json`."""
+    record = {**files.read_json(folder / files.MEMORY), **_key(results, folder)}
+    return [{name: record[name] for name in TABLES["memory"].names}]
+
+
 def costs(path: Path) -> list[Row]:
     """Rows of the table `costs` from a calibration's `costs.json`."""
     table = files.read_json(path)

@@ -6,6 +6,7 @@ from typing import Any
 
 import experiments
 import pyarrow as pa
+import study
 
 from dynatree.schema import TABLES
 
@@ -73,6 +74,11 @@ def make(
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
+    for row in [row for row in rows["summary"] if (row["experiment"], row["metric"]) == ("headline", "throughput")]:
+        rows["summary"] += study.latency(chance, row)
+    for dataset in datasets[:swept]:
+        rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
+    rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
 

@@ -26,6 +26,9 @@ SHOWN = {
     "calibration": ("dynatree",),
     "oracle_gap": SPECULATIVE,
     "cost_curve": SPECULATIVE,
+    "memory": synthetic.METHODS,
+    "batch_size": ("autoregressive", "linear", "dynatree"),
+    "latency": synthetic.METHODS,
     "sweep": ("linear", "dynatree"),
 }
 SHAPES = {

@@ -14,6 +14,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=Path, nargs="*", required=True, help="run folders")
     parser.add_argument("--timeline", type=Path, nargs="*", default=[], help="folders of instrumented passes")
+    parser.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
     parser.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set")
     parser.add_argument("--costs", type=Path, help="costs.json of the calibration")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
@@ -37,6 +38,7 @@ def main() -> None:
             "phases": [
                 row for folder in a.timeline for row in metrics.phases(a.results, folder, lambda ids: decode(tuple(ids)))
             ],
+            "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": metrics.costs(a.costs) if a.costs else [],
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
