@@ -1,4 +1,4 @@
-"""How good a drafter is on its own: agreement with its target, calibration, cost of a step. Knows no decoder."""
+"""How good a drafter is on its own: agreement with its target, calibration, cost of a step, simulated speeds."""
 
 import statistics
 import time
@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynatree import simulate
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import Calibration
 from dynatree.distil.labels import continuations
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel, check_pair
@@ -25,14 +27,16 @@ def report(
     texts: Mapping[str, Tensor],
     tokens: int,
     length: int = 256,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
 
     `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
-    in prompts of half that length. Raises UserError for a text too short, or a drafter that reads other tokens.
+    in prompts of half that length. With the `calibration` of the pair also the speeds that decoding the continuations
+    would have (simulate.py). Raises UserError for a text too short, or a drafter that reads other tokens.
     """
     check_pair(target, drafter)
-    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
+    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2), "simulated": {}}
     for name, text in texts.items():
         rows = spread(name, text, length, tokens)
         prompts = spread(name, text, length // 2, tokens)
@@ -44,6 +48,9 @@ def report(
         for part, (begin, end) in parts.items():
             of = f"{name}, continuations, {part} tokens"
             found["agreement"][of] = compare(target, drafter, written[:, :end], begin)
+        if calibration:
+            pairs = [(row[: start + 1], row[start + 1 :]) for row in written.tolist()]
+            found["simulated"][name] = simulate.simulate(drafter, pairs, calibration)
     return found
 
 
@@ -129,7 +136,7 @@ def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[st
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The report as a table for people."""
+    """The report as tables for people."""
     keys = [*(f"top{rank}" for rank in RANKS), "covered", "ece"]
     lines = [f"{'agreement':48}" + "".join(f"{key:>9}" for key in keys)]
     for name, values in found["agreement"].items():
@@ -139,4 +146,51 @@ def describe(found: dict[str, Any]) -> str:
         f"a drafter step takes {1000 * cost['drafter_seconds']:.1f} ms, a target step "
         f"{1000 * cost['target_seconds']:.1f} ms: {100 * cost['ratio']:.0f} %"
     )
+    if not found["simulated"]:
+        return "\n".join([*lines, "no simulated speeds: no calibration of this pair was given"])
+    for name, rows in found["simulated"].items():
+        lines.append(
+            f"{f'simulated on {name}':48}" + "".join(f"{key:>14}" for key in ("tokens/round", "tokens/s", "speedup"))
+        )
+        for row in rows:
+            label = f"{row['method']} {row['setting']}".strip()
+            values = [
+                f"{row['tokens_per_round']:14.2f}",
+                f"{row['tokens_per_second']:14.1f}",
+                f"{row['speedup']:13.2f}x",
+            ]
+            lines.append(f"  {label:46}" + "".join(values))
     return "\n".join(lines)
+
+
+def rank(reports: Mapping[str, dict[str, Any]]) -> str:
+    """Reports of several drafters as a table, a row each: the fastest chain or tree on each text; fastest first.
+
+    By speedup over plain steps, whose mean over texts is geometric: each drafter has a calibration of its own, and a
+    machine has slow days. Lookup, which needs no drafter, stands below.
+    """
+    texts = list(next(iter(reports.values()))["simulated"])
+    wide = max(len("lookup alone"), *map(len, reports)) + 2
+    lines = [f"{'drafter':{wide}}{'step':>6}" + "".join(f"{text:>24}" for text in texts) + f"{'mean':>9}"]
+    table = {
+        name: [fastest(found["simulated"][text], ("chain", "tree")) for text in texts]
+        for name, found in reports.items()
+    }
+
+    def mean(name: str) -> float:
+        return statistics.geometric_mean(row["speedup"] for row in table[name])
+
+    def cells(rows: list[dict[str, Any]]) -> str:
+        speeds = "".join(f"{row['method'] + ' ' + row['setting']:>17}{row['speedup']:6.2f}x" for row in rows)
+        return speeds + f"{statistics.geometric_mean(row['speedup'] for row in rows):8.2f}x"
+
+    for name in sorted(table, key=mean, reverse=True):
+        lines.append(f"{name:{wide}}{100 * reports[name]['cost']['ratio']:4.0f} %" + cells(table[name]))
+    first = next(iter(reports.values()))["simulated"]
+    alone = [fastest(first[text], ("lookup", "prompt_lookup")) for text in texts]
+    return "\n".join([*lines, f"{'lookup alone':{wide}}{'':6}" + cells(alone)])
+
+
+def fastest(rows: list[dict[str, Any]], methods: tuple[str, ...]) -> dict[str, Any]:
+    """Of simulated rows of these methods the fastest."""
+    return max((row for row in rows if row["method"] in methods), key=lambda row: row["tokens_per_second"])

@@ -127,7 +127,7 @@ def prompt_lookup(ngram: int) -> Propose:
         if not most:
             return []
         generator = PromptLookupCandidateGenerator(None, most, ngram, max_length=len(text) + most + 1)
-        found: Tensor = generator.get_candidates(torch.tensor([text]))[0]
+        found: Tensor = generator.get_candidates(torch.LongTensor([text]))[0]
         return found[0, len(text) :].tolist()
 
     return propose
