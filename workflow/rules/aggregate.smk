@@ -9,6 +9,7 @@ rule aggregate:
         runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
         timeline=expand("results/{run}/phases.json", run=TIMELINE),
         costs=CALIBRATION[0],
+        drafter="results/drafter_report.json",
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
@@ -24,5 +25,5 @@ rule aggregate:
         model=subpath(input.tokenizer, parent=True),
     shell:
         "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "
-        "--costs {input.costs} "
+        "--costs {input.costs} --drafter {input.drafter} "
         "--model {params.model} --out results 2>&1 | tee {log:q}"

@@ -16,6 +16,7 @@ def main() -> None:
     parser.add_argument("--timeline", type=Path, nargs="+", required=True, help="folders of instrumented passes")
     parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
     parser.add_argument("--costs", type=Path, required=True, help="costs.json of the calibration")
+    parser.add_argument("--drafter", type=Path, required=True, help="the drafter's report")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
     a = parser.parse_args()
@@ -30,6 +31,7 @@ def main() -> None:
             "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
             "phases": [row for folder in a.timeline for row in metrics.phases(folder, lambda ids: decode(tuple(ids)))],
             "costs": metrics.costs(a.costs),
+            "drafter": metrics.drafter(a.drafter),
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
         rows["summary"] = metrics.summary(rows["runs"])
