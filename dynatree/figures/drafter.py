@@ -47,14 +47,16 @@ def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
     dots = dots.encode(
         x=alt.X("agreement:Q", scale=scale, axis=axis),
         y=y,
-        color=alt.Color("rank:O", scale=shades, legend=alt.Legend(title="among the first", orient="top")),
+        color=alt.Color(
+            "rank:O", scale=shades, legend=alt.Legend(title="among the first", titleOrient="left", orient="top")
+        ),
     )
     spans = alt.Chart(theme.data(ends)).encode(y=y)
     x = alt.X("low:Q", scale=scale, axis=axis)
     rules = spans.mark_rule(color=theme.QUIET).encode(x=x, x2="high:Q")
     least = spans.mark_text(align="right", dx=-9, color=theme.INK).encode(x=x, text="least:N")
     most = spans.mark_text(align="left", dx=9, color=theme.INK).encode(x=alt.X("high:Q", scale=scale), text="most:N")
-    title = "The drafter's first choices hold the target's"
+    title = "Agreement with the target's greedy choice"
     return alt.layer(rules, least, most, dots).properties(width=WIDTH, height=height, title=title)
 
 
@@ -65,11 +67,11 @@ def _speeds(rows: list[theme.Row]) -> theme.Layers:
     highest = {name: max(row["speedup"] for row in rows if row["name"] == name) for name in names}
     words = [{"name": name, "speedup": best, "words": f"{theme.number(best)}×"} for name, best in highest.items()]
     lowest = min(row["speedup"] for row in rows)
-    domain = [min(0.8, lowest * 0.9), max(highest.values()) * 1.5]
+    domain = [min(0.8, lowest * 0.9), max(highest.values()) * 2]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
     x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over plain decoding (×)", values=ticks))
-    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, grid=True, labelPadding=6))
+    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
     shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
     one = alt.Chart(theme.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
     dots = alt.Chart(theme.data(rows)).mark_point(filled=True, size=75, opacity=1)
@@ -81,7 +83,9 @@ def _speeds(rows: list[theme.Row]) -> theme.Layers:
     )
     text = alt.Chart(theme.data(words)).mark_text(align="left", dx=9, color=theme.INK)
     layers = (one, dots, text.encode(x=x, y=y, text="words:N"))
-    return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(STEP), title="Simulated on this machine's costs")
+    return alt.layer(*layers).properties(
+        width=WIDTH, height=alt.Step(STEP), title="Simulated speed by this machine's costs"
+    )
 
 
 def _like(method: str) -> str:

@@ -200,8 +200,9 @@ def _drafter(chance: random.Random, winner: str, datasets: tuple[str, ...]) -> l
             for rank, gained in ((1, 0.0), (2, 0.12), (3, 0.17), (8, 0.28)):
                 row = {"kind": "agreement", "dataset": dataset, "part": part, "rank": rank, "positions": 2048}
                 rows.append({**row, "agreement": share + gained})
-        simulated = {("plain", ""): 1.0, ("tree", "D3_B2_N6"): 1.0 if winner == "linear" else 1.7}
+        simulated = {("plain", ""): 1.0}
         simulated |= {("chain", f"K{k}"): 1.5 - abs(k - 3) * chance.uniform(0.06, 0.09) for k in range(1, 9)}
+        simulated |= {("tree", "D3_B2_N6"): 1.0 if winner == "linear" else 1.7}
         simulated |= {("prompt_lookup", "K5_n3"): 1.3, ("lookup", "K8"): 1.4, ("oracle", "K63"): 19.0}
         for (method, setting), speedup in simulated.items():
             row = {"kind": "simulated", "dataset": dataset, "part": "continuations", "method": method}
