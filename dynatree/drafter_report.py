@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from dynatree import simulate
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
-from dynatree.distil.labels import continuations
+from dynatree.distil.labels import continuations, score
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel, check_pair
 
@@ -21,35 +21,60 @@ _BINS = 10
 _STEPS = 30
 
 
+class Followed(NamedTuple):
+    """Token ids [rows, length] and the target's greedy choice behind each of them [rows, length]."""
+
+    tokens: Tensor
+    choices: Tensor
+
+
+class Passages(NamedTuple):
+    """Of one text: rows of it, and what the target writes behind `prompt_tokens` of it."""
+
+    text: Followed
+    written: Followed
+    prompt_tokens: int
+
+
+def follow(target: LanguageModel, texts: Mapping[str, Tensor], tokens: int, length: int) -> dict[str, Passages]:
+    """The target's choices along each text and along greedy continuations of it: all that a report asks the target.
+
+    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
+    in prompts of half that length. Raises UserError for a text too short.
+    """
+    found = {}
+    for name, text in texts.items():
+        prompts = spread(name, text, length // 2, tokens)
+        greedy = torch.zeros(len(prompts))
+        rows = score(target.model, spread(name, text, length, tokens), 1)
+        written = continuations(target.model, prompts, LATER + 1, greedy, 1, torch.Generator())
+        along, behind = (Followed(part["tokens"].long(), part["ids"][..., 0].long()) for part in (rows, written))
+        found[name] = Passages(along, behind, prompts.shape[1])
+    return found
+
+
 def report(
     target: LanguageModel,
     drafter: LanguageModel,
-    texts: Mapping[str, Tensor],
-    tokens: int,
-    length: int = 256,
+    passages: Mapping[str, Passages],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
+    """Agreement along the `passages` that the target was followed on, calibration there, and the cost of a step.
 
-    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
-    in prompts of half that length. With the `calibration` of the pair also the speeds that decoding the continuations
-    would have (simulate.py). Raises UserError for a text too short, or a drafter that reads other tokens.
+    With the `calibration` of the pair also the speeds that decoding the continuations would have (simulate.py). Raises
+    UserError for a drafter that reads other tokens.
     """
     check_pair(target, drafter)
-    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2), "simulated": {}}
-    for name, text in texts.items():
-        rows = spread(name, text, length, tokens)
-        prompts = spread(name, text, length // 2, tokens)
-        found["agreement"][name] = compare(target, drafter, rows, 0)
-        greedy = torch.zeros(len(prompts))
-        written = continuations(target.model, prompts, LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
-        start = prompts.shape[1] - 1  # this position predicts the first new token
+    context = max(of.prompt_tokens for of in passages.values())
+    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, context), "simulated": {}}
+    for name, (text, written, prompt_tokens) in passages.items():
+        found["agreement"][name] = compare(drafter, text, 0, text.tokens.shape[1])
+        start = prompt_tokens - 1  # this position predicts the first new token
         parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
         for part, (begin, end) in parts.items():
-            of = f"{name}, continuations, {part} tokens"
-            found["agreement"][of] = compare(target, drafter, written[:, :end], begin)
+            found["agreement"][f"{name}, continuations, {part} tokens"] = compare(drafter, written, begin, end)
         if calibration:
-            pairs = [(row[: start + 1], row[start + 1 :]) for row in written.tolist()]
+            pairs = [(row[:prompt_tokens], row[prompt_tokens:]) for row in written.tokens.tolist()]
             found["simulated"][name] = simulate.simulate(drafter, pairs, calibration)
     return found
 
@@ -64,8 +89,8 @@ def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: int) -> dict[str, Any]:
-    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `first`.. of the rows.
+def compare(drafter: LanguageModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
+    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `begin`..`end` - 1.
 
     `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
     greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
@@ -75,10 +100,9 @@ def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: 
     vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
     ranks = min(max(RANKS), len(vocabulary))
     hits, sure, covered = [], [], []
-    for row in rows:
-        ids = row[None].to(target.device)
-        wanted = target.model(input_ids=ids, use_cache=False).logits[0, first:].argmax(-1).to(drafter.device)
-        logits = drafter.model(input_ids=ids.to(drafter.device), use_cache=False).logits[0, first:][:, vocabulary]
+    for tokens, choices in zip(*followed, strict=True):
+        ids, wanted = tokens[None, :end].to(drafter.device), choices[begin:end].to(drafter.device)
+        logits = drafter.model(input_ids=ids, use_cache=False).logits[0, begin:][:, vocabulary]
         best = logits.float().softmax(-1).topk(ranks, dim=-1)
         hits.append(vocabulary[best.indices] == wanted[:, None])
         sure.append(best.values[:, 0])

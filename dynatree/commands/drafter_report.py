@@ -96,12 +96,11 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         for name, path in zip(drafters, calibrations, strict=False)
     }
     target = model.load(folder, arguments.dtype, arguments.device)
+    passages = drafter_report.follow(target, texts, arguments.tokens, arguments.length)
     found = {}
     for name in drafters:
         drafter = model.load(folders[name], arguments.dtype, arguments.device)
-        found[name] = drafter_report.report(
-            target, drafter, texts, arguments.tokens, arguments.length, measured.get(name)
-        )
+        found[name] = drafter_report.report(target, drafter, passages, measured.get(name))
     if len(found) > 1:
         print(json.dumps(found) if arguments.json else drafter_report.rank(found))
     else:

@@ -33,7 +33,8 @@ def main() -> None:
         measured = Calibration.read(a.calibration, fingerprints, machine)
         target, drafter = (model.load(folder, a.dtype, a.device) for folder in folders.values())
         with measure.alone():
-            found = drafter_report.report(target, drafter, texts, a.limit, a.length, measured)
+            passages = drafter_report.follow(target, texts, a.limit, a.length)
+            found = drafter_report.report(target, drafter, passages, measured)
         print(drafter_report.describe(found))
         files.write_json(a.out, {**found, "machine": machine})
 
