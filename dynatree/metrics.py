@@ -222,6 +222,21 @@ def costs(path: Path) -> list[Row]:
     ]
 
 
+def drafter(path: Path) -> list[Row]:
+    """Rows of the table `drafter` from the drafter's report: agreement by rank, then simulated speeds."""
+    found = files.read_json(path)
+    rows: list[Row] = []
+    for name, values in found["agreement"].items():
+        dataset, _, part = name.partition(", ")
+        for key, share in values.items():
+            if key.startswith("top"):
+                row = {"kind": "agreement", "dataset": dataset, "part": part or "text", "rank": int(key[3:])}
+                rows.append({**row, "positions": values["positions"], "agreement": share})
+    for dataset, simulated in found["simulated"].items():
+        rows += [{"kind": "simulated", "dataset": dataset, "part": "continuations", **row} for row in simulated]
+    return rows
+
+
 def summary(run_rows: list[Row]) -> list[Row]:
     """Rows of the table `summary`: every real-valued metric per group of runs alike but for their prompts."""
     names = [field.name for field in TABLES["summary"]]

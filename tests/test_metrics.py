@@ -287,6 +287,25 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     assert metrics.table("phases", rows).schema == TABLES["phases"]
 
 
+def test_the_drafters_report_becomes_rows(tmp_path: Path) -> None:
+    """Guards against a part taken for a data set, and against calibration errors read as agreement."""
+    shares = {"positions": 7, "top1": 0.4, "top8": 0.9, "covered": 0.95, "ece": 0.1, "reliability": []}
+    speed = {"method": "tree", "setting": "D2_B2_N3", "tokens_per_round": 2.0, "tokens_per_second": 40.0}
+    report = {"agreement": {"a": shares, "a, continuations, first tokens": shares}, "cost": {"ratio": 0.1}}
+    files.write_json(tmp_path / "report.json", {**report, "simulated": {"a": [{**speed, "speedup": 1.5}]}})
+    rows = metrics.table("drafter", metrics.drafter(tmp_path / "report.json")).to_pylist()
+    found = [(row["kind"], row["dataset"], row["part"], row["rank"], row["agreement"]) for row in rows]
+    assert found == [
+        ("agreement", "a", "text", 1, 0.4),
+        ("agreement", "a", "text", 8, 0.9),
+        ("agreement", "a", "continuations, first tokens", 1, 0.4),
+        ("agreement", "a", "continuations, first tokens", 8, 0.9),
+        ("simulated", "a", "continuations", None, None),
+    ]
+    assert rows[0]["positions"] == 7 and rows[0]["speedup"] is None
+    assert (rows[-1]["method"], rows[-1]["setting"], rows[-1]["speedup"]) == ("tree", "D2_B2_N3", 1.5)
+
+
 def test_rows_fit_the_schema() -> None:
     """Guards against columns that the tables lack or do not declare."""
     records = [record("autoregressive", [STEP], [1.0, 2.0]), record("dynatree", [SPECULATED], [1.0, 2.0])]

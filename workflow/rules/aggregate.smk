@@ -13,6 +13,7 @@ rule aggregate:
         timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
         memory=[f"results/{folder}/memory.json" for folder in MEMORY],
         costs=CALIBRATION[0],
+        drafter="results/drafter_report.json",
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
@@ -30,7 +31,7 @@ rule aggregate:
     shell:
         "python {input.script} --runs {params.runs} --timeline {params.timeline} --memory {params.memory} "
         "--perplexity {input.perplexity} "
-        "--costs {input.costs} "
+        "--costs {input.costs} --drafter {input.drafter} "
         "--model {params.model} --results results --out results 2>&1 | tee {log:q}"
 
 

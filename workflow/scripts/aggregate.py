@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
     parser.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set")
     parser.add_argument("--costs", type=Path, help="costs.json of the calibration")
+    parser.add_argument("--drafter", type=Path, help="the drafter's report")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     parser.add_argument("--results", type=Path, required=True, help="folder that the runs' folders are named below")
     parser.add_argument("--missing", nargs="*", default=[], help="runs asked for that are not there: named, left out")
@@ -40,6 +41,7 @@ def main() -> None:
             ],
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": metrics.costs(a.costs) if a.costs else [],
+            "drafter": metrics.drafter(a.drafter) if a.drafter else [],
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
         rows["summary"] = metrics.summary(rows["runs"])
