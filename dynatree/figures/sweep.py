@@ -11,6 +11,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Settings"
 
 METRICS = {"speedup": "speedup (×)", "tokens_per_iteration": "tokens per round"}
 BASELINE = "autoregressive"
