@@ -11,6 +11,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/perplexity.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/draw.smk"
+include: "workflow/rules/report.smk"
 
 
 localrules:

@@ -76,6 +76,11 @@ def test_empty_tables_are_refused(figure: ModuleType) -> None:
             speak(synthetic.empty())
 
 
+def test_says_its_section_of_the_report(figure: ModuleType) -> None:
+    """Guards against a figure that the report files under "Other"."""
+    assert figure.SECTION.istitle() and figure.SECTION != "Other"
+
+
 def test_missing_table_is_named(figure: ModuleType) -> None:
     """Guards against a KeyError that does not say which table to make."""
     with pytest.raises(UserError, match=figure.TABLES[0]):
