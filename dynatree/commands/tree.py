@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         raise UserError(f"--round: {arguments.round}; rounds are counted from 0")
     knobs = request.settings(known.methods[arguments.method], arguments.set)
 
-    from dynatree import render
+    from dynatree import render, theme
 
     if arguments.out is not None and arguments.out.suffix not in render.SUFFIXES:
         raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
@@ -89,14 +89,12 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     rounds = trace.rounds
     if arguments.round >= len(rounds):
         raise UserError(
-            f"--round: no {arguments.round}; this output of {len(trace.output)} tokens has {len(rounds)} rounds, "
-            f"counted from 0; take an earlier one or raise --max-new-tokens, now {arguments.max_new_tokens}"
+            f"--round: no {arguments.round}; this output of {theme.plural(len(trace.output), 'token')} has "
+            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise --max-new-tokens, now {arguments.max_new_tokens}"
         )
     chosen = rounds[arguments.round]
     # The root is the last token that was emitted before, and not yet forwarded.
     before = len(ids) + trace.first + sum(len(other.emitted) for other in rounds[: arguments.round]) - 1
-    from dynatree import theme
-
     title = f"{theme.display(arguments.method)}, round {arguments.round}"
     tokenizer = target.tokenizer
     decode = tokenizer.decode if tokenizer else lambda tokens: " ".join(str(token) for token in tokens)
@@ -139,6 +137,7 @@ def tree_text(walked: list[dict[str, Any]], before: int) -> str:
     from dynatree import theme
 
     last = {row["parent"]: row["place"] for row in walked}  # of each parent, the child that is drawn last
+    wide = 2 if max(row["depth"] for row in walked) <= 16 else 1  # letters a level; a long chain is indented less
     lines = ["node   position  step  path  token"]
     for row in walked:
         step = path = ""
@@ -148,12 +147,10 @@ def tree_text(walked: list[dict[str, Any]], before: int) -> str:
             step = f"{math.exp(row['path_log_probability'] - parent['path_log_probability']):.2f}"
         line = [walked[place] for place in row["above"][1:]]
         ended = [last[node["parent"]] == node["place"] for node in line]
-        branches = "".join("  " if end else "│ " for end in ended[:-1]) + (
-            "└ " if ended and ended[-1] else "├ " * bool(ended)
-        )
+        marks = [("  " if end else "│ ")[:wide] for end in ended[:-1]] + [("└ " if end else "├ ") for end in ended[-1:]]
         mark = "*" if row["accepted"] else " "
         words = theme.visible(row["text"])
-        lines.append(f"{row['place']:4} {mark} {before + row['depth']:8}  {step:4}  {path:4}  {branches}{words}")
+        lines.append(f"{row['place']:4} {mark} {before + row['depth']:8}  {step:4}  {path:4}  {''.join(marks)}{words}")
     return "\n".join(lines)
 
 
