@@ -148,11 +148,12 @@ def nodes(records: list[Records], decode: Decode) -> list[Row]:
             key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
             for number, fact in enumerate(output["rounds"]):
                 if fact["tree"]:
-                    rows += [{**key, "round": number, **node} for node in _node_rows(fact, decode)]
+                    rows += [{**key, "round": number, **node} for node in node_rows(fact, decode)]
     return rows
 
 
-def _node_rows(fact: Row, decode: Decode) -> list[Row]:
+def node_rows(fact: Row, decode: Decode) -> list[Row]:
+    """The nodes of one round's record that holds its tree, as in the table `nodes`, without the run's key."""
     tokens, parents, log_probs = (fact["tree"][name] for name in ("tokens", "parents", "log_probs"))
     path = set(fact["path"])
     depths = [0] * len(tokens)
