@@ -50,9 +50,10 @@ class _Layer(CacheLayerMixin):
     def __init__(self, shared: _Rows, **_: Any) -> None:
         super().__init__()
         self._shared = shared
+        self._stored: Place | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, capacity = len(self._shared.lengths), max(self.initial_capacity, self._shared.place.end)
+        rows, capacity = len(self._shared.lengths), self.initial_capacity
         # Zeros, since a shorter row's unused slots are masked, and a masked NaN would still be NaN.
         self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
         self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
@@ -62,8 +63,9 @@ class _Layer(CacheLayerMixin):
         rows, columns, start, end = self._shared.place
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        elif end > self.keys.shape[2]:
+        if end > self.keys.shape[2]:
             self._grow(end)
+        self._stored = self._shared.place
         for held, new in ((self.keys, key_states), (self.values, value_states)):
             if columns is None:
                 held[rows, :, start:end] = new
@@ -85,7 +87,9 @@ class _Layer(CacheLayerMixin):
         return self._shared.place.end, 0
 
     def get_seq_length(self) -> int:
-        return self._shared.place.start
+        # Behind a forward what is in use; in it, before this layer's turn, what it appends to.
+        place = self._shared.place
+        return max(self._shared.lengths) if self._stored is place else place.start
 
     def get_max_length(self) -> int:
         return -1
@@ -166,10 +170,16 @@ class KeyValueCache:
         self.crop(end)
 
     def bytes(self) -> tuple[int, int]:
-        """(bytes of the slots in use, bytes of the tensors held) of this row."""
-        used = allocated = 0
-        for layer in self._shared.layers:
-            for tensor in (layer.keys[self._row], layer.values[self._row]):
-                allocated += tensor.numel() * tensor.element_size()
-                used += tensor.numel() // tensor.shape[1] * self.length * tensor.element_size()
-        return used, allocated
+        """(bytes of the slots in use, bytes of the storage held) of all rows, each as long as the longest."""
+        return state_bytes(self.states)
+
+
+def state_bytes(states: Cache) -> tuple[int, int]:
+    """(bytes of the slots in use, bytes of the storage held) of keys and values, ours or transformers' own."""
+    used = allocated = 0
+    for layer in cast(list[_Layer], states.layers):  # or their own with the same three members
+        for tensor in (layer.keys, layer.values):
+            # What transformers cropped is a view of what it holds.
+            allocated += tensor.untyped_storage().nbytes()
+            used += tensor.nbytes // tensor.shape[2] * layer.get_seq_length()
+    return used, allocated

@@ -75,10 +75,10 @@ def build(
     return plugins.load("decoding", decoder).Decoder(target, drafter, calibration, **knobs)
 
 
-def load(
+def load_all(
     folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
-) -> tuple[LanguageModel, Any]:
-    """(target, decoder) from the model `folders` of `target` and, if there is one, `drafter`.
+) -> tuple[dict[str, LanguageModel], Any]:
+    """(models, decoder) from the model `folders` of `target` and, if there is one, `drafter`.
 
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
@@ -87,8 +87,15 @@ def load(
     if calibration:
         fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(calibration, fingerprints, provenance.describe(dtype, device))
-    target = loaded["target"]
-    return target, build(target, loaded.get("drafter"), decoder, knobs, measured)
+    return loaded, build(loaded["target"], loaded.get("drafter"), decoder, knobs, measured)
+
+
+def load(
+    folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
+) -> tuple[LanguageModel, Any]:
+    """(target, decoder): `load_all` for those who need not look at the drafter."""
+    models, built = load_all(folders, calibration, decoder, knobs, dtype, device)
+    return models["target"], built
 
 
 def generate(
@@ -116,8 +123,8 @@ def generate_batches(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """As `generate`, for groups of `batch` prompts decoded together, in order; the last group may be smaller.
 
-    There is an output a prompt and repeat, and a timing a group and repeat: `seconds` until its last commit, `batch`
-    the prompts in it. With `batch` above 1 a timing has `prompt_ids`, and a list of commits for each of them.
+    `seconds` of a timing are those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens
+    that it emitted; `commits` are the prompt's own, from the group's start.
     """
     check_batch(decoder, batch)
     groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
@@ -131,26 +138,25 @@ def generate_batches(
                 traces = decode_all(decoder, [p.ids for p in group], max_new_tokens, processors=processors)
                 synchronise(target.device)
                 after = reference_step(target, reference_seconds)
+                seconds = max(trace.seconds for trace in traces)
+                tokens = sum(len(trace.output) for trace in traces)
                 for prompt, trace in zip(group, traces, strict=True):
                     key = {"prompt_id": prompt.prompt_id, "repeat": repeat}
                     outputs.append({**key, **output_record(prompt, trace)})
-                seconds = max(trace.seconds for trace in traces)
-                names, commits = [prompt.prompt_id for prompt in group], [trace.commits for trace in traces]
-                timings.append(
-                    {
-                        **({"prompt_id": names[0]} if batch == 1 else {"prompt_ids": names}),
-                        "repeat": repeat,
-                        "batch": len(group),
-                        "seconds": seconds,
-                        "commits": commits[0] if batch == 1 else commits,
-                        "reference_before": before,
-                        "reference_after": after,
-                    }
-                )
+                    timings.append(
+                        {
+                            **key,
+                            "batch": len(group),
+                            "batch_tokens": tokens,
+                            "seconds": seconds,
+                            "commits": trace.commits,
+                            "reference_before": before,
+                            "reference_after": after,
+                        }
+                    )
                 before = after
-                tokens = sum(len(trace.output) for trace in traces)
-                said = f"{', '.join(names)}: {tokens} tokens, {tokens / seconds:.1f} tokens/s"
-                print(f"generate: {said}", file=sys.stderr)
+                names = ", ".join(prompt.prompt_id for prompt in group)
+                print(f"generate: {names}: {tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     return outputs, timings
 
 

@@ -11,7 +11,7 @@ from dynatree.calibration import Calibration
 from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
-from dynatree.request import Request, rounds
+from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
 

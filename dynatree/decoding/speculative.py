@@ -19,7 +19,7 @@ from dynatree.calibration import Calibration
 from dynatree.decoding import Needs
 from dynatree.model import LanguageModel, check_pair
 from dynatree.processors import PLAIN, Processors
-from dynatree.request import Request, rounds
+from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify

@@ -179,5 +179,5 @@ def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
     held, kept = caches[0].bytes()[1], caches[2].states.layers[0].keys[2].clone()
     KeyValueCache.retain([caches[0], caches[2]])
     assert [caches[0].length, caches[2].length] == [4, 5]
-    assert caches[0].states.layers[0].keys.shape[0] == 2 and caches[0].bytes()[1] == held
+    assert caches[0].bytes()[1] == held * 2 // 3
     assert torch.equal(caches[2].states.layers[0].keys[1], kept)
