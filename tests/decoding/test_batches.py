@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from dynatree import plugins
 from dynatree.audit import audit
 from dynatree.cache import KeyValueCache
+from dynatree.calibration import Calibration
+from dynatree.cost import BatchCosts, Curve
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
@@ -181,3 +183,17 @@ def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
     assert [caches[0].length, caches[2].length] == [4, 5]
     assert caches[0].bytes()[1] == held * 2 // 3
     assert torch.equal(caches[2].states.layers[0].keys[1], kept)
+
+
+def test_the_cost_aware_policy_counts_with_its_share(target: Build, drafter: Build) -> None:
+    """Guards against trees chosen as if a row were alone: where a node of a batch is dear, none is verified."""
+    costs, steps = models.calibration(node=0.001, level=0.001)
+    dear = Curve(contexts=[16], tokens=[1, 2], seconds=[[1, 40]])
+    table = costs.model_copy(update={"batches": [BatchCosts(rows=2, verify=dear, draft=costs.draft)]})
+    knobs = METHODS["cost aware"][1]
+    both = plugins.load("decoding", "speculative").Decoder(
+        target(), drafter("same"), Calibration(table, steps), **knobs
+    )
+    assert any(round.drafted for round in both.decode(PROMPTS[0], 24).rounds)
+    for row in both.decode_batch(PROMPTS[:2], 24):
+        assert not any(round.drafted for round in row.rounds)

@@ -126,6 +126,17 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
     assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
 
 
+def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards the option: outputs as one by one, timings of one batch; refused where a decoder has no batches."""
+    here("generate", f"{GENERATE} --out single")
+    here("generate", f"{GENERATE} --batch 2 --out double")
+    assert files.read_jsonl(f"single/{files.OUTPUTS}") == files.read_jsonl(f"double/{files.OUTPUTS}")
+    assert [row["batch"] for row in files.read_json(Path("double") / files.TIMINGS)["timings"]] == [2, 2]
+    with pytest.raises(SystemExit):
+        here("generate", f"{GENERATE.replace('autoregressive', 'transformers')} --batch 2 --out refused")
+    assert "batch: 2; transformers decodes one prompt at a time" in capsys.readouterr().err
+
+
 def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against work between two timings, and against an audit that slows another job's timing down."""
     happened = []
