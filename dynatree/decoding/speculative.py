@@ -169,8 +169,9 @@ class Decoder:
             limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         steps = calibration.steps if calibration and self._policy.uses_calibration else None
+        priced = calibration is not None and self._policy.needs_costs
         # One table a batch size, so that what it warns of is said once.
-        self._shared = cache(lambda rows: calibration and calibration.shared(rows))
+        self._shared = cache(lambda rows: calibration.shared(rows) if calibration and priced else calibration)
         self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
 
     def decode(
