@@ -4,6 +4,7 @@ import subprocess
 import sys
 from types import ModuleType
 
+import experiments
 import pytest
 import tables as synthetic
 import vl_convert
@@ -26,13 +27,17 @@ SHOWN = {
     "calibration": ("dynatree",),
     "oracle_gap": SPECULATIVE,
     "cost_curve": SPECULATIVE,
-    "sweep": ("linear", "dynatree"),
+    "length_scaling": experiments.LENGTH_METHODS,
+    "prompt_length": experiments.PROMPT_METHODS,
+    "tree_shape": ("dynatree_threshold", "dynatree"),
+    "ablation": tuple(method for method, _ in experiments.ABLATED if method != "autoregressive"),
 }
 SHAPES = {
     "full": {},
     "one prompt, no interval": {"datasets": ("wikipedia",), "prompts": 1, "intervals": False},
     "short trees": {"nodes": 2},
     "two data sets swept": {"swept": 2},
+    "few values": {"few": True},
 }
 
 
@@ -95,25 +100,6 @@ def test_a_winning_baseline_is_said_to_win() -> None:
 def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
     """Guards against claiming a speedup that the number of prompts does not carry."""
     assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))
-
-
-def test_sweep_draws_each_method_in_its_own_colour() -> None:
-    """Guards against colour scales that concatenated panels merge into one wrong order."""
-    drawn = svg(plugins.load("figures", "sweep"), synthetic.make())
-    marks = [line for line in drawn.split("<path") if 'aria-roledescription="line mark"' in line]
-    assert {tone for line in marks for tone in theme.COLOURS.values() if tone in line} == {
-        theme.colour("linear"),
-        theme.colour("dynatree"),
-    }
-
-
-def test_sweep_loses_no_setting() -> None:
-    """Guards against settings that differ in several knobs at once and so belong to no one-knob panel."""
-    settings = {"D8_B3": 1.3, "D5_B2": 1.1, "D6_B4": 0.7}
-    summary = synthetic.summary("ablation", "dynatree", settings)
-    figure = plugins.load("figures", "sweep")
-    assert all(f"D {text[1]}, B {text[-1]}" in svg(figure, {"summary": summary}) for text in settings)
-    assert "best is DynaTree D 8, B 3" in figure.caption({"summary": summary})
 
 
 def test_settings_names_are_read_back() -> None:
