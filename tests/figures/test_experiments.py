@@ -107,6 +107,17 @@ def test_the_heat_map_writes_every_cell_of_the_grid_and_nothing_else() -> None:
     assert all(f">{theme.number(row['value'])}<" in drawn for row in cells)
 
 
+@pytest.mark.parametrize("name", ["tree_shape", "length_scaling", "prompt_length"])
+def test_every_line_has_a_path_in_its_methods_colour(name: str) -> None:
+    """Guards against lines that come out empty, and colours that panels side by side mix up."""
+    drawn = texts(figure(name).draw(synthetic.make())).split("<path")
+    lines = [mark.split(">")[0] for mark in drawn if 'aria-roledescription="line mark"' in mark]
+    assert lines and all(' d="M' in line for line in lines)
+    methods = {"tree_shape": ["dynatree_threshold"], "length_scaling": experiments.LENGTH_METHODS}
+    wanted = {theme.colour(method) for method in methods.get(name, experiments.PROMPT_METHODS)}
+    assert {tone for line in lines for tone in theme.COLOURS.values() if tone in line} == wanted
+
+
 def test_one_line_of_settings_makes_no_heat_map() -> None:
     """Guards against a heat map of one row."""
     two = synthetic.summary("tree_shape", "dynatree_threshold", {"D3_B3_tau0.03_N64": 0.9, "D8_B3_tau0.03_N64": 1.2})
