@@ -148,8 +148,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 best, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
                 parts.append(
                     f"{shapes.title}, {name}: best of {len(line)} values at {theme.knob_value(best['knobs'][knob])}, "
-                    f"{theme.interval(best, '×')}, worst at {theme.knob_value(worst['knobs'][knob])}, "
-                    f"{theme.number(worst['value'])}×."
+                    f"{theme.interval(best, '×')} ({panels.verdict(best)}), worst at "
+                    f"{theme.knob_value(worst['knobs'][knob])}, {theme.number(worst['value'])}×."
                 )
         best = max(shapes.swept, key=lambda row: row["value"])
         text = f"Best of all {len(shapes.swept)} settings of {method} is {theme.knob_text(best['knobs'])}, "
