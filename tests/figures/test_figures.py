@@ -27,6 +27,7 @@ SHOWN = {
     "oracle_gap": SPECULATIVE,
     "cost_curve": SPECULATIVE,
     "memory": synthetic.METHODS,
+    "perplexity": synthetic.METHODS[1:],
     "batch_size": ("autoregressive", "linear", "dynatree"),
     "latency": synthetic.METHODS,
     "sweep": ("linear", "dynatree"),
