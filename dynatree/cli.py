@@ -1,4 +1,4 @@
-"""The library by hand: decode a prompt, measure costs, make a drafter, say how good one is, explain the tables."""
+"""The library by hand: decode, show a tree, measure costs, make a drafter, say how good one is, explain the tables."""
 
 import argparse
 import json
@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from dynatree import __version__, files, options, params, plugins, schema
-from dynatree.commands import calibrate, distil, drafter_report, quieten
+from dynatree.commands import calibrate, distil, drafter_report, quieten, request, tree
 from dynatree.errors import UserError, reported
+from dynatree.knobs import checked
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     report = commands.add_parser("report", help="explain the result tables")
     report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
     report.set_defaults(run=lambda _: print(schema.describe()))
-    others = [module.register(commands.add_parser, _folder) for module in (calibrate, distil, drafter_report)]
+    others = [module.register(commands.add_parser, _folder) for module in (tree, calibrate, distil, drafter_report)]
     for each in (parser, generate, report, *others):
         each.error = _refuse  # argparse would print the usage above the error
     with reported():
@@ -82,22 +81,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _refuse(message: str) -> NoReturn:
     raise UserError(message)
-
-
-def _settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
-    knobs = method.knobs
-    settable = [key for key in knobs if key not in params.PLUGGED]
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator or key not in settable:
-            raise UserError(
-                f"--set {assignment}: write KEY=VALUE with a key of this method: {', '.join(settable) or 'it has none'}"
-            )
-        try:
-            knobs[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {assignment}: {text!r} is no value") from error
-    return knobs
 
 
 def _folder(name: str, known: params.Params) -> Path:
@@ -118,59 +101,29 @@ def _folder(name: str, known: params.Params) -> Path:
     return found
 
 
-def _calibration(folders: dict[str, Path]) -> Path | None:
-    """What the workflow measured beside the models, if it was for these."""
-    from dynatree import model
-    from dynatree.calibration import COSTS
-
-    home = folders["target"].resolve().parent.parent / "results" / "calibration"
-    if not (home / COSTS).is_file():
-        return None
-    measured = files.read_json(home / COSTS).get("models", {})
-    return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
-
-
-def _prompt_text(arguments: argparse.Namespace) -> str:
-    if arguments.prompt is not None:
-        try:
-            # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
-            return str(arguments.prompt).encode().decode()
-        except UnicodeEncodeError as error:
-            raise UserError("--prompt: it is not UTF-8 text") from error
-    try:
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {arguments.prompt_file}: {error}") from error
-
-
-def _prompt_ids(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise UserError(f"--prompt-ids {text!r}: write token ids, such as '1 2 3'") from error
-
-
 def _generate(arguments: argparse.Namespace) -> None:
     known = params.read()
     if arguments.method not in known.methods:
         raise UserError(f"--method: no {arguments.method!r}; choose one of {', '.join(known.methods)}")
     method = known.methods[arguments.method]
-    knobs = _settings(method, arguments.set)
+    knobs = request.settings(method, arguments.set)
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     decoder_class = plugins.load("decoding", method.decoder).Decoder
-    params.check_method(arguments.method, method.decoder, knobs)
+    from dynatree import checks
+
+    checks.check_method(arguments.method, method.decoder, knobs)
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
-    ids = _prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
-    text = _prompt_text(arguments) if ids is None else ""
+    ids = request.prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
+    text = request.prompt_text(arguments) if ids is None else ""
 
     # Imported late, so that errors in the arguments come at once.
     from dynatree import measure, provenance
     from dynatree.processors import Processors
 
-    processors = params.checked(
+    processors = checked(
         "--repetition-penalty, --no-repeat-ngram",
         lambda given: Processors(**given),
         {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
@@ -180,7 +133,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     folders = {"target": _folder(arguments.target, known)}
     if needs.drafter != "unused" and arguments.drafter:
         folders["drafter"] = _folder(arguments.drafter, known)
-    calibration = (arguments.calibration or _calibration(folders)) if needs.calibration else None
+    calibration = (arguments.calibration or request.calibration(folders)) if needs.calibration else None
     target, decoder = measure.load(folders, calibration, method.decoder, knobs, arguments.dtype, arguments.device)
     if ids is None:
         if target.tokenizer is None:

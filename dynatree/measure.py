@@ -122,6 +122,8 @@ def generate(
                 timings.append(
                     {
                         **key,
+                        "batch": 1,
+                        "batch_tokens": len(trace.output),
                         "seconds": trace.seconds,
                         "commits": trace.commits,
                         "reference_before": before,

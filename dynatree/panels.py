@@ -84,12 +84,12 @@ class Values(NamedTuple):
     def y(self) -> alt.Y:
         """Encodes the field `value`."""
         scale = alt.Scale(type="log" if self.log else "linear", domain=[self.low, self.high], nice=False)
-        axis = alt.Axis(title=self.title, tickCount=5)
+        axis: dict[str, Any] = {"tickCount": 5}
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
             ticks = [first * 10.0**decade for decade in decades for first in (1, 2, 3, 5, 7)]
-            axis.values = [tick for tick in ticks if self.low <= tick <= self.high]
-        return alt.Y("value:Q", scale=scale, axis=axis)
+            axis = {"values": [tick for tick in ticks if self.low <= tick <= self.high], "labelOverlap": False}
+        return alt.Y("value:Q", scale=scale, axis=alt.Axis(title=self.title, **axis))
 
     def share(self, value: float) -> float:
         """How far up the axis the value is, 0..1."""

@@ -9,20 +9,30 @@ import vl_convert
 
 from dynatree.files import replacing, write_text
 
+SUFFIXES = (".svg", ".html", ".png")
+
 
 def render(chart: alt.TopLevelMixin, folder: str | Path, name: str, caption: str) -> None:
     """Write `<name>.svg`, `<name>.png` (scale 2) and `<name>.html`, each atomically, into `folder`.
 
     The caption becomes the description of the SVG and a paragraph of the page.
     """
+    for suffix in SUFFIXES:
+        write(chart, Path(folder) / f"{name}{suffix}", caption)
+
+
+def write(chart: alt.TopLevelMixin, path: Path, caption: str) -> None:
+    """Write one file, atomically, as its suffix says: one of SUFFIXES."""
     specification = chart.to_dict() | {"description": caption}
-    svg = _renumbered(vl_convert.vegalite_to_svg(specification))
-    page = _page(vl_convert.vegalite_to_html(specification | {"description": ""}, bundle=True), caption)
-    png = vl_convert.vegalite_to_png(specification, scale=2)
-    write_text(Path(folder) / f"{name}.svg", svg)
-    write_text(Path(folder) / f"{name}.html", page)
-    with replacing(Path(folder) / f"{name}.png") as temporary:
-        temporary.write_bytes(png)
+    if path.suffix == ".svg":
+        write_text(path, _renumbered(vl_convert.vegalite_to_svg(specification)))
+    elif path.suffix == ".html":
+        page = vl_convert.vegalite_to_html(specification | {"description": ""}, bundle=True)
+        write_text(path, _page(page, caption))
+    else:
+        png = vl_convert.vegalite_to_png(specification, scale=2)
+        with replacing(path) as temporary:
+            temporary.write_bytes(png)
 
 
 def _renumbered(svg: str) -> str:

@@ -144,6 +144,21 @@ TABLES: dict[str, pa.Schema] = {
             _column("drafter_cache_allocated_mib", _real, "the same for the drafter"),
         ]
     ),
+    "drafter": pa.schema(
+        [
+            _column("kind", _text, "`agreement` with the target's greedy choice, or `simulated` decoding"),
+            _column("dataset", _text, "name of the data set"),
+            _column("part", _text, "`text`, or which of the target's greedy continuations of it"),
+            _column("rank", _int, "of agreement: among how many first choices of the drafter; null for simulated"),
+            _column("positions", _int, "of agreement: positions compared; null for simulated"),
+            _column("agreement", _real, "share of positions, 0..1; null for simulated"),
+            _column("method", _text, "of simulated: `plain`, `chain`, `tree`, `prompt_lookup`, `lookup`, `oracle`"),
+            _column("setting", _text, "of simulated: its knobs (K3, D2_B2_N3); empty for plain; null for agreement"),
+            _column("tokens_per_round", _real, "of simulated: tokens emitted a round, bonus included"),
+            _column("tokens_per_second", _real, "of simulated: by the measured costs, prefill left out"),
+            _column("speedup", _real, "of simulated: over plain"),
+        ]
+    ),
     "benchmark": pa.schema(
         [
             _column("text", _text, "`greedy`, or `penalised`: with the logits processors of params.yaml"),

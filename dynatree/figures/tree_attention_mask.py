@@ -1,7 +1,7 @@
 """A recorded token tree beside its attention mask, and a small schematic one. Knows nodes, not how a mask is built."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pyarrow as pa
@@ -9,11 +9,13 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("nodes",)
+SECTION = "Method"
 
 OURS = "dynatree"
 READABLE = 24  # nodes, the root apart
 DEPTH, BRANCH = 3, 2  # of the schematic tree
 CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels a level, columns that stand for the prefix
+WIDEST = 330  # pixels that all levels share; a deep chain is indented less
 TONES = {"prefix": "#9ecae1", "self and ancestors": "#08306b", "blocked": "#ececec"}
 GREEDY = 0  # rank of the drafter's first choice
 
@@ -24,13 +26,18 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     first = tree[0]
     title = f"Recorded: {theme.display(first['method'])}, {first['dataset']}, round {first['round']}"
     schematic = f"Schematic: depth {DEPTH}, branch {BRANCH}"
-    tone = theme.colour(first["method"])
+    return drawing([(tree, title), (_full(), schematic)], theme.colour(first["method"]))
+
+
+def drawing(trees: Sequence[tuple[list[theme.Row], str]], tone: str) -> alt.TopLevelMixin:
+    """Each of these (nodes, title) beside its mask, one below the other, accepted paths in the colour `tone`.
+
+    A node is a row of the table `nodes`, of which node, parent, depth, rank, text, accepted and path_log_probability
+    are read.
+    """
     entries = [(name, fill, fill) for name, fill in TONES.items()] + [("accepted path", tone, tone)]
-    return theme.finish(
-        alt.vconcat(
-            theme.key(entries, 420), _pair(_walked(tree), title, tone), _pair(_walked(_full()), schematic, tone)
-        )
-    )
+    pairs = [_pair(depth_first(tree), title, tone) for tree, title in trees]
+    return theme.finish(alt.vconcat(theme.key(entries, 420), *pairs))
 
 
 def _recorded(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
@@ -71,7 +78,7 @@ def _full() -> list[theme.Row]:
     return [row | {"path_log_probability": None} for row in tree]
 
 
-def _walked(tree: list[theme.Row]) -> list[theme.Row]:
+def depth_first(tree: list[theme.Row]) -> list[theme.Row]:
     """The nodes depth first, siblings by rank: `place` is the row, `above` the places of a node and its ancestors."""
     children: dict[int, list[theme.Row]] = {}
     for row in tree:
@@ -105,14 +112,15 @@ def _upright(count: int) -> alt.Scale:
 def _tree(walked: list[theme.Row], tone: str) -> theme.Layers:
     """Node-link drawing, one row a node, so that every row of the mask continues its node."""
     shown = []
+    indent = min(INDENT, WIDEST / max(1, *(row["depth"] for row in walked)))
     for row in walked:
-        x, y = 8 + row["depth"] * INDENT, (row["place"] + 0.5) * CELL
+        x, y = 8 + row["depth"] * indent, (row["place"] + 0.5) * CELL
         parent = walked[row["above"][-2]] if row["depth"] else row
         text = theme.fitting(theme.visible(row["text"]), 130)
         share = row["path_log_probability"]
         shown.append(
             {"x": x, "y": y, "words": text, "place": str(row["place"]), "accepted": row["accepted"]}
-            | {"px": 8 + parent["depth"] * INDENT, "py": (parent["place"] + 0.5) * CELL}
+            | {"px": 8 + parent["depth"] * indent, "py": (parent["place"] + 0.5) * CELL}
             | {"tone": tone if row["accepted"] else theme.QUIET, "weight": "bold" if row["accepted"] else "normal"}
             | {"thick": 2.5 if row["accepted"] else 1.0, "end": x + 10 + 0.61 * theme.SMALL * len(text)}
             | {"share": "" if share is None or not row["depth"] else _probability(math.exp(share))}
@@ -182,14 +190,19 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """What this round verified and accepted, and how often the drafter's first choice was not the target's."""
     tree = _recorded(tables)
     first = tree[0]
+    place = f"Round {first['round']} of {theme.display(first['method'])} ({first['settings']}) on {first['prompt_id']}"
+    return f"{place}: {described(tree)}"
+
+
+def described(tree: list[theme.Row]) -> str:
+    """What a round with these nodes verified and accepted, in sentences behind a colon."""
     path = [row for row in tree if row["accepted"] and row["depth"]]
     turns = sum(row["rank"] != GREEDY for row in path)
-    walked = _walked(tree)
+    walked = depth_first(tree)
     open_cells = sum(len(row["above"]) for row in walked)
     text = "".join(row["text"] for row in sorted(path, key=lambda row: row["depth"]))
     parts = [
-        f"Round {first['round']} of {theme.display(first['method'])} ({first['settings']}) on {first['prompt_id']}:"
-        f" one target forward verifies {theme.plural(len(tree) - 1, 'node')} of depth"
+        f"one target forward verifies {theme.plural(len(tree) - 1, 'node')} of depth"
         f" {max(row['depth'] for row in tree)} and accepts {theme.plural(len(path), 'token')}"
         + (f", “{theme.visible(text)}”" if path else "")
         + "."

@@ -73,6 +73,7 @@ def make(
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
+    rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
     for row in [row for row in rows["summary"] if (row["experiment"], row["metric"]) == ("headline", "throughput")]:
         rows["summary"] += study.latency(chance, row)
@@ -198,6 +199,25 @@ def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool
                     | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "resolved": prompts >= 10}
                     | {"throughput": 20 * value, "repetition": repeated, "identical": 1.0}
                 )
+    return rows
+
+
+def _drafter(chance: random.Random, winner: str, datasets: tuple[str, ...]) -> list[Row]:
+    rows: list[Row] = []
+    for dataset in datasets:
+        for part in ("text", "continuations, first tokens", "continuations, later tokens"):
+            share = chance.uniform(0.3, 0.5)
+            for rank, gained in ((1, 0.0), (2, 0.12), (3, 0.17), (8, 0.28)):
+                row = {"kind": "agreement", "dataset": dataset, "part": part, "rank": rank, "positions": 2048}
+                rows.append({**row, "agreement": share + gained})
+        simulated = {("plain", ""): 1.0}
+        simulated |= {("chain", f"K{k}"): 1.5 - abs(k - 3) * chance.uniform(0.06, 0.09) for k in range(1, 9)}
+        simulated |= {("tree", "D3_B2_N6"): 1.0 if winner == "linear" else 1.7}
+        simulated |= {("prompt_lookup", "K5_n3"): 1.3, ("lookup", "K8"): 1.4, ("oracle", "K63"): 19.0}
+        for (method, setting), speedup in simulated.items():
+            row = {"kind": "simulated", "dataset": dataset, "part": "continuations", "method": method}
+            row |= {"setting": setting, "tokens_per_round": 1.2 * speedup, "tokens_per_second": 26.0 * speedup}
+            rows.append({**row, "speedup": speedup})
     return rows
 
 

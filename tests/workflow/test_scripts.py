@@ -76,13 +76,25 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     here("timeline", f"{METHOD} --out results/timeline/autoregressive/default/made_up")
     perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
     here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
-    calibrate = "--target models/target --tokens tokens.parquet --start body --prompts 1 --prompt-tokens 8"
-    here("calibrate", f"{calibrate} --output-tokens 6 --contexts 16 --repeats 1 --seed 0 --out results/calibration")
+    weights.build(weights.parse(RANDOM), Path("models/drafter"), folder, seed=1)
+    pair = "--target models/target --drafter models/drafter --tokens tokens.parquet"
+    calibrate = f"{pair} --start body --prompts 1 --prompt-tokens 8 --output-tokens 6"
+    here("calibrate", f"{calibrate} --contexts 16 --repeats 1 --seed 0 --out results/calibration")
+    report = f"{pair} --calibration results/calibration --limit 32 --length 16"
+    here("drafter_report", f"{report} --out results/drafter_report.json")
     inputs = f"--runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
     inputs += " --perplexity results/perplexity/made_up.json --costs results/calibration/costs.json"
+    inputs += " --drafter results/drafter_report.json"
     without_torch("aggregate", f"{inputs} --model models/target --out results", folder)
     rows = parquet.read_table("results/runs.parquet").to_pylist()
     assert [(row["method"], row["output_tokens"], row["flips"]) for row in rows] == [("autoregressive", 12, 0)] * 2
+    drafter = parquet.read_table("results/drafter.parquet").to_pylist()
+    assert {(row["kind"], row["dataset"], row["part"]) for row in drafter} == {
+        ("agreement", "tokens", "text"),
+        ("agreement", "tokens", "continuations, first tokens"),
+        ("agreement", "tokens", "continuations, later tokens"),
+        ("simulated", "tokens", "continuations"),
+    }
     assert json.loads(Path("results/metrics.json").read_text())["autoregressive"]["throughput"] > 0
 
 

@@ -1,0 +1,106 @@
+"""What is to be decoded, as the commands that decode are told it: a method's parameters, a prompt, a calibration."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from dynatree import files, params, plugins
+from dynatree.commands import quieten
+from dynatree.errors import UserError
+
+FindModel = Callable[[str, params.Params], Path]
+
+
+def settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
+    """The method's knobs with `KEY=VALUE` changes. Raises UserError for a key that is not the method's."""
+    knobs = method.knobs
+    settable = [key for key in knobs if key not in params.PLUGGED]
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or key not in settable:
+            raise UserError(
+                f"--set {assignment}: write KEY=VALUE with a key of this method: {', '.join(settable) or 'it has none'}"
+            )
+        try:
+            knobs[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {assignment}: {text!r} is no value") from error
+    return knobs
+
+
+def calibration(folders: dict[str, Path]) -> Path | None:
+    """What the workflow measured beside the models, if it was for these."""
+    from dynatree import model
+    from dynatree.calibration import COSTS
+
+    home = folders["target"].resolve().parent.parent / "results" / "calibration"
+    if not (home / COSTS).is_file():
+        return None
+    measured = files.read_json(home / COSTS).get("models", {})
+    return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
+
+
+def prompt_text(arguments: argparse.Namespace) -> str:
+    """The text of --prompt or --prompt-file. Raises UserError for a file that cannot be read and no text."""
+    if arguments.prompt is not None:
+        try:
+            # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+            return str(arguments.prompt).encode().decode()
+        except UnicodeEncodeError as error:
+            raise UserError("--prompt: it is not UTF-8 text") from error
+    try:
+        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-file {arguments.prompt_file}: {error}") from error
+
+
+def prompt_ids(text: str) -> list[int]:
+    """Token ids written with spaces or commas between them."""
+    try:
+        return [int(part) for part in text.replace(",", " ").split()]
+    except ValueError as error:
+        raise UserError(f"--prompt-ids {text!r}: write token ids, such as '1 2 3'") from error
+
+
+class Loaded(NamedTuple):
+    """A method, ready to decode: its checked knobs, the target, its decoder and the prompt's token ids."""
+
+    knobs: dict[str, Any]
+    target: Any
+    decoder: Any
+    ids: list[int]
+
+
+def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, Any], find_model: FindModel) -> Loaded:
+    """The models and the decoder that `arguments` name, with the method's `knobs`; the prompt as token ids.
+
+    Raises UserError if anything is missing or does not fit.
+    """
+    decoder_name = known.methods[arguments.method].decoder
+    decoder_class = plugins.load("decoding", decoder_name).Decoder
+    params.check_method(arguments.method, decoder_name, knobs)
+    needs = decoder_class.needs(knobs)
+    if needs.drafter == "required" and not arguments.drafter:
+        raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
+    ids = prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
+    text = prompt_text(arguments) if ids is None else ""
+    folders = {"target": find_model(arguments.target, known)}
+    if needs.drafter != "unused" and arguments.drafter:
+        folders["drafter"] = find_model(arguments.drafter, known)
+
+    # Imported late, so that errors in the arguments come at once.
+    from dynatree import measure, provenance
+
+    quieten()
+    provenance.set_threads(arguments.threads)
+    measured = (arguments.calibration or calibration(folders)) if needs.calibration else None
+    target, decoder = measure.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
+    if ids is None:
+        if target.tokenizer is None:
+            raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
+        ids = target.tokenizer.encode(text)
+    target.check_prompt(ids, arguments.max_new_tokens)
+    return Loaded(knobs, target, decoder, ids)
