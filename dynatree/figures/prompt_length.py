@@ -46,7 +46,9 @@ def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
     return {
         metric: [
             row | {"x": row["prompt_tokens"], "label": names[row["method"], row["settings"]]}
-            for row in sorted(rows, key=lambda row: (order.index((row["method"], row["settings"])), row["prompt_tokens"]))
+            for row in sorted(
+                rows, key=lambda row: (order.index((row["method"], row["settings"])), row["prompt_tokens"])
+            )
             if row["value"] is not None and (metric, row["method"]) != ("speedup", panels.BASELINE)
         ]
         for metric, rows in every.items()

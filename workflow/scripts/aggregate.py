@@ -29,16 +29,18 @@ def main() -> None:
         if not a.runs:
             raise UserError(f"no run of {len(a.missing)} is finished; nothing to aggregate")
         tokenizer = text_tokenizer(a.model)
-        decode = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
+        cached = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
+
+        def decode(ids: list[int]) -> str:
+            return cached(tuple(ids))
+
         records = [metrics.Records.read(a.results, folder) for folder in a.runs]
         machine = metrics.same_machine(records)
         rows = {
             "runs": metrics.runs(records),
             "rounds": metrics.rounds(records),
-            "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
-            "phases": [
-                row for folder in a.timeline for row in metrics.phases(a.results, folder, lambda ids: decode(tuple(ids)))
-            ],
+            "nodes": metrics.nodes(records, decode),
+            "phases": [row for folder in a.timeline for row in metrics.phases(a.results, folder, decode)],
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": metrics.costs(a.costs) if a.costs else [],
             "drafter": metrics.drafter(a.drafter) if a.drafter else [],
