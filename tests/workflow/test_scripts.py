@@ -105,7 +105,7 @@ def test_memory_is_measured_in_a_process_of_its_own(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (row,) = metrics.memory(Path(out))
+    (row,) = metrics.memory(Path("results"), Path(out))
     assert (row["method"], row["settings"], row["dataset"]) == ("autoregressive", "default", "made_up")
     assert metrics.table("memory", [row]).num_rows == 1
     assert row["weights_mib"] < 1 < row["loaded_mib"] <= row["peak_mib"] < row["loaded_mib"] + 100
