@@ -39,6 +39,7 @@ NAMES = {
     "linear": "Linear chain",
     "hybrid_chain": "Chain, hybrid drafter",
     "fixed_tree": "Fixed tree",
+    "fixed_d5_b2": "Fixed tree, D 5, B 2",
     "optimal": "Optimal static tree",
     "confidence": "Confidence rules",
     "dynatree_threshold": "DynaTree, threshold",
