@@ -1,6 +1,7 @@
 """Each output's perplexity under the target against that of plain decoding's output. Knows runs, not rounds."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import altair as alt
 import pyarrow as pa
@@ -46,7 +47,7 @@ def _panel(
     tone = theme.colour(rows[0]["method"])
     low, high = scale.domain
     ticks = [tick for tick in TICKS if low <= tick <= high]
-    axis = {"values": ticks, "labelOverlap": "greedy", "format": "~g"}
+    axis: dict[str, Any] = {"values": ticks, "labelOverlap": "greedy", "format": "~g"}
     x = alt.X("x:Q", scale=scale, axis=alt.Axis(title="perplexity, plain decoding", **axis))
     y = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=None if place % COLUMNS else "perplexity, this method", **axis))
     shape = alt.Shape("dataset:N", scale=shapes, legend=None)
