@@ -4,11 +4,10 @@ import math
 import random
 from typing import Any
 
-import experiments
 import pyarrow as pa
-import study
 
 from dynatree.schema import TABLES
+from tests.figures import experiments, study
 
 METHODS = ("autoregressive", "transformers", "assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")
 SETTINGS = {"linear": "K6", "fixed_tree": "D3_B2_N14", "dynatree": "D8_B3_tau0.03_N64"}
@@ -79,6 +78,8 @@ def make(
         rows["summary"] += study.latency(chance, row)
     for dataset in datasets[:swept]:
         rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
+    rows["runs"] += study.chains(rows["runs"], few)
+    rows["perplexity"] = study.perplexity(rows["runs"], chance, winner)
     rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}

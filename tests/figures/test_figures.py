@@ -29,6 +29,7 @@ SHOWN = {
     "drafter": ("prompt_lookup", "lookup", "oracle"),
     "cost_curve": SPECULATIVE,
     "memory": synthetic.METHODS,
+    "perplexity": synthetic.METHODS[1:],
     "batch_size": ("autoregressive", "linear", "dynatree"),
     "latency": synthetic.METHODS,
     "length_scaling": experiments.LENGTH_METHODS,
