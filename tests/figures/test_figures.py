@@ -5,6 +5,7 @@ import sys
 from types import ModuleType
 
 import experiments
+import pyarrow as pa
 import pytest
 import tables as synthetic
 import vl_convert
@@ -119,6 +120,10 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
     assert "a static tree (D 3, B 2, N 6) with 1.70×; a chain (K 3) with 1.50× is the best chain" in won
     assert "a chain (K 3) with 1.50×, ahead of every tree" in lost
     assert "Lookup alone is slower: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
+    rows = synthetic.make()["drafter"].to_pylist()
+    slow = [row | {"speedup": row["speedup"] and row["speedup"] / 2} for row in rows]
+    assert "slower than plain" in caption({"drafter": pa.Table.from_pylist(slow, schema=TABLES["drafter"])})
+    assert "slower than plain" not in won + lost
 
 
 def test_settings_names_are_read_back() -> None:
