@@ -21,7 +21,8 @@ def timed() -> set[str]:
 def test_timed_jobs_are_alone_on_their_node_and_never_retried() -> None:
     """Guards against a timed rule that the profile forgets, and against a slow first try that a retry would hide."""
     assert {"generate", "calibrate", "timeline"} <= timed()
-    alone = {rule for rule, asked in PROFILES["slurm"]["set-resources"].items() if "--exclusive" in asked["slurm_extra"]}
+    asked = PROFILES["slurm"]["set-resources"]
+    alone = {rule for rule, resources in asked.items() if "--exclusive" in resources["slurm_extra"]}
     assert alone == timed()
     assert PROFILES["slurm"]["retries"] == 0 and PROFILES["slurm"]["slurm-no-requeue"]
     assert not set(PROFILES["slurm"]["groups"]) & timed()
