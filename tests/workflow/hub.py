@@ -1,6 +1,7 @@
 """Local folders laid out like the hub's repositories: a GPT-NeoX of Pythia's shape with random weights, and text."""
 
 import json
+import zlib
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +17,11 @@ END = "<|endoftext|>"
 PIECES, ROWS = 300, 320  # Pythia's embedding has more rows than its tokenizer has tokens
 
 
-def pythia(folder: Path, layers: int, heads: int, seed: int) -> None:
-    """A checkpoint in half precision, with the files that the hub has and no others."""
+def pythia(folder: Path, layers: int, heads: int = 4) -> None:
+    """A checkpoint in half precision, with the files that the hub has and no others.
+
+    Equal names have equal weights, so that one with fewer layers drafts what one with more accepts now and then.
+    """
     config = GPTNeoXConfig(
         vocab_size=ROWS,
         hidden_size=16 * heads,
@@ -31,12 +35,12 @@ def pythia(folder: Path, layers: int, heads: int, seed: int) -> None:
         bos_token_id=0,
         eos_token_id=0,
     )
-    torch.manual_seed(seed)
     model = GPTNeoXForCausalLM(config)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
-                parameter.normal_(0, 0.2)  # large enough that the argmax depends on the context
+                chance = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+                parameter.normal_(0, 0.2, generator=chance)  # large enough that the argmax depends on the context
     model.half().save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=_tokenizer(), bos_token=END, eos_token=END, unk_token=END).save_pretrained(
         folder

@@ -16,15 +16,15 @@ pytestmark = pytest.mark.slow
 PAIR = "pythia-2.8b"
 DATASETS = ["wikitext", "pg19"]
 # Of the headline runs alone, so that minutes are enough.
-FIGURES = ["datasets", "acceptance", "timeline", "latency", "memory"]
+FIGURES = ["datasets", "acceptance", "timeline"]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A finished run of the entries that params.yaml has for the paper, in half precision; the hub is not asked."""
     home = tmp_path_factory.mktemp("hub")
-    hub.pythia(home / "target", layers=4, heads=4, seed=0)
-    hub.pythia(home / "drafter", layers=2, heads=2, seed=1)
+    hub.pythia(home / "target", layers=4)
+    hub.pythia(home / "drafter", layers=3)
     hub.wikitext(home / "wikitext")
     hub.pg19(home / "pg19")
     made = World(tmp_path_factory.mktemp("paper"))
@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def test_the_models_are_the_ones_of_the_repositories(world: World) -> None:
     """Guards against a random, distilled or substituted model, and against a drafter that another rule made."""
-    layers = {PAIR: 4, f"{PAIR}-drafter": 2}
+    layers = {PAIR: 4, f"{PAIR}-drafter": 3}
     for name, count in layers.items():
         folder = world.folder / "models" / name
         config = json.loads((folder / "config.json").read_text())
@@ -62,7 +62,7 @@ def test_every_method_ran_in_half_precision_on_both_data_sets(world: World) -> N
     assert {(row["method"], row["dataset"]) for row in rows} == {(m, d) for m in known.methods for d in DATASETS}
     assert json.loads((world.folder / "results/metrics.json").read_text())["machine"]["dtype"] == "bfloat16"
     drafted = {row["method"] for row in rows if row["acceptance_rate"]}
-    assert {"linear", "fixed_tree", "dynatree_threshold"} <= drafted
+    assert drafted >= {"assisted", "linear", "fixed_tree", "dynatree_threshold", "dynatree"}
 
 
 def test_half_precision_stays_exact_on_every_output(world: World) -> None:
