@@ -4,11 +4,10 @@ import math
 import random
 from typing import Any
 
-import experiments
 import pyarrow as pa
-import study
 
 from dynatree.schema import TABLES
+from tests.figures import experiments, study
 
 METHODS = ("autoregressive", "transformers", "assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")
 SETTINGS = {"linear": "K6", "fixed_tree": "D3_B2_N14", "dynatree": "D8_B3_tau0.03_N64"}
