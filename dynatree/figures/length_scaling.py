@@ -77,7 +77,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
 
 
 def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]:
-    """The LENGTHS that some run of every series reaches; where outputs are shorter than all of them, how far they go."""
+    """The LENGTHS that some run of every series reaches; where outputs are shorter than all, how far they go."""
     reached = set.intersection(*({length for at in times.values() for length in at} for times in series))
     return [length for length in LENGTHS if length in reached] or sorted(reached)[-1:]
 

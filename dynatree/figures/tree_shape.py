@@ -127,7 +127,7 @@ def _line(rows: Sequence[theme.Row], knob: str) -> list[theme.Row]:
 
 
 def _grid(rows: Sequence[theme.Row]) -> list[theme.Row]:
-    """Rows that differ in ACROSS and DOWN alone, at the other knobs' most frequent values; empty if they fill no grid."""
+    """Rows that differ in ACROSS and DOWN alone, at the other knobs' usual values; empty if they fill no grid."""
     held = Counter(tuple(i for i in row["knobs"].items() if i[0] not in (ACROSS, DOWN)) for row in rows)
     usual = held.most_common(1)[0][0]
     cells = [r for r in rows if tuple(i for i in r["knobs"].items() if i[0] not in (ACROSS, DOWN)) == usual]

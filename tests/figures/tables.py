@@ -56,7 +56,7 @@ def make(
     word: str = " the",
 ) -> dict[str, pa.Table]:
     """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
-    `swept` the number of data sets with experiments, `few` whether these have the fewest values, `word` a token's text."""
+    `swept` the number of data sets with experiments, `few` whether these have fewest values, `word` a token text."""
     chance = random.Random(seed)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     for dataset in datasets:
