@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("drafter",)
+SECTION = "Costs"
 
 WIDTH, STEP = 300, 23
 SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest

@@ -14,6 +14,7 @@ from dynatree import panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
+SECTION = "Speed"
 
 EXPERIMENT = "length_scaling"
 LENGTHS = (100, 200, 300, 500, 1000)

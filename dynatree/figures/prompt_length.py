@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
 METRICS = {"speedup": "speedup (×)", "ttft_ms": "ms to the first token"}

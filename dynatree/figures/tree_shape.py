@@ -14,6 +14,7 @@ from dynatree import panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Settings"
 
 EXPERIMENT = "tree_shape"
 KNOBS = {"D": "depth D", "B": "branch B", "tau": "pruning tau"}
