@@ -38,6 +38,7 @@ def reported() -> Iterator[None]:
     """Print a UserError, or what the file system refused, as one line on standard error and exit with status 2."""
     try:
         yield
+        sys.stdout.flush()
     except BrokenPipeError:
         # Who reads the output has seen enough; what is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
