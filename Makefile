@@ -4,14 +4,19 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+EXTRAS ?= dev
 SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
 LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
 
-.PHONY: all test check quick fast clean prune touch benchmark
+.PHONY: all report test check quick fast clean prune touch benchmark dvc.yaml
 all: $(STAMP)
 	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
 	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
+
+# Every figure with its caption, the numbers, the parameters and the machine in one page that works offline.
+report: all
+	$(SNAKEMAKE) --report report.html -- all
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
@@ -39,6 +44,10 @@ touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(SNAKEMAKE) --touch --forceall all
 
+# DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
+dvc.yaml: $(STAMP)
+	$(BIN)/python workflow/scripts/stages.py
+
 # All methods side by side in one process, for some twenty minutes at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)
 	$(SNAKEMAKE) --snakefile workflow/rules/benchmark.smk -- figures/benchmark.svg
@@ -53,5 +62,5 @@ clean:
 # The stamp is written last: an interrupted set-up starts again.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $(STAMP)

@@ -11,6 +11,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/perplexity.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/draw.smk"
+include: "workflow/rules/report.smk"
 
 
 localrules:
@@ -29,9 +30,9 @@ rule all:
 
 rule data:
     input:
-        expand("data/prompts/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        [f"data/prompts/{PARAMS.pair}/{length}/{dataset}.parquet" for length, dataset in PROMPTS],
 
 
 rule runs:
     input:
-        expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
+        expand("results/{run}/{file}", run=RUNS, file=RECORDS),

@@ -94,9 +94,15 @@ class KeyValueCache:
 
     def bytes(self) -> tuple[int, int]:
         """(bytes of the slots in use, bytes of the tensors held)."""
-        used = allocated = 0
-        for layer in self._layers:
-            for tensor in (layer.keys, layer.values):
-                allocated += tensor.numel() * tensor.element_size()
-                used += tensor.numel() // tensor.shape[2] * layer.length * tensor.element_size()
-        return used, allocated
+        return state_bytes(self.states)
+
+
+def state_bytes(states: Cache) -> tuple[int, int]:
+    """(bytes of the slots in use, bytes of the storage held) of keys and values, ours or transformers' own."""
+    used = allocated = 0
+    for layer in cast(list[_Layer], states.layers):  # or their own with the same three members
+        for tensor in (layer.keys, layer.values):
+            # What transformers cropped is a view of what it holds.
+            allocated += tensor.untyped_storage().nbytes()
+            used += tensor.nbytes // tensor.shape[2] * layer.get_seq_length()
+    return used, allocated

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from dynatree import __version__, files, options, params, plugins, schema
 from dynatree.commands import calibrate, distil, drafter_report, quieten, request, tree
 from dynatree.errors import UserError, reported
+from dynatree.knobs import checked
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
@@ -109,7 +110,9 @@ def _generate(arguments: argparse.Namespace) -> None:
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     decoder_class = plugins.load("decoding", method.decoder).Decoder
-    params.check_method(arguments.method, method.decoder, knobs)
+    from dynatree import checks
+
+    checks.check_method(arguments.method, method.decoder, knobs)
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
@@ -120,7 +123,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     from dynatree import measure, provenance
     from dynatree.processors import Processors
 
-    processors = params.checked(
+    processors = checked(
         "--repetition-penalty, --no-repeat-ngram",
         lambda given: Processors(**given),
         {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},

@@ -1,15 +1,17 @@
-"""How good a drafter is on its own: agreement with its target, calibration, cost of a step. Knows no decoder."""
+"""How good a drafter is on its own: agreement with its target, calibration, cost of a step, simulated speeds."""
 
 import statistics
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dynatree import simulate
 from dynatree.cache import KeyValueCache
-from dynatree.distil.labels import continuations
+from dynatree.calibration import Calibration
+from dynatree.distil.labels import continuations, score
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel, check_pair
 
@@ -19,31 +21,61 @@ _BINS = 10
 _STEPS = 30
 
 
+class Followed(NamedTuple):
+    """Token ids [rows, length] and the target's greedy choice behind each of them [rows, length]."""
+
+    tokens: Tensor
+    choices: Tensor
+
+
+class Passages(NamedTuple):
+    """Of one text: rows of it, and what the target writes behind `prompt_tokens` of it."""
+
+    text: Followed
+    written: Followed
+    prompt_tokens: int
+
+
+def follow(target: LanguageModel, texts: Mapping[str, Tensor], tokens: int, length: int) -> dict[str, Passages]:
+    """The target's choices along each text and along greedy continuations of it: all that a report asks the target.
+
+    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
+    in prompts of half that length. Raises UserError for a text too short.
+    """
+    found = {}
+    for name, text in texts.items():
+        prompts = spread(name, text, length // 2, tokens)
+        greedy = torch.zeros(len(prompts))
+        rows = score(target.model, spread(name, text, length, tokens), 1)
+        written = continuations(target.model, prompts, LATER + 1, greedy, 1, torch.Generator())
+        along, behind = (Followed(part["tokens"].long(), part["ids"][..., 0].long()) for part in (rows, written))
+        found[name] = Passages(along, behind, prompts.shape[1])
+    return found
+
+
 def report(
     target: LanguageModel,
     drafter: LanguageModel,
-    texts: Mapping[str, Tensor],
-    tokens: int,
-    length: int = 256,
+    passages: Mapping[str, Passages],
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
-    """Agreement along each text and along greedy continuations of it, calibration there, and the cost of a step.
+    """Agreement along the `passages` that the target was followed on, calibration there, and the cost of a step.
 
-    `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
-    in prompts of half that length. Raises UserError for a text too short, or a drafter that reads other tokens.
+    With the `calibration` of the pair also the speeds that decoding the continuations would have (simulate.py). Raises
+    UserError for a drafter that reads other tokens.
     """
     check_pair(target, drafter)
-    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, length // 2)}
-    for name, text in texts.items():
-        rows = spread(name, text, length, tokens)
-        prompts = spread(name, text, length // 2, tokens)
-        found["agreement"][name] = compare(target, drafter, rows, 0)
-        greedy = torch.zeros(len(prompts))
-        written = continuations(target.model, prompts, LATER + 1, greedy, 1, torch.Generator())["tokens"].long()
-        start = prompts.shape[1] - 1  # this position predicts the first new token
+    context = max(of.prompt_tokens for of in passages.values())
+    found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, context), "simulated": {}}
+    for name, (text, written, prompt_tokens) in passages.items():
+        found["agreement"][name] = compare(drafter, text, 0, text.tokens.shape[1])
+        start = prompt_tokens - 1  # this position predicts the first new token
         parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
         for part, (begin, end) in parts.items():
-            of = f"{name}, continuations, {part} tokens"
-            found["agreement"][of] = compare(target, drafter, written[:, :end], begin)
+            found["agreement"][f"{name}, continuations, {part} tokens"] = compare(drafter, written, begin, end)
+        if calibration:
+            pairs = [(row[:prompt_tokens], row[prompt_tokens:]) for row in written.tokens.tolist()]
+            found["simulated"][name] = simulate.simulate(drafter, pairs, calibration)
     return found
 
 
@@ -57,8 +89,8 @@ def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: int) -> dict[str, Any]:
-    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `first`.. of the rows.
+def compare(drafter: LanguageModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
+    """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `begin`..`end` - 1.
 
     `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
     greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
@@ -68,10 +100,9 @@ def compare(target: LanguageModel, drafter: LanguageModel, rows: Tensor, first: 
     vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
     ranks = min(max(RANKS), len(vocabulary))
     hits, sure, covered = [], [], []
-    for row in rows:
-        ids = row[None].to(target.device)
-        wanted = target.model(input_ids=ids, use_cache=False).logits[0, first:].argmax(-1).to(drafter.device)
-        logits = drafter.model(input_ids=ids.to(drafter.device), use_cache=False).logits[0, first:][:, vocabulary]
+    for tokens, choices in zip(*followed, strict=True):
+        ids, wanted = tokens[None, :end].to(drafter.device), choices[begin:end].to(drafter.device)
+        logits = drafter.model(input_ids=ids, use_cache=False).logits[0, begin:][:, vocabulary]
         best = logits.float().softmax(-1).topk(ranks, dim=-1)
         hits.append(vocabulary[best.indices] == wanted[:, None])
         sure.append(best.values[:, 0])
@@ -129,7 +160,7 @@ def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[st
 
 
 def describe(found: dict[str, Any]) -> str:
-    """The report as a table for people."""
+    """The report as tables for people."""
     keys = [*(f"top{rank}" for rank in RANKS), "covered", "ece"]
     lines = [f"{'agreement':48}" + "".join(f"{key:>9}" for key in keys)]
     for name, values in found["agreement"].items():
@@ -139,4 +170,51 @@ def describe(found: dict[str, Any]) -> str:
         f"a drafter step takes {1000 * cost['drafter_seconds']:.1f} ms, a target step "
         f"{1000 * cost['target_seconds']:.1f} ms: {100 * cost['ratio']:.0f} %"
     )
+    if not found["simulated"]:
+        return "\n".join([*lines, "no simulated speeds: no calibration of this pair was given"])
+    for name, rows in found["simulated"].items():
+        lines.append(
+            f"{f'simulated on {name}':48}" + "".join(f"{key:>14}" for key in ("tokens/round", "tokens/s", "speedup"))
+        )
+        for row in rows:
+            label = f"{row['method']} {row['setting']}".strip()
+            values = [
+                f"{row['tokens_per_round']:14.2f}",
+                f"{row['tokens_per_second']:14.1f}",
+                f"{row['speedup']:13.2f}x",
+            ]
+            lines.append(f"  {label:46}" + "".join(values))
     return "\n".join(lines)
+
+
+def rank(reports: Mapping[str, dict[str, Any]]) -> str:
+    """Reports of several drafters as a table, a row each: the fastest chain or tree on each text; fastest first.
+
+    By speedup over plain steps, whose mean over texts is geometric: each drafter has a calibration of its own, and a
+    machine has slow days. Lookup, which needs no drafter, stands below.
+    """
+    texts = list(next(iter(reports.values()))["simulated"])
+    wide = max(len("lookup alone"), *map(len, reports)) + 2
+    lines = [f"{'drafter':{wide}}{'step':>6}" + "".join(f"{text:>24}" for text in texts) + f"{'mean':>9}"]
+    table = {
+        name: [fastest(found["simulated"][text], ("chain", "tree")) for text in texts]
+        for name, found in reports.items()
+    }
+
+    def mean(name: str) -> float:
+        return statistics.geometric_mean(row["speedup"] for row in table[name])
+
+    def cells(rows: list[dict[str, Any]]) -> str:
+        speeds = "".join(f"{row['method'] + ' ' + row['setting']:>17}{row['speedup']:6.2f}x" for row in rows)
+        return speeds + f"{statistics.geometric_mean(row['speedup'] for row in rows):8.2f}x"
+
+    for name in sorted(table, key=mean, reverse=True):
+        lines.append(f"{name:{wide}}{100 * reports[name]['cost']['ratio']:4.0f} %" + cells(table[name]))
+    first = next(iter(reports.values()))["simulated"]
+    alone = [fastest(first[text], ("lookup", "prompt_lookup")) for text in texts]
+    return "\n".join([*lines, f"{'lookup alone':{wide}}{'':6}" + cells(alone)])
+
+
+def fastest(rows: list[dict[str, Any]], methods: tuple[str, ...]) -> dict[str, Any]:
+    """Of simulated rows of these methods the fastest."""
+    return max((row for row in rows if row["method"] in methods), key=lambda row: row["tokens_per_second"])

@@ -4,10 +4,13 @@ So a changed D, B or tau is a missing file, and equal runs are one entry. Knows 
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from dynatree.errors import UserError
+from dynatree.knobs import checked
 from dynatree.params import PLUGGED, Method, Params
 
 # The field's one-letter symbols; a knob without one stands in a path by its own name.
@@ -24,9 +27,14 @@ SYMBOLS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One job of generation: a method with its knobs over the prompts of a data set."""
+    """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
 
-    experiment: str
+    `prompt_tokens` None: of the scale's length. `top`: the first folder below the results. `conditions`: what else
+    tells this run from others of its experiment, as folder names.
+    """
+
+    key: str
+    top: str
     method: str
     settings: str
     dataset: str
@@ -34,14 +42,31 @@ class Run:
     knobs: tuple[tuple[str, Any], ...]
     prompts: int
     output_tokens: int
-    repeats: int
+    repeats: int = 1
+    prompt_tokens: int | None = None
+    batch: int = 1
     processors: tuple[tuple[str, Any], ...] = ()
+    conditions: tuple[str, ...] = ()
 
     @property
     def folder(self) -> str:
         """Below the results folder."""
-        top = "runs" if self.experiment == "headline" else self.experiment
-        return f"{top}/{self.method}/{self.settings}/{self.dataset}"
+        return f"{self.top}/{self.method}/{self.settings}/{self.place}"
+
+    @property
+    def place(self) -> str:
+        """The end of the folder: conditions and data set."""
+        return "/".join([*self.conditions, self.dataset])
+
+    @property
+    def length(self) -> str:
+        """Folder of prompts of this run's length, below the pair's."""
+        return length(self.prompt_tokens)
+
+
+def length(prompt_tokens: int | None) -> str:
+    """Folder name of prompts of so many tokens; None: of the scale's number."""
+    return "default" if prompt_tokens is None else f"P{prompt_tokens}"
 
 
 def settings(knobs: dict[str, Any]) -> str:
@@ -83,57 +108,103 @@ def with_settings(knobs: dict[str, Any], text: str) -> dict[str, Any]:
     return merged
 
 
-def _run(params: Params, experiment: str, name: str, method: Method, dataset: str) -> Run:
-    sizes = params.sizes
-    headline = experiment == "headline"
+def _run(key: str, top: str, name: str, method: Method, dataset: str, **sizes: Any) -> Run:
     return Run(
-        experiment=experiment,
+        key=key,
+        top=top,
         method=name,
         settings=settings(method.knobs),
         dataset=dataset,
         decoder=method.decoder,
         knobs=tuple(method.knobs.items()),
-        prompts=sizes.prompts if headline else sizes.sweep_prompts,
-        output_tokens=sizes.output_tokens if headline else sizes.sweep_output_tokens,
-        repeats=sizes.repeats if headline else 1,
-        processors=tuple(params.penalised.processors.items()) if experiment == "penalised" else (),
+        **sizes,
     )
 
 
 def expand(params: Params) -> dict[str, Run]:
-    """Every generation run, by its folder: headline, sweep with the plain decoding it is compared to, penalised."""
+    """Every generation run, by its folder: the headline and all experiments.
+
+    Raises UserError for more runs than `limits.runs`.
+    """
+    sizes = params.sizes
+    main = {"prompts": sizes.prompts, "output_tokens": sizes.output_tokens, "repeats": sizes.repeats}
     runs = [
-        _run(params, "headline", name, method, dataset)
+        _run(f"methods.{name}", "runs", name, method, dataset, **main)
         for name, method in params.methods.items()
         for dataset in params.datasets
     ]
-    sweep = params.sweep
-    swept = params.methods[sweep.method]
-    for text in sweep.settings:
-        method = Method(decoder=swept.decoder, **with_settings(swept.knobs, text))
-        runs.append(_run(params, "sweep", sweep.method, method, sweep.dataset))
-    plain = params.methods["autoregressive"]
-    runs.append(_run(params, "sweep", "autoregressive", plain, sweep.dataset))
-    for name in params.penalised.methods:
-        runs.append(_run(params, "penalised", name, params.methods[name], params.penalised.dataset))
+    runs += [run for title in params.experiments for run in _experiment(params, title)]
+    if len(runs) > params.limits.runs:
+        raise UserError(
+            f"limits.runs: {len(runs)} generation runs are asked for, more than {params.limits.runs}; "
+            "shorten the lists, or raise the limit"
+        )
     return {run.folder: run for run in runs}
 
 
-def timeline(params: Params) -> dict[str, Run]:
-    """The instrumented passes, by folder: one prompt of the first data set."""
-    runs = {}
-    for name in params.timeline:
-        method = params.methods[name]
-        run = Run(
-            experiment="timeline",
-            method=name,
-            settings=settings(method.knobs),
-            dataset=params.datasets[0],
-            decoder=method.decoder,
-            knobs=tuple(method.knobs.items()),
-            prompts=1,
-            output_tokens=params.sizes.timeline_tokens,
-            repeats=1,
-        )
-        runs[run.folder] = run
-    return runs
+def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
+    """(key in params.yaml, name, method with its knobs) of everything that an experiment runs."""
+    experiment = params.experiments[title]
+    for name in experiment.methods:
+        yield f"methods.{name}", name, params.methods[name]
+    for name, listed in experiment.settings.items():
+        usual = params.methods[name]
+        for text in listed:
+            key = f"experiments.{title}.settings.{name}.{text}"
+            yield key, name, Method(decoder=usual.decoder, **checked(key, partial(with_settings, usual.knobs), text))
+    for name, method in experiment.also.items():
+        yield f"experiments.{title}.also.{name}", name, method
+
+
+def _experiment(params: Params, title: str) -> Iterator[Run]:
+    experiment, sizes = params.experiments[title], params.sizes.of(title)
+    lengths: Sequence[int | None] = experiment.prompt_tokens or [None]
+    for key, name, method in methods(params, title):
+        for dataset in experiment.datasets:
+            for tokens in lengths:
+                for batch in experiment.batches or [1]:
+                    conditions = [f"P{tokens}"] if experiment.prompt_tokens else []
+                    conditions += [f"b{batch}"] if experiment.batches else []
+                    yield _run(
+                        key,
+                        title,
+                        name,
+                        method,
+                        dataset,
+                        prompts=sizes.prompts,
+                        output_tokens=sizes.output_tokens,
+                        prompt_tokens=tokens,
+                        batch=batch,
+                        conditions=tuple(conditions),
+                        processors=tuple(experiment.processors.items()),
+                    )
+
+
+def passes(params: Params) -> dict[str, Run]:
+    """The passes over one prompt of the first data set, by folder: phases timed one by one, and memory."""
+    lengths = {"timeline": params.sizes.timeline_tokens, "memory": params.sizes.output_tokens}
+    runs = [
+        _run(f"methods.{name}", top, name, params.methods[name], params.datasets[0], prompts=1, output_tokens=tokens)
+        for top, tokens in lengths.items()
+        for name in getattr(params, top)
+    ]
+    return {run.folder: run for run in runs}
+
+
+class Prompts(NamedTuple):
+    """Prompts of one length: how many a data set, tokens of each, and of the text that must follow."""
+
+    number: int
+    tokens: int
+    reserve: int
+
+
+def prompts(params: Params) -> dict[tuple[str, str], Prompts]:
+    """The prompts that runs need, by (folder name of their length, data set)."""
+    found: dict[tuple[str, str], Prompts] = {}
+    for run in {**expand(params), **passes(params)}.values():
+        place = run.length, run.dataset
+        before = found.get(place, Prompts(0, 0, 0))
+        tokens = run.prompt_tokens or params.sizes.prompt_tokens
+        found[place] = Prompts(max(before.number, run.prompts), tokens, max(before.reserve, run.output_tokens))
+    return found

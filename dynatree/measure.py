@@ -78,10 +78,10 @@ def build(
     return built(target, drafter, calibration, **knobs)
 
 
-def load(
+def load_all(
     folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
-) -> tuple[LanguageModel, Any]:
-    """(target, decoder) from the model `folders` of `target` and, if there is one, `drafter`.
+) -> tuple[dict[str, LanguageModel], Any]:
+    """(models, decoder) from the model `folders` of `target` and, if there is one, `drafter`.
 
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
@@ -90,8 +90,15 @@ def load(
     if calibration:
         fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(calibration, fingerprints, provenance.describe(dtype, device))
-    target = loaded["target"]
-    return target, build(target, loaded.get("drafter"), decoder, knobs, measured)
+    return loaded, build(loaded["target"], loaded.get("drafter"), decoder, knobs, measured)
+
+
+def load(
+    folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
+) -> tuple[LanguageModel, Any]:
+    """(target, decoder): `load_all` for those who need not look at the drafter."""
+    models, built = load_all(folders, calibration, decoder, knobs, dtype, device)
+    return models["target"], built
 
 
 def generate(
@@ -119,6 +126,8 @@ def generate(
                 timings.append(
                     {
                         **key,
+                        "batch": 1,
+                        "batch_tokens": len(trace.output),
                         "seconds": trace.seconds,
                         "commits": trace.commits,
                         "reference_before": before,

@@ -34,22 +34,22 @@ class Records:
     machine: Row
 
     @staticmethod
-    def read(folder: Path) -> "Records":
-        """Records of `.../<runs or experiment>/<method>/<settings>/<dataset>`."""
-        top, method, settings, dataset = folder.parts[-4:]
+    def read(results: Path, folder: Path) -> "Records":
+        """Records of `folder`: <runs, or experiment>/<method>/<settings>/.../<dataset> in `results`."""
         timed = files.read_json(folder / files.TIMINGS)
         return Records(
-            key={
-                "experiment": "headline" if top == "runs" else top,
-                "method": method,
-                "settings": settings,
-                "dataset": dataset,
-            },
+            key=_key(results, folder),
             outputs=files.read_jsonl(folder / files.OUTPUTS),
             timings=timed["timings"],
             audit=files.read_jsonl(folder / files.AUDIT),
             machine=timed["machine"],
         )
+
+
+def _key(results: Path, folder: Path) -> Row:
+    top, method, settings, *_, dataset = folder.relative_to(results).parts
+    experiment = "headline" if top == "runs" else top
+    return {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
 
 
 def same_machine(records: list[Records]) -> Row:
@@ -79,7 +79,7 @@ def runs(records: list[Records]) -> list[Row]:
 
 
 def _prompt_key(row: Row) -> tuple[Any, ...]:
-    return row["experiment"], row["dataset"], row["prompt_id"], row["repeat"]
+    return tuple(row[key] for key in ("experiment", "dataset", "prompt_tokens", "batch", "prompt_id", "repeat"))
 
 
 def _run_rows(record: Records) -> Iterable[Row]:
@@ -100,9 +100,10 @@ def _run_rows(record: Records) -> Iterable[Row]:
             "document_id": output["document_id"],
             "output_ids": output["output_ids"],
             "prompt_tokens": output["prompt_tokens"],
+            "batch": timing["batch"],
             "output_tokens": emitted,
             "seconds": seconds,
-            "throughput": emitted / seconds,
+            "throughput": timing["batch_tokens"] / seconds,
             "ttft_ms": 1000 * first,
             "tpot_ms": 1000 * tpot if tpot is not None else None,
             "decode_throughput": 1 / tpot if tpot else None,
@@ -182,13 +183,12 @@ def node_rows(fact: Row, decode: Decode) -> list[Row]:
     ]
 
 
-def phases(folder: Path, decode: Decode) -> list[Row]:
+def phases(results: Path, folder: Path, decode: Decode) -> list[Row]:
     """Rows of the table `phases` from one instrumented pass."""
-    _, method, settings, dataset = folder.parts[-4:]
     record = files.read_json(folder / files.PHASES)
     facts = {-1: (record["output_ids"][: record["first"]], 0)}
     facts |= {number: (fact["emitted"], fact["accepted"]) for number, fact in enumerate(record["rounds"])}
-    key = {"experiment": "timeline", "method": method, "settings": settings, "dataset": dataset, "repeat": 0}
+    key = {**_key(results, folder), "repeat": 0}
     return [
         {
             **key,
@@ -205,6 +205,12 @@ def phases(folder: Path, decode: Decode) -> list[Row]:
     ]
 
 
+def memory(results: Path, folder: Path) -> list[Row]:
+    """The row of the table `memory` from one method's record, `.../<method>/<settings>/<dataset>/memory.json`."""
+    record = {**files.read_json(folder / files.MEMORY), **_key(results, folder)}
+    return [{name: record[name] for name in TABLES["memory"].names}]
+
+
 def costs(path: Path) -> list[Row]:
     """Rows of the table `costs` from a calibration's `costs.json`."""
     table = files.read_json(path)
@@ -217,15 +223,32 @@ def costs(path: Path) -> list[Row]:
     ]
 
 
+def drafter(path: Path) -> list[Row]:
+    """Rows of the table `drafter` from the drafter's report: agreement by rank, then simulated speeds."""
+    found = files.read_json(path)
+    rows: list[Row] = []
+    for name, values in found["agreement"].items():
+        dataset, _, part = name.partition(", ")
+        for key, share in values.items():
+            if key.startswith("top"):
+                row = {"kind": "agreement", "dataset": dataset, "part": part or "text", "rank": int(key[3:])}
+                rows.append({**row, "positions": values["positions"], "agreement": share})
+    for dataset, simulated in found["simulated"].items():
+        rows += [{"kind": "simulated", "dataset": dataset, "part": "continuations", **row} for row in simulated]
+    return rows
+
+
 def summary(run_rows: list[Row]) -> list[Row]:
-    """Rows of the table `summary`: every real-valued metric per experiment, method, settings and data set."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    """Rows of the table `summary`: every real-valued metric per group of runs alike but for their prompts."""
+    names = [field.name for field in TABLES["summary"]]
+    keys = names[: names.index("metric")]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in run_rows:
-        groups.setdefault(tuple(row[k] for k in ("experiment", "method", "settings", "dataset")), []).append(row)
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
     rows = []
     metrics = [field.name for field in TABLES["runs"] if field.type == pa.float64()]
-    for (experiment, method, settings, dataset), members in groups.items():
-        key = {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
+    for group, members in groups.items():
+        key = dict(zip(keys, group, strict=True))
         for metric in metrics:
             present = [row for row in members if row[metric] is not None]
             if present:

@@ -17,7 +17,7 @@ from dynatree import files
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError, first_line, readable
 from dynatree.files import DRAFT_VOCABULARY
-from dynatree.packing import PackedLinear, pack
+from dynatree.packing import PackedLinear, pack, weight_bytes
 from dynatree.tokenizer import load_tokenizer
 
 DTYPES = {
@@ -87,6 +87,11 @@ class LanguageModel:
     def vocabulary_size(self) -> int:
         """Number of token ids that may go in: rows of the embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held, those of a draft vocabulary's own head included."""
+        return weight_bytes(self.model, *([] if self._draft_head is None else [self._draft_head]))
 
     @property
     def context_limit(self) -> int | None:

@@ -32,6 +32,15 @@ class PackedLinear(nn.Module):
         return output
 
 
+def weight_bytes(*modules: nn.Module) -> int:
+    """Bytes of the parameters and buffers of `modules`, tied ones counted once, packed ones as oneDNN lays them out."""
+    dense = {
+        (tensor.data_ptr(), tensor.nbytes) for module in modules for tensor in (*module.parameters(), *module.buffers())
+    }
+    packed = {id(m.packed): m.packed for module in modules for m in module.modules() if isinstance(m, PackedLinear)}
+    return sum(size for _, size in dense) + sum(torch.ops.mkldnn._nbytes(tensor) for tensor in packed.values())
+
+
 def available(model: nn.Module) -> bool:
     """Whether this torch has the operators and all weights of `model` are float32 on the CPU."""
     operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))

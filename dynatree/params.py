@@ -1,7 +1,7 @@
 """params.yaml: read once, at the edge, and checked, with errors that name the key, the value and the choices.
 
 Imports neither torch nor transformers, so that a workflow tool can read parameters in no time; knobs are checked by
-the plug-ins that take them (`check_knobs`), which does import them.
+the plug-ins that take them (checks.py), which does import them.
 """
 
 import hashlib
@@ -14,10 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.files import read_json, write_json
-from dynatree.knobs import Knobs
+from dynatree.knobs import Knobs, explain
 
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
+# Folders of results, and what the main runs are called in the tables.
+RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "calibration", "perplexity")
 
 
 class Calibration(Knobs):
@@ -36,6 +38,13 @@ class Calibration(Knobs):
         return contexts
 
 
+class Size(Knobs):
+    """Of an experiment: prompts a data set and tokens of their outputs."""
+
+    prompts: int = Field(ge=1)
+    output_tokens: int = Field(ge=2)
+
+
 class BenchmarkSize(Knobs):
     """Prompts a data set and tokens of their outputs; the same for tuning."""
 
@@ -52,8 +61,7 @@ class Scale(Knobs):
     prompt_tokens: int = Field(ge=1)
     output_tokens: int = Field(ge=2)
     repeats: int = Field(ge=1)
-    sweep_prompts: int = Field(ge=1)
-    sweep_output_tokens: int = Field(ge=2)
+    experiments: dict[str, Size]
     timeline_tokens: int = Field(ge=2)
     reference_seconds: float = Field(gt=0)
     perplexity_tokens: int = Field(ge=2)
@@ -62,6 +70,10 @@ class Scale(Knobs):
     drafter_report_tokens: int = Field(ge=1)
     calibration: Calibration
     benchmark: BenchmarkSize
+
+    def of(self, experiment: str) -> Size:
+        """The size of an experiment."""
+        return self.experiments.get(experiment, self.experiments["default"])
 
     @model_validator(mode="after")
     def _overlapping(self) -> Self:
@@ -84,42 +96,68 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Sweep(Knobs):
-    """Further settings of one method on one data set."""
+class Experiment(Knobs):
+    """Runs beside the headline, compared with one another: methods on data sets, under conditions.
 
-    method: str
-    dataset: str
-    settings: list[str]
+    `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
+    `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
+    `repetition_penalty`, `no_repeat_ngram`: logits processors (processors.py).
+    """
 
-    @field_validator("settings")
-    @classmethod
-    def _once(cls, settings: list[str]) -> list[str]:
-        twice = sorted({s for s in settings if settings.count(s) > 1})
-        if twice:
-            raise ValueError(f"{', '.join(twice)} stands there twice")
-        return settings
-
-
-class Penalised(Knobs):
-    """Methods run again on one data set with logits processors (processors.py), so that the text does not loop."""
-
-    dataset: str
+    datasets: list[str] = Field(min_length=1)
     methods: list[str]
-    repetition_penalty: float
-    no_repeat_ngram: int
+    settings: dict[str, list[str]] = Field(default_factory=dict)
+    also: dict[str, Method] = Field(default_factory=dict)
+    prompt_tokens: list[int] = Field(default_factory=list)
+    batches: list[int] = Field(default_factory=list)
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: int = 0
 
     @property
     def processors(self) -> dict[str, Any]:
-        """The processors' own keys."""
-        return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram}
+        """The processors' own keys, if any of them does something."""
+        keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram}
+        return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram": 0} else {}
+
+    @field_validator("datasets", "methods", "prompt_tokens", "batches")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        return _refuse_twins(values)
+
+    @field_validator("settings")
+    @classmethod
+    def _each_once(cls, settings: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {method: _refuse_twins(listed) for method, listed in settings.items()}
+
+    @field_validator("prompt_tokens", "batches")
+    @classmethod
+    def _positive(cls, values: list[int]) -> list[int]:
+        if values and min(values) < 1:
+            raise ValueError(f"{min(values)}; give numbers from 1")
+        return values
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        named = [*self.methods, *self.settings, *self.also]
+        if twins := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"{twins[0]} stands in more than one of methods, settings, also")
+        return self
+
+
+def _refuse_twins(values: list[Any]) -> list[Any]:
+    if twins := sorted({str(value) for value in values if values.count(value) > 1}):
+        raise ValueError(f"{', '.join(twins)} stands there twice")
+    return values
 
 
 class Benchmark(Knobs):
     """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
 
+    `texts`: kinds of text by name, each with its logits processors (processors.py).
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     """
 
+    texts: dict[str, dict[str, Any]]
     methods: list[str]
     also: dict[str, Method]
     grids: dict[str, dict[str, list[Any]]]
@@ -127,6 +165,12 @@ class Benchmark(Knobs):
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
         return {name: methods[name] for name in self.methods} | self.also
+
+
+class Limits(Knobs):
+    """What stops a slip of the pen from starting a year of work: the most generation runs."""
+
+    runs: int = Field(ge=1)
 
 
 class Pair(Knobs):
@@ -168,11 +212,12 @@ class Params(Knobs):
     threads: int | None = Field(ge=1)
     distil: Distil
     methods: dict[str, Method]
-    sweep: Sweep
-    penalised: Penalised
+    experiments: dict[str, Experiment]
     benchmark: Benchmark
     timeline: list[str]
+    memory: list[str]
     figures: list[str]
+    limits: Limits
     scales: dict[str, Scale]
     pairs: dict[str, Pair]
     sources: dict[str, Source]
@@ -234,82 +279,61 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     among("pair", params.pair, list(params.pairs))
     for dataset in params.datasets:
         among("datasets", dataset, list(params.sources))
-    for name, method in params.methods.items():
-        among(f"methods.{name}.decoder", method.decoder, plugins.names("decoding"))
+
+    for key in ("datasets", "timeline", "memory", "figures"):
+        values = getattr(params, key)
+        if len(set(values)) < len(values):
+            raise UserError(f"{origin}: {key}: {values} names something twice")
+
+    def check_plugs(key: str, method: Method) -> None:
+        among(f"{key}.decoder", method.decoder, plugins.names("decoding"))
         for knob, folder in PLUGGED.items():
             if knob in method.knobs:
-                among(f"methods.{name}.{knob}", method.knobs[knob], plugins.names(folder))
-    among("methods", "autoregressive", list(params.methods))
-    among("sweep.method", params.sweep.method, list(params.methods))
-    among("sweep.dataset", params.sweep.dataset, params.datasets)
-    among("penalised.dataset", params.penalised.dataset, params.datasets)
-    for name in params.penalised.methods:
-        among("penalised.methods", name, list(params.methods))
-    among("penalised.methods", "autoregressive", params.penalised.methods)
+                among(f"{key}.{knob}", method.knobs[knob], plugins.names(folder))
+
+    methods = list(params.methods)
+    for name, method in params.methods.items():
+        check_plugs(f"methods.{name}", method)
+    among("methods", "autoregressive", methods)
+    for title, experiment in params.experiments.items():
+        key = f"experiments.{title}"
+        if title in RESERVED:
+            raise UserError(f"{origin}: {key}: this name is taken; choose another than {', '.join(RESERVED)}")
+        for dataset in experiment.datasets:
+            among(f"{key}.datasets", dataset, params.datasets)
+        for name in experiment.methods:
+            among(f"{key}.methods", name, methods)
+        for name in experiment.settings:
+            among(f"{key}.settings", name, methods)
+        for name, method in experiment.also.items():
+            check_plugs(f"{key}.also.{name}", method)
+            if name in methods:
+                raise UserError(f"{origin}: {key}.also: {name!r} is one of `methods`; choose another name")
+        among(f"{key}.methods", "autoregressive", experiment.methods)
+    for title, scale in params.scales.items():
+        for name in scale.experiments:
+            among(f"scales.{title}.experiments", name, ["default", *params.experiments])
+        among(f"scales.{title}.experiments", "default", list(scale.experiments))
+    for name, method in params.benchmark.also.items():
+        check_plugs(f"benchmark.also.{name}", method)
     for name in params.benchmark.methods:
-        among("benchmark.methods", name, list(params.methods))
+        among("benchmark.methods", name, methods)
     for name in ("autoregressive", "transformers"):
         among("benchmark.methods", name, params.benchmark.methods)
     for name in params.benchmark.grids:
         among("benchmark.grids", name, [*params.benchmark.methods, *params.benchmark.also])
-    for name in params.timeline:
-        among("timeline", name, list(params.methods))
     for name in params.figures:
         among("figures", name, plugins.names("figures"))
     for name, source in params.sources.items():
         among(f"sources.{name}.kind", source.kind, plugins.names("sources"))
-    lists = {"datasets": params.datasets, "timeline": params.timeline, "figures": params.figures}
-    for key, values in {**lists, "penalised.methods": params.penalised.methods}.items():
-        if len(set(values)) < len(values):
-            raise UserError(f"{origin}: {key}: {values} names something twice")
+    for key in ("timeline", "memory"):
+        for name in getattr(params, key):
+            among(key, name, methods)
     return params
 
 
-def check_knobs(params: Params) -> dict[str, dict[str, Any]]:
-    """Have every plug-in check its own keys: methods, sweep settings, sources, models. Imports torch.
-
-    Returns what each method needs besides the target (decoding/__init__.py, `Needs`).
-    """
-    from dynatree import grid, weights
-    from dynatree.processors import Processors
-
-    checked("penalised", lambda keys: Processors(**keys), params.penalised.processors)
-    for name, method in params.methods.items():
-        check_method(f"methods.{name}", method.decoder, method.knobs)
-    compared = params.benchmark.all_methods(params.methods)
-    for name, method in params.benchmark.also.items():
-        check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
-    for name, tried in params.benchmark.grids.items():
-        for knob, values in tried.items():
-            for value in values:
-                key = f"benchmark.grids.{name}.{knob}"
-                check_method(key, compared[name].decoder, compared[name].knobs | {knob: value})
-    swept = params.methods[params.sweep.method]
-    for settings in params.sweep.settings:
-        check_method(f"sweep.settings.{settings}", swept.decoder, grid.with_settings(swept.knobs, settings))
-    for name, source in params.sources.items():
-        module = plugins.load("sources", source.kind)
-        checked(f"sources.{name}", lambda keys, module=module: module.Parameters(**keys), source.origin)
-    for name, pair in params.pairs.items():
-        checked(f"pairs.{name}.target", weights.parse, pair.target)
-        checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
-        for dataset in pair.drafter.get("mix", {}):
-            if dataset not in params.sources:
-                known = ", ".join(params.sources)
-                raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
-    return {
-        name: plugins.load("decoding", method.decoder).Decoder.needs(method.knobs)._asdict()
-        for name, method in params.methods.items()
-    }
-
-
-def check_method(key: str, decoder: str, knobs: dict[str, Any]) -> None:
-    """Have the decoder plug-in (and its policy and drafter) check `knobs`; `key` names them in the error."""
-    checked(key, plugins.load("decoding", decoder).Decoder.check, knobs)
-
-
-def check_knobs_once(params: Params, stamps: Path) -> Any:
-    """`check_knobs`, unless it passed before for the same parameters and library: a stamp in `stamps` keeps its answer.
+def check_plugins_once(params: Params, stamps: Path) -> Any:
+    """`checks.check`, unless it passed before for the same parameters and library: a stamp in `stamps` has its answer.
 
     A job graph is made for every stage, and importing torch each time would cost more than most stages.
     """
@@ -318,28 +342,7 @@ def check_knobs_once(params: Params, stamps: Path) -> Any:
     state += [f"{p.relative_to(here)} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(here.rglob("*.py"))]
     stamp = stamps / hashlib.sha256("\n".join(state).encode()).hexdigest()
     if not stamp.is_file():
-        write_json(stamp, check_knobs(params))
+        from dynatree import checks
+
+        write_json(stamp, checks.check(params))
     return read_json(stamp)
-
-
-def checked(key: str, build: Any, values: dict[str, Any]) -> Any:
-    """`build(values)`. Raises UserError, beginning with `key`, where pydantic or a plug-in refuses them."""
-    try:
-        return build(values)
-    except (ValidationError, TypeError) as error:
-        raise UserError(f"{key}: {explain(error)}") from error
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
-
-
-def explain(error: Exception) -> str:
-    """One line for a pydantic error: the key, what is wrong, the value received."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    lines = []
-    for problem in error.errors(include_url=False):
-        key = ".".join(str(part) for part in problem["loc"])
-        value = problem.get("input")
-        shown = "" if problem["type"] == "missing" or isinstance(value, dict) else f" (got {value!r})"
-        lines.append(f"{key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}{shown}")
-    return "; ".join(lines)

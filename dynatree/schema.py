@@ -13,7 +13,7 @@ def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
 _text, _int, _real, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
 _RUN_KEY = [
-    _column("experiment", _text, "`headline`, `sweep`, or `penalised` (with logits processors)"),
+    _column("experiment", _text, "`headline`, or an experiment of params.yaml"),
     _column("method", _text, "name of the method in params.yaml"),
     _column("settings", _text, "the method's knobs, as in the run's folder name (D8_B3_tau0.03_N64)"),
     _column("dataset", _text, "name of the data set in params.yaml"),
@@ -27,9 +27,10 @@ TABLES: dict[str, pa.Schema] = {
             *_RUN_KEY,
             _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
             _column("prompt_tokens", _int, "tokens in the prompt"),
+            _column("batch", _int, "requests decoded together"),
             _column("output_tokens", _int, "tokens emitted"),
-            _column("seconds", _real, "wall seconds of the whole request, prefill included"),
-            _column("throughput", _real, "tokens/s: output_tokens / seconds"),
+            _column("seconds", _real, "wall seconds of the whole request (of its batch), prefill included"),
+            _column("throughput", _real, "tokens/s: tokens emitted (by the whole batch) / seconds"),
             _column("ttft_ms", _real, "ms from the request's start to the first commit"),
             _column("tpot_ms", _real, "ms per token after the first commit; null if nothing came after it"),
             _column("decode_throughput", _real, "tokens/s after the first commit: 1000 / tpot_ms"),
@@ -101,10 +102,12 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "summary": pa.schema(
         [
-            _column("experiment", _text, "`headline`, `sweep` or `penalised`"),
+            _column("experiment", _text, "`headline`, or an experiment of params.yaml"),
             _column("method", _text, "name of the method in params.yaml"),
             _column("settings", _text, "the method's knobs"),
             _column("dataset", _text, "name of the data set"),
+            _column("prompt_tokens", _int, "tokens in the prompts"),
+            _column("batch", _int, "requests decoded together"),
             _column("metric", _text, "a real-valued column of `runs`"),
             _column("prompts", _int, "prompts with a value"),
             _column("documents", _int, "documents they come from"),
@@ -120,6 +123,40 @@ TABLES: dict[str, pa.Schema] = {
             _column("context", _int, "committed tokens in the cache"),
             _column("tokens", _int, "new tokens of the forward"),
             _column("ms", _real, "median ms"),
+        ]
+    ),
+    "memory": pa.schema(
+        [
+            _column("method", _text, "name of the method in params.yaml; each in a process of its own"),
+            _column("settings", _text, "the method's knobs"),
+            _column("dataset", _text, "name of the data set"),
+            _column("prompt_id", _text, "prompt identifier"),
+            _column("prompt_tokens", _int, "tokens in the prompt"),
+            _column("output_tokens", _int, "tokens emitted"),
+            _column("weights_mib", _real, "MiB of the target's weights"),
+            _column("drafter_weights_mib", _real, "MiB of the drafter's weights; 0 where none is loaded"),
+            _column("load_peak_mib", _real, "MiB: the process's high-water mark until everything is loaded"),
+            _column("loaded_mib", _real, "MiB held once everything is loaded, before the request"),
+            _column("peak_mib", _real, "MiB: the high-water mark of the request, reset after loading"),
+            _column("cache_used_mib", _real, "MiB of keys and values: most committed and tree tokens of the target"),
+            _column("cache_allocated_mib", _real, "MiB of the tensors that hold them; null where it cannot be seen"),
+            _column("drafter_cache_used_mib", _real, "the same for the drafter; 0 where there is none"),
+            _column("drafter_cache_allocated_mib", _real, "the same for the drafter"),
+        ]
+    ),
+    "drafter": pa.schema(
+        [
+            _column("kind", _text, "`agreement` with the target's greedy choice, or `simulated` decoding"),
+            _column("dataset", _text, "name of the data set"),
+            _column("part", _text, "`text`, or which of the target's greedy continuations of it"),
+            _column("rank", _int, "of agreement: among how many first choices of the drafter; null for simulated"),
+            _column("positions", _int, "of agreement: positions compared; null for simulated"),
+            _column("agreement", _real, "share of positions, 0..1; null for simulated"),
+            _column("method", _text, "of simulated: `plain`, `chain`, `tree`, `prompt_lookup`, `lookup`, `oracle`"),
+            _column("setting", _text, "of simulated: its knobs (K3, D2_B2_N3); empty for plain; null for agreement"),
+            _column("tokens_per_round", _real, "of simulated: tokens emitted a round, bonus included"),
+            _column("tokens_per_second", _real, "of simulated: by the measured costs, prefill left out"),
+            _column("speedup", _real, "of simulated: over plain"),
         ]
     ),
     "benchmark": pa.schema(

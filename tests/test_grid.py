@@ -17,7 +17,11 @@ _NUMBERS = st.one_of(st.none(), st.integers(0, 2048), st.floats(0, 1, allow_nan=
 
 
 def changed(**sections: Any) -> params.Params:
-    return params.check({**RAW, **sections})
+    scales = {
+        name: {**sizes, "experiments": {"default": {"prompts": 2, "output_tokens": 8}}}
+        for name, sizes in RAW["scales"].items()
+    }
+    return params.check({**RAW, "scales": scales, **sections})
 
 
 def test_settings_are_written_with_the_fields_symbols() -> None:
@@ -70,42 +74,61 @@ def test_every_run_has_its_own_folder() -> None:
     """Guards against runs that overwrite one another."""
     known = params.check(RAW)
     runs = grid.expand(known)
-    swept = len(known.sweep.settings) + 1 + len(known.penalised.methods)
-    assert len(runs) == len(known.methods) * len(known.datasets) + swept
+    beside = sum(
+        len(list(grid.methods(known, title)))
+        * len(experiment.datasets)
+        * max(1, len(experiment.prompt_tokens))
+        * max(1, len(experiment.batches))
+        for title, experiment in known.experiments.items()
+    )
+    assert len(runs) == len(known.methods) * len(known.datasets) + beside
     assert all(run.folder == folder for folder, run in runs.items())
-    passes = grid.timeline(known)
-    assert len(passes) == len(known.timeline)
+    passes = grid.passes(known)
+    assert len(passes) == len(known.timeline) + len(known.memory)
     assert not set(passes) & set(runs)
 
 
-def test_headline_and_sweep_have_their_own_sizes() -> None:
-    """Guards against a sweep of the headline's length, or the other way round."""
+def test_headline_and_experiments_have_their_own_sizes() -> None:
+    """Guards against an experiment of the headline's length, or the other way round."""
     known = params.check(RAW)
     for run in grid.expand(known).values():
-        headline = run.experiment == "headline"
-        assert run.prompts == (known.sizes.prompts if headline else known.sizes.sweep_prompts)
-        assert run.output_tokens == (known.sizes.output_tokens if headline else known.sizes.sweep_output_tokens)
-    for run in grid.timeline(known).values():
-        assert (run.prompts, run.output_tokens) == (1, known.sizes.timeline_tokens)
+        size = known.sizes if run.top == "runs" else known.sizes.of(run.top)
+        assert (run.prompts, run.output_tokens) == (size.prompts, size.output_tokens)
+    for run in grid.passes(known).values():
+        tokens = {"timeline": known.sizes.timeline_tokens, "memory": known.sizes.output_tokens}[run.top]
+        assert (run.prompts, run.output_tokens) == (1, tokens)
 
 
-def test_the_sweep_has_the_plain_decoding_it_is_compared_with() -> None:
-    """Guards against a sweep without a speedup."""
+def test_conditions_stand_in_the_folder() -> None:
+    """Guards against runs of several prompt lengths or batch sizes in one folder."""
+    experiment = {
+        "datasets": ["wikipedia"],
+        "methods": ["autoregressive"],
+        "prompt_tokens": [20, 40],
+        "batches": [1, 2],
+    }
+    found = grid.expand(changed(experiments={"both": experiment}))
+    both = {folder: run for folder, run in found.items() if run.top == "both"}
+    assert list(both) == [
+        f"both/autoregressive/default/{condition}/wikipedia" for condition in ("P20/b1", "P20/b2", "P40/b1", "P40/b2")
+    ]
+    assert [(run.prompt_tokens, run.batch, run.length) for run in both.values()] == [
+        (20, 1, "P20"),
+        (20, 2, "P20"),
+        (40, 1, "P40"),
+        (40, 2, "P40"),
+    ]
+
+
+def test_prompts_serve_every_run_of_their_length() -> None:
+    """Guards against too few prompts for an experiment, or too little text behind them for its outputs."""
     known = params.check(RAW)
-    assert f"sweep/autoregressive/default/{known.sweep.dataset}" in grid.expand(known)
-
-
-def test_equal_runs_are_one() -> None:
-    """Guards against measuring the same run twice, whichever part of the parameters asks for it."""
-    baselines = ("autoregressive", "transformers")
-    known = changed(
-        methods={name: {"decoder": name} for name in baselines},
-        benchmark={"methods": list(baselines), "also": {}, "grids": {}},
-        sweep={"method": "autoregressive", "dataset": RAW["datasets"][0], "settings": []},
-        penalised={**RAW["penalised"], "methods": ["autoregressive"]},
-        timeline=[],
-    )
-    assert len(grid.expand(known)) == 2 * len(known.datasets) + 2
+    prompts = grid.prompts(known)
+    for run in {**grid.expand(known), **grid.passes(known)}.values():
+        made = prompts[run.length, run.dataset]
+        assert made.number >= run.prompts
+        assert made.reserve >= run.output_tokens
+        assert made.tokens == (run.prompt_tokens or known.sizes.prompt_tokens)
 
 
 def test_a_changed_knob_is_another_folder() -> None:

@@ -64,6 +64,8 @@ def record(
     }
     timing = {
         **key,
+        "batch": 1,
+        "batch_tokens": len(output["output_ids"]),
         "seconds": commits[-1],
         "commits": commits,
         "reference_before": references[0],
@@ -155,7 +157,7 @@ def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
     """Guards against a baseline of other lengths or another text."""
     plain = record("autoregressive", [STEP], [1.0, 2.0])
     other_prompt = record("dynatree", [SPECULATED], [1.0, 2.0], prompt="d/b/0")
-    other_experiment = record("linear", [SPECULATED], [1.0, 2.0], experiment="sweep")
+    other_experiment = record("linear", [SPECULATED], [1.0, 2.0], experiment="chains")
     for method in ("dynatree", "linear"):
         got = row(plain, other_prompt, other_experiment, method=method)
         assert got["speedup"] is got["speedup_transformers"] is got["identical"] is None
@@ -250,7 +252,7 @@ def test_headline_holds_each_method_with_its_data_sets() -> None:
     """Guards metrics.json: sweeps stay out, flips are summed, a null metric stays null."""
     records = [
         record("autoregressive", [STEP], [1.0, 2.0], audit={"flips": 2, "first_flip": 0}),
-        record("autoregressive", [STEP], [1.0, 9.0], experiment="sweep"),
+        record("autoregressive", [STEP], [1.0, 9.0], experiment="chains"),
     ]
     result = metrics.headline(metrics.runs(records), [{"dataset": "d", "perplexity": 9.5}], MACHINE)
     assert result["datasets"] == {"d": {"perplexity": 9.5}}
@@ -264,11 +266,11 @@ def test_headline_holds_each_method_with_its_data_sets() -> None:
 def test_records_are_read_from_the_run_folder(tmp_path: Path) -> None:
     """Guards the path's meaning: folder `runs` is the experiment `headline`."""
     made = record("dynatree", [SPECULATED], [1.0, 2.0])
-    folder = tmp_path / "runs" / "dynatree" / "default" / "d"
+    folder = tmp_path / "runs" / "dynatree" / "default" / "P8" / "d"
     files.write_jsonl(folder / files.OUTPUTS, made.outputs)
     files.write_json(folder / files.TIMINGS, {"machine": made.machine, "timings": made.timings})
     files.write_jsonl(folder / files.AUDIT, made.audit)
-    assert Records.read(folder) == made
+    assert Records.read(tmp_path, folder) == made
 
 
 def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
@@ -277,12 +279,31 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     folder = tmp_path / "timeline" / "dynatree" / "default" / "d"
     spans = [[-1, "prefill", 0.0, 0.5], [0, "draft", 0.5, 0.75], [0, "verify", 0.75, 1.0]]
     files.write_json(folder / files.PHASES, {**made, "spans": spans})
-    rows = metrics.phases(folder, lambda ids: str(ids[0]))
+    rows = metrics.phases(tmp_path, folder, lambda ids: str(ids[0]))
     assert [(r["round"], r["emitted"], r["accepted"]) for r in rows] == [(-1, 1, 0), (0, 2, 1), (0, 2, 1)]
     assert rows[0]["text"] == "1"
     assert rows[1]["text"] == f"7{metrics.TOKEN_SEPARATOR}4"
     assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)
     assert metrics.table("phases", rows).schema == TABLES["phases"]
+
+
+def test_the_drafters_report_becomes_rows(tmp_path: Path) -> None:
+    """Guards against a part taken for a data set, and against calibration errors read as agreement."""
+    shares = {"positions": 7, "top1": 0.4, "top8": 0.9, "covered": 0.95, "ece": 0.1, "reliability": []}
+    speed = {"method": "tree", "setting": "D2_B2_N3", "tokens_per_round": 2.0, "tokens_per_second": 40.0}
+    report = {"agreement": {"a": shares, "a, continuations, first tokens": shares}, "cost": {"ratio": 0.1}}
+    files.write_json(tmp_path / "report.json", {**report, "simulated": {"a": [{**speed, "speedup": 1.5}]}})
+    rows = metrics.table("drafter", metrics.drafter(tmp_path / "report.json")).to_pylist()
+    found = [(row["kind"], row["dataset"], row["part"], row["rank"], row["agreement"]) for row in rows]
+    assert found == [
+        ("agreement", "a", "text", 1, 0.4),
+        ("agreement", "a", "text", 8, 0.9),
+        ("agreement", "a", "continuations, first tokens", 1, 0.4),
+        ("agreement", "a", "continuations, first tokens", 8, 0.9),
+        ("simulated", "a", "continuations", None, None),
+    ]
+    assert rows[0]["positions"] == 7 and rows[0]["speedup"] is None
+    assert (rows[-1]["method"], rows[-1]["setting"], rows[-1]["speedup"]) == ("tree", "D2_B2_N3", 1.5)
 
 
 def test_rows_fit_the_schema() -> None:

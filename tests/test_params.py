@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dynatree import params
+from dynatree import checks, params
 from dynatree.errors import UserError
 
 RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
@@ -32,13 +32,13 @@ def said(raw: dict[str, Any], knobs: bool = False) -> str:
     with pytest.raises(UserError) as caught:  # noqa: PT012
         checked = params.check(raw)
         assert knobs
-        params.check_knobs(checked)
+        checks.check(checked)
     return str(caught.value)
 
 
 def test_the_projects_own_parameters_pass() -> None:
     """Guards against a params.yaml that its own checks refuse."""
-    params.check_knobs(params.check(RAW))
+    checks.check(params.check(RAW))
 
 
 @pytest.mark.parametrize(
@@ -58,9 +58,21 @@ def test_the_projects_own_parameters_pass() -> None:
         ("methods.dynatree.policy", "magic", ["methods.dynatree.policy: no 'magic'", "cost_aware"]),
         ("methods.dynatree.drafting", "oracle", ["methods.dynatree.drafting: no 'oracle'", "model"]),
         ("methods.autoregressive", ..., ["methods: no 'autoregressive'"]),
-        ("sweep.method", "magic", ["sweep.method: no 'magic'", "dynatree"]),
-        ("sweep.dataset", "pg19", ["sweep.dataset: no 'pg19'", "wikipedia, gutenberg"]),
-        ("sweep.settings", ["D8_B3", "D8_B3"], ["sweep.settings", "D8_B3 stands there twice"]),
+        ("experiments.penalised.methods", ["autoregressive", "magic"], ["experiments.penalised.methods: no 'magic'"]),
+        ("experiments.penalised.methods", ["linear"], ["experiments.penalised.methods: no 'autoregressive'"]),
+        ("experiments.penalised.datasets", ["pg19"], ["experiments.penalised.datasets: no 'pg19'", "gutenberg"]),
+        ("experiments.chains.settings", {"magic": ["K3"]}, ["experiments.chains.settings: no 'magic'"]),
+        ("experiments.chains.settings", {"linear": ["K3", "K3"]}, ["experiments.chains", "K3 stands there twice"]),
+        ("experiments.chains.settings", {"autoregressive": []}, ["autoregressive stands in more than one of"]),
+        ("experiments.chains.also", {"linear": {"decoder": "magic"}}, ["linear stands in more than one of"]),
+        ("experiments.chains.also", {"mine": {"decoder": "magic"}}, ["experiments.chains.also.mine.decoder"]),
+        ("experiments.chains.also", {"dynatree": {"decoder": "transformers"}}, ["'dynatree' is one of `methods`"]),
+        ("experiments.prompt_length.prompt_tokens", [0], ["experiments.prompt_length.prompt_tokens", "0"]),
+        ("experiments.prompt_length.batches", [2, 2], ["experiments.prompt_length.batches", "2 stands there twice"]),
+        ("experiments.runs", {"datasets": ["wikipedia"], "methods": ["autoregressive"]}, ["experiments.runs", "taken"]),
+        ("scales.tiny.experiments", {"magic": {"prompts": 1, "output_tokens": 2}}, ["no 'magic'"]),
+        ("scales.tiny.experiments", {}, ["scales.tiny.experiments: no 'default'"]),
+        ("memory", ["linear", "linear"], ["memory:", "twice"]),
         ("sources.wikipedia.kind", "rumour", ["sources.wikipedia.kind: no 'rumour'", "gutenberg"]),
         ("sources.wikipedia.evaluation_share", 1.5, ["sources.wikipedia.evaluation_share", "1.5"]),
         ("sources.wikipedia.start", "middle", ["sources.wikipedia.start", "'body' or 'interior'", "'middle'"]),
@@ -100,8 +112,21 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("methods.assisted.schedule", "never", ["methods.assisted", "schedule", "'never'", "constant"]),
         ("methods.prompt_lookup.max_ngram", 0, ["methods.prompt_lookup", "max_ngram", "0"]),
         ("methods.linear.draft_tokens", -2, ["methods.linear", "draft_tokens", "-2"]),
-        ("sweep.settings", ["D8_B0_tau0.03_N64"], ["sweep.settings.D8_B0_tau0.03_N64", "branch", "0"]),
-        ("sweep.settings", ["D8_X3"], ["D8_X3", "cannot read 'X3'"]),
+        (
+            "experiments.tree_shape.settings.dynatree_threshold",
+            ["D8_B0_tau0.03_N64"],
+            ["experiments.tree_shape.settings.dynatree_threshold.D8_B0_tau0.03_N64", "branch", "0"],
+        ),
+        (
+            "experiments.tree_shape.settings.dynatree_threshold",
+            ["D8_X3"],
+            ["experiments.tree_shape.settings.dynatree_threshold.D8_X3", "cannot read 'X3'"],
+        ),
+        ("experiments.ablation.also.optimal.branch", 0, ["experiments.ablation.also.optimal", "branch", "0"]),
+        ("experiments.penalised.repetition_penalty", -1, ["experiments.penalised", "repetition_penalty", "-1"]),
+        ("benchmark.texts.penalised", {"temperature": 1}, ["benchmark.texts.penalised", "temperature"]),
+        ("experiments.prompt_length.batches", [1, 2], ["one request at a time", "batches of 2"]),
+        ("limits.runs", 3, ["limits.runs", "generation runs are asked for, more than 3"]),
         ("sources.gutenberg.members", ..., ["sources.gutenberg", "members", "required"]),
         ("sources.tiny_books.pages", 3, ["sources.tiny_books", "pages", "not permitted"]),
         ("pairs.smollm2.target.kind", "magic", ["pairs.smollm2.target", "no 'magic'", "package, hub, local"]),
@@ -164,9 +189,9 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
 def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against importing torch for every job, and against trusting a stamp of other parameters."""
     calls = []
-    monkeypatch.setattr(params, "check_knobs", lambda checked: calls.append(checked) or {"answer": len(calls)})
+    monkeypatch.setattr(checks, "check", lambda checked: calls.append(checked) or {"answer": len(calls)})
     first, second = params.check(RAW), params.check(changed("seed", 1))
-    answers = [params.check_knobs_once(checked, tmp_path)["answer"] for checked in (first, first, second, second)]
+    answers = [params.check_plugins_once(checked, tmp_path)["answer"] for checked in (first, first, second, second)]
     assert answers == [1, 1, 2, 2]
     assert calls == [first, second]
     assert len(list(tmp_path.iterdir())) == 2
@@ -175,14 +200,14 @@ def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_changed_library_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a stamp that outlives an edit of a plug-in."""
     calls = []
-    monkeypatch.setattr(params, "check_knobs", lambda checked: calls.append(checked) or {"answer": len(calls)})
+    monkeypatch.setattr(checks, "check", lambda checked: calls.append(checked) or {"answer": len(calls)})
     copy = tmp_path / "library" / "params.py"
     copy.parent.mkdir()
     copy.write_text("")
     monkeypatch.setattr(params, "__file__", str(copy))
     for moment in (1, 1, 2):
         os.utime(copy, (moment, moment))
-        params.check_knobs_once(params.check(RAW), tmp_path / "stamps")
+        params.check_plugins_once(params.check(RAW), tmp_path / "stamps")
     assert len(calls) == 2
 
 
@@ -191,4 +216,4 @@ def test_a_failed_check_leaves_no_stamp(tmp_path: Path) -> None:
     broken = params.check(changed("methods.dynatree.branch", 0))
     for _ in range(2):
         with pytest.raises(UserError, match="branch"):
-            params.check_knobs_once(broken, tmp_path)
+            params.check_plugins_once(broken, tmp_path)

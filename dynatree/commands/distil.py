@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from dynatree import options, params
 from dynatree.commands import check_out, check_texts, quieten
 from dynatree.errors import UserError
+from dynatree.knobs import explain
 
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
 
@@ -79,7 +80,7 @@ def recipe(values: dict[str, Any], assignments: list[str]) -> Any:
     try:
         return Recipe(**values)
     except (ValidationError, TypeError) as error:
-        raise UserError(f"recipe: {params.explain(error)}") from error
+        raise UserError(f"recipe: {explain(error)}") from error
 
 
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:

@@ -11,10 +11,14 @@ from dynatree.errors import UserError
 
 _DESCRIPTION = """\
 Say how good a drafter is: how often the target's greedy choice is among its first ones, along text and along the
-target's own continuations of it; how well its probabilities are calibrated; what one of its steps costs.
+target's own continuations of it; how well its probabilities are calibrated; what one of its steps costs. With the
+costs that `dynatree calibrate` measured: the tokens a second that chains, trees and lookup would give here. Several
+drafters are compared by that, each with a calibration of its own.
 
-example:
+examples:
   dynatree drafter-report --target smollm2 --drafter smollm2-drafter --text essays.txt --text letters/
+  dynatree drafter-report --target ./my-model --text essays.txt --drafter ./a --drafter ./b \\
+      --calibration ./a-costs --calibration ./b-costs
 """
 
 
@@ -28,14 +32,27 @@ def register(
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for role in ("target", "drafter"):
-        parser.add_argument(
-            f"--{role}", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
-        )
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    parser.add_argument(
+        "--drafter", action="append", required=True, metavar="PATH_OR_NAME", help="the same; several are compared"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="from `dynatree calibrate`, one a drafter in their order; without it no speeds are simulated",
+    )
     parser.add_argument(
         "--text", type=Path, action="append", required=True, metavar="PATH", help="text file, or a folder of *.txt"
     )
     parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="of each text, at most (default: 4096)")
+    parser.add_argument(
+        "--length", type=int, default=256, metavar="N", help="tokens of a row, twice those of a prompt (default: 256)"
+    )
     options.machine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
@@ -46,20 +63,46 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     known = params.read()
     if arguments.tokens < 1:
         raise UserError(f"--tokens: {arguments.tokens}; give at least 1")
+    if arguments.length < 2:
+        raise UserError(f"--length: {arguments.length}; give at least 2")
     check_texts(arguments.text)
-    folders = {role: find_model(getattr(arguments, role), known) for role in ("target", "drafter")}
+    drafters, calibrations = arguments.drafter, arguments.calibration
+    if len(set(drafters)) < len(drafters):
+        raise UserError(f"--drafter: {' '.join(drafters)}; give each once")
+    if len(calibrations) != len(drafters) and (calibrations or len(drafters) > 1):
+        raise UserError(
+            f"--calibration: {len(calibrations)} for {len(drafters)} drafters; drafters are compared by simulated "
+            "speed, give one for each, in the same order"
+        )
+    folder = find_model(arguments.target, known)
+    folders = {name: find_model(name, known) for name in drafters}
 
     # Imported late, so that errors in the arguments come at once.
     import torch
 
     from dynatree import drafter_report, model, provenance
+    from dynatree.calibration import Calibration
     from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
 
     quieten()
     provenance.set_threads(arguments.threads)
-    tokenizer = require_tokenizer(folders["target"])
+    tokenizer = require_tokenizer(folder)
     texts = {path.stem: torch.tensor(token_ids(path, tokenizer.encode)) for path in arguments.text}
-    target, drafter = (model.load(folder, arguments.dtype, arguments.device) for folder in folders.values())
-    found = drafter_report.report(target, drafter, texts, arguments.tokens)
-    print(json.dumps(found) if arguments.json else drafter_report.describe(found))
+    machine = provenance.describe(arguments.dtype, arguments.device)
+    fingerprint = model.fingerprint(folder)
+    measured = {
+        name: Calibration.read(path, {"target": fingerprint, "drafter": model.fingerprint(folders[name])}, machine)
+        for name, path in zip(drafters, calibrations, strict=False)
+    }
+    target = model.load(folder, arguments.dtype, arguments.device)
+    passages = drafter_report.follow(target, texts, arguments.tokens, arguments.length)
+    found = {}
+    for name in drafters:
+        drafter = model.load(folders[name], arguments.dtype, arguments.device)
+        found[name] = drafter_report.report(target, drafter, passages, measured.get(name))
+    if len(found) > 1:
+        print(json.dumps(found) if arguments.json else drafter_report.rank(found))
+    else:
+        (alone,) = found.values()
+        print(json.dumps(alone) if arguments.json else drafter_report.describe(alone))

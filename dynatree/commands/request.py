@@ -80,9 +80,11 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
 
     Raises UserError if anything is missing or does not fit.
     """
+    from dynatree import checks
+
     decoder_name = known.methods[arguments.method].decoder
     decoder_class = plugins.load("decoding", decoder_name).Decoder
-    params.check_method(arguments.method, decoder_name, knobs)
+    checks.check_method(arguments.method, decoder_name, knobs)
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")

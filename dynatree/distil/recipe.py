@@ -36,6 +36,7 @@ class Recipe(Knobs):
     mix: dict[str, float] = Field(default_factory=dict)  # weight of each data set; 1 where not named
     tokens: int = Field(ge=1)  # of text with its own next tokens as labels
     labels: Labels | None = None
+    minutes: float | None = Field(None, gt=0)  # of training, its two parts by their tokens; None: as long as it takes
     batch: int = Field(ge=1)
     length: int = Field(ge=4)
     learning_rate: float = Field(gt=0)

@@ -1,6 +1,7 @@
 """Train a drafter's layers: first on text with its own next tokens, then on the target's probabilities.
 
 Every step depends on the recipe, the seed and its number alone, so that a checkpoint goes on as if nothing had been.
+Only a budget of `minutes` brings in the clock: it says when a phase ends and how far its learning rate has fallen.
 """
 
 import json
@@ -96,23 +97,22 @@ class Training:
         self.loss = Loss(drafter, order, recipe)
         self.step, self.tokens, self.seconds = 0, 0, 0.0
         self.curve: list[dict[str, Any]] = []
+        self.ends: list[tuple[int, float]] = []  # step and seconds at the end of each phase that is over
         if self.path.is_file():
             self._resume()
 
-    def text_steps(self) -> int:
-        """Steps of the first phase."""
-        return max(1, self.recipe.tokens // (self.recipe.batch * self.recipe.length))
-
     def on_text(self) -> None:
         """The first phase. The rate falls to 0 at its end if there are no labels, else it stays."""
-        steps = self.text_steps()
-        falling = self.recipe.labels is None
-        self._run(self._text_batch, 0, steps, soft=False, rate=lambda step: 1 - step / steps if falling else 1.0)
+        recipe = self.recipe
+        steps = max(1, recipe.tokens // (recipe.batch * recipe.length))
+        labelled = recipe.labels.passes * recipe.labels.tokens if recipe.labels else 0
+        share = recipe.tokens / (recipe.tokens + labelled)
+        self._run(0, self._text_batch, steps, soft=False, falling=recipe.labels is None, share=share)
 
     def on_labels(self, shards: Sequence[Path]) -> None:
         """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
         batches = self._label_batches(shards)
-        start = self.text_steps()
+        start = self.ends[0][0]
 
         def batch(step: int, _: torch.Generator) -> Labelled:
             path, rows = batches[step - start]
@@ -121,7 +121,7 @@ class Training:
                 name: value[rows].long() if name != "probabilities" else value[rows] for name, value in shard.items()
             }
 
-        self._run(batch, start, len(batches), soft=True, rate=lambda step: 1 - (step - start) / len(batches))
+        self._run(1, batch, len(batches), soft=True, falling=True, share=1.0)
 
     def _text_batch(self, step: int, generator: torch.Generator) -> Labelled:
         recipe = self.recipe
@@ -148,20 +148,27 @@ class Training:
 
     def _run(
         self,
+        phase: int,
         batch: Callable[[int, torch.Generator], Labelled],
-        first: int,
         steps: int,
         soft: bool,
-        rate: Callable[[int], float],
+        falling: bool,
+        share: float,
     ) -> None:
-        last, begun = first + steps, time.monotonic() - self.seconds
+        """All `steps` of a phase, or as many as fit when `share` of the budget is to be over with its end."""
+        if len(self.ends) > phase:
+            return  # a checkpoint from behind it
+        first, since = self.ends[-1] if self.ends else (0, 0.0)
+        budget = None if self.recipe.minutes is None else max(0.0, 60 * self.recipe.minutes * share - since)
+        begun = time.monotonic() - self.seconds
         fresh_from, fresh_tokens = time.monotonic(), self.tokens
         self.drafter.train()
-        while self.step < last:
+        while (done := self._done(first, steps, since, budget)) < 1:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) * 2 + 1)
             rows = batch(self.step, generator)
+            rate = min(1.0, (self.step + 1) / _WARM_UP) * (1 - done if falling else 1.0)
             for group in self.optimiser.param_groups:
-                group["lr"] = self.recipe.learning_rate * min(1.0, (self.step + 1) / _WARM_UP) * rate(self.step)
+                group["lr"] = self.recipe.learning_rate * rate
             loss = self.loss(self.drafter, rows, soft, generator)
             self.optimiser.zero_grad()
             loss.backward()
@@ -170,12 +177,22 @@ class Training:
             self.step += 1
             self.tokens += rows["tokens"].numel()
             self.seconds = time.monotonic() - begun
-            done = self.step - first
-            if done % max(1, steps // _REPORTS) == 0 or self.step == last:
-                self._report(loss.item(), soft, last, (self.tokens - fresh_tokens) / (time.monotonic() - fresh_from))
-            if self.step % self.checkpoint_steps == 0 or self.step == last:
+            over = self._done(first, steps, since, budget) >= 1
+            if (self.step - first) % max(1, steps // _REPORTS) == 0 or over:
+                speed = (self.tokens - fresh_tokens) / (time.monotonic() - fresh_from)
+                self._report(loss.item(), soft, first + steps, speed)
+            if self.step % self.checkpoint_steps == 0 and not over:
                 self._save()
+        self.ends.append((self.step, self.seconds))
+        self._save()
         self.drafter.eval()
+
+    def _done(self, first: int, steps: int, since: float, budget: float | None) -> float:
+        """How much of a phase is over, by its steps or, where that is more, by its seconds."""
+        taken = (self.step - first) / steps
+        if budget is None:
+            return taken
+        return max(taken, (self.seconds - since) / budget) if budget else 1.0
 
     def _report(self, loss: float, soft: bool, last: int, speed: float) -> None:
         measured = self.watch() if self.watch else {}
@@ -193,7 +210,7 @@ class Training:
         state = {
             "trained": trained_part(self.drafter),
             "optimiser": self.optimiser.state_dict(),
-            "progress": json.dumps([self.step, self.tokens, self.seconds, self.curve]),
+            "progress": json.dumps([self.step, self.tokens, self.seconds, self.curve, self.ends]),
         }
         with replacing(self.path) as temporary:
             torch.save(state, temporary)
@@ -205,5 +222,5 @@ class Training:
             raise UserError(f"{self.path}: not a checkpoint of this training; remove it to start again") from error
         load_trained_part(self.drafter, state["trained"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.step, self.tokens, self.seconds, self.curve = json.loads(state["progress"])
+        self.step, self.tokens, self.seconds, self.curve, self.ends = json.loads(state["progress"])
         print(f"distil: going on from step {self.step:,} ({self.tokens:,} tokens)", file=sys.stderr)

@@ -11,6 +11,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs",)
+SECTION = "Acceptance"
 
 STEP = 16
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")

@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("benchmark",)
+SECTION = "Speed"
 
 BASELINE = "transformers"
 WIDTH, STEP = 330, 22

@@ -10,6 +10,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("nodes",)
+SECTION = "Costs"
 
 SIZE, BINS, FEWEST = 230, 10, 10
 

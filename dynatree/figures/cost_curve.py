@@ -10,6 +10,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("costs", "rounds")
+SECTION = "Costs"
 
 WIDTH, HEIGHT, STEP = 520, 230, 24
 PARTS = {"verify": ("target forward", theme.INK), "draft": ("draft level", "#0072b2")}

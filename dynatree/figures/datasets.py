@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
 
 BASELINE = "autoregressive"
 METRICS = {"throughput": "tokens/s", "speedup": "speedup over our autoregressive loop (×)"}

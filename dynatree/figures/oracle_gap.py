@@ -10,6 +10,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "costs")
+SECTION = "Speed"
 
 WIDTH, STEP = 420, 26
 MOST = 63  # tokens that the oracle drafts in a round

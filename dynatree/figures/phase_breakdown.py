@@ -9,6 +9,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("phases",)
+SECTION = "Costs"
 
 WIDTH, STEP = 460, 34
 # Prefill comes once a request and is left out; `other` is what lies between the phases.

@@ -9,6 +9,7 @@ from dynatree import theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
 
 BASELINE = "autoregressive"
 WIDTH, STEP = 420, 30

@@ -9,6 +9,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("phases",)
+SECTION = "Method"
 
 SHOWN = ("autoregressive", "linear", "dynatree")
 LIMIT = 24  # tokens after the first commit

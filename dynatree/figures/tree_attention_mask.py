@@ -9,6 +9,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("nodes",)
+SECTION = "Method"
 
 OURS = "dynatree"
 READABLE = 24  # nodes, the root apart

@@ -43,11 +43,27 @@ def test_text_becomes_a_drafter_and_a_report(folder: Path, capsys: pytest.Captur
     run(capsys, "distil", "--target", "target", "--part", trained, "--out", "again")
     assert files.sha256(folder / "again" / files.WEIGHTS) == files.sha256(folder / "drafter" / files.WEIGHTS)
 
-    options = ("--target", "target", "--drafter", "drafter", "--text", "corpus/1.txt", "--tokens", 256, "--threads", 1)
+    options = ("--target", "target", "--drafter", "drafter", "--text", "corpus/1.txt", "--tokens", 128, "--threads", 1)
+    options += ("--length", 48)  # with the continuation within the target's context
     printed, _ = run(capsys, "drafter-report", *options, "--json")
-    assert set(json.loads(printed)) == {"agreement", "cost"}
+    found = json.loads(printed)
+    assert set(found) == {"agreement", "cost", "simulated"} and not found["simulated"]
     printed, _ = run(capsys, "drafter-report", *options)
-    assert "a drafter step takes" in printed
+    assert "a drafter step takes" in printed and "no calibration of this pair was given" in printed
+
+    pair = ("--target", "target", "--drafter", "drafter", "--text", "corpus/0.txt", "--threads", 1)
+    sizes = ("--prompts", 2, "--prompt-tokens", 8, "--output-tokens", 8, "--contexts", 8, "--repeats", 1)
+    run(capsys, "calibrate", *pair, *sizes, "--out", "costs")
+    printed, _ = run(capsys, "drafter-report", *options, "--calibration", "costs")
+    assert "simulated on 1" in printed and "oracle K" in printed
+    both = ("--drafter", "again", "--calibration", "costs", "--calibration", "costs")
+    printed, _ = run(capsys, "drafter-report", *options, *both)
+    assert sorted(line.split()[0] for line in printed.splitlines()) == ["again", "drafter", "drafter", "lookup"]
+    printed, _ = run(capsys, "drafter-report", *options, *both, "--json")
+    reports = json.loads(printed)
+    assert list(reports) == ["drafter", "again"]
+    # The same weights and costs: only the measured cost of a step may differ.
+    assert reports["drafter"]["simulated"] == reports["again"]["simulated"] != {}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +83,26 @@ def test_bad_arguments_are_named(
     """Guards against a traceback, or a long computation before the error."""
     with pytest.raises(SystemExit):
         run(capsys, "distil", "--target", "target", "--out", "drafter", *arguments)
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--drafter", "a", "--drafter", "b"], "--calibration: 0 for 2 drafters"),
+        (["--drafter", "a", "--drafter", "b", "--calibration", "c"], "--calibration: 1 for 2 drafters"),
+        (["--drafter", "a", "--calibration", "b", "--calibration", "c"], "--calibration: 2 for 1 drafters"),
+        (["--drafter", "target", "--length", "1"], "--length: 1; give at least 2"),
+        (["--drafter", "a", "--drafter", "a"], "--drafter: a a; give each once"),
+        (["--drafter", "target", "--calibration", "nowhere"], "calibration nowhere: "),
+    ],
+)
+def test_a_comparison_wants_a_calibration_for_each(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    """Guards against one drafter's costs taken for another's."""
+    with pytest.raises(SystemExit):
+        run(capsys, "drafter-report", "--target", "target", "--text", "corpus/1.txt", *arguments)
     assert said in capsys.readouterr().err
 
 

@@ -151,3 +151,42 @@ def test_a_checkpoint_goes_on_as_if_nothing_had_been(target: PreTrainedModel, tm
         assert resumed.step == stop - stop % 2
         finish(resumed, shards)
         assert all(torch.equal(whole[name], value) for name, value in weights(resumed).items())
+
+
+class Ticking:
+    """A clock that goes on by a second whenever it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_a_budget_ends_training_and_the_rate_falls_with_it(
+    target: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a rate that is still high when time is up, and against one phase that takes the other's time."""
+    rates: list[tuple[bool, float]] = []
+
+    def watched(self: Loss, drafter: PreTrainedModel, rows: object, soft: bool, generator: object) -> Tensor:
+        rates.append((soft, training[0].optimiser.param_groups[0]["lr"] / wanted.learning_rate))
+        return real(self, drafter, rows, soft, generator)
+
+    wanted, real, training = recipe(tokens=64 * 2000, minutes=2.0), Loss.__call__, []
+    wanted = wanted.model_copy(update={"labels": wanted.labels.model_copy(update={"tokens": 64 * 500, "passes": 4})})
+    shards = labels.write_shards(target, TEXT, recipe().labels, LENGTH, tmp_path / "labels", 0) * 500
+    monkeypatch.setattr(Loss, "__call__", watched)
+    monkeypatch.setattr("dynatree.distil.training.time", Ticking())
+    training.append(Training(shrink(target, [0], 0.5), wanted, TEXT, order(), tmp_path, 0, checkpoint_steps=10**6))
+    finish(training[0], shards)
+    text, labelled = ([rate for soft, rate in rates if soft is kind] for kind in (False, True))
+    assert 40 < len(text) < 70 and 40 < len(labelled) < 70  # a minute each: a step reads the clock once
+    assert text[-1] == 1.0
+    assert labelled == sorted(labelled, reverse=True) and 0 < labelled[-1] < 0.05
+    assert 120 <= training[0].seconds < 125
+    assert training[0].ends[0][1] == pytest.approx(60, abs=3)
+    resumed = Training(shrink(target, [0], 0.5), wanted, TEXT, order(), tmp_path, 0)
+    finish(resumed, shards)
+    assert (resumed.step, resumed.seconds) == (training[0].step, training[0].seconds)

@@ -4,7 +4,9 @@ import math
 import random
 from typing import Any
 
+import experiments
 import pyarrow as pa
+import study
 
 from dynatree.schema import TABLES
 
@@ -51,10 +53,11 @@ def make(
     intervals: bool = True,
     nodes: int = 20,
     swept: int = 1,
+    few: bool = False,
     word: str = " the",
 ) -> dict[str, pa.Table]:
     """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
-    `swept` the number of data sets with sweeps, `word` one of the token texts."""
+    `swept` the number of data sets with experiments, `few` whether these have the fewest values, `word` a token's text."""
     chance = random.Random(seed)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     for dataset in datasets:
@@ -70,9 +73,14 @@ def make(
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
                 rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
+    rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
+    for row in [row for row in rows["summary"] if (row["experiment"], row["metric"]) == ("headline", "throughput")]:
+        rows["summary"] += study.latency(chance, row)
     for dataset in datasets[:swept]:
-        _sweeps(rows["summary"], chance, dataset, winner, prompts, intervals)
+        rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
+    rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
+    experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
 
 
@@ -114,7 +122,7 @@ def _headline(
             accepted = round(rounds * (tokens - 1))
             rows["runs"].append(
                 _key(method, dataset, prompt)
-                | {"prompt_tokens": 128, "tpot_ms": 45.0 / speed}
+                | {"prompt_tokens": 128, "batch": 1, "tpot_ms": 45.0 / speed}
                 | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
                 | {"target_forwards": rounds, "drafted": drafted, "drafted_depth": min(drafted, rounds * 5)}
                 | {"accepted": accepted, "mean_path_length": tokens - 1}
@@ -154,6 +162,8 @@ def _summary(
         "method": method,
         "settings": settings,
         "dataset": dataset,
+        "prompt_tokens": 128,
+        "batch": 1,
         "metric": metric,
         "prompts": prompts,
         "documents": prompts,
@@ -188,6 +198,25 @@ def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool
                     | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "resolved": prompts >= 10}
                     | {"throughput": 20 * value, "repetition": repeated, "identical": 1.0}
                 )
+    return rows
+
+
+def _drafter(chance: random.Random, winner: str, datasets: tuple[str, ...]) -> list[Row]:
+    rows: list[Row] = []
+    for dataset in datasets:
+        for part in ("text", "continuations, first tokens", "continuations, later tokens"):
+            share = chance.uniform(0.3, 0.5)
+            for rank, gained in ((1, 0.0), (2, 0.12), (3, 0.17), (8, 0.28)):
+                row = {"kind": "agreement", "dataset": dataset, "part": part, "rank": rank, "positions": 2048}
+                rows.append({**row, "agreement": share + gained})
+        simulated = {("plain", ""): 1.0}
+        simulated |= {("chain", f"K{k}"): 1.5 - abs(k - 3) * chance.uniform(0.06, 0.09) for k in range(1, 9)}
+        simulated |= {("tree", "D3_B2_N6"): 1.0 if winner == "linear" else 1.7}
+        simulated |= {("prompt_lookup", "K5_n3"): 1.3, ("lookup", "K8"): 1.4, ("oracle", "K63"): 19.0}
+        for (method, setting), speedup in simulated.items():
+            row = {"kind": "simulated", "dataset": dataset, "part": "continuations", "method": method}
+            row |= {"setting": setting, "tokens_per_round": 1.2 * speedup, "tokens_per_second": 26.0 * speedup}
+            rows.append({**row, "speedup": speedup})
     return rows
 
 
@@ -239,25 +268,4 @@ def _nodes(
             | {"round": number, "node": place, "token": place, "text": chance.choice(WORDS)}
             | {"parent": node["parent"], "depth": node["depth"], "rank": node["rank"], "accepted": node["accepted"]}
             | {"path_log_probability": node["path"], "hit": node["accepted"] if met else None}
-        )
-
-
-def _sweeps(rows: list[Row], chance: random.Random, dataset: str, winner: str, prompts: int, intervals: bool) -> None:
-    best = 0.3 if winner == "dynatree" else -0.3
-    grid = {(d, b, "0.03") for d in (3, 5, 8) for b in (2, 3, 4)}
-    grid |= {(d, 3, "0.03") for d in range(3, 9)} | {(8, 3, t) for t in ("0.01", "0.02", "0.05", "0.1", "None")}
-    for d, b, tau in sorted(grid):
-        value = 1.1 + best * (d - 5) / 5 + 0.05 * (b == 3) - (0.1 if tau == "None" else 0.0)
-        settings = f"D{d}_B{b}_tau{tau}_N64"
-        rows.append(_summary(chance, "tree_shape", "dynatree", settings, dataset, "speedup", value, prompts, intervals))
-    for name, value in (("linear", 1.13), ("autoregressive", 1.0)):
-        rows.append(
-            _summary(
-                chance, "tree_shape", name, SETTINGS.get(name, "default"), dataset, "speedup", value, prompts, intervals
-            )
-        )
-    for k in (2, 4, 6, 8):
-        value = 2.6 - abs(k - (6 if best > 0 else 4)) / 5
-        rows.append(
-            _summary(chance, "chain", "linear", f"K{k}", dataset, "tokens_per_iteration", value, prompts, intervals)
         )

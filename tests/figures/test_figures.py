@@ -25,7 +25,11 @@ SHOWN = {
     "phase_breakdown": tuple(synthetic.PHASED),
     "calibration": ("dynatree",),
     "oracle_gap": SPECULATIVE,
+    "drafter": ("prompt_lookup", "lookup", "oracle"),
     "cost_curve": SPECULATIVE,
+    "memory": synthetic.METHODS,
+    "batch_size": ("autoregressive", "linear", "dynatree"),
+    "latency": synthetic.METHODS,
     "sweep": ("linear", "dynatree"),
 }
 SHAPES = {
@@ -72,6 +76,11 @@ def test_empty_tables_are_refused(figure: ModuleType) -> None:
             speak(synthetic.empty())
 
 
+def test_says_its_section_of_the_report(figure: ModuleType) -> None:
+    """Guards against a figure that the report files under "Other"."""
+    assert figure.SECTION.istitle() and figure.SECTION != "Other"
+
+
 def test_missing_table_is_named(figure: ModuleType) -> None:
     """Guards against a KeyError that does not say which table to make."""
     with pytest.raises(UserError, match=figure.TABLES[0]):
@@ -95,6 +104,15 @@ def test_a_winning_baseline_is_said_to_win() -> None:
 def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
     """Guards against claiming a speedup that the number of prompts does not carry."""
     assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))
+
+
+def test_the_drafter_figure_says_what_is_fastest() -> None:
+    """Guards against a caption that takes a tree to be ahead of the chains, or lookup behind them, unread."""
+    caption = plugins.load("figures", "drafter").caption
+    won, lost = (caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear"))
+    assert "a static tree (D 3, B 2, N 6) with 1.70×; a chain (K 3) with 1.50× is the best chain" in won
+    assert "a chain (K 3) with 1.50×, ahead of every tree" in lost
+    assert "Lookup alone is slower: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
 
 
 def test_sweep_draws_each_method_in_its_own_colour() -> None:

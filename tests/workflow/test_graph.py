@@ -7,10 +7,9 @@ from pathlib import Path
 
 import grimp
 import pytest
-import yaml
 from dvc.repo import Repo
 
-from dynatree import grid, params, plugins
+from dynatree import grid, params
 from tests.workflow.world import ROOT, World
 
 
@@ -85,7 +84,7 @@ def test_each_job_names_exactly_the_library_files_that_it_imports(planned):
 def plugs(output: str) -> set[str]:
     """Plug-ins that the parameters name for the job of an output."""
     known, parts = params.read(ROOT / "params.yaml"), Path(output).parts
-    run = {**grid.expand(known), **grid.timeline(known)}.get("/".join(parts[1:-1]))
+    run = {**grid.expand(known), **grid.passes(known)}.get("/".join(parts[1:-1]))
     if run:
         knobs = dict(run.knobs)
         return {f"dynatree.decoding.{run.decoder}"} | {
@@ -105,25 +104,9 @@ def imports(script: Path, modules: set[str]) -> set[str]:
     return {f"{module}.{name}" if f"{module}.{name}" in modules else module for module, name in names} & modules
 
 
-def test_stages_list_what_the_parameters_list():
-    """Guards against a method, figure or timeline that dvc.yaml forgot."""
-    known = params.read(ROOT / "params.yaml")
-    text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    drawn = [figure for name in ("draw", "draw_two") for figure in text[name]["matrix"]["figure"]]
-    assert [figure["name"] for figure in drawn] == known.figures
-    for figure in drawn:
-        tables = tuple(figure[key] for key in ("table", "first", "second") if key in figure)
-        assert tables == plugins.load("figures", figure["name"]).TABLES
-    generated = [
-        run["method"]
-        for name in text
-        if name.startswith("generate_") and "sweep" not in name and "penalised" not in name
-        for run in text[name]["matrix"]["run"]
-    ]
-    assert sorted(generated) == sorted(known.methods)
-    assert len(grid.expand(known)) == len(known.methods) * len(known.datasets) + len(known.sweep.settings) + 1 + len(
-        known.penalised.methods
-    )
+def test_dvc_yaml_is_what_the_rules_and_parameters_give():
+    """Guards against a method, experiment, figure or imported file that dvc.yaml does not know yet."""
+    World(ROOT).run("python", "workflow/scripts/stages.py", "--check")
 
 
 def test_lint():

@@ -1,12 +1,13 @@
 """A change recomputes what depends on it, nothing else, in both tools, on the tiny pair. Tests build on each other."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from dynatree import provenance
+from dynatree import grid, params, provenance
 from tests.workflow.world import World
 
 pytestmark = pytest.mark.slow
@@ -21,11 +22,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("world with space"))
     made.make()
     ran = made.snakemake()
-    assert sum(rule.startswith("generate:") for rule in ran) == 16
+    assert sum(rule.startswith("generate:") for rule in ran) == len(runs(made))
     made.run("dvc", "commit", "--force", "--quiet")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "first run")
     return made
+
+
+def runs(world: World) -> dict[str, grid.Run]:
+    """The generation runs of this world, by folder."""
+    return grid.expand(params.read(world.folder / "params.yaml"))
 
 
 def test_after_snakemake_dvc_has_nothing_to_do(world: World):
@@ -36,7 +42,7 @@ def test_after_snakemake_dvc_has_nothing_to_do(world: World):
 def test_timed_jobs_use_the_configured_threads(world: World):
     """Guards against OMP_NUM_THREADS=1, which Snakemake exports under --cores 1."""
     timings = list((world.folder / "results").rglob("timings.json"))
-    assert len(timings) == 16
+    assert len(timings) == len(runs(world))
     assert {json.loads(path.read_text())["machine"]["threads"] for path in timings} == {provenance.physical_cores()}
 
 
@@ -52,14 +58,12 @@ def test_target_forwards_are_rounds(world: World):
 def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     """Guards against a change of one knob that measures other methods again; metrics diff shows it."""
     world.edit(**{TAU: 0.2})
+    known = params.read(world.folder / "params.yaml")
     done = world.repro()
     draws = {name for name in done["ran"] if name.startswith("draw")}
-    assert done["ran"] - draws == {
-        f"generate_cost_aware@run0-{DATASET}",
-        "penalised_cost_aware@run0",
-        "timeline_cost_aware@run0",
-        "aggregate",
-    }
+    titles = {title for title, e in known.experiments.items() if "dynatree" in e.methods}
+    expected = {f"{title}_dynatree@" for title in ("generate", *titles)} | {"timeline_dynatree", "memory_dynatree"}
+    assert {re.sub("(?<=@).*", "", name) for name in done["ran"] - draws} == expected | {"aggregate"}
     assert done["restored"] == set()
     changed = json.loads(world.run("dvc", "metrics", "diff", "--json"))["results/metrics.json"]
     # Speed is measured anew for DynaTree alone; aggregation reads the other runs' records unchanged.
@@ -78,7 +82,7 @@ def test_reverted_tau_is_restored(world: World):
     world.edit(**{TAU: 0.01})
     done = world.repro()
     assert not [name for name in done["ran"] if not name.startswith("draw")]
-    assert f"generate_cost_aware@run0-{DATASET}" not in done["ran"]
+    assert f"generate_dynatree@{DATASET}" not in done["ran"]
     assert (world.folder / "results/metrics.json").read_text() != before
     assert world.run("git", "status", "--porcelain", "results", "dvc.lock") == ""
     # Restored files have new times; this is the documented line after every checkout.
@@ -90,32 +94,33 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     """The same as in DVC."""
     world.edit(**{TAU: 0.4})
     ran = world.snakemake()
-    folder = f"dynatree/D63_B3_tau0.4_N63/{DATASET}"
-    assert set(ran) - {name for name in ran if name.startswith("draw:")} == {
-        f"generate:runs/{folder}",
-        f"generate:penalised/{folder}",
-        f"timeline:{folder}",
-        "aggregate",
-    }
+    changed = {f"generate:{folder}" for folder, run in runs(world).items() if run.method == "dynatree"}
+    passed = {f"{top}:dynatree/D63_B3_tau0.4_N63/{DATASET}" for top in ("timeline", "memory")}
+    assert set(ran) - {name for name in ran if name.startswith("draw:")} == changed | passed | {"aggregate"}
     world.edit(**{TAU: 0.01})
     ran = world.snakemake()
     assert not [name for name in ran if name.startswith(("generate", "timeline"))]
 
 
-def test_changed_sweep_value_runs_the_new_point_alone(world: World):
-    """Guards against a sweep that starts again when a value is added."""
-    world.edit(sweep__settings=["D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"])
+def test_changed_setting_runs_the_new_point_alone(world: World):
+    """Guards against an experiment that starts again when a value is added."""
+    listed = "experiments__tree_shape__settings__dynatree_threshold"
+    world.edit(**{listed: ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"]})
     ran = world.snakemake()
-    folder = f"sweep/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
-    assert {name for name in ran if not name.startswith("draw:")} == {
-        f"generate:{folder}",
-        "aggregate",
-    }
-    assert not {p.name for p in (world.folder / "results/sweep/dynatree_threshold").iterdir()} - {
-        "D4_B2_tau0.01_N16",
-        "D4_B2_tau0.1_N16",
-        "D4_B2_tau0.3_N16",
-    }
+    folder = f"tree_shape/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
+    assert {name for name in ran if not name.startswith("draw:")} == {f"generate:{folder}", "aggregate"}
+    done = world.repro()
+    assert not [name for name in done["ran"] if name.startswith(("generate", "ablation", "timeline", "memory"))]
+
+
+@pytest.mark.parametrize(("condition", "values"), [("prompt_length__prompt_tokens", [12, 20])])
+def test_changed_condition_runs_the_new_value_alone(world: World, condition: str, values: list[int]):
+    """Guards against every length measured again when one is added."""
+    world.edit(**{f"experiments__{condition}": values})
+    ran = world.snakemake()
+    wanted = {f"generate:{folder}" for folder, run in runs(world).items() if run.prompt_tokens == 20}
+    assert {name for name in ran if not name.startswith(("draw:", "choose"))} == wanted | {"aggregate"}
+    assert {name for name in ran if name.startswith("choose")} == {f"choose_prompts:P20/{DATASET}"}
 
 
 def test_a_stopped_benchmark_goes_on(world: World):

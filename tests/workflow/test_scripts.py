@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from dynatree import audit, files, measure, model, weights
+from dynatree import audit, files, measure, metrics, model, weights
 from dynatree.text.splits import read_tokens
 from tests.figures import tables
 from tests.workflow.world import ROOT
@@ -76,14 +76,40 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     here("timeline", f"{METHOD} --out results/timeline/autoregressive/default/made_up")
     perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
     here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
-    calibrate = "--target models/target --tokens tokens.parquet --start body --prompts 1 --prompt-tokens 8"
-    here("calibrate", f"{calibrate} --output-tokens 6 --contexts 16 --repeats 1 --seed 0 --out results/calibration")
+    weights.build(weights.parse(RANDOM), Path("models/drafter"), folder, seed=1)
+    pair = "--target models/target --drafter models/drafter --tokens tokens.parquet"
+    calibrate = f"{pair} --start body --prompts 1 --prompt-tokens 8 --output-tokens 6"
+    here("calibrate", f"{calibrate} --contexts 16 --repeats 1 --seed 0 --out results/calibration")
+    report = f"{pair} --calibration results/calibration --limit 32 --length 16"
+    here("drafter_report", f"{report} --out results/drafter_report.json")
     inputs = f"--runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
     inputs += " --perplexity results/perplexity/made_up.json --costs results/calibration/costs.json"
+    inputs += " --drafter results/drafter_report.json"
     without_torch("aggregate", f"{inputs} --model models/target --out results", folder)
     rows = parquet.read_table("results/runs.parquet").to_pylist()
     assert [(row["method"], row["output_tokens"], row["flips"]) for row in rows] == [("autoregressive", 12, 0)] * 2
+    drafter = parquet.read_table("results/drafter.parquet").to_pylist()
+    assert {(row["kind"], row["dataset"], row["part"]) for row in drafter} == {
+        ("agreement", "tokens", "text"),
+        ("agreement", "tokens", "continuations, first tokens"),
+        ("agreement", "tokens", "continuations, later tokens"),
+        ("simulated", "tokens", "continuations"),
+    }
     assert json.loads(Path("results/metrics.json").read_text())["autoregressive"]["throughput"] > 0
+
+
+def test_memory_is_measured_in_a_process_of_its_own(folder: Path) -> None:
+    """Guards against a peak of whatever else the process did: here it holds no more than one tiny model needs."""
+    out = "results/memory/autoregressive/default/made_up"
+    command = [sys.executable, str(SCRIPTS / "memory.py"), *f"{METHOD} --out {out} --threads 1".split()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = metrics.memory(Path(out))
+    assert (row["method"], row["settings"], row["dataset"]) == ("autoregressive", "default", "made_up")
+    assert metrics.table("memory", [row]).num_rows == 1
+    assert row["weights_mib"] < 1 < row["loaded_mib"] <= row["peak_mib"] < row["loaded_mib"] + 100
+    assert files.read_json(Path(out) / files.MEMORY)["machine"]["threads"] == 1
 
 
 def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:

@@ -32,6 +32,7 @@ class World:
         """Copy, shrink, and put under version control."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
         self.edit(datasets=["tiny_articles"], threads=None)
+        self.run("python", "workflow/scripts/stages.py")
         (self.folder / "dvc.lock").unlink(missing_ok=True)
         for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
             self.run(*command)

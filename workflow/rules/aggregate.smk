@@ -2,13 +2,18 @@
 include: "common.smk"
 
 
+TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))
+
+
 rule aggregate:
     input:
         script="workflow/scripts/aggregate.py",
         library=library("workflow/scripts/aggregate.py"),
-        runs=expand("results/{run}/{file}", run=RUNS, file=["outputs.jsonl", "timings.json", "audit.jsonl"]),
-        timeline=expand("results/{run}/phases.json", run=TIMELINE),
+        runs=expand("results/{run}/{file}", run=RUNS, file=RECORDS),
+        timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
+        memory=[f"results/{folder}/memory.json" for folder in MEMORY],
         costs=CALIBRATION[0],
+        drafter="results/drafter_report.json",
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
@@ -20,9 +25,29 @@ rule aggregate:
         "../envs/dynatree.yaml"
     params:
         runs=[f"results/{run}" for run in RUNS],
-        timeline=[f"results/{run}" for run in TIMELINE],
+        timeline=[f"results/{folder}" for folder in TIMELINE],
+        memory=[f"results/{folder}" for folder in MEMORY],
         model=subpath(input.tokenizer, parent=True),
     shell:
-        "python {input.script} --runs {params.runs} --timeline {params.timeline} --perplexity {input.perplexity} "
-        "--costs {input.costs} "
-        "--model {params.model} --out results 2>&1 | tee {log:q}"
+        "python {input.script} --runs {params.runs} --timeline {params.timeline} --memory {params.memory} "
+        "--perplexity {input.perplexity} "
+        "--costs {input.costs} --drafter {input.drafter} "
+        "--model {params.model} --results results --out results 2>&1 | tee {log:q}"
+
+
+# What is there so far, where some run fails: tables of the finished runs, with the names of those that are missing.
+rule partial:
+    input:
+        script="workflow/scripts/aggregate.py",
+        tokenizer=f"{TARGET}/tokenizer.json",
+    log:
+        "logs/aggregate/partial.log",
+    conda:
+        "../envs/dynatree.yaml"
+    params:
+        runs=[f"results/{run}" for run in RUNS if complete(run)],
+        missing=[run for run in RUNS if not complete(run)],
+        model=subpath(input.tokenizer, parent=True),
+    shell:
+        "python {input.script} --runs {params.runs} --missing {params.missing} "
+        "--model {params.model} --results results --out results/partial 2>&1 | tee {log:q}"

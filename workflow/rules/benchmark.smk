@@ -24,7 +24,7 @@ rule benchmark:
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=json.dumps(BENCHMARKED),
         grids=json.dumps(PARAMS.benchmark.grids),
-        texts=json.dumps({"greedy": {}, "penalised": PARAMS.penalised.processors}),
+        texts=json.dumps(PARAMS.benchmark.texts),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
         sizes=SIZES.benchmark,
         prompt_tokens=SIZES.prompt_tokens,

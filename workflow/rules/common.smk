@@ -26,13 +26,15 @@ with reported():
     params.load("params.yaml")  # refuses keys that stand there twice, which `configfile` does not see
     PARAMS = params.check(config)
     RUNS = grid.expand(PARAMS)
-    TIMELINE = grid.timeline(PARAMS)
-    NEEDS = params.check_knobs_once(PARAMS, Path(".cache/checked"))
+    PASSES = grid.passes(PARAMS)
+    PROMPTS = grid.prompts(PARAMS)
+    NEEDS = params.check_plugins_once(PARAMS, Path(".cache/checked"))
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
 CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
+RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
     f" --threads {PARAMS.threads}" if PARAMS.threads else ""
@@ -42,7 +44,11 @@ MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     figure="|".join([*PARAMS.figures, "benchmark"]),
-    top="runs|sweep|penalised",
+    top="|".join(sorted({run.top for run in RUNS.values()})),
+    method="[^/]+",
+    settings="[^/]+",
+    place="|".join(sorted({run.place for run in RUNS.values()})),
+    length="[^/]+",
 
 
 @cache
@@ -71,7 +77,7 @@ def decoding_library(script, run):
 
 def calibration(run):
     """The calibration, if the method of this run makes use of one."""
-    return CALIBRATION if NEEDS[run.method]["calibration"] else []
+    return CALIBRATION if NEEDS[run.folder]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -80,11 +86,19 @@ def figure_tables(figure):
 
 
 def run_of(wildcards):
-    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
 
 
-def pass_of(wildcards):
-    return TIMELINE[f"timeline/{wildcards.method}/{wildcards.settings}/{wildcards.dataset}"]
+def pass_of(wildcards, top):
+    return PASSES[f"{top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
+
+
+def prompts_file(run):
+    return f"data/prompts/{PARAMS.pair}/{run.length}/{run.dataset}.parquet"
+
+
+def tokens_file(run):
+    return f"data/tokens/{PARAMS.pair}/{run.dataset}.parquet"
 
 
 def models(run):
@@ -92,7 +106,7 @@ def models(run):
 
     Plain decoding never loads the drafter.
     """
-    drafts = NEEDS[run.method]["drafter"] != "unused"
+    drafts = NEEDS[run.folder]["drafter"] != "unused"
     return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]
 
 
@@ -100,3 +114,17 @@ def model_options(manifests, calibration=()):
     """--target and, where there are such, --drafter and --calibration: the folders of these files."""
     parts = [*zip(("target", "drafter"), manifests), *zip(("calibration",), calibration)]
     return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)
+
+
+def pass_options(run, files):
+    """What the script of a pass is told: models, method, prompts, machine. `files`: the inputs of its job."""
+    return (
+        f"{model_options(files.models, files.calibration)} --decoder {run.decoder} "
+        f"--knobs {shlex.quote(json.dumps(dict(run.knobs)))} --prompts {files.prompts} "
+        f"--output-tokens {run.output_tokens} {MACHINE}"
+    )
+
+
+def complete(folder):
+    """Whether all records of a run are there; each is written whole or not at all."""
+    return all(Path("results", folder, file).is_file() for file in RECORDS)

@@ -7,6 +7,7 @@ rule drafter_report:
         script="workflow/scripts/drafter_report.py",
         library=library("workflow/scripts/drafter_report.py"),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        calibration=CALIBRATION,
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
     output:
         "results/drafter_report.json",
@@ -17,7 +18,7 @@ rule drafter_report:
     resources:
         machine=100,
     params:
-        models=lambda w, input: model_options(input.models),
+        models=lambda w, input: model_options(input.models, input.calibration),
         limit=SIZES.drafter_report_tokens,
         length=2 * SIZES.prompt_tokens,
         machine=MACHINE,

@@ -1,4 +1,4 @@
-# Figures, each from the tables that it names.
+# Figures, each from the tables that it names. The drawings enter the report, in the section that a figure names.
 include: "common.smk"
 
 
@@ -8,7 +8,13 @@ rule draw:
         library=lambda w: library("workflow/scripts/draw.py", f"figures.{w.figure}"),
         tables=lambda w: [f"results/{table}.parquet" for table in figure_tables(w.figure)],
     output:
-        expand("figures/{{figure}}.{suffix}", suffix=FIGURE_FILES),
+        report(
+            "figures/{figure}.svg",
+            category=lambda w: plugins.load("figures", w.figure).SECTION,
+            labels=lambda w: {"figure": w.figure.replace("_", " ")},
+            caption="../report/figure.rst",
+        ),
+        [f"figures/{{figure}}.{suffix}" for suffix in FIGURE_FILES if suffix != "svg"],
     log:
         "logs/draw/{figure}.log",
     conda:

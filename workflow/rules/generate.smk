@@ -9,14 +9,14 @@ rule generate:
         library=lambda w: decoding_library("workflow/scripts/generate.py", run_of(w)),
         models=lambda w: models(run_of(w)),
         calibration=lambda w: calibration(run_of(w)),
-        prompts=f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
-        tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
+        prompts=lambda w: prompts_file(run_of(w)),
+        tokens=lambda w: tokens_file(run_of(w)),
     output:
-        outputs="results/{top}/{method}/{settings}/{dataset}/outputs.jsonl",
-        timings="results/{top}/{method}/{settings}/{dataset}/timings.json",
-        audit="results/{top}/{method}/{settings}/{dataset}/audit.jsonl",
+        outputs="results/{top}/{method}/{settings}/{place}/outputs.jsonl",
+        timings="results/{top}/{method}/{settings}/{place}/timings.json",
+        audit="results/{top}/{method}/{settings}/{place}/audit.jsonl",
     log:
-        "logs/generate/{top}/{method}/{settings}/{dataset}.log",
+        "logs/generate/{top}/{method}/{settings}/{place}.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -39,25 +39,40 @@ rule generate:
 rule timeline:
     input:
         script="workflow/scripts/timeline.py",
-        library=lambda w: decoding_library("workflow/scripts/timeline.py", pass_of(w)),
-        models=lambda w: models(pass_of(w)),
-        calibration=lambda w: calibration(pass_of(w)),
-        prompts=f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
+        library=lambda w: decoding_library("workflow/scripts/timeline.py", pass_of(w, "timeline")),
+        models=lambda w: models(pass_of(w, "timeline")),
+        calibration=lambda w: calibration(pass_of(w, "timeline")),
+        prompts=lambda w: prompts_file(pass_of(w, "timeline")),
     output:
-        "results/timeline/{method}/{settings}/{dataset}/phases.json",
+        "results/timeline/{method}/{settings}/{place}/phases.json",
     log:
-        "logs/timeline/{method}/{settings}/{dataset}.log",
+        "logs/timeline/{method}/{settings}/{place}.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
         machine=100,
     params:
-        run=pass_of,
-        knobs=lambda w: json.dumps(dict(pass_of(w).knobs)),
-        models=lambda w, input: model_options(input.models, input.calibration),
-        machine=MACHINE,
+        options=lambda w, input: pass_options(pass_of(w, "timeline"), input),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.models} --decoder {params.run.decoder} "
-        "--knobs {params.knobs:q} --prompts {input.prompts} --output-tokens {params.run.output_tokens} "
-        "{params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"
+
+
+rule memory:
+    input:
+        script="workflow/scripts/memory.py",
+        library=lambda w: decoding_library("workflow/scripts/memory.py", pass_of(w, "memory")),
+        models=lambda w: models(pass_of(w, "memory")),
+        calibration=lambda w: calibration(pass_of(w, "memory")),
+        prompts=lambda w: prompts_file(pass_of(w, "memory")),
+    output:
+        "results/memory/{method}/{settings}/{place}/memory.json",
+    log:
+        "logs/memory/{method}/{settings}/{place}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    params:
+        options=lambda w, input: pass_options(pass_of(w, "memory"), input),
+        folder=subpath(output[0], parent=True),
+    shell:
+        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"

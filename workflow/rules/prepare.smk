@@ -29,18 +29,16 @@ rule choose_prompts:
         library=library("workflow/scripts/choose_prompts.py"),
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     output:
-        f"data/prompts/{PARAMS.pair}/{{dataset}}.parquet",
+        f"data/prompts/{PARAMS.pair}/{{length}}/{{dataset}}.parquet",
     log:
-        "logs/choose_prompts/{dataset}.log",
+        "logs/choose_prompts/{length}/{dataset}.log",
     conda:
         "../envs/dynatree.yaml"
     params:
         start=lambda w: PARAMS.sources[w.dataset].start,
-        prompts=max(SIZES.prompts, SIZES.sweep_prompts),
-        prompt_tokens=SIZES.prompt_tokens,
-        reserve=max(SIZES.output_tokens, SIZES.sweep_output_tokens),
+        prompts=lambda w: PROMPTS[w.length, w.dataset],
         seed=PARAMS.seed,
     shell:
         "python {input.script} --tokens {input.tokens} --dataset {wildcards.dataset} --start {params.start} "
-        "--prompts {params.prompts} --prompt-tokens {params.prompt_tokens} --reserve-tokens {params.reserve} "
+        "--prompts {params.prompts.number} --prompt-tokens {params.prompts.tokens} --reserve-tokens {params.prompts.reserve} "
         "--seed {params.seed} --out {output} 2>&1 | tee {log:q}"

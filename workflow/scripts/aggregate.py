@@ -5,31 +5,45 @@ from functools import cache
 from pathlib import Path
 
 from dynatree import files, metrics
-from dynatree.errors import reported
+from dynatree.errors import UserError, reported
 from dynatree.text.documents import write_table
 from dynatree.tokenizer import text_tokenizer
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run folders")
-    parser.add_argument("--timeline", type=Path, nargs="+", required=True, help="folders of instrumented passes")
-    parser.add_argument("--perplexity", type=Path, nargs="+", required=True, help="JSON files, one a data set")
-    parser.add_argument("--costs", type=Path, required=True, help="costs.json of the calibration")
+    parser.add_argument("--runs", type=Path, nargs="*", required=True, help="run folders")
+    parser.add_argument("--timeline", type=Path, nargs="*", default=[], help="folders of instrumented passes")
+    parser.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
+    parser.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set")
+    parser.add_argument("--costs", type=Path, help="costs.json of the calibration")
+    parser.add_argument("--drafter", type=Path, help="the drafter's report")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
+    parser.add_argument("--results", type=Path, required=True, help="folder that the runs' folders are named below")
+    parser.add_argument("--missing", nargs="*", default=[], help="runs asked for that are not there: named, left out")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables and metrics.json")
     a = parser.parse_args()
     with reported():
+        for run in a.missing:
+            print(f"missing: {run}")
+        if not a.runs:
+            raise UserError(f"no run of {len(a.missing)} is finished; nothing to aggregate")
         tokenizer = text_tokenizer(a.model)
-        decode = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
-        records = [metrics.Records.read(folder) for folder in a.runs]
+        cached = cache(lambda ids: tokenizer.decode(list(ids), skip_special_tokens=False))
+
+        def decode(ids: list[int]) -> str:
+            return cached(tuple(ids))
+
+        records = [metrics.Records.read(a.results, folder) for folder in a.runs]
         machine = metrics.same_machine(records)
         rows = {
             "runs": metrics.runs(records),
             "rounds": metrics.rounds(records),
-            "nodes": metrics.nodes(records, lambda ids: decode(tuple(ids))),
-            "phases": [row for folder in a.timeline for row in metrics.phases(folder, lambda ids: decode(tuple(ids)))],
-            "costs": metrics.costs(a.costs),
+            "nodes": metrics.nodes(records, decode),
+            "phases": [row for folder in a.timeline for row in metrics.phases(a.results, folder, decode)],
+            "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
+            "costs": metrics.costs(a.costs) if a.costs else [],
+            "drafter": metrics.drafter(a.drafter) if a.drafter else [],
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }
         rows["summary"] = metrics.summary(rows["runs"])

@@ -1,4 +1,4 @@
-"""Say how good the drafter is on evaluation text: agreement, calibration, cost of a step. Writes a JSON file."""
+"""Say how good the drafter is on evaluation text: agreement, calibration, cost, simulated speeds; to JSON."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from dynatree import drafter_report, files, measure, model, options, provenance
+from dynatree.calibration import Calibration
 from dynatree.errors import reported
 from dynatree.text.splits import EVALUATION, read_tokens
 
@@ -14,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options.models(parser)
     options.machine(parser)
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of what was measured for this pair")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--limit", type=int, required=True, help="evaluation tokens read of each data set, at most")
     parser.add_argument("--length", type=int, required=True, help="tokens of a row")
@@ -25,11 +27,16 @@ def main() -> None:
             path.stem: torch.tensor([i for d in read_tokens(path) if d.split == EVALUATION for i in d.ids])
             for path in a.tokens
         }
-        target, drafter = (model.load(folder, a.dtype, a.device) for folder in (a.target, a.drafter))
+        machine = provenance.describe(a.dtype, a.device)
+        folders = options.folders(a)
+        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        measured = Calibration.read(a.calibration, fingerprints, machine)
+        target, drafter = (model.load(folder, a.dtype, a.device) for folder in folders.values())
         with measure.alone():
-            found = drafter_report.report(target, drafter, texts, a.limit, a.length)
+            passages = drafter_report.follow(target, texts, a.limit, a.length)
+            found = drafter_report.report(target, drafter, passages, measured)
         print(drafter_report.describe(found))
-        files.write_json(a.out, {**found, "machine": provenance.describe(a.dtype, a.device)})
+        files.write_json(a.out, {**found, "machine": machine})
 
 
 if __name__ == "__main__":

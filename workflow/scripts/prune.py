@@ -1,4 +1,4 @@
-"""Remove run folders that the parameters no longer ask for, from results/runs, sweep, penalised and timeline."""
+"""Remove the folders of runs and passes that the parameters no longer ask for."""
 
 import argparse
 import shutil
@@ -6,6 +6,9 @@ from pathlib import Path
 
 from dynatree import grid, params
 from dynatree.errors import reported
+from dynatree.files import MEMORY, OUTPUTS, PHASES
+
+RECORDS = (OUTPUTS, PHASES, MEMORY)
 
 
 def main() -> None:
@@ -15,14 +18,13 @@ def main() -> None:
     a = parser.parse_args()
     with reported():
         known = params.read("params.yaml")
-        wanted = {a.results / folder for folder in (*grid.expand(known), *grid.timeline(known))}
-        for folder in sorted(
-            path for top in ("runs", "sweep", "penalised", "timeline") for path in a.results.glob(f"{top}/*/*/*")
-        ):
-            if folder.is_dir() and folder not in wanted:
-                print(f"remove {folder}")
-                if not a.dry_run:
-                    shutil.rmtree(folder)
+        wanted = {a.results / folder for folder in (*grid.expand(known), *grid.passes(known))}
+        # A folder of records holds their files; whatever else lies below the results is not touched.
+        found = {path.parent for name in RECORDS for path in a.results.rglob(name)}
+        for folder in sorted(found - wanted):
+            print(f"remove {folder}")
+            if not a.dry_run:
+                shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

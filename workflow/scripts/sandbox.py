@@ -8,15 +8,25 @@ from pathlib import Path
 import yaml
 
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
-SWEPT = {"dataset": "tiny_articles", "settings": ["D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]}
+SETTINGS = {
+    "chains": {"linear": ["K4"]},
+    "tree_shape": {"dynatree_threshold": ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]},
+    "ablation": {"dynatree_threshold": ["D4_B2_tau0.01_N16", "D4_B2_tauNone_N16"]},
+}
 
 
 def tiny(text: str) -> str:
     """params.yaml's text with the tiny selection."""
     values = yaml.safe_load(text)
     values |= TINY
-    values["sweep"] |= SWEPT
-    values["penalised"] |= {"dataset": "tiny_articles"}
+    for name, experiment in values["experiments"].items():
+        experiment["datasets"] = ["tiny_articles"]
+        if name in SETTINGS:
+            experiment["settings"] = SETTINGS[name]
+        if "prompt_tokens" in experiment:
+            experiment["prompt_tokens"] = [12, 24]
+        if "batches" in experiment:
+            experiment["batches"] = [1, 2]
     return yaml.safe_dump(values, sort_keys=False)
 
 

@@ -1,0 +1,88 @@
+"""Throughput of whole batches against their size, and where speculation stops to pay. Knows only the summary."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, theme
+
+TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
+
+EXPERIMENT = "batch_size"
+METRICS = {"throughput": "tokens/s of the whole batch", "speedup": "speedup at that size (×)"}
+SIZE = (270, 180)
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A row a data set: left throughput, right speedup over plain decoding. Raises UserError without the experiment."""
+    found = _found(tables)
+    every = [row for rows in found.values() for row in rows]
+    sizes = sorted({row["x"] for row in every})
+    x = alt.X(
+        "x:Q",
+        scale=alt.Scale(type="log", base=2, domain=[sizes[0] / 1.15, sizes[-1] * 1.15], nice=False),
+        axis=alt.Axis(title="requests decoded together", values=sizes, format=","),
+    )
+    lines = []
+    for title, here in panels.places(every):
+        both = []
+        for metric, rows in found.items():
+            shown = [row for row in here if row["metric"] == metric]
+            if shown:
+                speedup = metric == "speedup"
+                axis = panels.values(METRICS[metric], rows, one=speedup)
+                both.append(panels.lines(shown, x, axis, SIZE, one=speedup))
+        lines.append(alt.hconcat(*both, title=f"{title} ({panels.prompts(here)})", spacing=24))
+    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * SIZE[0]), *lines))
+
+
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+    """Rows of each metric, with `x` and `label`, in drawing order; plain decoding's speedup is 1 and no line."""
+    every = {metric: theme.rows(tables, "summary", experiment=EXPERIMENT, metric=metric) for metric in METRICS}
+    names = theme.labels((row["method"], row["settings"]) for rows in every.values() for row in rows)
+    order = list(names)
+    return {
+        metric: [
+            row | {"x": row["batch"], "label": names[row["method"], row["settings"]]}
+            for row in sorted(rows, key=lambda row: (order.index((row["method"], row["settings"])), row["batch"]))
+            if row["value"] is not None and (metric, row["method"]) != ("speedup", panels.BASELINE)
+        ]
+        for metric, rows in every.items()
+    }
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Who is fastest at the smallest and the largest batch, and at which batch each method's gain ends."""
+    found = _found(tables)
+    parts = ["Requests decoded together: tokens/s of the whole batch, and speedup over our autoregressive loop there."]
+    for title, here in panels.places([row for rows in found.values() for row in rows]):
+        parts.append(f"On {title} ({panels.prompts(here)} a size):")
+        ratios = [row for row in here if row["metric"] == "speedup"]
+        for label in dict.fromkeys(row["label"] for row in ratios):
+            parts.append(_gain(label, [row for row in ratios if row["label"] == label]))
+        parts.append(_most([row for row in here if row["metric"] == "throughput"]))
+    given = any(row["low"] is not None for rows in found.values() for row in rows)
+    means = "Geometric means over prompts"
+    means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
+    return " ".join([*parts, means])
+
+
+def _gain(label: str, rows: list[theme.Row]) -> str:
+    """One method's speedup at the ends, and the first size from which on it is not faster than plain decoding."""
+    first, last = rows[0], rows[-1]
+    text = f"{label} reaches {theme.interval(first, '×')} at {first['x']} ({panels.verdict(first)})"
+    if len(rows) == 1:
+        return text + "."
+    text += f" and {theme.interval(last, '×')} at {last['x']} ({panels.verdict(last)})"
+    gaining = [row["x"] for row in rows if row["value"] > 1]
+    after = [row["x"] for row in rows if row["x"] > max(gaining, default=0)]
+    if not gaining:
+        return text + "; it gains at no size."
+    return text + (f"; its gain ends at {after[0]}." if after else "; its gain does not end among these sizes.")
+
+
+def _most(rows: list[theme.Row]) -> str:
+    best = max(rows, key=lambda row: row["value"])
+    return f"Most tokens a second: {best['label']} at {best['x']}, {theme.interval(best)}."

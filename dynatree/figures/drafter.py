@@ -1,0 +1,129 @@
+"""A drafter on its own: agreement with its target by rank, and the speeds that decoding with it would have."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import theme
+
+TABLES: tuple[str, ...] = ("drafter",)
+
+WIDTH, STEP = 300, 23
+SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
+# Methods of the project that the simulated ones stand for; they share their colours.
+ALIKE = {"plain": "autoregressive", "chain": "linear", "tree": "optimal"}
+LOOKUPS = ("prompt_lookup", "lookup")
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """Left a row a text, a dot a rank; right a row a method, a dot a data set. Raises UserError without rows."""
+    simulated = [row for row in theme.rows(tables, "drafter", kind="simulated") if row["method"] != "plain"]
+    agreement = theme.rows(tables, "drafter", kind="agreement")
+    height = STEP * len({_label(row) for row in simulated})
+    return theme.finish(
+        alt.hconcat(_agreement(agreement, height), _speeds(simulated), spacing=30).resolve_scale(
+            color="independent", shape="independent"
+        )
+    )
+
+
+def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
+    rows = [row | {"name": f"{row['dataset']}, {row['part']}"} for row in rows]
+    ranks = sorted({row["rank"] for row in rows})
+    ends = [
+        {"name": name, "low": min(shares), "high": max(shares)}
+        | {"least": f"{min(shares):.0%}", "most": f"{max(shares):.0%}"}
+        for name in dict.fromkeys(row["name"] for row in rows)
+        for shares in [[row["agreement"] for row in rows if row["name"] == name]]
+    ]
+    names = [row["name"] for row in ends]
+    scale = alt.Scale(domain=[0, 1], nice=False)
+    axis = alt.Axis(title="share of positions", format="%", tickCount=5)
+    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
+    shades = alt.Scale(domain=ranks, range=[SHADES[i % len(SHADES)] for i in range(len(ranks))])
+    dots = alt.Chart(theme.data(rows)).mark_circle(size=90, opacity=1, stroke=theme.INK, strokeWidth=0.5)
+    dots = dots.encode(
+        x=alt.X("agreement:Q", scale=scale, axis=axis),
+        y=y,
+        color=alt.Color(
+            "rank:O", scale=shades, legend=alt.Legend(title="among the first", titleOrient="left", orient="top")
+        ),
+    )
+    spans = alt.Chart(theme.data(ends)).encode(y=y)
+    x = alt.X("low:Q", scale=scale, axis=axis)
+    rules = spans.mark_rule(color=theme.QUIET).encode(x=x, x2="high:Q")
+    least = spans.mark_text(align="right", dx=-9, color=theme.INK).encode(x=x, text="least:N")
+    most = spans.mark_text(align="left", dx=9, color=theme.INK).encode(x=alt.X("high:Q", scale=scale), text="most:N")
+    title = "Agreement with the target's greedy choice"
+    return alt.layer(rules, least, most, dots).properties(width=WIDTH, height=height, title=title)
+
+
+def _speeds(rows: list[theme.Row]) -> theme.Layers:
+    rows = [row | {"name": _label(row), "like": _like(row["method"])} for row in rows]
+    names, methods = list(dict.fromkeys(row["name"] for row in rows)), {row["like"] for row in rows}
+    datasets = sorted({row["dataset"] for row in rows})
+    highest = {name: max(row["speedup"] for row in rows if row["name"] == name) for name in names}
+    words = [{"name": name, "speedup": best, "words": f"{theme.number(best)}×"} for name, best in highest.items()]
+    lowest = min(row["speedup"] for row in rows)
+    domain = [min(0.8, lowest * 0.9), max(highest.values()) * 2]
+    scale = alt.Scale(type="log", domain=domain, nice=False)
+    ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
+    x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over plain decoding (×)", values=ticks))
+    y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
+    shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
+    one = alt.Chart(theme.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
+    dots = alt.Chart(theme.data(rows)).mark_point(filled=True, size=75, opacity=1)
+    dots = dots.encode(
+        x=x,
+        y=y,
+        color=alt.Color("like:N", scale=theme.colour_scale(methods), legend=None),
+        shape=alt.Shape("dataset:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
+    )
+    text = alt.Chart(theme.data(words)).mark_text(align="left", dx=9, color=theme.INK)
+    layers = (one, dots, text.encode(x=x, y=y, text="words:N"))
+    return alt.layer(*layers).properties(
+        width=WIDTH, height=alt.Step(STEP), title="Simulated speed by this machine's costs"
+    )
+
+
+def _like(method: str) -> str:
+    return ALIKE.get(method, method)
+
+
+def _label(row: theme.Row) -> str:
+    """Every chain stands for itself; of the other methods the setting is the fastest one, which is in the caption."""
+    if row["method"] == "chain":
+        return f"Chain of {theme.knobs(row['setting'])['K']}"
+    return "Best static tree" if row["method"] == "tree" else theme.display(_like(row["method"]))
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Agreement of the first choice, and who is fastest on each data set: a chain, a tree or lookup; the oracle."""
+    agreement = theme.rows(tables, "drafter", kind="agreement", rank=1)
+    simulated = theme.rows(tables, "drafter", kind="simulated")
+    parts = [
+        "Rounds follow from teacher forcing along the target's greedy continuations, seconds from the measured costs; "
+        "prefill left out, settings the fastest on these very texts."
+    ]
+    for dataset in sorted({row["dataset"] for row in simulated}):
+        shares = theme.joined([f"{r['agreement']:.0%} ({r['part']})" for r in agreement if r["dataset"] == dataset])
+        own = [row for row in simulated if row["dataset"] == dataset]
+        kinds = {kind: [row for row in own if row["method"] in kind] for kind in (("chain", "tree"), LOOKUPS)}
+        drafted, found = (max(rows, key=lambda row: row["speedup"]) for rows in kinds.values())
+        chain = max((row for row in own if row["method"] == "chain"), key=lambda row: row["speedup"])
+        (oracle,) = (row for row in own if row["method"] == "oracle")
+        text = f"On {dataset} the drafter's first choice is the target's at {shares} of positions. "
+        text += f"The fastest way to use it is {_words(drafted)}"
+        text += f"; {_words(chain)} is the best chain" if drafted["method"] == "tree" else ", ahead of every tree"
+        ahead = "faster" if found["speedup"] > drafted["speedup"] else "slower"
+        text += f". Lookup alone is {ahead}: {_words(found)}. The oracle reaches {theme.number(oracle['speedup'])}×."
+        parts.append(text)
+    return " ".join(parts)
+
+
+def _words(row: theme.Row) -> str:
+    settings = theme.knob_text(theme.knobs(row["setting"]))
+    name = {"chain": "a chain", "tree": "a static tree"}.get(row["method"]) or theme.display(_like(row["method"]))
+    return f"{name} ({settings}) with {theme.number(row['speedup'])}×"

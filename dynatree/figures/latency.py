@@ -1,0 +1,133 @@
+"""Time to the first token, time per token and throughput of every method. Knows no run, only the summary."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, theme
+
+TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
+
+STEP, WIDTH = 22, 190
+
+
+class Metric(NamedTuple):
+    """A panel: its title, the unit, and whether more is better."""
+
+    title: str
+    unit: str
+    better: int
+
+
+METRICS = {
+    "ttft_ms": Metric("Time to the first token", "ms", -1),
+    "tpot_ms": Metric("Time per token after it", "ms", -1),
+    "throughput": Metric("Throughput", "tokens/s", 1),
+}
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A row a method, a panel a metric, for each data set. Raises UserError if there is no headline row."""
+    found = _found(tables)
+    every = [row for rows in found.values() for row in rows]
+    names = theme.labels((row["method"], row["settings"]) for row in every)
+    places = panels.places(every)
+    lines = []
+    for title, here in places:
+        shown = {metric: [row for row in here if row["metric"] == metric] for metric in METRICS}
+        charts = [
+            _panel(rows, found[metric], names, METRICS[metric], place == 0, title == places[-1][0])
+            for place, (metric, rows) in enumerate((m, r) for m, r in shown.items() if r)
+        ]
+        lines.append(alt.hconcat(*charts, title=f"{title} ({panels.prompts(here)})", spacing=22))
+    return theme.finish(alt.vconcat(*lines, spacing=20))
+
+
+def _panel(
+    here: list[theme.Row],
+    everywhere: list[theme.Row],
+    names: dict[tuple[str, str], str],
+    metric: Metric,
+    first: bool,
+    last: bool,
+) -> theme.Layers:
+    shown = [
+        row
+        | {"label": names[row["method"], row["settings"]], "words": theme.number(row["value"])}
+        | {"end": max(row["value"], row["high"] or 0.0), "zero": 0.0}
+        for row in here
+    ]
+    highest = max(max(row["value"], row["high"] or 0.0) for row in everywhere)
+    scale = alt.Scale(domain=[0, highest * 1.25], nice=False)
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=metric.unit if last else None, tickCount=4))
+    y = alt.Y(
+        "label:N",
+        title=None,
+        scale=alt.Scale(domain=list(names.values())),
+        axis=alt.Axis(ticks=False, domain=False, labels=first, labelPadding=6),
+    )
+    colour = alt.Color("method:N", scale=theme.colour_scale(method for method, _ in names), legend=None)
+    words = f"{metric.title.lower()}, {'more' if metric.better > 0 else 'less'} is better"
+    title = alt.TitleParams(words, frame="group", fontSize=theme.SMALL, fontWeight="normal")
+    base = alt.Chart(theme.data(shown), width=WIDTH, height=alt.Step(STEP), title=title).encode(y=y)
+    stems = base.mark_rule(strokeWidth=1, color=theme.FAINT).encode(x=alt.X("zero:Q", scale=scale), x2="value:Q")
+    layers = [stems, base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour)]
+    ranged = [row for row in shown if row["low"] is not None]
+    if ranged:
+        interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
+    text = base.mark_text(align="left", dx=7, color=theme.INK)
+    return alt.layer(*layers, text.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
+
+
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+    """Rows of each metric that have a value."""
+    found = {metric: theme.rows(tables, "summary", experiment="headline", metric=metric) for metric in METRICS}
+    return {metric: [row for row in rows if row["value"] is not None] for metric, rows in found.items()}
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Who waits least for the first token, who is fastest after it and altogether, and the others' distance."""
+    found = _found(tables)
+    names = theme.labels((row["method"], row["settings"]) for rows in found.values() for row in rows)
+    speedups = [
+        row
+        for row in theme.rows(tables, "summary", experiment="headline", metric="speedup")
+        if row["value"] is not None and row["method"] != panels.BASELINE
+    ]
+    parts = ["Wait for the first token, pace after it, and tokens over the whole request."]
+    for title, here in panels.places([row for rows in found.values() for row in rows]):
+        clauses = []
+        for metric, (what, unit, better) in METRICS.items():
+            rows = [row for row in here if row["metric"] == metric]
+            if rows:
+                clauses.append(f"{what.lower()}: {_ranked(rows, names, unit, better)}")
+        parts.append(f"On {title}, {panels.prompts(here)}: {'; '.join(clauses)}.")
+        ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
+        if ratios:
+            parts.append(f"Speedup of whole requests over plain decoding: {panels.fastest(ratios, names)}.")
+    given = any(row["low"] is not None for rows in found.values() for row in rows)
+    means = "Means over prompts (of tokens/s geometric)"
+    return " ".join(
+        [*parts, means + ("; lines are 95 % bootstrap intervals over documents." if given else "; no intervals.")]
+    )
+
+
+def _ranked(rows: list[theme.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:
+    """The best with its interval, the next and how far it is behind, and whether their intervals are apart."""
+    ranked = sorted(rows, key=lambda row: (-better * row["value"], row["method"], row["settings"]))
+    best = ranked[0]
+    text = f"{names[best['method'], best['settings']]} has the best, {theme.interval(best)} {unit}"
+    if len(ranked) > 1:
+        second = ranked[1]
+        behind = abs(second["value"] / best["value"] - 1)
+        text += (
+            f", {names[second['method'], second['settings']]} next, {behind:.0%} {'below' if better > 0 else 'above'}"
+        )
+        if best["low"] is not None and second["low"] is not None:
+            apart = best["low"] > second["high"] if better > 0 else best["high"] < second["low"]
+            text += " (their intervals are apart)" if apart else " (their intervals overlap)"
+    return text

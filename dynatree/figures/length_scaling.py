@@ -1,0 +1,139 @@
+"""Throughput and speedup after 100, 200, ... output tokens, read off the commits of one long run a prompt.
+
+A greedy run of T tokens begins with the run of every shorter length; length L takes the time of the commit that
+reaches it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, statistics, theme
+from dynatree.errors import UserError
+
+TABLES: tuple[str, ...] = ("runs", "rounds")
+
+EXPERIMENT = "length_scaling"
+LENGTHS = (100, 200, 300, 500, 1000)
+METRICS = {"throughput": "tokens/s", "speedup": "speedup (×)"}
+SIZE = (270, 170)
+
+# (ms until the length is reached, the same in reference steps, document)
+Timed = tuple[float, float, str]
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A column a data set: tokens/s above, speedup below. Raises UserError without runs of plain decoding."""
+    rows = _rows(tables)
+    ticks = sorted({row["x"] for row in rows})
+    x = alt.X(
+        "x:Q",
+        scale=alt.Scale(type="log", domain=[ticks[0] / 1.15, ticks[-1] * 1.15], nice=False),
+        axis=alt.Axis(title="output tokens", values=ticks, format=","),
+    )
+    columns = []
+    for title, here in panels.places(rows):
+        stacked = []
+        for metric, unit in METRICS.items():
+            shown = [row for row in here if row["metric"] == metric]
+            if metric == "speedup":
+                shown = [row for row in shown if row["method"] != panels.BASELINE]
+            if shown:
+                speedup = metric == "speedup"
+                every = [row for row in rows if row["metric"] == metric]
+                axis = panels.values(unit, every, one=speedup)
+                head = "" if speedup else f"{title} ({panels.prompts(shown)})"
+                stacked.append(panels.lines(shown, x, axis, SIZE, title=head, one=speedup))
+        columns.append(alt.vconcat(*stacked, spacing=12))
+    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+
+
+def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+    """Rows like those of `summary`, with the length `x` and the `label`, in drawing order."""
+    timed = _timed(tables)
+    names = theme.labels({key[1:] for key in timed})
+    rows = []
+    for dataset in sorted({key[0] for key in timed}):
+        here = {series: timed[dataset, *series] for series in names if (dataset, *series) in timed}
+        plain = next((times for (method, _), times in here.items() if method == panels.BASELINE), None)
+        if plain is None:
+            raise UserError(f"{EXPERIMENT}: no run of {panels.BASELINE} on {dataset} to compare with")
+        for length in _lengths(list(here.values())):
+            # The prompts that every method brings so far, so that all are judged on the same ones.
+            common = set.intersection(*({key for key, at in times.items() if length in at} for times in here.values()))
+            for (method, settings), times in here.items():
+                for metric in METRICS if common else ():
+                    rows.append(
+                        {"dataset": dataset, "method": method, "settings": settings, "label": names[method, settings]}
+                        | {"x": length, "metric": metric}
+                        | _mean(metric, length, {key: (times[key][length], plain[key][length]) for key in common})
+                    )
+    if not rows:
+        raise UserError(f"{EXPERIMENT}: no prompt that every method was run on")
+    return rows
+
+
+def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]:
+    """The LENGTHS that some run of every series reaches; where outputs are shorter than all of them, how far they go."""
+    reached = set.intersection(*({length for at in times.values() for length in at} for times in series))
+    return [length for length in LENGTHS if length in reached] or sorted(reached)[-1:]
+
+
+def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]]:
+    """Per (data set, method, settings), (prompt, repeat) and length: when it was reached."""
+    runs = theme.rows(tables, "runs", experiment=EXPERIMENT)
+    commits = defaultdict(list)
+    for row in theme.rows(tables, "rounds", experiment=EXPERIMENT):
+        commits[_run(row)].append((row["output_tokens"], row["commit_ms"]))
+    result: dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]] = defaultdict(dict)
+    # A common end for outputs that are shorter than every length.
+    shortest = min(run["output_tokens"] for run in runs)
+    for run in runs:
+        at = {}
+        for length in {*LENGTHS, shortest}:
+            ms = min((ms for tokens, ms in commits[_run(run)] if tokens >= length), default=None)
+            if ms is not None:
+                at[length] = (ms, ms / run["reference_step_ms"], run["document_id"])
+        result[run["dataset"], run["method"], run["settings"]][run["prompt_id"], run["repeat"]] = at
+    return result
+
+
+def _run(row: theme.Row) -> tuple[str, ...]:
+    return tuple(row[name] for name in ("dataset", "method", "settings", "prompt_id", "repeat"))
+
+
+def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> theme.Row:
+    """Geometric mean over prompts of tokens/s, or of the ratio of normalised times, with its interval."""
+    keys = sorted(pairs)
+    speedup = metric == "speedup"
+    values = [pairs[k][1][1] / pairs[k][0][1] if speedup else 1000 * length / pairs[k][0][0] for k in keys]
+    documents = [pairs[key][0][2] for key in keys]
+    ends = statistics.interval(values, documents, geometric=True)
+    prompts = len({prompt for prompt, _ in keys})
+    return {
+        "prompts": prompts,
+        "value": statistics.mean(values, geometric=True),
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "resolved": statistics.resolved(ends, prompts) if speedup else None,
+    }
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Who is fastest at the shortest and the longest length, by how much, whether resolved; how far outputs go."""
+    rows = _rows(tables)
+    names = {(row["method"], row["settings"]): row["label"] for row in rows}
+    parts = ["Throughput up to an output length (prefill included), and speedup over our autoregressive loop there."]
+    for title, here in panels.places(rows):
+        lengths = sorted({row["x"] for row in here})
+        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
+        reached = f"On {title} all methods reach {theme.joined([f'{n:,}' for n in lengths])} tokens"
+        parts.append(f"{reached} ({panels.prompts(here)}).")
+        if ratios:
+            parts.append(panels.fastest_along(ratios, names, "tokens"))
+    means = "Values are geometric means over prompts"
+    given = any(row["low"] is not None for row in rows)
+    means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
+    return " ".join([*parts, means])

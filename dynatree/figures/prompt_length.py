@@ -1,0 +1,82 @@
+"""Speedup and time to the first token against the length of the prompt. Knows only the summary."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, theme
+
+TABLES: tuple[str, ...] = ("summary",)
+
+EXPERIMENT = "prompt_length"
+METRICS = {"speedup": "speedup (×)", "ttft_ms": "ms to the first token"}
+SIZE = (270, 170)
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A column a data set: speedup above, ms to the first token below. Raises UserError without speedups."""
+    found = _found(tables)
+    every = [row for rows in found.values() for row in rows]
+    ticks = sorted({row["x"] for row in every})
+    x = alt.X(
+        "x:Q",
+        scale=alt.Scale(type="log", domain=[ticks[0] / 1.15, ticks[-1] * 1.15], nice=False),
+        axis=alt.Axis(title="prompt tokens", values=ticks, format=","),
+    )
+    columns = []
+    for title, here in panels.places(every):
+        stacked = []
+        for metric, rows in found.items():
+            shown = [row for row in here if row["metric"] == metric]
+            if shown:
+                speedup = metric == "speedup"
+                axis = panels.values(METRICS[metric], rows, one=speedup, log=not speedup)
+                head = f"{title} ({panels.prompts(shown)})" if speedup else ""
+                stacked.append(panels.lines(shown, x, axis, SIZE, title=head, one=speedup))
+        columns.append(alt.vconcat(*stacked, spacing=12))
+    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+
+
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+    """Rows a metric, with `x` and `label`, in drawing order; plain decoding's speedup is 1 and no line."""
+    every = {metric: theme.rows(tables, "summary", experiment=EXPERIMENT, metric=metric) for metric in METRICS}
+    names = theme.labels((row["method"], row["settings"]) for rows in every.values() for row in rows)
+    order = list(names)
+    return {
+        metric: [
+            row | {"x": row["prompt_tokens"], "label": names[row["method"], row["settings"]]}
+            for row in sorted(
+                rows, key=lambda row: (order.index((row["method"], row["settings"])), row["prompt_tokens"])
+            )
+            if row["value"] is not None and (metric, row["method"]) != ("speedup", panels.BASELINE)
+        ]
+        for metric, rows in every.items()
+    }
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Who is fastest at which length; at both ends by how much, whether resolved, and the wait for the first token."""
+    found = _found(tables)
+    names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
+    parts = ["Speedup over our autoregressive loop on the same prompts, and time to the first token, by prompt length."]
+    for title, here in panels.places([row for rows in found.values() for row in rows]):
+        ratios = [row for row in here if row["metric"] == "speedup"]
+        parts.append(f"On {title} there are {panels.prompts(here)} of each length.")
+        parts.append(panels.fastest_along(ratios, names, "prompt tokens"))
+        parts.append(_waits([row for row in here if row["metric"] == "ttft_ms"]))
+    given = any(row["low"] is not None for rows in found.values() for row in rows)
+    means = "Means over prompts (of speedups geometric)"
+    means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
+    return " ".join([*parts, means])
+
+
+def _waits(rows: list[theme.Row]) -> str:
+    """Shortest and longest mean time to the first token, at the shortest and the longest prompts."""
+    lengths = sorted({row["x"] for row in rows})
+    clauses = []
+    for length in dict.fromkeys((lengths[0], lengths[-1])):
+        ranked = sorted((row for row in rows if row["x"] == length), key=lambda row: (row["value"], row["label"]))
+        first, last = (f"{theme.number(row['value'])} ms ({row['label']})" for row in (ranked[0], ranked[-1]))
+        clauses.append(f"{first} to {last} behind {length:,} tokens" if len(ranked) > 1 else f"{first} at {length:,}")
+    return f"The first token takes {theme.joined(clauses)}."

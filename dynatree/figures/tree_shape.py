@@ -1,0 +1,169 @@
+"""Speedup by the shape of the tree: depth D, branch B and pruning tau, one at a time, and D with B as a heat map.
+
+Drawn is the method that was run with several settings; the others are level lines beside it. Knows only the summary.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, theme
+from dynatree.errors import UserError
+
+TABLES: tuple[str, ...] = ("summary",)
+
+EXPERIMENT = "tree_shape"
+KNOBS = {"D": "depth D", "B": "branch B", "tau": "pruning tau"}
+ACROSS, DOWN = "D", "B"
+SIZE = (185, 140)
+
+
+class Shapes(NamedTuple):
+    """One data set's speedups: rows of the method with several settings (`knobs` read), and those of the others."""
+
+    title: str
+    swept: list[theme.Row]
+    steady: list[theme.Row]
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """Per data set a panel a knob and a heat map, two a line. Raises UserError if no knob has two values."""
+    found = _found(tables)
+    everything = [row for shapes in found for row in shapes.swept + shapes.steady]
+    axis = panels.values("speedup (×)", everything, one=True)
+    blocks = []
+    for shapes in found:
+        charts: list[alt.TopLevelMixin] = []
+        for knob in KNOBS:
+            if line := _line(shapes.swept, knob):
+                charts.append(_panel(knob, line, shapes, axis))
+        if _grid(shapes.swept):
+            charts.append(_heat(_grid(shapes.swept)))
+        head = f"{shapes.title} ({panels.prompts(shapes.swept)})"
+        blocks.append(alt.concat(*charts, columns=2, spacing=16).properties(title=head))
+    methods = theme.ordered(row["method"] for row in everything)
+    entries = [(theme.display(method), theme.colour(method), theme.colour(method)) for method in methods]
+    key = theme.key([*entries, *panels.RESOLVED], 2 * SIZE[0] + 70)
+    return theme.finish(alt.vconcat(key, *blocks))
+
+
+def _panel(knob: str, line: Sequence[theme.Row], shapes: Shapes, axis: panels.Values) -> theme.Layers:
+    names = [theme.knob_value(row["knobs"][knob]) for row in line]
+    points = [_plain(row) | {"x": name, "label": row["method"]} for row, name in zip(line, names, strict=True)]
+    x = alt.X(
+        "x:O", sort=names, scale=alt.Scale(type="point", padding=0.4), axis=alt.Axis(title=KNOBS[knob], labelAngle=0)
+    )
+    held = theme.knob_text({name: value for name, value in line[0]["knobs"].items() if name != knob})
+    title = alt.TitleParams(held, fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
+    return panels.lines(points, x, axis, SIZE, title=title, one=True, labelled=False, steady=shapes.steady)
+
+
+def _heat(cells: Sequence[theme.Row]) -> theme.Layers:
+    """The grid's speedups as numbers on their colours; the best is framed."""
+    best = max(cells, key=lambda row: row["value"])
+    low, high = min(row["value"] for row in cells), best["value"]
+    shown = [
+        {"across": row["knobs"][ACROSS], "down": row["knobs"][DOWN], "value": row["value"]}
+        | {"words": theme.number(row["value"])}
+        | {"ink": "white" if high > low and (row["value"] - low) / (high - low) > 0.55 else theme.INK}
+        | {"best": row is best}
+        for row in cells
+    ]
+    columns = sorted({row["across"] for row in shown}, key=theme.knob_key)
+    lines = sorted({row["down"] for row in shown}, key=theme.knob_key, reverse=True)
+    held = theme.knob_text({name: value for name, value in best["knobs"].items() if name not in (ACROSS, DOWN)})
+    title = alt.TitleParams(f"speedup, {held}", fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
+    x = alt.X("across:O", sort=columns, axis=alt.Axis(title=KNOBS[ACROSS], labelAngle=0, ticks=False, domain=False))
+    y = alt.Y("down:O", sort=lines, axis=alt.Axis(title=KNOBS[DOWN], ticks=False, domain=False))
+    colour = alt.Color("value:Q", scale=alt.Scale(scheme="blues", domain=[low, high]), legend=None)
+    boxes = alt.Chart(theme.data(shown)).mark_rect().encode(x=x, y=y, color=colour)
+    frame = alt.Chart(theme.data([row for row in shown if row["best"]]))
+    layers = [boxes, frame.mark_rect(filled=False, stroke=theme.INK, strokeWidth=2).encode(x=x, y=y)]
+    for ink in {row["ink"]: None for row in shown}:
+        words = alt.Chart(theme.data([row for row in shown if row["ink"] == ink]))
+        layers.append(words.mark_text(fontSize=theme.SMALL - 1, color=ink).encode(x=x, y=y, text="words:N"))
+    return alt.layer(*layers).properties(width=SIZE[0], height=SIZE[1], title=title)
+
+
+def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
+    rows = [
+        row | {"knobs": theme.knobs(row["settings"])}
+        for row in theme.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
+        if row["method"] != panels.BASELINE and row["value"] is not None
+    ]
+    result = []
+    for title, here in panels.places(rows, "prompt_tokens", "batch"):
+        count = Counter(row["method"] for row in here)
+        method = max(theme.ordered(count), key=lambda name: count[name])
+        swept = [row for row in here if row["method"] == method]
+        if any(_line(swept, knob) for knob in KNOBS):
+            result.append(Shapes(title, swept, [_plain(row) for row in here if row["method"] != method]))
+    if not result:
+        raise UserError(f"{EXPERIMENT}: no method was run with two values of {', '.join(KNOBS)}")
+    return result
+
+
+def _plain(row: theme.Row) -> theme.Row:
+    return {key: value for key, value in row.items() if key != "knobs"}
+
+
+def _line(rows: Sequence[theme.Row], knob: str) -> list[theme.Row]:
+    """Rows that differ in `knob` alone, by its size; of several such lines the longest, then the one most usual.
+
+    Empty where no two rows differ in the knob alone.
+    """
+    rows = [row for row in rows if knob in row["knobs"]]
+    lines: dict[tuple[tuple[str, str], ...], list[theme.Row]] = {}
+    for row in rows:
+        lines.setdefault(tuple(item for item in row["knobs"].items() if item[0] != knob), []).append(row)
+    often = Counter(item for row in rows for item in row["knobs"].items())
+    best = max(lines, key=lambda held: (len(lines[held]), sum(often[item] for item in held)), default=())
+    line = sorted(lines.get(best, []), key=lambda row: theme.knob_key(row["knobs"][knob]))
+    return line if len(line) > 1 else []
+
+
+def _grid(rows: Sequence[theme.Row]) -> list[theme.Row]:
+    """Rows that differ in ACROSS and DOWN alone, at the other knobs' most frequent values; empty if they fill no grid."""
+    held = Counter(tuple(i for i in row["knobs"].items() if i[0] not in (ACROSS, DOWN)) for row in rows)
+    usual = held.most_common(1)[0][0]
+    cells = [r for r in rows if tuple(i for i in r["knobs"].items() if i[0] not in (ACROSS, DOWN)) == usual]
+    sizes = [len({row["knobs"].get(knob) for row in cells}) for knob in (ACROSS, DOWN)]
+    return cells if min(sizes) > 1 and len(cells) > sum(sizes) - 1 else []
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Per knob the best and the worst value; the best shape of all against the level lines and plain decoding."""
+    parts = ["Speedup over our autoregressive loop (dashed) on the same prompts by the shape of the tree."]
+    found = _found(tables)
+    for shapes in found:
+        method = theme.display(shapes.swept[0]["method"])
+        for knob, name in KNOBS.items():
+            if line := _line(shapes.swept, knob):
+                best, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
+                parts.append(
+                    f"{shapes.title}, {name}: best of {len(line)} values at {theme.knob_value(best['knobs'][knob])}, "
+                    f"{theme.interval(best, '×')}, worst at {theme.knob_value(worst['knobs'][knob])}, "
+                    f"{theme.number(worst['value'])}×."
+                )
+        best = max(shapes.swept, key=lambda row: row["value"])
+        text = f"Best of all {len(shapes.swept)} settings of {method} is {theme.knob_text(best['knobs'])}, "
+        parts.append(f"{text}{theme.interval(best, '×')} ({panels.verdict(best)}){_against(best, shapes.steady)}.")
+        if best["value"] <= 1:
+            parts.append("No setting beats plain decoding.")
+    given = any(row["low"] is not None for shapes in found for row in shapes.swept)
+    parts.append("Lines and bands are 95 % bootstrap intervals." if given else "Too few documents for intervals.")
+    return " ".join(parts)
+
+
+def _against(best: theme.Row, steady: Sequence[theme.Row]) -> str:
+    """How the level lines compare with the best setting."""
+    text = ""
+    for row in steady:
+        share = 100 * (row["value"] / best["value"] - 1)
+        compared = f"{theme.number(abs(share))} % {'faster' if share > 0 else 'slower'}"
+        text += f"; {theme.display(row['method'])} is {compared} than that, {theme.interval(row, '×')}"
+        text += f" ({panels.verdict(row)})"
+    return text

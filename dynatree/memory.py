@@ -1,0 +1,126 @@
+"""What one method holds in memory, measured in a process that does nothing else: weights, caches, high-water marks.
+
+Hooks on the models see the caches, so that no timed run carries a counter. Knows no table and no figure.
+"""
+
+import gc
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dynatree import measure
+from dynatree.cache import state_bytes
+from dynatree.errors import UserError
+from dynatree.model import LanguageModel
+from dynatree.text.prompts import Prompt
+
+MIB = 2**20
+PROCESS = Path("/proc/self")
+
+
+class HighWater:
+    """The most memory in use since the process's start or the last reset, and what is in use, both in bytes.
+
+    On CUDA that of torch's allocator; on a CPU resident memory, which Linux alone tells (VmHWM and VmRSS in proc(5)).
+    """
+
+    def __init__(self, device: torch.device):
+        self._cuda = device.type == "cuda"
+
+    def peak(self) -> int:
+        """The high-water mark."""
+        return torch.cuda.max_memory_allocated() if self._cuda else _resident("VmHWM")
+
+    def held(self) -> int:
+        """In use now."""
+        return torch.cuda.memory_allocated() if self._cuda else _resident("VmRSS")
+
+    def reset(self) -> None:
+        """Let the mark begin again at what is in use. Raises UserError where the system cannot do that."""
+        gc.collect()
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        try:
+            (PROCESS / "clear_refs").write_text("5")
+        except OSError as error:
+            raise UserError(_no_mark(error)) from error
+
+
+def _resident(name: str) -> int:
+    try:
+        found = re.search(rf"^{name}:\s+(\d+) kB$", (PROCESS / "status").read_text(), re.MULTILINE)
+    except OSError as error:
+        raise UserError(_no_mark(error)) from error
+    if found is None:
+        raise UserError(_no_mark(f"no {name} in {PROCESS / 'status'}"))
+    return 1024 * int(found[1])
+
+
+def _no_mark(reason: object) -> str:
+    return f"memory: this system does not tell a process's peak ({reason}); measure on Linux or with --device cuda"
+
+
+class CachePeaks:
+    """The largest keys and values that a model's forwards left behind, in bytes: `used` slots, `allocated` storage."""
+
+    def __init__(self) -> None:
+        self.used = self.allocated = 0
+
+    def see(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        """Forward hook: behind a forward the cache holds committed tokens and the tree, and nothing is cropped yet."""
+        used, allocated = state_bytes(output["cache"])
+        self.used, self.allocated = max(self.used, used), max(self.allocated, allocated)
+
+
+@contextmanager
+def watched(model: LanguageModel) -> Iterator[CachePeaks]:
+    """Watch the caches of a model's forwards, whichever decoder calls them."""
+    peaks = CachePeaks()
+    # Drafting over a vocabulary of its own goes past the causal LM to the model below it.
+    hook = model.model.base_model.register_forward_hook(peaks.see)
+    try:
+        yield peaks
+    finally:
+        hook.remove()
+
+
+def record(
+    folders: dict[str, Path],
+    calibration: Path | None,
+    decoder: str,
+    knobs: dict[str, Any],
+    dtype: str,
+    device: str,
+    prompt: Prompt,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """Load as `measure.load_all` does, decode one prompt: the columns of the table `memory`, and `output_ids`.
+
+    Only in a fresh process is the load's peak that of this method. Raises UserError where peaks cannot be told.
+    """
+    models, method = measure.load_all(folders, calibration, decoder, knobs, dtype, device)
+    water = HighWater(models["target"].device)
+    load_peak = water.peak()
+    water.reset()
+    loaded = water.held()
+    with ExitStack() as hooks:
+        caches = {role: hooks.enter_context(watched(model)) for role, model in models.items()}
+        trace = method.decode(prompt.ids, max_new_tokens)
+    sizes = {"load_peak": load_peak, "loaded": loaded, "peak": water.peak()}
+    for role, prefix in (("target", ""), ("drafter", "drafter_")):
+        cache = caches.get(role, CachePeaks())
+        sizes[f"{prefix}weights"] = models[role].weight_bytes if role in models else 0
+        sizes[f"{prefix}cache_used"], sizes[f"{prefix}cache_allocated"] = cache.used, cache.allocated
+    return {
+        "prompt_id": prompt.prompt_id,
+        "prompt_tokens": len(prompt.ids),
+        "output_tokens": len(trace.output),
+        "output_ids": trace.output,
+        **{f"{name}_mib": size / MIB for name, size in sizes.items()},
+    }

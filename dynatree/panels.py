@@ -1,0 +1,203 @@
+"""Panels and sentences that several figures share: lines with intervals and direct labels, who is fastest.
+
+Knows no figure and reads no file; looks and names are those of theme.py.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import altair as alt
+
+from dynatree import theme
+
+BASELINE = "autoregressive"
+RESOLVED = [
+    ("resolved: interval excludes 1, enough prompts", theme.QUIET, theme.QUIET),
+    ("not resolved", "white", theme.QUIET),
+]
+LINE = 13.0  # pixels a label of a line
+DODGE, LEADER = 3.0, 8.0  # pixels between the dots of two lines, and from a panel to its labels
+
+Names = Mapping[tuple[str, str], str]
+
+
+def places(rows: Sequence[theme.Row], *columns: str) -> list[tuple[str, list[theme.Row]]]:
+    """Rows by where they were measured, titled by the data set and by what else differs among `columns`."""
+    keys = sorted({(row["dataset"], *(row[column] for column in columns)) for row in rows})
+    result = []
+    for key in keys:
+        here = [row for row in rows if (row["dataset"], *(row[column] for column in columns)) == key]
+        title = [key[0]]
+        for place, column in enumerate(columns, 1):
+            if len({other[place] for other in keys}) > 1:
+                title.append(f"{column.replace('_', ' ')} {key[place]}")
+        result.append((", ".join(title), here))
+    return result
+
+
+def prompts(rows: Sequence[theme.Row]) -> str:
+    """`4 prompts`, or `2 to 4 prompts` where rows have different numbers of them."""
+    least, most = min(row["prompts"] for row in rows), max(row["prompts"] for row in rows)
+    return theme.plural(most, "prompt") if least == most else f"{least} to {theme.plural(most, 'prompt')}"
+
+
+def verdict(row: theme.Row) -> str:
+    """Whether a speedup differs from 1: `not resolved with 4 prompts`."""
+    return f"{'resolved' if row['resolved'] else 'not resolved'} with {theme.plural(row['prompts'], 'prompt')}"
+
+
+def fastest(rows: Sequence[theme.Row], names: Names) -> str:
+    """Of speedups over plain decoding: who is ahead, by how much, whether resolved, and who is next."""
+    ranked = sorted(rows, key=lambda row: (-row["value"], row["method"], row["settings"]))
+    best, *others = ranked
+    text = f"{names[best['method'], best['settings']]} with {theme.interval(best, '×')}, {verdict(best)}"
+    if others:
+        text += f" (next {names[others[0]['method'], others[0]['settings']]}, {theme.number(others[0]['value'])}×)"
+    return text if best["value"] > 1 else f"no method beats plain decoding; closest is {text}"
+
+
+def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:
+    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the smallest and the largest."""
+    leaders: dict[str, list[str]] = {}
+    lengths = sorted({row["x"] for row in rows})
+    for length in lengths:
+        best = max((row for row in rows if row["x"] == length), key=lambda row: row["value"])
+        name = names[best["method"], best["settings"]] if best["value"] > 1 else "plain decoding"
+        leaders.setdefault(name, []).append(f"{length:,}")
+    parts = [f"{name} at {theme.joined(at)}" for name, at in leaders.items()]
+    text = f"Fastest: {'; '.join(parts)} {unit}." if len(lengths) > 1 else ""
+    for length in dict.fromkeys((lengths[0], lengths[-1])):
+        text += f" At {length:,} {unit}: {fastest([row for row in rows if row['x'] == length], names)}."
+    return text.strip()
+
+
+class Values(NamedTuple):
+    """The vertical axis of a panel."""
+
+    title: str
+    low: float
+    high: float
+    log: bool
+
+    @property
+    def y(self) -> alt.Y:
+        """Encodes the field `value`."""
+        scale = alt.Scale(type="log" if self.log else "linear", domain=[self.low, self.high], nice=False)
+        axis: dict[str, Any] = {"tickCount": 5}
+        if self.log:
+            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)))
+            ticks = [first * 10.0**decade for decade in decades for first in (1, 2, 3, 5, 7)]
+            axis = {"values": [tick for tick in ticks if self.low <= tick <= self.high], "labelOverlap": False}
+        return alt.Y("value:Q", scale=scale, axis=alt.Axis(title=self.title, **axis))
+
+    def share(self, value: float) -> float:
+        """How far up the axis the value is, 0..1."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def at(self, share: float) -> float:
+        """The value at a share of the axis; the inverse of `share`."""
+        if self.log:
+            return self.low * (self.high / self.low) ** share
+        return self.low + share * (self.high - self.low)
+
+
+def values(title: str, rows: Sequence[theme.Row], one: bool = False, log: bool = False) -> Values:
+    """An axis that holds every value and interval, and 1 if `one`, with a margin."""
+    ends = [v for row in rows for v in (row["value"], row["low"], row["high"]) if v is not None] + [1.0] * one
+    low, high = min(ends), max(ends)
+    if log:
+        return Values(title, low / 1.2, high * 1.2, log)
+    margin = (high - low) * 0.07 or 0.1 * abs(high) or 0.1
+    return Values(title, low - margin, high + margin, log)
+
+
+def lines(
+    points: Sequence[theme.Row],
+    x: alt.X,
+    axis: Values,
+    size: tuple[float, float],
+    title: Any = "",
+    one: bool = False,
+    labelled: bool = True,
+    steady: Sequence[theme.Row] = (),
+) -> theme.Layers:
+    """A line per `label` of `points` (label, method, x, value, low, high, resolved), named at its end if `labelled`.
+
+    `x` encodes the field `x`; `size` is width and height in pixels. `steady`: rows drawn as level lines with their
+    intervals. `one`: a dashed line at 1. Hollow dots: `resolved` is False.
+    """
+    layers: list[Any] = []
+    if one:
+        rule = alt.Chart(theme.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3])
+        layers.append(rule.encode(y=axis.y))
+    for row in steady:
+        tone = theme.colour(row["method"])
+        if row["low"] is not None:
+            band = alt.Chart(theme.data([{"value": row["low"], "high": row["high"]}]))
+            layers.append(band.mark_rect(color=tone, opacity=0.13).encode(y=axis.y, y2="high:Q"))
+        level = alt.Chart(theme.data([{"value": row["value"]}]))
+        layers.append(level.mark_rule(color=tone, strokeWidth=2).encode(y=axis.y))
+    series = list(dict.fromkeys(row["label"] for row in points))
+    for place, label in enumerate(series):
+        layers += _line([row for row in points if row["label"] == label], x, axis, _shift(place, len(series)))
+    if labelled:
+        layers += _labels(points, series, x, axis, size)
+    return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
+
+
+def _shift(place: int, count: int) -> float:
+    """Pixels to the side, so that intervals at one x stand beside one another."""
+    return DODGE * (place - (count - 1) / 2)
+
+
+def _line(own: Sequence[theme.Row], x: alt.X, axis: Values, shift: float) -> list[Any]:
+    tone = theme.colour(own[0]["method"])
+    filled = [row | {"fill": "white" if row.get("resolved") is False else tone} for row in own]
+    chart = alt.Chart(theme.data(filled)).encode(x=x, y=axis.y)
+    layers: list[Any] = [chart.mark_line(color=tone, strokeWidth=2, xOffset=shift)] if len(own) > 1 else []
+    ranged = [{"x": row["x"], "value": row["low"], "high": row["high"]} for row in own if row["low"] is not None]
+    if ranged:
+        rule = alt.Chart(theme.data(ranged)).mark_rule(color=tone, strokeWidth=1.5, xOffset=shift)
+        layers.append(rule.encode(x=x, y=axis.y, y2="high:Q"))
+    dots = chart.mark_point(stroke=tone, strokeWidth=1.5, size=42, opacity=1, xOffset=shift)
+    return [*layers, dots.encode(fill=alt.Fill("fill:N", scale=None))]
+
+
+def _labels(
+    points: Sequence[theme.Row], series: Sequence[str], x: alt.X, axis: Values, size: tuple[float, float]
+) -> list[alt.Chart]:
+    """Names beside the panel, as high as the lines end but never on one another, each led to by its line."""
+    width, height = size
+    ends = [max((row for row in points if row["label"] == label), key=lambda row: row["x"]) for label in series]
+    pixels = apart([height * axis.share(end["value"]) for end in ends], LINE)
+    charts = []
+    for place, (end, pixel) in enumerate(zip(ends, pixels, strict=True)):
+        high = axis.at(pixel / height)
+        leader = alt.Chart(theme.data([{"x": end["x"], "value": end["value"], "high": high}]))
+        rule = leader.mark_rule(color=theme.colour(end["method"]), opacity=0.6, xOffset=_shift(place, len(series)))
+        charts.append(rule.encode(x=x, x2=alt.value(width + LEADER), y=axis.y, y2="high:Q"))
+        words = alt.Chart(theme.data([{"value": high, "label": end["label"]}]))
+        words = words.mark_text(align="left", color=theme.INK)
+        charts.append(words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N"))
+    return charts
+
+
+def apart(positions: Sequence[float], gap: float) -> list[float]:
+    """Positions moved as little as keeps them at least `gap` apart and in order; those that collide share the move."""
+    order = sorted(range(len(positions)), key=lambda place: positions[place])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for place in order:
+        groups.append([place])
+        centres.append(positions[place])
+        while len(groups) > 1 and centres[-1] - centres[-2] < gap * (len(groups[-1]) + len(groups[-2])) / 2:
+            groups[-2:] = [groups[-2] + groups[-1]]
+            centres[-2:] = [sum(positions[member] for member in groups[-1]) / len(groups[-1])]
+    result = [0.0] * len(positions)
+    for group, centre in zip(groups, centres, strict=True):
+        for rank, member in enumerate(group):
+            result[member] = centre + gap * (rank - (len(group) - 1) / 2)
+    return result

@@ -1,0 +1,153 @@
+"""Synthetic rows of the study's experiments: lengths, tree shapes, ablation, prompt lengths. Knows no figure."""
+
+import random
+from typing import Any
+
+Row = dict[str, Any]
+
+SPEED = {"assisted": 1.05, "prompt_lookup": 1.5, "linear": 1.55, "dynatree": 1.9, "optimal": 1.5, "fixed_d5_b2": 0.9}
+SETTINGS = {"dynatree": "D63_B3_tau0.01_N63", "linear": "K3"}
+LENGTH_METHODS = ("autoregressive", "assisted", "prompt_lookup", "linear", "dynatree")
+PROMPT_METHODS = ("autoregressive", "prompt_lookup", "linear", "dynatree")
+ABLATED = {
+    ("dynatree_threshold", "D8_B3_tau0.03_N64"): 1.45,
+    ("dynatree_threshold", "D8_B3_tauNone_N64"): 0.8,
+    ("dynatree_threshold", "D8_B3_tau0.03_NNone"): 1.42,
+    ("fixed_d5_b2", "D5_B2_N62"): 0.9,
+    ("dynatree", "D63_B3_tau0.01_N63"): 1.9,
+    ("without_cost_model", "D63_B3_tau0.01_N63"): 1.5,
+    ("without_lookup", "D63_B3_tau0.01_N63"): 1.3,
+    ("without_draft_vocabulary", "D63_B3_tau0.01_N63"): 1.7,
+    ("without_calibration", "D63_B3_tau0.01_N63"): 1.88,
+    ("optimal", "D8_B8_N63"): 1.5,
+    ("autoregressive", "default"): 1.0,
+}
+
+
+def add(
+    rows: dict[str, list[Row]],
+    chance: random.Random,
+    winner: str,
+    datasets: tuple[str, ...],
+    prompts: int,
+    intervals: bool,
+    few: bool,
+) -> None:
+    """Append rows of every experiment; `few`: the fewest values of each that still make a figure."""
+    for dataset in datasets:
+        _length_scaling(rows, chance, winner, dataset, prompts, 60 if few else 1000)
+        _tree_shape(rows["summary"], chance, winner, dataset, prompts, intervals, few)
+        _ablation(rows, chance, winner, dataset, prompts, intervals, few)
+        for length in (200,) if few else (50, 100, 200, 500, 1000):
+            _prompt_length(rows["summary"], chance, winner, dataset, prompts, intervals, length)
+
+
+def _speed(method: str, winner: str) -> float:
+    return SPEED.get(method, 1.0) * (0.6 if winner not in ("dynatree", method) else 1.0) + 0.9 * (method == winner)
+
+
+def _key(experiment: str, method: str, settings: str, dataset: str, prompt: int) -> Row:
+    key = {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset, "repeat": 0}
+    return key | {"prompt_id": f"{dataset}:{prompt}:128", "document_id": f"{dataset}:{prompt}"}
+
+
+def _summary(
+    experiment: str, method: str, settings: str, dataset: str, prompts: int, length: int, metric: str, value: float,
+    ends: tuple[float, float] | None,
+) -> Row:  # fmt: skip
+    return {
+        "experiment": experiment,
+        "method": method,
+        "settings": settings,
+        "dataset": dataset,
+        "prompt_tokens": length,
+        "batch": 1,
+        "metric": metric,
+        "prompts": prompts,
+        "documents": prompts,
+        "value": value,
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "resolved": bool(ends) and prompts >= 10 and not ends[0] <= 1 <= ends[1] if metric == "speedup" else None,
+    }
+
+
+def _ends(chance: random.Random, value: float, given: bool, exact: bool = False) -> tuple[float, float] | None:
+    spread = 0.0 if exact else chance.uniform(0.03, 0.12)
+    return (value * (1 - spread), value * (1 + spread)) if given else None
+
+
+def _length_scaling(
+    rows: dict[str, list[Row]], chance: random.Random, winner: str, dataset: str, prompts: int, tokens: int
+) -> None:
+    for prompt in range(prompts):
+        # One text of the data set ends before the longest length, with every method.
+        ends = tokens - tokens // 4 if prompt == 2 else tokens
+        for method in LENGTH_METHODS:
+            reference = chance.uniform(44.0, 48.0)
+            emits = 1 if method == "autoregressive" else 3
+            key = _key("length_scaling", method, SETTINGS.get(method, "default"), dataset, prompt)
+            now, made, number, pace = 300.0, 1, 0, chance.uniform(0.9, 1.1)
+            while made < ends:
+                gain = 1.0 if emits == 1 else 1.0 + made / 2500
+                now += reference * pace * emits / _speed(method, winner) / gain
+                made = min(ends, made + emits)
+                rows["rounds"].append(
+                    {name: key[name] for name in key if name != "document_id"}
+                    | {"round": number, "emitted": emits, "commit_ms": now, "output_tokens": made}
+                )
+                number += 1
+            rows["runs"].append(
+                key
+                | {"prompt_tokens": 128, "batch": 1, "output_tokens": ends, "reference_step_ms": reference}
+                | {"seconds": now / 1000, "iterations": number}
+            )
+
+
+def _tree_shape(
+    rows: list[Row], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool, few: bool
+) -> None:
+    best = 0.3 if winner == "dynatree" else -0.3
+    grid = {(d, b, "0.03") for d in range(3, 9) for b in (2, 3, 4)}
+    grid |= {(8, 3, tau) for tau in ("0.01", "0.02", "0.05", "0.1")}
+    values = {
+        ("dynatree_threshold", f"D{d}_B{b}_tau{tau}_N64"): 1.1 + best * (d - 5) / 5 - 0.05 * abs(b - 3) - float(tau)
+        for d, b, tau in ([(3, 3, "0.03"), (8, 3, "0.03")] if few else sorted(grid))
+    }
+    values |= {("dynatree", SETTINGS["dynatree"]): 1.1 + 2 * best, ("autoregressive", "default"): 1.0}
+    for (method, settings), value in values.items():
+        ends = _ends(chance, value, intervals, exact=method == "autoregressive")
+        rows.append(_summary("tree_shape", method, settings, dataset, prompts, 128, "speedup", value, ends))
+
+
+def _ablation(
+    rows: dict[str, list[Row]],
+    chance: random.Random,
+    winner: str,
+    dataset: str,
+    prompts: int,
+    intervals: bool,
+    few: bool,
+) -> None:
+    for (method, settings), value in ABLATED.items():
+        if few and method not in ("dynatree", "without_lookup", "autoregressive"):
+            continue
+        if winner == "linear" and method == "without_lookup":
+            value = 2.3
+        own = [value * chance.uniform(0.96, 1.04) if method != "autoregressive" else 1.0 for _ in range(prompts)]
+        for prompt, speedup in enumerate(own):
+            key = _key("ablation", method, settings, dataset, prompt)
+            rows["runs"].append(key | {"prompt_tokens": 128, "batch": 1, "output_tokens": 200, "speedup": speedup})
+        ends = _ends(chance, value, intervals, exact=method == "autoregressive")
+        rows["summary"].append(_summary("ablation", method, settings, dataset, prompts, 128, "speedup", value, ends))
+
+
+def _prompt_length(
+    rows: list[Row], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool, length: int
+) -> None:
+    for method in PROMPT_METHODS:
+        settings, speed = SETTINGS.get(method, "default"), _speed(method, winner)
+        speed = 1 + (speed - 1) * (1.2 - length / 2500)
+        for metric, value in (("speedup", speed), ("ttft_ms", 45 + 1.1 * length * chance.uniform(0.97, 1.06))):
+            ends = _ends(chance, value, intervals, exact=speed == 1.0 and metric == "speedup")
+            rows.append(_summary("prompt_length", method, settings, dataset, prompts, length, metric, value, ends))

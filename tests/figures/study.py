@@ -1,0 +1,61 @@
+"""Synthetic rows of memory, latency, batches, perplexity and chains. Knows no figure."""
+
+import random
+from typing import Any
+
+Row = dict[str, Any]
+
+MEMORY = {
+    "autoregressive": ("default", 0.0, 0.0, 8.2),
+    "transformers": ("default", 0.0, 0.0, 8.2),
+    "assisted": ("n5", 261.0, 0.55, 8.2),
+    "prompt_lookup": ("n10", 0.0, 0.0, 8.4),
+    "linear": ("K6", 261.0, 0.55, 8.3),
+    "fixed_tree": ("D3_B2_N14", 261.0, 0.6, 8.6),
+    "dynatree": ("D8_B3_tau0.03_N64", 261.0, 0.7, 9.5),
+}
+
+
+def memory(chance: random.Random, dataset: str, winner: str) -> list[Row]:
+    """One measurement a method; the winner's peak is the lowest."""
+    rows = []
+    for method, (settings, drafter, draft_cache, cache) in MEMORY.items():
+        loaded = 1500.0 + drafter - 500.0 * (method == winner)
+        rows.append(
+            {"method": method, "settings": settings, "dataset": dataset, "prompt_id": f"{dataset}/0/0"}
+            | {"prompt_tokens": 128, "output_tokens": 200, "weights_mib": 621.0, "drafter_weights_mib": drafter}
+            | {"load_peak_mib": loaded + 50, "loaded_mib": loaded, "peak_mib": loaded + chance.uniform(5, 90)}
+            | {"cache_used_mib": cache, "cache_allocated_mib": None if method == "transformers" else 11.25}
+            | {"drafter_cache_used_mib": draft_cache, "drafter_cache_allocated_mib": 0.75 * (draft_cache > 0)}
+        )
+    return rows
+
+
+def latency(chance: random.Random, throughput: Row) -> list[Row]:
+    """Times to the first token and per token that belong to a row of throughput."""
+    rows = []
+    for metric, value in (("ttft_ms", 310 * chance.uniform(0.9, 1.3)), ("tpot_ms", 1000 / throughput["value"])):
+        factor = value / throughput["value"]
+        ends = {end: throughput[end] and throughput[end] * factor for end in ("low", "high")}
+        rows.append(throughput | {"metric": metric, "value": value, **ends})
+    return rows
+
+
+def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, ends: bool, few: bool) -> list[Row]:
+    """Throughput and speedup at several batch sizes; every gain shrinks, the winner's last."""
+    rows = []
+    for method, settings, gain in (
+        ("autoregressive", "default", 1.0), ("linear", "K6", 1.4), ("dynatree", "D63_B3_tau0.01_N63", 1.6),
+    ):  # fmt: skip
+        for batch in (1,) if few else (1, 2, 4, 8):
+            speed = gain * (1.3 if method == winner else 1.0) * batch**-0.35 if method != "autoregressive" else 1.0
+            for metric, value in (("speedup", speed), ("throughput", speed * 21 * batch**0.8)):
+                spread = chance.uniform(0.02, 0.08) if (metric, method) != ("speedup", "autoregressive") else 0.0
+                low, high = value * (1 - spread), value * (1 + spread)
+                rows.append(
+                    {"experiment": "batch_size", "method": method, "settings": settings, "dataset": dataset}
+                    | {"prompt_tokens": 128, "batch": batch, "metric": metric, "prompts": prompts, "documents": prompts}
+                    | {"value": value, "low": low if ends else None, "high": high if ends else None}
+                    | {"resolved": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
+                )
+    return rows

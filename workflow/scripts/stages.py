@@ -1,0 +1,253 @@
+"""Write dvc.yaml: DVC's view of the job graph that the rules and params.yaml describe.
+
+Stages take lists and knobs by template from params.yaml, so that another value needs no new file; another method,
+experiment, figure, pair or library file does.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dynatree import grid, params
+from dynatree.errors import UserError, reported
+from dynatree.files import replacing
+
+HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
+MACHINE = ("dtype", "device", "threads")
+
+
+def of_scale(*keys: str) -> tuple[str, ...]:
+    """These keys of the active scale."""
+    return tuple(f"scales.${{scale}}.{key}" for key in keys)
+
+
+# What a rule reads of params.yaml, a run's own keys apart; ITEM: the data set of the stage's item.
+ITEM = "${item.dataset}"
+READ: dict[str, tuple[str, ...]] = {
+    "download_data": (f"sources.{ITEM}",),
+    "download_model": ("seed", "pairs.${pair}.target"),
+    "download_drafter": ("seed", "pairs.${pair}.drafter"),
+    "distil": ("seed", "device", "distil", "pairs.${pair}.drafter"),
+    "tokenise": ("seed", f"sources.{ITEM}.evaluation_share"),
+    "choose_prompts": (
+        *("seed", f"sources.{ITEM}.start"),
+        *of_scale("prompts", "prompt_tokens", "output_tokens", "timeline_tokens", "experiments"),
+    ),
+    "drafter_report": (*MACHINE, "datasets", *of_scale("prompt_tokens", "drafter_report_tokens")),
+    "calibrate": (*MACHINE, "seed", "sources", "datasets", *of_scale("prompt_tokens", "calibration")),
+    "perplexity": (*MACHINE, *of_scale("perplexity_tokens", "perplexity_window", "perplexity_stride")),
+    "generate": (*MACHINE, *of_scale("reference_seconds")),
+    "timeline": (*MACHINE, *of_scale("timeline_tokens")),
+    "memory": (*MACHINE, *of_scale("output_tokens")),
+    "aggregate": ("scale", "datasets", "methods", "experiments", "timeline", "memory"),
+    "draw": (),
+}
+# Conditions of a run by the letter that their folders begin with.
+CONDITIONS = {"P": "prompt_tokens", "b": "batch"}
+UNCACHED = (".svg", ".png", ".caption.txt")
+
+
+@dataclass
+class Job:
+    """What Snakemake plans: a rule, its wildcards, files in and out."""
+
+    rule: str
+    wildcards: dict[str, str]
+    inputs: list[str]
+    outputs: list[str]
+
+
+@dataclass
+class Stage:
+    """Jobs that differ in the items of `matrix` alone. `replaced`: parts of paths by the template that gives them."""
+
+    rule: str
+    matrix: dict[str, str] = field(default_factory=dict)
+    reads: list[str] = field(default_factory=list)
+    replaced: list[tuple[str, str]] = field(default_factory=list)
+    prefix: str = ""  # of the outputs' paths, before any item
+    jobs: list[Job] = field(default_factory=list)
+
+
+def plan(text: str) -> list[Job]:
+    """The jobs in the output of a dry run."""
+    jobs = []
+    blocks = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)
+    for rule, block in zip(blocks[1::2], blocks[2::2], strict=True):
+        found = {key: re.search(rf"^    {key}: (.*)$", block, re.M) for key in ("input", "output", "wildcards")}
+        lists = {key: match[1].split(", ") if match else [] for key, match in found.items()}
+        if lists["output"]:
+            wildcards = dict(part.split("=", 1) for part in lists["wildcards"])
+            jobs.append(Job(rule, wildcards, lists["input"], lists["output"]))
+    return jobs
+
+
+def settings(key: str, knobs: dict[str, Any]) -> str:
+    """`grid.settings` with each knob taken from params.yaml; what YAML and a path write differently stays as it is."""
+    own = {k: v if v is None or isinstance(v, bool) else f"${{{key}.{k}}}" for k, v in knobs.items()}
+    return grid.settings(own)
+
+
+def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stage]:
+    """Name and stage, without jobs, of a run: one for each method of the headline, an experiment or a kind of pass."""
+    knobs, title = dict(run.knobs), run.top
+    stage = Stage(rule, reads=[*READ[rule]])
+    if title not in known.experiments:
+        stage.matrix["dataset"] = "${datasets}"
+        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", settings(run.key, knobs)
+        stage.reads.append(run.key)
+        if title == "runs":
+            stage.reads += of_scale("prompts", "output_tokens", "repeats")
+        else:
+            del stage.matrix["dataset"]
+    else:
+        experiment, key = known.experiments[title], f"experiments.{title}"
+        name, written = f"{title}_{run.method}", settings(run.key, knobs)
+        stage.matrix["dataset"] = f"${{{key}.datasets}}"
+        stage.reads += of_scale(f"experiments.{title if title in known.sizes.experiments else 'default'}")
+        if run.method in experiment.settings:
+            stage.matrix["settings"], written = f"${{{key}.settings.{run.method}}}", "${item.settings}"
+            stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*params.PLUGGED, "decoder")]
+        else:
+            stage.reads.append(run.key)
+        if experiment.prompt_tokens:
+            stage.matrix["prompt_tokens"] = f"${{{key}.prompt_tokens}}"
+        if experiment.batches:
+            stage.matrix["batch"] = f"${{{key}.batches}}"
+        stage.reads += [f"{key}.{name}" for name in experiment.processors if name in experiment.model_fields_set]
+    dataset = ITEM if stage.matrix else "${datasets[0]}"
+    conditions = [f"{c[0]}${{item.{CONDITIONS[c[0]]}}}" for c in run.conditions]
+    stage.prefix = f"results/{title}/{run.method}" + ("" if "settings" in stage.matrix else f"/{written}")
+    place = "/".join([*conditions, dataset])
+    length = "P${item.prompt_tokens}" if run.prompt_tokens else run.length
+    stage.replaced = [
+        (f"results/{run.folder}/", f"results/{title}/{run.method}/{written}/{place}/"),
+        (f"data/prompts/{known.pair}/{run.length}/{run.dataset}.", f"data/prompts/${{pair}}/{length}/{dataset}."),
+        (f"data/tokens/{known.pair}/{run.dataset}.", f"data/tokens/${{pair}}/{dataset}."),
+    ]
+    return name, stage
+
+
+def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
+    """Name and stage, without jobs, of a job that is no run."""
+    stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
+    dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
+    if "figure" in job.wildcards:
+        name = f"draw_{job.wildcards['figure']}"
+    if dataset:
+        stage.matrix["dataset"] = "${datasets}"
+        stage.replaced = [(f"/{dataset}.", f"/{ITEM}.")]
+    if wanted != "default":
+        titles = [
+            title
+            for title, experiment in known.experiments.items()
+            if wanted in map(grid.length, experiment.prompt_tokens) and dataset in experiment.datasets
+        ]
+        if len(titles) > 1:
+            raise UserError(f"experiments {', '.join(titles)}: both have prompts {wanted} of {dataset}, one file")
+        key = f"experiments.{titles[0]}"
+        name = f"choose_prompts_{titles[0]}"
+        stage.matrix = {"prompt_tokens": f"${{{key}.prompt_tokens}}", "dataset": f"${{{key}.datasets}}"}
+        stage.replaced.append((f"/{wanted}/", "/P${item.prompt_tokens}/"))
+    return name, stage
+
+
+def collect(known: params.Params, jobs: Iterable[Job]) -> dict[str, Stage]:
+    """All stages by name, runs in the order of params.yaml."""
+    runs = {f"results/{folder}": run for folder, run in {**grid.expand(known), **grid.passes(known)}.items()}
+    place = {folder: number for number, folder in enumerate(runs)}
+    stages: dict[str, Stage] = {}
+    # A plan's order is not always the same.
+    for job in sorted(jobs, key=lambda j: (place.get(str(Path(j.outputs[0]).parent), 0), j.outputs)):
+        run = runs.get(str(Path(job.outputs[0]).parent))
+        name, stage = run_stage(known, run, job.rule) if run else other_stage(known, job)
+        earlier = stages[name].jobs if name in stages else []
+        stages[name] = replace(stage, jobs=[*earlier, template(job, known, stage)])
+    return stages
+
+
+def template(job: Job, known: params.Params, stage: Stage) -> Job:
+    """The job with templates in its paths."""
+    pair = [(f"models/{known.pair}", "models/${pair}"), (f"/{known.pair}/", "/${pair}/")]
+
+    def write(path: str) -> str:
+        if path.startswith(("dynatree/", "workflow/")):
+            return path
+        for concrete, written in [*stage.replaced, *pair]:
+            path = path.replace(concrete, written)
+        return path
+
+    return Job(job.rule, job.wildcards, [*map(write, job.inputs)], [*map(write, job.outputs)])
+
+
+def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> dict[str, Any]:
+    """The stage as dvc.yaml has it. Raises UserError if its jobs do not give one template."""
+    outputs = stage.jobs[0].outputs
+    if any(job.outputs != outputs for job in stage.jobs):
+        raise UserError(f"stage of {stage.rule}: its jobs differ in more than the items {', '.join(stage.matrix)}")
+    inputs = list(dict.fromkeys(path for job in stage.jobs for path in job.inputs))
+    if not stage.matrix and stage.rule not in ("timeline", "memory"):
+        # What is read of every data set stands for its folder.
+        inputs = [str(Path(p).parent) if p.startswith(("data/tokens/", "results/perplexity/")) else p for p in inputs]
+        records = {path for path in inputs if path.startswith("results/") and path.count("/") > 2}
+        inputs = [*(prefixes if records else ()), *dict.fromkeys(path for path in inputs if path not in records)]
+    file = rules[stage.rule]
+    deps = ["workflow/rules/common.smk", file, *sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))]
+    written: dict[str, Any] = {"matrix": stage.matrix} if stage.matrix else {}
+    written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {outputs[0]}", "deps": deps}
+    if stage.reads:
+        written["params"] = stage.reads
+    metrics = [path for path in outputs if path.endswith("metrics.json")]
+    written["outs"] = [
+        {path: {"cache": False}} if path.startswith("figures/") and path.endswith(UNCACHED) else path
+        for path in outputs
+        if path not in metrics
+    ]
+    if metrics:
+        written["metrics"] = [{path: {"cache": False}} for path in metrics]
+    return written
+
+
+def dvc_yaml(root: Path) -> str:
+    """The text of dvc.yaml for the checkout `root`."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--forceall", "all"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"snakemake --dry-run: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+    known = params.read(root / "params.yaml")
+    stages = collect(known, plan(done.stdout + done.stderr))
+    rules = {
+        rule: str(path.relative_to(root))
+        for path in sorted((root / "workflow/rules").glob("*.smk"))
+        for rule in re.findall(r"^ *rule (\w+):", path.read_text(encoding="utf-8"), re.M)
+    }
+    prefixes = sorted({stage.prefix for stage in stages.values() if stage.prefix})
+    order = list(READ)
+    named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
+    body = {"stages": {name: describe(stage, rules, prefixes) for name, stage in named}}
+    return HEADER + yaml.safe_dump(body, sort_keys=False, width=1000, default_flow_style=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path.cwd(), help="checkout (default: here)")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if dvc.yaml is not up to date")
+    arguments = parser.parse_args()
+    with reported():
+        path, text = arguments.root / "dvc.yaml", dvc_yaml(arguments.root)
+        if not arguments.check:
+            with replacing(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise UserError("dvc.yaml is not what the rules and params.yaml give; run `make dvc.yaml`")
+
+
+if __name__ == "__main__":
+    main()
