@@ -59,6 +59,8 @@ def pack(model: nn.Module, name: str = "model") -> bool:
         return False
     tokens = torch.arange(24)[None] % model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     plain = model(input_ids=tokens, use_cache=False).logits
+    if not torch.isfinite(plain).all():
+        return False  # such weights are refused with or without packing
     linears = [
         (parent, child, module)
         for parent in model.modules()
