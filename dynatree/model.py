@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.forwards = 0
+        self._counted = [0]  # a list, so that a view counts with its original
         model.register_forward_pre_hook(self._count)
         if model.config._attn_implementation != "sdpa":
             model.set_attn_implementation("sdpa")
@@ -70,10 +71,21 @@ class LanguageModel:
         if self.packed and isinstance(self._draft_head, nn.Linear):
             self._draft_head = PackedLinear(self._draft_head)
         self._probe()
-        self.forwards = 0
+        self._counted[0] = 0
 
     def _count(self, *_: Any) -> None:
-        self.forwards += 1
+        self._counted[0] += 1
+
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, counted at the model call."""
+        return self._counted[0]
+
+    def over_all_tokens(self) -> "LanguageModel":
+        """A view of the same model that drafts over the whole vocabulary."""
+        view = copy(self)
+        view.draft_vocabulary = view._draft_head = None
+        return view
 
     @property
     def device(self) -> torch.device:
