@@ -343,12 +343,15 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 that tells the weights in `folder` apart: of its only file of weights, or of all files' hashes."""
+    """SHA-256 that tells the model in `folder` apart: of its only file of weights, or of all that it decodes with."""
     manifest = folder / files.MANIFEST
     if manifest.is_file():
         with readable(str(manifest)):
-            return str(files.read_json(manifest)["sha256"][files.WEIGHTS])
-    hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+            hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
+    else:
+        hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    if (folder / DRAFT_VOCABULARY).is_file():
+        hashes.append(files.sha256(folder / DRAFT_VOCABULARY))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 

@@ -32,7 +32,8 @@ from transformers import (
 from dynatree import plugins
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel, check_pair, load, read, resolve
+from dynatree.files import DRAFT_VOCABULARY
+from dynatree.model import LanguageModel, check_pair, fingerprint, load, read, resolve
 from tests import models
 from tests.conftest import Build
 
@@ -243,3 +244,13 @@ def test_score_is_forward_without_a_cache(target: Build) -> None:
     """Guards the audit: it must judge by the logits that decoding sees."""
     tokens = torch.arange(9)
     assert torch.allclose(target().score(tokens, 4), target().forward(tokens, KeyValueCache())[-4:], atol=1e-10)
+
+
+def test_another_draft_vocabulary_is_another_drafter(tmp_path: Path) -> None:
+    """Guards against the costs of one drafter being taken for those of a copy that drafts over fewer tokens."""
+    models.random_model().save_pretrained(tmp_path)
+    found = [fingerprint(tmp_path)]
+    for ids in ("[1, 2, 3]", "[1, 2]"):
+        (tmp_path / DRAFT_VOCABULARY).write_text(ids)
+        found.append(fingerprint(tmp_path))
+    assert len(set(found)) == 3
