@@ -19,7 +19,7 @@ import torch
 from dynatree import model, plugins, provenance
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
@@ -72,7 +72,10 @@ def build(
     calibration: Calibration | None = None,
 ) -> Any:
     """The decoder plug-in `decoder` on these models, with the calibration that was measured for them."""
-    return plugins.load("decoding", decoder).Decoder(target, drafter, calibration, **knobs)
+    built = plugins.load("decoding", decoder).Decoder
+    with readable(f"the parameters of decoder {decoder}"):
+        built.check(knobs)
+    return built(target, drafter, calibration, **knobs)
 
 
 def load_all(

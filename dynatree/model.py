@@ -7,18 +7,18 @@ import hashlib
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
 from dynatree.batch import Feed, collate
 from dynatree.cache import KeyValueCache
-from dynatree.errors import UserError
+from dynatree.errors import UserError, first_line, readable
 from dynatree.files import DRAFT_VOCABULARY
 from dynatree.packing import PackedLinear, pack, weight_bytes
 from dynatree.tokenizer import load_tokenizer
@@ -57,7 +57,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.forwards = 0
+        self._counted = [0]  # a list, so that a view counts with its original
         model.register_forward_pre_hook(self._count)
         if model.config._attn_implementation != "sdpa":
             model.set_attn_implementation("sdpa")
@@ -71,10 +71,21 @@ class LanguageModel:
         if self.packed and isinstance(self._draft_head, nn.Linear):
             self._draft_head = PackedLinear(self._draft_head)
         self._probe()
-        self.forwards = 0
+        self._counted[0] = 0
 
     def _count(self, *_: Any) -> None:
-        self.forwards += 1
+        self._counted[0] += 1
+
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, counted at the model call."""
+        return self._counted[0]
+
+    def over_all_tokens(self) -> "LanguageModel":
+        """A view of the same model that drafts over the whole vocabulary."""
+        view = copy(self)
+        view.draft_vocabulary = view._draft_head = None
+        return view
 
     @property
     def device(self) -> torch.device:
@@ -327,20 +338,22 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
     folder = Path(folder)
     torch_dtype, torch_device = resolve(dtype, device)
     model = read(folder, torch_dtype).to(torch_device)
-    vocabulary = _read_draft_vocabulary(folder)
+    vocabulary = read_draft_vocabulary(folder)
     return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True)
 
 
 def fingerprint(folder: Path) -> str:
     """SHA-256 that tells the weights in `folder` apart: of its only file of weights, or of all files' hashes."""
-    manifest = folder / "manifest.json"
+    manifest = folder / files.MANIFEST
     if manifest.is_file():
-        return str(files.read_json(manifest)["sha256"]["model.safetensors"])
+        with readable(str(manifest)):
+            return str(files.read_json(manifest)["sha256"][files.WEIGHTS])
     hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def _read_draft_vocabulary(folder: Path) -> Tensor | None:
+def read_draft_vocabulary(folder: Path) -> Tensor | None:
+    """The token ids [v] that the drafter in `folder` drafts over; None if it names none. Raises UserError."""
     path = folder / DRAFT_VOCABULARY
     if not path.is_file():
         return None
@@ -348,7 +361,7 @@ def _read_draft_vocabulary(folder: Path) -> Tensor | None:
         ids = torch.tensor(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{path}: {first_line(error)}; expected a list of token ids") from error
-    if ids.dim() != 1 or ids.is_floating_point() or not len(ids) or len(ids.unique()) < len(ids):
+    if ids.dim() != 1 or ids.dtype != torch.long or not len(ids) or len(ids.unique()) < len(ids):
         raise UserError(f"{path}: expected a list of distinct token ids")
     return ids
 
@@ -361,8 +374,9 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
         raise UserError(f"model folder {str(folder)!r} has no config.json")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"model folder {str(folder)!r} has no *.safetensors; pickled weights are not loaded")
+    _check_generation_config(folder / "generation_config.json")
     # The report of loading is noise for users, except missing weights, which are an error here.
-    try:
+    with readable(f"model folder {str(folder)!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -373,14 +387,17 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model folder {str(folder)!r} cannot be loaded: {first_line(error)}") from error
     model, report = loaded
     if report["missing_keys"]:
         raise UserError(f"model folder {str(folder)!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
     return model
 
 
-def first_line(error: BaseException) -> str:
-    """The first non-empty line of an exception's text, for one-line messages."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _check_generation_config(path: Path) -> None:
+    """Refuse a file whose end-of-sequence tokens transformers would pass over in silence."""
+    if not path.is_file():
+        return
+    with readable(str(path)):
+        ends = files.read_json(path).get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
+        raise UserError(f"{path}: eos_token_id is {ends!r}; expected a token id or a list of them")

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+MOST_THREADS = 1024  # thread pools end the process where the system gives no more
+
 
 def machine(parser: argparse.ArgumentParser) -> None:
     """--dtype, --device, --threads: what a model computes in, on what, with how many threads (None: see below)."""
@@ -13,7 +15,7 @@ def machine(parser: argparse.ArgumentParser) -> None:
 
 def threads(parser: argparse.ArgumentParser) -> None:
     """--threads alone; None stands for the physical cores (provenance.set_threads)."""
-    parser.add_argument("--threads", type=at_least_one, metavar="N", help="default: the physical cores")
+    parser.add_argument("--threads", type=_thread_count, metavar="N", help="default: the physical cores")
 
 
 def models(parser: argparse.ArgumentParser) -> None:
@@ -43,3 +45,10 @@ def at_least_one(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text}; give at least 1")
     return int(text)
+
+
+def _thread_count(text: str) -> int:
+    count = at_least_one(text)
+    if count > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{text}; give at most {MOST_THREADS}")
+    return count

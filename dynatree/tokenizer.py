@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +22,8 @@ def text_tokenizer(folder: Path) -> Tokenizer:
     path = folder / _SERIALISED
     if not path.is_file():
         raise UserError(f"model folder {str(folder)!r} has no {_SERIALISED}")
-    return Tokenizer.from_file(str(path))
+    with readable(str(path)):
+        return Tokenizer.from_file(str(path))
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
@@ -33,7 +34,8 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
         return None
     # Prompts are cut by this project; transformers' warning about long texts would mislead.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with readable(f"tokenizer of model folder {str(folder)!r}"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def require_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":

@@ -22,9 +22,9 @@ from transformers import (
 
 from dynatree import files, hub, registry
 from dynatree.distil.recipe import Recipe
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 from dynatree.knobs import Knobs
-from dynatree.model import first_line, read
+from dynatree.model import read
 from dynatree.tokenizer import require_tokenizer
 
 
@@ -164,12 +164,10 @@ def _from_local(source: LocalWeights) -> tuple[Any, Any, dict[str, Any]]:
 
 def _random(source: RandomWeights, seed: int) -> tuple[Any, Any, dict[str, Any]]:
     tokenizer = byte_tokenizer()
-    try:
-        config = AutoConfig.for_model(source.architecture, vocab_size=len(tokenizer), **source.configuration)
-    except ValueError as error:
-        raise UserError(f"architecture {source.architecture!r}: {first_line(error)}") from error
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config)
+    with readable(f"architecture {source.architecture!r} with this configuration"):
+        config = AutoConfig.for_model(source.architecture, vocab_size=len(tokenizer), **source.configuration)
+        model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:

@@ -205,7 +205,7 @@ def test_incomplete_folders_are_refused_naming_what_is_missing(tmp_path: Path) -
     with pytest.raises(UserError, match="safetensors"):
         load(tmp_path)
     weights.write_bytes(b"not safetensors")
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path)
     model = models.random_model()
     state = {name: value for name, value in model.state_dict().items() if "layers.1.mlp" not in name}
@@ -219,7 +219,7 @@ def test_a_broken_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     for text in ("{", "{}", '{"model_type": "no such model"}'):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(UserError, match="cannot be loaded"):
+        with pytest.raises(UserError, match="cannot be read"):
             load(tmp_path)
 
 

@@ -147,7 +147,7 @@ def unconfigured(folder: Path) -> None:
     ("spoil", "said"),
     [
         (pickled, "pickled weights are not loaded"),
-        (damaged, "cannot be loaded"),
+        (damaged, "cannot be read"),
         (incomplete, "lacks weights: "),
         (wordless, "has no tokenizer"),
         (unconfigured, r"has no config\.json"),

@@ -1,5 +1,6 @@
 """Commands of `dynatree` beside generation: each module adds itself to the parser with `register`."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,15 @@ def check_texts(paths: Iterable[Path]) -> None:
     for path in paths:
         if not path.exists():
             raise UserError(f"--text: no file or folder {str(path)!r}")
+
+
+def check_out(path: Path, folder: bool = False) -> None:
+    """Raise UserError for an --out that could not be written, before the work for it begins."""
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(f"--out {path}: it is {'no folder' if path.is_file() else 'a folder'}")
+    home = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not (home.is_dir() or home == path) or not os.access(home, os.W_OK):
+        raise UserError(f"--out {path}: {home} is no folder that can be written to")
 
 
 def quieten() -> None:

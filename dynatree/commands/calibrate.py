@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dynatree import options, params
-from dynatree.commands import check_texts, quieten
+from dynatree.commands import check_out, check_texts, quieten
 from dynatree.errors import UserError
 
 _DESCRIPTION = """\
@@ -65,6 +65,7 @@ def register(
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
     check_texts(arguments.text)
+    check_out(arguments.out, folder=True)
     folders = {
         role: find_model(name, known)
         for role in ("target", "drafter")

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from dynatree import options, params
-from dynatree.commands import check_texts, quieten
+from dynatree.commands import check_out, check_texts, quieten
 from dynatree.errors import UserError
 from dynatree.knobs import explain
 
@@ -93,6 +93,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         raise UserError(f"--recipe: the drafter of {pair} is of kind {values['kind']}; choose a pair that trains one")
     chosen = recipe(values, arguments.set)
     check_texts(arguments.text or [])
+    check_out(arguments.out, folder=True)
     folder = find_model(arguments.target, known)
 
     # Imported late, so that errors in the arguments come at once.

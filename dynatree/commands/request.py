@@ -9,7 +9,7 @@ import yaml
 
 from dynatree import files, params, plugins
 from dynatree.commands import quieten
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 
 FindModel = Callable[[str, params.Params], Path]
 
@@ -39,7 +39,8 @@ def calibration(folders: dict[str, Path]) -> Path | None:
     home = folders["target"].resolve().parent.parent / "results" / "calibration"
     if not (home / COSTS).is_file():
         return None
-    measured = files.read_json(home / COSTS).get("models", {})
+    with readable(str(home / COSTS)):
+        measured = files.read_json(home / COSTS).get("models", {})
     return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dynatree import options, params
-from dynatree.commands import request
+from dynatree.commands import check_out, request
 from dynatree.errors import UserError
 
 _DESCRIPTION = """\
@@ -82,15 +82,18 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
 
     from dynatree import render, theme
 
-    if arguments.out is not None and arguments.out.suffix not in render.SUFFIXES:
-        raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
+    if arguments.out is not None:
+        if arguments.out.suffix not in render.SUFFIXES:
+            raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
+        check_out(arguments.out)
     _, target, decoder, ids = request.load(arguments, known, knobs, find_model)
     trace = decoder.decode(ids, arguments.max_new_tokens, target.eos_ids)
     rounds = trace.rounds
     if arguments.round >= len(rounds):
         raise UserError(
             f"--round: no {arguments.round}; this output of {theme.plural(len(trace.output), 'token')} has "
-            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise --max-new-tokens, now {arguments.max_new_tokens}"
+            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise "
+            f"--max-new-tokens, now {arguments.max_new_tokens}"
         )
     chosen = rounds[arguments.round]
     # The root is the last token that was emitted before, and not yet forwarded.

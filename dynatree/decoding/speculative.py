@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 
 
 class Settings(BaseModel):
-    """`policy` and `drafting` name plug-ins; all other keys are the policy's."""
+    """`policy` and `drafting` name plug-ins; `draft_vocabulary` false: the drafter ranges over all tokens.
+
+    All other keys are the policy's.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     policy: str
     drafting: str = "model"
+    draft_vocabulary: bool = True
 
     def build_policy(self) -> Any:
         return plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))
@@ -162,6 +166,7 @@ class Decoder:
         checked = Settings(**knobs)
         if drafter is not None:
             check_pair(target, drafter)
+            drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target, self._model = target, drafter
         self._policy = checked.build_policy()
         if self._policy.needs_costs and calibration is None:

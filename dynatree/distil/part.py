@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from dynatree import files, model, weights
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, shrink, trained_part
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 from dynatree.tokenizer import require_tokenizer
 
 LAYERS, RECORD = "layers.safetensors", "record.json"
@@ -48,7 +47,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     """The record of a part. Raises UserError if there is none."""
     if not (folder / RECORD).is_file():
         raise UserError(f"{folder}: no {RECORD}; expected the trained part of a drafter")
-    record: dict[str, Any] = files.read_json(folder / RECORD)
+    with readable(str(folder / RECORD)):
+        record: dict[str, Any] = files.read_json(folder / RECORD)
+        Recipe(**record["recipe"])
+        str(record["target"]["sha256"])
     return record
 
 
@@ -67,11 +69,12 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
         )
     recipe = Recipe(**record["recipe"])
     drafter = shrink(target, recipe.layers, recipe.norm_scale)
-    try:
-        layers = load_file(folder / LAYERS)
-        vocabulary = files.read_json(folder / files.DRAFT_VOCABULARY)
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{folder}: damaged part: {model.first_line(error)}") from error
-    load_trained_part(drafter, layers)
+    with readable(f"{folder}: damaged part: {LAYERS}"):
+        load_trained_part(drafter, load_file(folder / LAYERS))
+    vocabulary = model.read_draft_vocabulary(folder)
+    if vocabulary is None:
+        raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
+    if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):
+        raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
     origin = {key: value for key, value in record.items() if key != "data"}
-    weights.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary)
+    weights.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary.tolist())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 from dynatree.knobs import Knobs
 from dynatree.text.documents import Document, Layout, columns_exist, files_of, from_rows
 
@@ -27,22 +27,26 @@ def documents(source: Parameters, cache: Path) -> Iterator[Document]:
     Raises UserError for a missing path, a file that is not Parquet or has no rows or lacks a column.
     """
     for file in files_of(source.path, ".parquet"):
-        try:
+        with readable(f"Parquet file {file}"):
             opened = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{file}: not a Parquet file: {error}") from error
         with opened:
             columns_exist(opened.schema_arrow.names, [source.text_column, source.title_column], str(file))
-            kind = opened.schema_arrow.field(source.text_column).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise UserError(f"{file}: column {source.text_column!r} holds {kind}; expected string")
+            for column in filter(None, (source.text_column, source.title_column)):
+                kind = opened.schema_arrow.field(column).type
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise UserError(f"{file}: column {column!r} holds {kind}; expected string")
             if opened.metadata.num_rows == 0:
                 raise UserError(f"{file}: no rows")
-            yield from from_rows(_rows(opened, source), file.stem, source.layout, source.document_heading)
+            yield from from_rows(_rows(opened, source, file), file.stem, source.layout, source.document_heading)
 
 
-def _rows(opened: pq.ParquetFile, source: Parameters) -> Iterator[tuple[str, str | None]]:
+def _rows(opened: pq.ParquetFile, source: Parameters, file: Path) -> Iterator[tuple[str, str | None]]:
     columns = [source.text_column] + ([source.title_column] if source.title_column else [])
-    for batch in opened.iter_batches(columns=columns):
+    batches = opened.iter_batches(columns=columns)
+    while True:
+        with readable(f"Parquet file {file}"):
+            batch = next(batches, None)
+        if batch is None:
+            return
         for row in batch.to_pylist():
             yield row[source.text_column], row[source.title_column] if source.title_column else None

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dynatree.errors import UserError
+from dynatree.errors import UserError, readable
 from dynatree.files import replacing
 
 Layout = Literal["rows", "wikitext"]
@@ -107,10 +107,8 @@ def read_table(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:
     """The rows of a Parquet file with the columns of `schema`. Raises UserError if it is missing or another table."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; expected a Parquet table of {', '.join(schema.names)}")
-    try:
+    with readable(f"Parquet file {path}"):
         table = pq.ParquetFile(path).read()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from error
     columns_exist(table.column_names, schema.names, str(path))
     rows: list[dict[str, Any]] = table.select(schema.names).to_pylist()
     return rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from dynatree import options, provenance, weights
 from dynatree.distil import part
 from dynatree.distil.make import make
-from dynatree.errors import reported
+from dynatree.errors import readable, reported
 from dynatree.text.splits import read_tokens
 
 
@@ -29,7 +29,8 @@ def main() -> None:
         provenance.set_threads(a.threads)
         trained = a.part
         if trained is None:
-            recipe = weights.parse(json.loads(a.source))
+            with readable("--source"):
+                recipe = weights.parse(json.loads(a.source))
             datasets = {path.stem: read_tokens(path) for path in a.tokens}
             keys = {"seed": a.seed, "work": a.work, "device": a.device}
             trained = make(a.target, datasets, recipe, command=shlex.join(["python", *sys.argv]), **keys)

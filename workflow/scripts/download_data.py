@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from dynatree import plugins
-from dynatree.errors import reported
+from dynatree.errors import readable, reported
 from dynatree.text.documents import write_documents
 
 
@@ -18,7 +18,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with reported():
         module = plugins.load("sources", arguments.kind)
-        source = module.Parameters(**json.loads(arguments.source))
+        with readable("--source"):
+            source = module.Parameters(**json.loads(arguments.source))
         write_documents(arguments.out, module.documents(source, arguments.cache))
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from dynatree import weights
-from dynatree.errors import reported
+from dynatree.errors import readable, reported
 
 
 def main() -> None:
@@ -17,7 +17,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     arguments = parser.parse_args()
     with reported():
-        source = weights.parse(json.loads(arguments.source))
+        with readable("--source"):
+            source = weights.parse(json.loads(arguments.source))
         weights.build(source, arguments.out, arguments.cache, arguments.seed, arguments.drafter)
 
 

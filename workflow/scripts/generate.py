@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from dynatree import audit, files, measure, options, provenance
-from dynatree.errors import reported
+from dynatree.errors import readable, reported
 from dynatree.processors import Processors
 from dynatree.text.prompts import read_prompts
 from dynatree.text.splits import read_tokens
@@ -26,10 +26,11 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         prompts = read_prompts(a.prompts)[: a.count]
-        target, decoder = measure.load(
-            options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
-        )
-        processors = Processors(**json.loads(a.processors))
+        with readable("--knobs"):
+            knobs = json.loads(a.knobs)
+        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        with readable("--processors"):
+            processors = Processors(**json.loads(a.processors))
         outputs, timings = measure.generate_batches(
             target, decoder, prompts, a.batch, a.output_tokens, a.repeats, a.reference_seconds, processors
         )

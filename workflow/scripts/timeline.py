@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from dynatree import files, measure, options, provenance
-from dynatree.errors import reported
+from dynatree.errors import readable, reported
 from dynatree.text.prompts import read_prompts
 
 
@@ -18,9 +18,9 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         prompt = read_prompts(a.prompts)[0]
-        target, decoder = measure.load(
-            options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device
-        )
+        with readable("--knobs"):
+            knobs = json.loads(a.knobs)
+        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         files.write_json(a.out / files.PHASES, measure.phases(target, decoder, prompt, a.output_tokens))
 
 

@@ -1,0 +1,215 @@
+"""What the documents tell readers to type works on a tiny pair, and every link and anchor leads somewhere."""
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dynatree import cli, measure, plugins, weights
+from dynatree.policies import GrowthPolicy
+from tests.workflow.world import ROOT
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
+# No commands; a block without a language holds commands.
+OTHER = ("text", "python", "yaml", "math")
+# A model and training sizes that take seconds; what a reader types is otherwise run as it stands.
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+SHAPE |= {"num_key_value_heads": 2, "max_position_embeddings": 2048, "tie_word_embeddings": True}
+TINY = {
+    "distil": "layers=[0] vocabulary=200 tokens=256 length=16 dtype=float32 labels.tokens=300 labels.rows=4 "
+    "labels.prompt_tokens=8 labels.new_tokens=8",
+}
+WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
+SETUP = "sets up an environment from the registry"
+SKIPPED = {
+    "make all": SETUP,
+    "make test": SETUP,
+    "make fast": SETUP,
+    "make check": SETUP,
+    "make prune": WORKFLOW,
+    "source .venv/bin/activate": SETUP,
+    "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make all": SETUP,
+    "snakemake --cores 1 all": WORKFLOW,
+    "snakemake --cores 1 all && dvc commit --force": WORKFLOW,
+    "snakemake --cores 1 --forcerun calibrate -- all": WORKFLOW,
+    "dvc metrics diff": WORKFLOW,
+    "dvc repro": WORKFLOW,
+    "dvc repro --force --no-run-cache": WORKFLOW,
+    "dvc exp run -S methods.dynatree.threshold=0.1": WORKFLOW,
+    "dvc checkout && make touch": WORKFLOW,
+    "python -m pytest tests/policies -k budget": "a test within a test",
+}
+
+
+def blocks(document: Path) -> list[tuple[str, str]]:
+    """(language, content) of the fenced blocks."""
+    text = document.read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+
+
+def commands(document: Path) -> list[str]:
+    """Lines of the blocks that hold commands: continued lines joined, comments taken off."""
+    found = []
+    for language, content in blocks(document):
+        if language not in OTHER:
+            for line in content.replace("\\\n", " ").splitlines():
+                words = re.sub(r"\s+#.*", "", line)
+                found += [" ".join(words.split())] if words.strip() else []
+    return found
+
+
+ALL = [(document.relative_to(ROOT).as_posix(), line) for document in DOCUMENTS for line in commands(document)]
+
+
+def test_every_command_is_run_or_skipped_for_a_reason() -> None:
+    """Guards against a command that no test knows, and against reasons for commands that are gone."""
+    written = {line for _, line in ALL}
+    unknown = {line for line in written - set(SKIPPED) if not line.startswith(("dynatree ", "sed -i "))}
+    assert not unknown
+    assert not set(SKIPPED) - written
+
+
+def test_make_targets_and_scripts_exist() -> None:
+    """Guards against targets that were renamed, in commands and in running text."""
+    targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"(?:^|`)make ([\w.]+)`?", document.read_text(encoding="utf-8"), re.M))
+        assert not named - targets, document.name
+
+
+def test_edits_of_the_parameters_change_something() -> None:
+    """Guards against a `sed` or a `-S` for a key or value that params.yaml no longer has."""
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    edits = [line for _, line in ALL if line.startswith("sed -i ")]
+    assert edits
+    for line in edits:
+        pattern, file = shlex.split(line)[2:]
+        found, replacement = re.fullmatch(r"s/(.+)/(.+)/", pattern).groups()
+        assert file == "params.yaml" and found in text and found != replacement
+    values = yaml.safe_load(text)
+    for _, line in ALL:
+        for key in re.findall(r"-S ([\w.]+)=", line):
+            section = values
+            for part in key.split("."):
+                assert part in section, line
+                section = section[part]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the documents name: models, texts, and the tutorial's policy and its method."""
+    home = tmp_path_factory.mktemp("documents")
+    source = weights.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
+    weights.build(source, home / "my-model", home, seed=0)
+    for name in ("my-drafter", "models/smollm2", "models/smollm2-drafter"):
+        shutil.copytree(home / "my-model", home / name)
+    (home / "corpus").mkdir()
+    (home / "letters").mkdir()
+    for name in ("essay.txt", "essays.txt", "unseen.txt", "corpus/a.txt", "corpus/b.txt", "letters/a.txt"):
+        number = len(name)
+        sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(100)]
+        (home / name).write_text(" ".join(sentences if name != "essay.txt" else sentences[:10]), encoding="utf-8")
+    (tutorial,) = (document for document in DOCUMENTS if document.name == "tutorial.md")
+    (policy,) = (content for language, content in blocks(tutorial) if language == "python")
+    method, entries = (yaml.safe_load(content) for language, content in blocks(tutorial) if language == "yaml")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    for key, value in {**entries, **method}.items():
+        values[key] |= value
+    (home / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    (home / "tapering.py").write_text(policy, encoding="utf-8")
+    return home
+
+
+@pytest.fixture
+def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In that folder, with the tutorial's policy among the plug-ins."""
+    import dynatree.policies
+
+    monkeypatch.chdir(world)
+    monkeypatch.setattr(cli, "__file__", str(world / "dynatree" / "cli.py"))  # hides the checkout's models
+    monkeypatch.setattr(dynatree.policies, "__path__", [*dynatree.policies.__path__, str(world)])
+    names = plugins.names
+    monkeypatch.setattr(plugins, "names", lambda folder: [*names(folder), *(["tapering"] * (folder == "policies"))])
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+RUN = [pytest.param(line, id=f"{name}: {line[:60]}") for name, line in ALL if line.startswith("dynatree ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", RUN)
+def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    """Guards against options, names and files in documents that no longer exist."""
+    arguments = shlex.split(line)[1:]
+    if "cuda" in arguments:
+        pytest.skip("needs a GPU")
+    if "--part" in arguments:
+        pytest.skip("needs the real target: a part is good for its own alone (tests/distil/test_shipped.py)")
+    if arguments[0] == "distil":
+        given = [part for change in TINY["distil"].split() for part in ("--set", change)]
+        arguments += [*given, "--threads", "1", "--work", str(world / "work")]
+    elif arguments[0] != "report":
+        arguments += ["--threads", "1"]
+    if "--calibration" in arguments and not Path("my-costs").is_dir():
+        pair = ["--target", "my-model", "--drafter", "my-drafter", "--text", "essays.txt", "--out", "my-costs"]
+        cli.main(["calibrate", *pair, "--threads", "1"])
+    cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert out or arguments[0] in ("distil", "calibrate")
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_readme_s_python_runs(world: Path, here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against an interface in the README that the library no longer has."""
+    pair = ["--target", "models/smollm2", "--drafter", "models/smollm2-drafter", "--text", "essays.txt"]
+    cli.main(["calibrate", *pair, "--out", "results/calibration", "--threads", "1"])
+    (code,) = (content for language, content in blocks(ROOT / "README.md") if language == "python")
+    exec(compile(code, "README.md", "exec"), {})
+    assert "rounds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
+    """Guards against a policy in the tutorial that the contract has left behind."""
+    module = plugins.load("policies", "tapering")
+    assert issubclass(module.Policy, GrowthPolicy)
+    folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
+    knobs = {"policy": "tapering", "drafting": "model", "depth": 4, "branch": 3, "budget": 64}
+    target, decoder = measure.load(folders, None, "speculative", knobs, "float64", "cpu")
+    plain = measure.build(target, None, "autoregressive", {})
+    trace = decoder.decode([5, 6, 7], 30)
+    assert trace.output == plain.decode([5, 6, 7], 30).output
+    parents = trace.rounds[0].tree["parents"]
+    depths = [0] * len(parents)
+    for node, parent in enumerate(parents[1:], start=1):
+        depths[node] = depths[parent] + 1
+    children = [{parents.count(node) for node in range(len(parents)) if depths[node] == d} for d in range(4)]
+    assert children == [{3}, {2}, {1}, {1}]
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    headings = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(document: Path) -> None:
+    """Guards against pages, pictures and headings that moved."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith(("https://", "http://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (document.parent / path).resolve() if path else document
+        assert place.exists() and place.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(place), target
