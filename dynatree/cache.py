@@ -16,11 +16,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 class Place(NamedTuple):
     """Where a forward's new keys and values go, and what it sees: the first `end` slots of `rows`.
 
-    `columns` [b, n]: the slot of each token. None: those from `start` to `end`, in every row.
+    `slots`: row [b, 1] and column [b, n] of each token. None: those from `start` to `end`, in every row.
     """
 
     rows: slice | Tensor
-    columns: Tensor | None
+    slots: tuple[Tensor, Tensor] | None
     start: int
     end: int
 
@@ -60,18 +60,17 @@ class _Layer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        rows, columns, start, end = self._shared.place
+        rows, slots, start, end = self._shared.place
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if end > self.keys.shape[2]:
             self._grow(end)
         self._stored = self._shared.place
         for held, new in ((self.keys, key_states), (self.values, value_states)):
-            if columns is None:
+            if slots is None:
                 held[rows, :, start:end] = new
             else:
-                numbers = torch.arange(len(held), device=held.device)[rows, None]
-                held[numbers, :, columns] = new.transpose(1, 2)
+                held[slots[0], :, slots[1]] = new.transpose(1, 2)
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
     def _grow(self, wanted: int) -> None:
@@ -133,9 +132,10 @@ class KeyValueCache:
         first, last = rows[0], rows[-1]
         together = rows == list(range(first, last + 1))
         # A slice is a view; other rows are copied for the forward, and written where they stand.
-        numbers = slice(first, last + 1) if together else torch.tensor(rows)
+        seen = slice(first, last + 1) if together else torch.tensor(rows)
+        slots = None if columns is None else (torch.tensor(rows, device=columns.device)[:, None], columns)
         start = max(shared.lengths[row] for row in rows)
-        shared.place = Place(numbers, columns, start, start + max(counts))
+        shared.place = Place(seen, slots, start, start + max(counts))
         for row, count in zip(rows, counts, strict=True):
             shared.lengths[row] += count
 
