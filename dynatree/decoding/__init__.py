@@ -9,9 +9,11 @@ A decoder is one file with a class `Decoder` of (target, drafter, calibration, *
                            the same for each of several prompts, decoded together; left out where it cannot be
 """
 
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+from dynatree.calibration import Calibration
 from dynatree.knobs import Knobs
+from dynatree.model import LanguageModel
 
 
 class Needs(NamedTuple):
@@ -23,3 +25,27 @@ class Needs(NamedTuple):
 
 class NoKnobs(Knobs):
     """For a decoder without knobs: refuses every key."""
+
+
+class TargetAlone:
+    """Base of a decoder that makes use of the target alone, with knobs of the class `Settings`."""
+
+    Settings: ClassVar[type[Knobs]] = NoKnobs
+
+    @classmethod
+    def check(cls, knobs: dict[str, Any]) -> None:
+        cls.Settings(**knobs)
+
+    @staticmethod
+    def needs(knobs: dict[str, Any]) -> Needs:
+        return Needs()
+
+    def __init__(
+        self,
+        target: LanguageModel,
+        drafter: LanguageModel | None = None,
+        calibration: Calibration | None = None,
+        **knobs: Any,
+    ):
+        self._knobs: Any = self.Settings(**knobs)
+        self._target = target

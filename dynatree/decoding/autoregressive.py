@@ -1,41 +1,20 @@
 """Plain greedy decoding, one token a forward: the reference that every other decoder must equal and beat."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
-from dynatree.calibration import Calibration
-from dynatree.decoding import Needs, NoKnobs
-from dynatree.model import LanguageModel
+from dynatree.decoding import TargetAlone
 from dynatree.processors import PLAIN, Processors
 from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
 
 
-class Decoder:
+class Decoder(TargetAlone):
     """Our own autoregressive loop on our own cache."""
-
-    @staticmethod
-    def check(knobs: dict[str, Any]) -> None:
-        NoKnobs(**knobs)
-
-    @staticmethod
-    def needs(knobs: dict[str, Any]) -> Needs:
-        return Needs()
-
-    def __init__(
-        self,
-        target: LanguageModel,
-        drafter: LanguageModel | None = None,
-        calibration: Calibration | None = None,
-        **knobs: Any,
-    ):
-        self.check(knobs)
-        self._target = target
 
     def decode(
         self,

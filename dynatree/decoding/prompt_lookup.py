@@ -1,14 +1,10 @@
 """transformers' prompt lookup (Saxena 2023): the drafter is the text so far."""
 
-from typing import Any
-
 from pydantic import Field
 
 from dynatree import baseline
-from dynatree.calibration import Calibration
-from dynatree.decoding import Needs
+from dynatree.decoding import TargetAlone
 from dynatree.knobs import Knobs
-from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
@@ -20,26 +16,10 @@ class Settings(Knobs):
     max_ngram: int = Field(ge=1, default=2)
 
 
-class Decoder:
+class Decoder(TargetAlone):
     """`generate(prompt_lookup_num_tokens=...)`."""
 
-    @staticmethod
-    def check(knobs: dict[str, Any]) -> None:
-        Settings(**knobs)
-
-    @staticmethod
-    def needs(knobs: dict[str, Any]) -> Needs:
-        return Needs()
-
-    def __init__(
-        self,
-        target: LanguageModel,
-        drafter: LanguageModel | None = None,
-        calibration: Calibration | None = None,
-        **knobs: Any,
-    ):
-        self._knobs = Settings(**knobs)
-        self._target = target
+    Settings = Settings
 
     def decode(
         self,

@@ -1,35 +1,13 @@
 """transformers' own greedy `generate`: the plain decoding that users have."""
 
-from typing import Any
-
 from dynatree import baseline
-from dynatree.calibration import Calibration
-from dynatree.decoding import Needs, NoKnobs
-from dynatree.model import LanguageModel
+from dynatree.decoding import TargetAlone
 from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Trace
 
 
-class Decoder:
+class Decoder(TargetAlone):
     """`generate(do_sample=False)`."""
-
-    @staticmethod
-    def check(knobs: dict[str, Any]) -> None:
-        NoKnobs(**knobs)
-
-    @staticmethod
-    def needs(knobs: dict[str, Any]) -> Needs:
-        return Needs()
-
-    def __init__(
-        self,
-        target: LanguageModel,
-        drafter: LanguageModel | None = None,
-        calibration: Calibration | None = None,
-        **knobs: Any,
-    ):
-        self.check(knobs)
-        self._target = target
 
     def decode(
         self,
