@@ -15,6 +15,7 @@ from dynatree import panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary", "runs")
+SECTION = "Settings"
 
 EXPERIMENT = "ablation"
 BLOCKS = {"dynatree_threshold": "Threshold policy, drafter model", "dynatree": "Cost-aware default"}
