@@ -6,16 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from dynatree import measure, model, provenance
+from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration, StepCalibration, log_odds
-from dynatree.cost import CostTable, Curve
+from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Drafter
 from dynatree.model import LanguageModel
@@ -25,6 +26,8 @@ from dynatree.verification.greedy import verify
 # New tokens of a target forward, and of a draft forward.
 VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
+# The same, of each request, where several are decoded together.
+BATCHED = (1, 2, 4, 8, 16, 32, 64)
 # Ranks of the drafter's proposals that get a curve of their own.
 RANKS = 4
 # Ranks whose rate of hits is told.
@@ -32,7 +35,12 @@ RATED = 8
 # Times that a level besides its forward is timed at least: it takes well below a millisecond.
 LEAST_HANDLED = 20
 
-Step = Callable[[KeyValueCache, int, int], None]
+Step = Callable[[list[KeyValueCache], int], None]
+
+
+class _Curves(TypedDict):
+    verify: Curve
+    draft: Curve | None
 
 
 def pair(
@@ -43,6 +51,7 @@ def pair(
     repeats: int,
     dtype: str,
     device: str,
+    batches: Sequence[int] = (1,),
 ) -> Calibration:
     """What forwards of this pair cost here, and how often drafted tokens are right in continuations of `prompts`.
 
@@ -57,7 +66,7 @@ def pair(
     continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
     fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
     with measure.alone():
-        table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints)
+        table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints, batches)
     return Calibration(table, steps(continuations, drafter))
 
 
@@ -68,33 +77,47 @@ def costs(
     repeats: int,
     machine: dict[str, Any],
     models: dict[str, str],
+    batches: Sequence[int] = (1,),
 ) -> CostTable:
     """The cost table of this pair: every forward `repeats` times. Contexts beyond a model's own are left out.
 
-    `machine` and `models` (fingerprints) are kept with it.
+    `machine` and `models` (fingerprints) are kept with it. `batches`: numbers of requests at once; those above 1 are
+    timed at the middle context alone, and up to as many tokens a forward as one request.
     """
+    extra = _handling(drafter, _fitting(drafter, contexts)[0], max(repeats, LEAST_HANDLED)) if drafter else 0.0
 
-    def verification(cache: KeyValueCache, context: int, n: int) -> None:
-        tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
-        mask = tree.attention_mask(context) if n > 1 else None
-        verify(tree, target.forward(tree.tokens, cache, tree.positions(context), mask))
-        cache.crop(context)
+    def curves(rows: int, behind: Sequence[int], verified: Sequence[int], drafted: Sequence[int]) -> _Curves:
+        verify = _curve(target, rows, verified, behind, repeats, partial(_verification, target))
+        draft = _curve(drafter, rows, drafted, behind, repeats, partial(_level, drafter)) if drafter else None
+        # Each row's tree is grown for itself.
+        return {"verify": verify, "draft": draft and draft.plus(rows * extra)}
 
-    def level(drafter: LanguageModel, cache: KeyValueCache, context: int, n: int) -> None:
-        drafter.draft(torch.arange(n) % drafter.vocabulary_size, cache)
-        cache.crop(context)
+    alone = curves(1, contexts, VERIFIED, DRAFTED)
+    middle = [sorted(contexts)[len(contexts) // 2]]
+    together = []
+    for rows in sorted({*batches} - {1}):
+        sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
+        together.append(BatchCosts(rows=rows, **curves(rows, middle, sizes, sizes)))
+    return CostTable(machine=machine, models=models, **alone, batches=together)
 
-    draft = None
-    if drafter:
-        draft = _curve(drafter, DRAFTED, contexts, repeats, partial(level, drafter))
-        extra = _handling(drafter, draft.contexts[0], max(repeats, LEAST_HANDLED))
-        draft = Curve(
-            contexts=draft.contexts,
-            tokens=draft.tokens,
-            seconds=[[seconds + extra for seconds in row] for row in draft.seconds],
-        )
-    verified = _curve(target, VERIFIED, contexts, repeats, verification)
-    return CostTable(machine=machine, models=models, verify=verified, draft=draft)
+
+def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+    lengths = [cache.length for cache in caches]
+    tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
+    feeds = [
+        Feed(tree.tokens, cache, tree.positions(length), tree.attention_mask(length) if n > 1 else None)
+        for cache, length in zip(caches, lengths, strict=True)
+    ]
+    for cache, length, logits in zip(caches, lengths, target.forward_batch(feeds), strict=True):
+        verify(tree, logits)
+        cache.crop(length)
+
+
+def _level(drafter: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+    lengths = [cache.length for cache in caches]
+    drafter.draft_batch([Feed(torch.arange(n) % drafter.vocabulary_size, cache) for cache in caches])
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.crop(length)
 
 
 def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
@@ -108,7 +131,8 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         committed.append(0)
         drafting.free(committed, 0)
         tree = TokenTree.root(0)
-        tokens, log_probs = drafting.propose(tree, root, RANKS, committed)
+        logits = drafter.draft(*drafting.ask(tree, root, committed))
+        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, committed)
         tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
         drafting.accept(root)
 
@@ -120,19 +144,29 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
     return max(0.0, whole - bare)
 
 
-def _curve(model: LanguageModel, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step) -> Curve:
+def _fitting(model: LanguageModel, contexts: Sequence[int]) -> list[int]:
+    return [context for context in contexts if model.context_limit is None or context + 2 <= model.context_limit] or [1]
+
+
+def _curve(
+    model: LanguageModel, rows: int, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step
+) -> Curve:
     limit = model.context_limit or max(contexts) + max(sizes)
-    fitting = [context for context in contexts if context + 2 <= limit] or [1]
-    rows = []
+    fitting = _fitting(model, contexts)
+    seconds = []
     for context in fitting:
-        cache = KeyValueCache()
-        model.forward(torch.arange(context) % model.vocabulary_size, cache, last_only=True)
+        caches = KeyValueCache.together(rows)
+        for row, cache in enumerate(caches):
+            # Each shorter than the one before, as rows are.
+            text = torch.arange(max(1, context - row)) % model.vocabulary_size
+            model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians([partial(step, cache, context, n) for n in within], repeats)
+        median = _medians([partial(step, caches, n) for n in within], repeats)
         # A context near the limit lacks its last sizes; they are never asked for there.
-        rows.append(median + [median[-1] * n / within[-1] for n in sizes[len(within) :]])
-        print(f"calibrate: {model.name} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
-    return Curve(contexts=fitting, tokens=list(sizes), seconds=rows)
+        seconds.append(median + [median[-1] * n / within[-1] for n in sizes[len(within) :]])
+        what = model.name if rows == 1 else f"{model.name}, {rows} rows"
+        print(f"calibrate: {what} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
+    return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
 
 
 def _medians(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:

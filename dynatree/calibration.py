@@ -78,6 +78,10 @@ class Calibration(NamedTuple):
     costs: CostTable
     steps: StepCalibration
 
+    def shared(self, rows: int) -> "Calibration":
+        """What it is for one of `rows` requests that are decoded together."""
+        return self if rows == 1 else self._replace(costs=self.costs.shared(rows))
+
     def write(self, folder: Path) -> None:
         """Write `costs.json` and `steps.json`."""
         files.write_json(folder / COSTS, self.costs.model_dump(mode="json"))

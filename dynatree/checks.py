@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from dynatree import grid, plugins, weights
+from dynatree import grid, measure, plugins, weights
 from dynatree.errors import UserError
 from dynatree.knobs import checked
 from dynatree.params import Params
@@ -50,8 +50,7 @@ def _needs(run: grid.Run) -> dict[str, Any]:
     knobs = dict(run.knobs)
     check_method(run.key, run.decoder, knobs)
     decoder = plugins.load("decoding", run.decoder).Decoder
-    if run.batch > 1 and not hasattr(decoder, "decode_batch"):
-        raise UserError(f"{run.key}: decoder {run.decoder} decodes one request at a time, not batches of {run.batch}")
+    checked(run.key, partial(measure.check_batch, decoder), run.batch)
     needs: dict[str, Any] = decoder.needs(knobs)._asdict()
     return needs
 

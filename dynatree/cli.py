@@ -16,9 +16,10 @@ from dynatree.knobs import checked
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 _GENERATE = """\
-Decode one prompt greedily with one method. The output of every method equals that of `autoregressive`; what differs
+Decode a prompt greedily with one method. The output of every method equals that of `autoregressive`; what differs
 is the number of target forwards, and the time. Without --json the text streams as it is committed: accepted draft
-tokens in green, the target's own plain.
+tokens in green, the target's own plain. Several prompts are decoded together where the method can, else one after the
+other; their texts come under headings when all are done.
 
 examples:
   dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --prompt "The tree" --max-new-tokens 60
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser(
         "generate",
-        help="decode one prompt",
+        help="decode prompts",
         description=_GENERATE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -49,9 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     generate.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
     prompt = generate.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text")
-    prompt.add_argument("--prompt-ids", metavar='"1 2 3"', help="token ids")
+    prompt.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated, as the next two")
+    prompt.add_argument("--prompt-file", action="append", metavar="FILE", help="UTF-8 text")
+    prompt.add_argument("--prompt-ids", action="append", metavar='"1 2 3"', help="token ids")
     generate.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
     generate.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options.machine(generate)
     generate.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
-    generate.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    generate.add_argument("--json", action="store_true", help="print one JSON object (of several prompts a list) only")
     generate.set_defaults(run=_generate)
     report = commands.add_parser("report", help="explain the result tables")
     report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
@@ -116,8 +117,9 @@ def _generate(arguments: argparse.Namespace) -> None:
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
-    ids = request.prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
-    text = request.prompt_text(arguments) if ids is None else ""
+    prompts = [request.prompt_ids(text) for text in arguments.prompt_ids or []]
+    texts = [request.checked_text(text) for text in arguments.prompt or []]
+    texts += [request.file_text(path) for path in arguments.prompt_file or []]
 
     # Imported late, so that errors in the arguments come at once.
     from dynatree import measure, provenance
@@ -135,21 +137,52 @@ def _generate(arguments: argparse.Namespace) -> None:
         folders["drafter"] = _folder(arguments.drafter, known)
     calibration = (arguments.calibration or request.calibration(folders)) if needs.calibration else None
     target, decoder = measure.load(folders, calibration, method.decoder, knobs, arguments.dtype, arguments.device)
-    if ids is None:
+    for text in texts:
         if target.tokenizer is None:
             raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
-        ids = target.tokenizer.encode(text)
-    target.check_prompt(ids, arguments.max_new_tokens)
-    measure.warm_up(decoder, ids, arguments.max_new_tokens)
+        prompts.append(target.tokenizer.encode(text))
+    for ids in prompts:
+        target.check_prompt(ids, arguments.max_new_tokens)
+    measure.warm_up(decoder, prompts[0], arguments.max_new_tokens)
     eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
-    stream = None if arguments.json else _Stream(target.tokenizer)
-    trace = decoder.decode(ids, arguments.max_new_tokens, eos_ids, stream, processors=processors)
-    result = {
-        "method": arguments.method,
+    stream = None if arguments.json or len(prompts) > 1 else _Stream(target.tokenizer)
+    if len(prompts) == 1:
+        traces = [decoder.decode(prompts[0], arguments.max_new_tokens, eos_ids, stream, processors=processors)]
+    elif hasattr(decoder, "decode_batch"):
+        traces = decoder.decode_batch(prompts, arguments.max_new_tokens, eos_ids, processors=processors)
+    else:
+        traces = [decoder.decode(ids, arguments.max_new_tokens, eos_ids, processors=processors) for ids in prompts]
+    results = [
+        _result(arguments.method, knobs, ids, trace, target.tokenizer)
+        for ids, trace in zip(prompts, traces, strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps(results[0] if len(results) == 1 else results))
+        return
+    if stream is not None:
+        stream.close()
+    for number, (result, trace) in enumerate(zip(results, traces, strict=True), start=1):
+        heading = "" if stream is not None else f"{number}: "
+        if heading:
+            print(f"== prompt {number} of {len(prompts)} ==")
+            print(" ".join(map(str, trace.output)) if result["text"] is None else result["text"])
+        rate = len(trace.output) / trace.seconds
+        print(
+            f"{heading}{len(trace.output)} tokens in {trace.seconds:.2f} s ({rate:.1f} tokens/s), "
+            f"{result['rounds']} rounds, {result['target_forwards']} target forwards, "
+            f"{result['accepted']} of {result['drafted']} drafted accepted",
+            file=sys.stderr,
+        )
+
+
+def _result(method: str, knobs: dict[str, Any], prompt: list[int], trace: Any, tokenizer: Any) -> dict[str, Any]:
+    """What --json prints of one prompt."""
+    return {
+        "method": method,
         "parameters": knobs,
-        "prompt_ids": ids,
+        "prompt_ids": prompt,
         "output_ids": trace.output,
-        "text": target.tokenizer.decode(trace.output) if target.tokenizer else None,
+        "text": tokenizer.decode(trace.output) if tokenizer else None,
         "seconds": trace.seconds,
         "ttft_seconds": trace.commits[0],
         "rounds": len(trace.rounds),
@@ -158,16 +191,6 @@ def _generate(arguments: argparse.Namespace) -> None:
         "drafted": sum(r.drafted for r in trace.rounds),
         "accepted": sum(r.accepted for r in trace.rounds),
     }
-    if stream is None:
-        print(json.dumps(result))
-        return
-    stream.close()
-    rate = len(trace.output) / trace.seconds
-    print(
-        f"{len(trace.output)} tokens in {trace.seconds:.2f} s ({rate:.1f} tokens/s), {result['rounds']} rounds, "
-        f"{result['target_forwards']} target forwards, {result['accepted']} of {result['drafted']} drafted accepted",
-        file=sys.stderr,
-    )
 
 
 class _Stream:

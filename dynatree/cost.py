@@ -3,6 +3,7 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
+import logging
 from typing import Any, Self
 
 import torch
@@ -10,6 +11,8 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.knobs import Knobs
+
+log = logging.getLogger(__name__)
 
 
 class Curve(Knobs):
@@ -38,6 +41,14 @@ class Curve(Knobs):
         curve[0] = 0
         return curve
 
+    def plus(self, seconds: float) -> "Curve":
+        """The curve of a forward that takes `seconds` more."""
+        return self.model_copy(update={"seconds": [[value + seconds for value in row] for row in self.seconds]})
+
+    def share(self, rows: int) -> "Curve":
+        """The curve of one of `rows` that share the forward."""
+        return self.model_copy(update={"seconds": [[value / rows for value in row] for row in self.seconds]})
+
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
         rows = [len(row) for row in self.seconds]
@@ -48,13 +59,40 @@ class Curve(Knobs):
         return self
 
 
+class BatchCosts(Knobs):
+    """Seconds of forwards over `rows` requests at once, by new tokens of each row."""
+
+    rows: int = Field(ge=2)
+    verify: Curve
+    draft: Curve | None = None
+
+    def shared(self) -> tuple[Curve, Curve | None]:
+        """A row's share of `verify` and of `draft`."""
+        return self.verify.share(self.rows), self.draft and self.draft.share(self.rows)
+
+
 class CostTable(Knobs):
     """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
 
-    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`.
+    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`. `batches`: the same for several
+    requests at once, where that was measured.
     """
 
     machine: dict[str, Any]
     models: dict[str, str]
     verify: Curve
     draft: Curve | None = None
+    batches: list[BatchCosts] = Field(default_factory=list)
+
+    def shared(self, rows: int) -> "CostTable":
+        """What a forward costs one of `rows` requests that are decoded together: its share, t(rows, n) / rows.
+
+        An approximation: as if all trees of a round had as many nodes, and until the last request is finished. The
+        measured number of rows that is nearest stands for `rows`, with a warning if it is another.
+        """
+        measured = {1: (self.verify, self.draft), **{batch.rows: batch.shared() for batch in self.batches}}
+        nearest = min(measured, key=lambda count: abs(count - rows))
+        if nearest != rows:
+            log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, nearest)
+        verify, draft = measured[nearest]
+        return self.model_copy(update={"verify": verify, "draft": draft})

@@ -19,7 +19,7 @@ import torch
 from dynatree import model, plugins, provenance
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
-from dynatree.errors import readable
+from dynatree.errors import UserError, readable
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
@@ -111,33 +111,72 @@ def generate(
     processors: Processors = PLAIN,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike."""
+    return generate_batches(target, decoder, prompts, 1, max_new_tokens, repeats, reference_seconds, processors)
+
+
+def generate_batches(
+    target: LanguageModel,
+    decoder: Any,
+    prompts: Sequence[Prompt],
+    batch: int,
+    max_new_tokens: int,
+    repeats: int,
+    reference_seconds: float,
+    processors: Processors = PLAIN,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """As `generate`, for groups of `batch` prompts decoded together, in order; the last group may be smaller.
+
+    `seconds` of a timing are those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens
+    that it emitted; `commits` are the prompt's own, from the group's start.
+    """
+    check_batch(decoder, batch)
+    groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
     outputs, timings = [], []
     with alone():
-        warm_up(decoder, prompts[0].ids, max_new_tokens)
+        decode_all(decoder, [prompt.ids for prompt in groups[0]], min(WARM_UP_TOKENS, max_new_tokens))
         before = reference_step(target, reference_seconds)
         for repeat in range(repeats):
-            for prompt in prompts:
+            for group in groups:
                 synchronise(target.device)
-                trace: Trace = decoder.decode(prompt.ids, max_new_tokens, processors=processors)
+                traces = decode_all(decoder, [p.ids for p in group], max_new_tokens, processors=processors)
                 synchronise(target.device)
                 after = reference_step(target, reference_seconds)
-                key = {"prompt_id": prompt.prompt_id, "repeat": repeat}
-                outputs.append({**key, **output_record(prompt, trace)})
-                timings.append(
-                    {
-                        **key,
-                        "batch": 1,
-                        "batch_tokens": len(trace.output),
-                        "seconds": trace.seconds,
-                        "commits": trace.commits,
-                        "reference_before": before,
-                        "reference_after": after,
-                    }
-                )
+                seconds = max(trace.seconds for trace in traces)
+                tokens = sum(len(trace.output) for trace in traces)
+                for prompt, trace in zip(group, traces, strict=True):
+                    key = {"prompt_id": prompt.prompt_id, "repeat": repeat}
+                    outputs.append({**key, **output_record(prompt, trace)})
+                    timings.append(
+                        {
+                            **key,
+                            "batch": len(group),
+                            "batch_tokens": tokens,
+                            "seconds": seconds,
+                            "commits": trace.commits,
+                            "reference_before": before,
+                            "reference_after": after,
+                        }
+                    )
                 before = after
-                rate = len(trace.output) / trace.seconds
-                print(f"generate: {prompt.prompt_id}: {len(trace.output)} tokens, {rate:.1f} tokens/s", file=sys.stderr)
+                names = ", ".join(prompt.prompt_id for prompt in group)
+                print(f"generate: {names}: {tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     return outputs, timings
+
+
+def check_batch(decoder: Any, batch: int) -> None:
+    """Raise UserError unless `decoder` (a decoder plug-in's class or object) can decode `batch` prompts together."""
+    if batch > 1 and not hasattr(decoder, "decode_batch"):
+        name = (decoder if isinstance(decoder, type) else type(decoder)).__module__.rpartition(".")[2]
+        able = [n for n in plugins.names("decoding") if hasattr(plugins.load("decoding", n).Decoder, "decode_batch")]
+        raise UserError(f"batch: {batch}; {name} decodes one prompt at a time, batches are for {', '.join(able)}")
+
+
+def decode_all(decoder: Any, prompts: Sequence[list[int]], max_new_tokens: int, **options: Any) -> list[Trace]:
+    """The traces of `prompts`, several of them decoded together."""
+    if len(prompts) == 1:
+        return [decoder.decode(prompts[0], max_new_tokens, **options)]
+    traces: list[Trace] = decoder.decode_batch(prompts, max_new_tokens, **options)
+    return traces
 
 
 def warm_up(decoder: Any, prompt: list[int], max_new_tokens: int) -> None:

@@ -6,6 +6,8 @@ All contact with transformers' forward is here and in cache.py; knows no tree, n
 import hashlib
 import inspect
 import json
+from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
+from dynatree.batch import Feed, collate
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError, first_line, readable
 from dynatree.files import DRAFT_VOCABULARY
@@ -54,7 +57,7 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self.forwards = 0
+        self._counted = [0]  # a list, so that a view counts with its original
         model.register_forward_pre_hook(self._count)
         if model.config._attn_implementation != "sdpa":
             model.set_attn_implementation("sdpa")
@@ -68,10 +71,21 @@ class LanguageModel:
         if self.packed and isinstance(self._draft_head, nn.Linear):
             self._draft_head = PackedLinear(self._draft_head)
         self._probe()
-        self.forwards = 0
+        self._counted[0] = 0
 
     def _count(self, *_: Any) -> None:
-        self.forwards += 1
+        self._counted[0] += 1
+
+    @property
+    def forwards(self) -> int:
+        """Forwards so far, counted at the model call."""
+        return self._counted[0]
+
+    def over_all_tokens(self) -> "LanguageModel":
+        """A view of the same model that drafts over the whole vocabulary."""
+        view = copy(self)
+        view.draft_vocabulary = view._draft_head = None
+        return view
 
     @property
     def device(self) -> torch.device:
@@ -117,24 +131,7 @@ class LanguageModel:
 
         `positions` [n] and `mask` [n, cache.length + n] (True: may attend) default to plain continuation.
         """
-        logits: Tensor = self.model(
-            **self._inputs(tokens, cache, positions, mask), logits_to_keep=1 if last_only else 0
-        ).logits
-        return logits[0]
-
-    def _inputs(
-        self, tokens: Tensor, cache: KeyValueCache, positions: Tensor | None, mask: Tensor | None
-    ) -> dict[str, Any]:
-        device = self.device
-        if positions is None:
-            positions = torch.arange(cache.length, cache.length + len(tokens))
-        return {
-            "input_ids": tokens.to(device)[None],
-            "position_ids": positions.to(device)[None],
-            "attention_mask": None if mask is None else mask.to(device)[None, None],
-            "cache": cache.states,
-            "use_cache": True,
-        }
+        return self._logits(self._inputs(tokens, cache, positions, mask), 1 if last_only else 0)[0]
 
     @torch.inference_mode()
     def draft(
@@ -146,12 +143,61 @@ class LanguageModel:
         last_only: bool = False,
     ) -> Tensor:
         """As `forward`, but logits [n or 1, v] over the draft vocabulary, if any: the head is most of a draft."""
+        return self._draft_logits(self._inputs(tokens, cache, positions, mask), 1 if last_only else 0)[0]
+
+    @torch.inference_mode()
+    def forward_batch(self, feeds: Sequence[Feed]) -> list[Tensor]:
+        """What `forward` gives for each of `feeds`, whose caches are rows of one batch, in one forward."""
+        if len(feeds) == 1:
+            return [self.forward(*feeds[0])]
+        return self._unpadded(feeds, self._logits)
+
+    @torch.inference_mode()
+    def draft_batch(self, feeds: Sequence[Feed]) -> list[Tensor]:
+        """What `draft` gives for each of `feeds`, whose caches are rows of one batch, in one forward."""
+        if len(feeds) == 1:
+            return [self.draft(*feeds[0])]
+        return self._unpadded(feeds, self._draft_logits)
+
+    def _inputs(
+        self, tokens: Tensor, cache: KeyValueCache, positions: Tensor | None, mask: Tensor | None
+    ) -> dict[str, Any]:
+        if positions is None:
+            positions = torch.arange(cache.length, cache.length + len(tokens))
+        KeyValueCache.place([cache], [len(tokens)])
+        return self._call(tokens[None], positions[None], None if mask is None else mask[None], cache)
+
+    def _unpadded(self, feeds: Sequence[Feed], logits_of: Callable[[dict[str, Any], int], Tensor]) -> list[Tensor]:
+        batch, counts = collate(feeds), [len(feed.tokens) for feed in feeds]
+        columns = None if batch.columns is None else batch.columns.to(self.device)
+        KeyValueCache.place([feed.cache for feed in feeds], counts, columns)
+        wanted = [1 if feed.last_only else len(feed.tokens) for feed in feeds]
+        inputs = self._call(batch.tokens, batch.positions, batch.mask, feeds[0].cache)
+        logits = logits_of(inputs, max(wanted))
+        return [row[-count:] for row, count in zip(logits, wanted, strict=True)]
+
+    def _call(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
+        device = self.device
+        return {
+            "input_ids": tokens.to(device),
+            "position_ids": positions.to(device),
+            "attention_mask": None if mask is None else mask.to(device)[:, None],
+            "cache": cache.states,
+            "use_cache": True,
+        }
+
+    def _logits(self, inputs: dict[str, Any], last: int) -> Tensor:
+        """Logits [b, last, vocabulary]; 0 stands for all tokens."""
+        logits: Tensor = self.model(**inputs, logits_to_keep=last).logits
+        return logits
+
+    def _draft_logits(self, inputs: dict[str, Any], last: int) -> Tensor:
+        """As `_logits`, over the draft vocabulary."""
         if self._draft_head is None:
-            return self.forward(tokens, cache, positions, mask, last_only)
+            return self._logits(inputs, last)
         self._count()
-        output = self.model.base_model(**self._inputs(tokens, cache, positions, mask))
-        hidden = output.last_hidden_state[:, -1:] if last_only else output.last_hidden_state
-        logits: Tensor = self._draft_head(hidden)[0]
+        hidden = self.model.base_model(**inputs).last_hidden_state
+        logits: Tensor = self._draft_head(hidden[:, -last:])
         return logits
 
     @torch.inference_mode()

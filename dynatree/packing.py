@@ -79,4 +79,9 @@ def pack(model: nn.Module, name: str = "model") -> bool:
         for parent, child, module in linears:
             setattr(parent, child, module)
         log.warning("%s: weights are not packed for oneDNN: %s", name, reason)
-    return reason is None
+        return False
+    with torch.inference_mode(False):
+        for parameter in model.parameters():
+            # A checkpoint is mapped as one file: a weight that still lies in it would keep all of it in memory.
+            parameter.data = parameter.data.clone()
+    return True

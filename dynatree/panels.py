@@ -17,6 +17,7 @@ RESOLVED = [
     ("not resolved", "white", theme.QUIET),
 ]
 LINE = 13.0  # pixels a label of a line
+MARGIN = 1.15  # of an axis of lengths, beyond its first and last
 DODGE, LEADER = 3.0, 8.0  # pixels between the dots of two lines, and from a panel to its labels
 
 Names = Mapping[tuple[str, str], str]
@@ -114,6 +115,20 @@ def values(title: str, rows: Sequence[theme.Row], one: bool = False, log: bool =
     return Values(title, low - margin, high + margin, log)
 
 
+def lengths(title: str, ticks: Sequence[float]) -> alt.X:
+    """Encodes the field `x` on a logarithmic axis with ascending `ticks`."""
+    scale = alt.Scale(type="log", domain=[ticks[0] / MARGIN, ticks[-1] * MARGIN], nice=False)
+    return alt.X("x:Q", scale=scale, axis=alt.Axis(title=title, values=list(ticks), format=","))
+
+
+def beside(points: Sequence[theme.Row], ticks: Sequence[float], width: float) -> list[theme.Row]:
+    """Points moved on the axis of `lengths`, DODGE pixels from label to label, so that intervals stand side by side."""
+    pixel = math.log(ticks[-1] / ticks[0] * MARGIN**2) / width
+    series = list(dict.fromkeys(row["label"] for row in points))
+    moves = {label: pixel * DODGE * (place - (len(series) - 1) / 2) for place, label in enumerate(series)}
+    return [row | {"x": row["x"] * math.exp(moves[row["label"]])} for row in points]
+
+
 def lines(
     points: Sequence[theme.Row],
     x: alt.X,
@@ -133,56 +148,63 @@ def lines(
     if one:
         rule = alt.Chart(theme.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3])
         layers.append(rule.encode(y=axis.y))
-    for row in steady:
-        tone = theme.colour(row["method"])
-        if row["low"] is not None:
-            band = alt.Chart(theme.data([{"value": row["low"], "high": row["high"]}]))
-            layers.append(band.mark_rect(color=tone, opacity=0.13).encode(y=axis.y, y2="high:Q"))
-        level = alt.Chart(theme.data([{"value": row["value"]}]))
-        layers.append(level.mark_rule(color=tone, strokeWidth=2).encode(y=axis.y))
-    series = list(dict.fromkeys(row["label"] for row in points))
-    for place, label in enumerate(series):
-        layers += _line([row for row in points if row["label"] == label], x, axis, _shift(place, len(series)))
+    tone = alt.Color("tone:N", scale=None)
+    if bands := _intervals(steady):
+        layers.append(alt.Chart(theme.data(bands)).mark_rect(opacity=0.13).encode(y=axis.y, y2="high:Q", color=tone))
+    if steady:
+        level = alt.Chart(theme.data([{"value": row["value"], "tone": theme.colour(row["method"])} for row in steady]))
+        layers.append(level.mark_rule(strokeWidth=2).encode(y=axis.y, color=tone))
+    shown = [
+        row
+        | {
+            "tone": theme.colour(row["method"]),
+            "fill": "white" if row["resolved"] is False else theme.colour(row["method"]),
+        }
+        for row in points
+    ]
+    for label in dict.fromkeys(row["label"] for row in shown):
+        # A layer each: beside an ordinal axis, one path by a colour without a scale comes out empty.
+        own = [row for row in shown if row["label"] == label]
+        path = alt.Chart(theme.data(own)).mark_line(strokeWidth=2, color=own[0]["tone"])
+        layers.append(path.encode(x=x, y=axis.y))
+    if ranged := _intervals(points):
+        layers.append(
+            alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=1.5).encode(x=x, y=axis.y, y2="high:Q", color=tone)
+        )
+    dots = alt.Chart(theme.data(shown)).mark_point(strokeWidth=1.5, size=42, opacity=1).encode(x=x, y=axis.y)
+    layers.append(dots.encode(stroke=alt.Stroke("tone:N", scale=None), fill=alt.Fill("fill:N", scale=None)))
     if labelled:
-        layers += _labels(points, series, x, axis, size)
+        layers += _labels(points, x, axis, size)
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
 
 
-def _shift(place: int, count: int) -> float:
-    """Pixels to the side, so that intervals at one x stand beside one another."""
-    return DODGE * (place - (count - 1) / 2)
+def _intervals(rows: Sequence[theme.Row]) -> list[theme.Row]:
+    """From `value`, the lower end, to `high`, of the rows that have an interval."""
+    return [
+        {"x": row.get("x"), "value": row["low"], "high": row["high"], "tone": theme.colour(row["method"])}
+        for row in rows
+        if row["low"] is not None
+    ]
 
 
-def _line(own: Sequence[theme.Row], x: alt.X, axis: Values, shift: float) -> list[Any]:
-    tone = theme.colour(own[0]["method"])
-    filled = [row | {"fill": "white" if row.get("resolved") is False else tone} for row in own]
-    chart = alt.Chart(theme.data(filled)).encode(x=x, y=axis.y)
-    layers: list[Any] = [chart.mark_line(color=tone, strokeWidth=2, xOffset=shift)] if len(own) > 1 else []
-    ranged = [{"x": row["x"], "value": row["low"], "high": row["high"]} for row in own if row["low"] is not None]
-    if ranged:
-        rule = alt.Chart(theme.data(ranged)).mark_rule(color=tone, strokeWidth=1.5, xOffset=shift)
-        layers.append(rule.encode(x=x, y=axis.y, y2="high:Q"))
-    dots = chart.mark_point(stroke=tone, strokeWidth=1.5, size=42, opacity=1, xOffset=shift)
-    return [*layers, dots.encode(fill=alt.Fill("fill:N", scale=None))]
-
-
-def _labels(
-    points: Sequence[theme.Row], series: Sequence[str], x: alt.X, axis: Values, size: tuple[float, float]
-) -> list[alt.Chart]:
+def _labels(points: Sequence[theme.Row], x: alt.X, axis: Values, size: tuple[float, float]) -> list[alt.Chart]:
     """Names beside the panel, as high as the lines end but never on one another, each led to by its line."""
     width, height = size
+    series = dict.fromkeys(row["label"] for row in points)
     ends = [max((row for row in points if row["label"] == label), key=lambda row: row["x"]) for label in series]
     pixels = apart([height * axis.share(end["value"]) for end in ends], LINE)
-    charts = []
-    for place, (end, pixel) in enumerate(zip(ends, pixels, strict=True)):
-        high = axis.at(pixel / height)
-        leader = alt.Chart(theme.data([{"x": end["x"], "value": end["value"], "high": high}]))
-        rule = leader.mark_rule(color=theme.colour(end["method"]), opacity=0.6, xOffset=_shift(place, len(series)))
-        charts.append(rule.encode(x=x, x2=alt.value(width + LEADER), y=axis.y, y2="high:Q"))
-        words = alt.Chart(theme.data([{"value": high, "label": end["label"]}]))
-        words = words.mark_text(align="left", color=theme.INK)
-        charts.append(words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N"))
-    return charts
+    places = [
+        {"x": end["x"], "value": end["value"], "high": axis.at(pixel / height), "label": end["label"]}
+        | {"tone": theme.colour(end["method"])}
+        for end, pixel in zip(ends, pixels, strict=True)
+    ]
+    leaders = alt.Chart(theme.data(places)).mark_rule(opacity=0.6)
+    leaders = leaders.encode(
+        x=x, x2=alt.value(width + LEADER), y=axis.y, y2="high:Q", color=alt.Color("tone:N", scale=None)
+    )
+    words = alt.Chart(theme.data([{"value": place["high"], "label": place["label"]} for place in places]))
+    words = words.mark_text(align="left", color=theme.INK)
+    return [leaders, words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N")]
 
 
 def apart(positions: Sequence[float], gap: float) -> list[float]:

@@ -39,11 +39,13 @@ NAMES = {
     "linear": "Linear chain",
     "hybrid_chain": "Chain, hybrid drafter",
     "fixed_tree": "Fixed tree",
+    "fixed_d5_b2": "Fixed tree, D 5, B 2",
     "optimal": "Optimal static tree",
     "confidence": "Confidence rules",
     "dynatree_threshold": "DynaTree, threshold",
     "dynatree": "DynaTree",
 }
+SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 INK, QUIET, FAINT = "#222222", "#6b6b6b", "#e6e6e6"
 FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
 MONO = "Liberation Mono, DejaVu Sans Mono, Courier New, monospace"
@@ -73,6 +75,11 @@ def colour_scale(methods: Iterable[str]) -> alt.Scale:
     """Scale from method name to its colour."""
     names = ordered(methods)
     return alt.Scale(domain=names, range=[colour(name) for name in names])
+
+
+def shape_scale(datasets: Sequence[str]) -> alt.Scale:
+    """Scale from data set to the shape of its marks, in the order given."""
+    return alt.Scale(domain=list(datasets), range=[SHAPES[place % len(SHAPES)] for place in range(len(datasets))])
 
 
 def knobs(settings: str) -> dict[str, str]:
@@ -188,6 +195,26 @@ def key(entries: Sequence[tuple[str, str, str]], width: float, size: float = SMA
         x=alt.X("t:Q", axis=None, scale=x_scale), y=alt.Y("middle:Q", axis=None, scale=y_scale), text="label:N"
     )
     return boxes + words
+
+
+def shape_key(entries: Sequence[tuple[str, str, str]]) -> alt.LayerChart:
+    """A legend of marks in one line: (label, shape, fill)."""
+    starts = [0.0]
+    for label, _, _ in entries:
+        starts.append(starts[-1] + 18 + 0.54 * SMALL * len(label) + 14)
+    placed = [
+        {"label": label, "shape": shape, "fill": fill, "x": x + 6, "t": x + 16}
+        for (label, shape, fill), x in zip(entries, starts, strict=False)
+    ]
+    scale = alt.Scale(domain=[0, starts[-1]], nice=False)
+    base = alt.Chart(data(placed), width=starts[-1], height=18)
+    marks = base.mark_point(size=60, opacity=1, stroke=INK, strokeWidth=1.5).encode(
+        x=alt.X("x:Q", axis=None, scale=scale),
+        shape=alt.Shape("shape:N", scale=None),
+        fill=alt.Fill("fill:N", scale=None),
+    )
+    words = base.mark_text(align="left", color=INK).encode(x=alt.X("t:Q", axis=None, scale=scale), text="label:N")
+    return marks + words
 
 
 def finish(chart: Any) -> Any:

@@ -49,7 +49,10 @@ class Clock:
 
 @dataclass
 class Trace:
-    """One request, from start to its last commit. `commits[0]` is the first commit, the others are the rounds'."""
+    """One request, from start to its last commit. `commits[0]` is the first commit, the others are the rounds'.
+
+    Of requests that were decoded together: seconds count from the batch's start, forwards are those it took part in.
+    """
 
     output: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
@@ -81,7 +84,7 @@ class Recorder:
         """A round's commit: `accepted` drafted tokens, then the target's own."""
         emitted = self._commit(tokens, accepted)
         self.trace.rounds.append(Round(accepted=min(accepted, len(emitted)), emitted=emitted, **facts))
-        self.clock.round += 1
+        self.clock.round = len(self.trace.rounds)
 
     def _commit(self, tokens: list[int], accepted: int) -> list[int]:
         end = next((i + 1 for i, token in enumerate(tokens) if token in self._eos_ids), None)

@@ -1,8 +1,10 @@
 """Tiny random models of every architecture that the tests cover."""
 
 from copy import deepcopy
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -18,6 +20,7 @@ from dynatree.calibration import Calibration, StepCalibration
 from dynatree.cost import CostTable, Curve
 from dynatree.drafting import lookup
 from dynatree.model import LanguageModel
+from dynatree.tree import TokenTree
 
 VOCABULARY = 61
 CONTEXT = 128
@@ -145,3 +148,10 @@ def generated(
         pad_token_id=0,
     )
     return output[0, len(prompt) :].tolist()
+
+
+def proposed(
+    drafter: Any, model: LanguageModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
+) -> Any:
+    """Tokens and step log-probabilities of a drafter plug-in on `model`, by one level of drafting."""
+    return drafter.answer(model.draft(*drafter.ask(tree, frontier, text)), tree, frontier, branch, text)

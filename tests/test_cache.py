@@ -15,6 +15,7 @@ HEADS, SIZE, LAYERS = 2, 3, 2
 def append(cache: KeyValueCache, count: int, start: int) -> None:
     """Append `count` slots to each layer; slot s of layer l holds s + 1000 l, its value the negative."""
     slots = torch.arange(start, start + count).float()
+    KeyValueCache.place([cache], [count])
     for layer in range(LAYERS):
         keys = (slots + 1000 * layer)[None, None, :, None].expand(1, HEADS, count, SIZE)
         cache.states.update(keys, -keys, layer)

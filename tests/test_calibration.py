@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dynatree import calibrate
-from dynatree.calibration import OnlineCorrection, StepCalibration
-from dynatree.cost import Curve
+from dynatree.calibration import Calibration, OnlineCorrection, StepCalibration
+from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting.lookup import PRIOR
 from tests import models
 from tests.conftest import Build
@@ -83,3 +83,33 @@ def test_the_online_correction_follows_what_happens() -> None:
     assert float(always.steps(stated)[0, 0].exp()) > 0.7
     assert float(always.steps(stated).exp().sum()) <= 1 + 1e-5
     assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
+
+
+def test_batches_are_measured_beside_single_requests(target: Build, drafter: Build) -> None:
+    """Guards against a table without the batches asked for, or one that takes as long as all sizes of all batches."""
+    table = calibrate.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {}, [1, 4, 2])
+    assert [batch.rows for batch in table.batches] == [2, 4]
+    for batch in table.batches:
+        assert batch.draft is not None and batch.verify.contexts == batch.draft.contexts == [32]
+        assert max(batch.verify.tokens) * batch.rows <= max(calibrate.VERIFIED)
+    assert CostTable(**table.model_dump(mode="json")) == table
+
+
+def test_a_row_pays_its_share_of_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """Guards the policy's costs in a batch: the forward's seconds over its rows, the nearest batch with a warning."""
+    costs = models.calibration().costs
+    four = BatchCosts(rows=4, verify=Curve(contexts=[16], tokens=[1, 8], seconds=[[2, 4]]), draft=costs.draft)
+    table = costs.model_copy(update={"batches": [four]})
+    assert table.shared(4).verify.at(16, 8)[[1, 8]].tolist() == [0.5, 1]
+    assert table.shared(4).draft.seconds == [[value / 4 for value in costs.draft.seconds[0]]]
+    assert not caplog.text
+    assert table.shared(3).verify == table.shared(4).verify
+    assert "no batch of 3 was measured, one of 4 stands for it" in caplog.text
+    assert Calibration(table, models.calibration().steps).shared(1).costs == table
+
+
+def test_a_table_without_batches_is_still_read() -> None:
+    """Guards tables that were measured for one request at a time."""
+    table = models.calibration().costs.model_dump(mode="json")
+    del table["batches"]
+    assert CostTable(**table).batches == []

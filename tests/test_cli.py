@@ -85,7 +85,7 @@ def options(method: str = "autoregressive", **changes: str | None) -> list[str]:
     return [part for key, value in given.items() if value is not None for part in (f"--{key}", value)]
 
 
-def as_json(result: Result) -> dict[str, Any]:
+def as_json(result: Result) -> Any:
     status, out, _ = result
     assert status == 0
     assert out.count("\n") == 1
@@ -156,6 +156,30 @@ def test_prompt_sources_are_alike(run: Run) -> None:
     with_commas = as_json(run(*options(prompt=None, prompt_ids=ids.replace(" ", ", ")), "--json"))
     for other in (from_file, from_ids, with_commas):
         assert other["output_ids"] == wanted["output_ids"]
+
+
+@pytest.mark.parametrize("method", ["dynatree", "prompt_lookup"])
+def test_several_prompts_give_what_each_gives_alone(run: Run, method: str) -> None:
+    """Guards against prompts that are lost, mixed up or refused where a method decodes one at a time."""
+    texts, more = [PROMPT, "A river runs"], ["--prompt", "A river runs"]
+    alone = [as_json(run(*options(method, prompt=text), "--json"))["output_ids"] for text in texts]
+    several = as_json(run(*options(method), *more, "--json"))
+    assert [result["output_ids"] for result in several] == alone
+    status, out, err = run(*options(method), *more)
+    assert status == 0 and err.count("target forwards") == 2
+    assert out == "".join(
+        f"== prompt {number} of 2 ==\n{result['text']}\n" for number, result in enumerate(several, start=1)
+    )
+
+
+def test_several_files_and_several_lists_of_ids(run: Run) -> None:
+    """Guards the other two ways to name prompts."""
+    one = as_json(run(*options(prompt=None, prompt_ids="5 9 3"), "--json"))["output_ids"]
+    ids = as_json(run(*options(target="mute", prompt=None, prompt_ids="5 9 3"), "--prompt-ids", "5,9,3", "--json"))
+    assert [result["output_ids"] for result in ids] == [one, one]
+    named = options(prompt=None, prompt_file="prompt.txt")
+    files_ = as_json(run(*named, "--prompt-file", "prompt.txt", "--json"))
+    assert [result["output_ids"] for result in files_] == [as_json(run(*options(), "--json"))["output_ids"]] * 2
 
 
 def test_a_model_without_tokenizer_reads_and_writes_ids(run: Run) -> None:

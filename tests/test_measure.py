@@ -153,3 +153,27 @@ def test_an_unknown_decoder_lists_the_choices(target: Build) -> None:
     """Guards against an import error in place of an answer."""
     with pytest.raises(UserError, match="decoding: no 'magic'; choose one of assisted, autoregressive"):
         measure.build(target(), None, "magic", {})
+
+
+def test_a_batch_is_timed_as_one_and_recorded_by_prompt(target: Build, drafter: Build) -> None:
+    """Guards throughput: tokens of all rows over the group's seconds, once; outputs as of single prompts."""
+    prompts = [*PROMPTS, prompt(40, 41, 42, 43)]
+    decoder = measure.build(target(), drafter("related"), "speculative", TREE)
+    outputs, timings = measure.generate_batches(target(), decoder, prompts, 2, 12, 1, 0.001)
+    alone, single = measure.generate(target(), decoder, prompts, 12, 1, 0.001)
+    assert outputs == alone
+    assert [t["prompt_id"] for t in timings] == [p.prompt_id for p in prompts]
+    assert [(t["batch"], t["batch_tokens"]) for t in timings] == [(2, 24), (2, 24), (1, 12)]
+    assert {(t["batch"], t["batch_tokens"]) for t in single} == {(1, 12)}
+    first, second, last = timings
+    shared = ("seconds", "reference_before", "reference_after")
+    assert [first[key] for key in shared] == [second[key] for key in shared]
+    assert last["reference_before"] == first["reference_after"]
+    assert all(t["commits"][-1] <= t["seconds"] for t in timings) and first["commits"] != second["commits"]
+
+
+def test_a_method_without_batches_refuses_them(target: Build) -> None:
+    """Guards against prompts decoded one after another and told as a batch."""
+    decoder = measure.build(target(), None, "transformers", {})
+    with pytest.raises(UserError, match="batch: 2; transformers decodes one prompt at a time, batches are for auto"):
+        measure.generate_batches(target(), decoder, PROMPTS, 2, 4, 1, 0.001)

@@ -79,12 +79,13 @@ def values_not_gathered(patch: Patch) -> None:
 def in_the_target_only(patch: Patch, keep: Callable[[KeyValueCache, int, Tensor], None]) -> None:
     """Let the decoder's cache, but not the drafter's, keep a path by `keep`."""
 
-    def build() -> KeyValueCache:
-        cache = KeyValueCache()
-        cache.keep = partial(keep, cache)  # type: ignore[method-assign]
-        return cache
+    real = speculative.Row.start
 
-    patch.setattr(speculative, "KeyValueCache", build)
+    def start(row: speculative.Row, *given: Any) -> None:
+        row.cache.keep = partial(keep, row.cache)  # type: ignore[method-assign]
+        real(row, *given)
+
+    patch.setattr(speculative.Row, "start", start)
 
 
 def stale_tail_visible(patch: Patch) -> None:
@@ -179,22 +180,22 @@ def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
 
 
 def draft_lag_not_fed(patch: Patch) -> None:
-    real = Drafter.propose
+    real = Drafter.ask
 
-    def propose(drafter: Drafter, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> Any:
+    def ask(drafter: Drafter, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Any:
         known = drafter._cache.length
         short = committed if known == 0 or len(tree) > 1 else [*committed[:known], committed[-1]]
-        return real(drafter, tree, frontier, branch, short)
+        return real(drafter, tree, frontier, short)
 
-    patch.setattr(Drafter, "propose", propose)
+    patch.setattr(Drafter, "ask", ask)
 
 
 def draft_positions_breadth_first(patch: Patch) -> None:
     real = LanguageModel.draft
 
     def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
-        if model.name == "same" and len(rest) == 2:
-            rest = (torch.arange(cache.length, cache.length + len(tokens)), rest[1])
+        if model.name == "same" and rest[1:] and rest[1] is not None:
+            rest = (torch.arange(cache.length, cache.length + len(tokens)), *rest[1:])
         return real(model, tokens, cache, *rest, **more)
 
     patch.setattr(LanguageModel, "draft", draft)
@@ -204,8 +205,8 @@ def draft_siblings_visible(patch: Patch) -> None:
     real = LanguageModel.draft
 
     def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
-        if model.name == "same" and len(rest) == 2:
-            rest = (rest[0], torch.ones_like(rest[1]))
+        if model.name == "same" and rest[1:] and rest[1] is not None:
+            rest = (rest[0], torch.ones_like(rest[1]), *rest[2:])
         return real(model, tokens, cache, *rest, **more)
 
     patch.setattr(LanguageModel, "draft", draft)

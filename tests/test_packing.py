@@ -24,6 +24,16 @@ def test_packed_logits_are_the_plain_models(architecture: str) -> None:
     assert models.generated(model, [3, 1, 4], 12)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells no memory maps")
+def test_a_packed_model_lets_go_of_its_file(tmp_path: Path) -> None:
+    """Guards against the dense weights staying in memory, mapped from the file, beside the packed ones."""
+    models.random_model(dtype=torch.float32).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    assert model.packed is packing.available(models.random_model(dtype=torch.float32))
+    if model.packed:
+        assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 def test_other_precisions_stay_plain() -> None:
     """Guards exactness in float64, which oneDNN does not have."""
     assert not LanguageModel(models.random_model(dtype=torch.float64), packed=True).packed

@@ -125,7 +125,7 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("experiments.ablation.also.optimal.branch", 0, ["experiments.ablation.also.optimal", "branch", "0"]),
         ("experiments.penalised.repetition_penalty", -1, ["experiments.penalised", "repetition_penalty", "-1"]),
         ("benchmark.texts.penalised", {"temperature": 1}, ["benchmark.texts.penalised", "temperature"]),
-        ("experiments.prompt_length.batches", [1, 2], ["one request at a time", "batches of 2"]),
+        ("experiments.prompt_length.batches", [1, 2], ["prompt_lookup", "one prompt at a time"]),
         ("limits.runs", 3, ["limits.runs", "generation runs are asked for, more than 3"]),
         ("sources.gutenberg.members", ..., ["sources.gutenberg", "members", "required"]),
         ("sources.tiny_books.pages", 3, ["sources.tiny_books", "pages", "not permitted"]),

@@ -47,6 +47,14 @@ def register(
         metavar="N",
         help="committed tokens to time behind (default: 64 256 1024)",
     )
+    parser.add_argument(
+        "--batches",
+        type=options.at_least_one,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="numbers of prompts decoded together to time (default: 1)",
+    )
     parser.add_argument("--repeats", type=options.at_least_one, default=7, metavar="N", help="of a size (default: 7)")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="costs.json and steps.json")
     options.machine(parser)
@@ -81,5 +89,6 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         starts = [place * (len(ids) - length) // max(1, count - 1) for place in range(count)]
         prompts += [ids[start : start + length] for start in starts]
     sizes = (arguments.output_tokens, sorted(set(arguments.contexts)), arguments.repeats)
-    calibrate.pair(folders, prompts, *sizes, arguments.dtype, arguments.device).write(arguments.out)
+    measured = calibrate.pair(folders, prompts, *sizes, arguments.dtype, arguments.device, arguments.batches)
+    measured.write(arguments.out)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -44,18 +44,21 @@ def calibration(folders: dict[str, Path]) -> Path | None:
     return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
 
 
-def prompt_text(arguments: argparse.Namespace) -> str:
-    """The text of --prompt or --prompt-file. Raises UserError for a file that cannot be read and no text."""
-    if arguments.prompt is not None:
-        try:
-            # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
-            return str(arguments.prompt).encode().decode()
-        except UnicodeEncodeError as error:
-            raise UserError("--prompt: it is not UTF-8 text") from error
+def checked_text(text: str) -> str:
+    """The text of --prompt. Raises UserError for bytes that are no text."""
     try:
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
+        return text.encode().decode()
+    except UnicodeEncodeError as error:
+        raise UserError("--prompt: it is not UTF-8 text") from error
+
+
+def file_text(path: str) -> str:
+    """The text of --prompt-file. Raises UserError for a file that cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-file {arguments.prompt_file}: {error}") from error
+        raise UserError(f"--prompt-file {path}: {error}") from error
 
 
 def prompt_ids(text: str) -> list[int]:
@@ -89,7 +92,9 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
     ids = prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
-    text = prompt_text(arguments) if ids is None else ""
+    text = (
+        file_text(arguments.prompt_file) if arguments.prompt_file is not None else checked_text(arguments.prompt or "")
+    )
     folders = {"target": find_model(arguments.target, known)}
     if needs.drafter != "unused" and arguments.drafter:
         folders["drafter"] = find_model(arguments.drafter, known)

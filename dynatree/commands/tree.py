@@ -92,8 +92,8 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     if arguments.round >= len(rounds):
         raise UserError(
             f"--round: no {arguments.round}; this output of {theme.plural(len(trace.output), 'token')} has "
-            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an "
-            f"earlier one or raise --max-new-tokens, now {arguments.max_new_tokens}"
+            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise "
+            f"--max-new-tokens, now {arguments.max_new_tokens}"
         )
     chosen = rounds[arguments.round]
     # The root is the last token that was emitted before, and not yet forwarded.

@@ -1,14 +1,17 @@
 """Plain greedy decoding, one token a forward: the reference that every other decoder must equal and beat."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
 from dynatree.decoding import Needs, NoKnobs
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
+from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
 
@@ -44,18 +47,42 @@ class Decoder:
         processors: Processors = PLAIN,
     ) -> Trace:
         """Up to `max_new_tokens` tokens after `prompt`; ends behind the first token of `eos_ids`."""
-        target = self._target
-        target.check_prompt(prompt, max_new_tokens)
-        forwards = target.forwards
-        recorder = Recorder(eos_ids, on_commit, clock)
-        cache = KeyValueCache()
-        with recorder.clock.phase("prefill"):
-            logits = target.forward(torch.tensor(prompt), cache, last_only=True)
-            token = greedy_tokens(processors.process(logits, prompt))
-        recorder.first(token.tolist())
-        while not recorder.finished and len(recorder.trace.output) < max_new_tokens:
-            with recorder.clock.phase("verify"):
-                logits = target.forward(token, cache)
-                token = greedy_tokens(processors.process(logits, [*prompt, *recorder.trace.output]))
-            recorder.round(token.tolist(), accepted=0, drafted=0, depth=0, draft_forwards=0)
-        return recorder.close(target.forwards - forwards, draft_forwards=0)
+        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
+
+    def decode_batch(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        processors: Processors = PLAIN,
+    ) -> list[Trace]:
+        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
+        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
+
+    def _decode(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int],
+        on_commit: OnCommit | None,
+        clock: Clock | None,
+        processors: Processors,
+    ) -> list[Trace]:
+        target, clock = self._target, clock or Clock()
+        for prompt in prompts:
+            target.check_prompt(prompt, max_new_tokens)
+        rows = [
+            Request(prompt, max_new_tokens, Recorder(eos_ids, on_commit, clock), cache)
+            for prompt, cache in zip(prompts, KeyValueCache.together(len(prompts)), strict=True)
+        ]
+        for going in rounds(target, rows, processors, clock):
+            with clock.phase("verify"):
+                answers = target.forward_batch([Feed(torch.tensor(row.committed[-1:]), row.cache) for row in going])
+                tokens = [
+                    greedy_tokens(processors.process(logits, row.committed)).tolist()
+                    for row, logits in zip(going, answers, strict=True)
+                ]
+            for row, token in zip(going, tokens, strict=True):
+                row.committed += token
+                row.recorder.round(token, accepted=0, drafted=0, depth=0, draft_forwards=0)
+        return [row.recorder.trace for row in rows]

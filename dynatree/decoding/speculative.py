@@ -4,33 +4,142 @@ Which drafter proposes and which policy chooses are plug-ins; this loop knows ne
 """
 
 import logging
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from dynatree import plugins
+from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
 from dynatree.decoding import Needs
 from dynatree.model import LanguageModel, check_pair
 from dynatree.processors import PLAIN, Processors
+from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import TokenTree
-from dynatree.verification.greedy import greedy_tokens, verify
+from dynatree.verification.greedy import verify
 
 log = logging.getLogger(__name__)
 
 
 class Settings(BaseModel):
-    """`policy` and `drafting` name plug-ins; all other keys are the policy's."""
+    """`policy` and `drafting` name plug-ins; `draft_vocabulary` false: the drafter ranges over all tokens.
+
+    All other keys are the policy's.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     policy: str
     drafting: str = "model"
+    draft_vocabulary: bool = True
 
     def build_policy(self) -> Any:
         return plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))
+
+
+class Row(Request):
+    """One request between its rounds: drafter, policy, and the tree of the round under way."""
+
+    def start(
+        self,
+        drafter: Any,
+        policy: Any,
+        processors: Processors,
+        calibration: Calibration | None,
+        draft_cache: KeyValueCache,
+    ) -> None:
+        """What proposes and what chooses for this row alone."""
+        self._drafter, self._policy, self._processors, self._draft_cache = drafter, policy, processors, draft_cache
+        drafter.start(processors, draft_cache)
+        policy.start(calibration)
+
+    @property
+    def caches(self) -> tuple[KeyValueCache, ...]:
+        return self.cache, self._draft_cache
+
+    def plant(self) -> None:
+        """The round's tree before any draft forward: the root and what is proposed for free."""
+        policy, drafter, committed = self._policy, self._drafter, self.committed
+        # A round emits one token more than the path it accepts.
+        self._tree, deepest = TokenTree.root(committed[-1]), min(policy.depth, self.wanted - 1)
+        tokens, steps = drafter.free(committed, deepest)
+        self._frontier = torch.zeros(1, dtype=torch.long)
+        keep = policy.children(self._tree, steps.cumsum(0), self._frontier[:0])
+        if keep.any():
+            # Path probabilities fall along a chain, so what is kept is its beginning.
+            self._tree = self._tree.chain(tokens[keep], steps[keep])
+        policy.begin(len(committed) - 1)
+        self._levels = min(deepest, drafter.depth_limit(len(committed)))
+        self.drafts = 0
+
+    def expand(self) -> bool:
+        """Choose the nodes to draft children of; False: the tree grows no further."""
+        if self._levels == 0:
+            return False
+        self._levels -= 1
+        self._frontier = self._policy.expand(self._tree, self._frontier)
+        return len(self._frontier) > 0
+
+    def ask(self) -> Feed:
+        """What to feed the draft model for their children."""
+        feed: Feed = self._drafter.ask(self._tree, self._frontier, self.committed)
+        return feed
+
+    def grow(self, logits: Tensor) -> None:
+        """Add the children that the policy keeps."""
+        tree, frontier, policy = self._tree, self._frontier, self._policy
+        tokens, steps = self._drafter.answer(logits, tree, frontier, policy.branch, self.committed)
+        parents = frontier.repeat_interleave(tokens.shape[1])
+        log_probs = (tree.log_probs[frontier, None] + steps).flatten()
+        keep = policy.children(tree, log_probs, frontier).nonzero().squeeze(1)
+        self._tree = tree.graft(parents[keep], tokens.flatten()[keep], log_probs[keep])
+        self._frontier = (self._tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
+
+    def select(self) -> None:
+        """Cut the tree to the nodes worth verifying."""
+        self._selected = self._policy.select(self._tree)
+        self._tree = self._tree.subtree(self._selected)
+
+    def feed(self) -> Feed:
+        """What to feed the target: root and nodes behind the committed prefix."""
+        self._prefix = self.cache.length
+        mask = self._tree.attention_mask(self._prefix) if len(self._tree) > 1 else None
+        return Feed(self._tree.tokens, self.cache, self._tree.positions(self._prefix), mask)
+
+    def accept(self, logits: Tensor) -> None:
+        """The path that the target's `logits` [n, vocabulary] agree with, and the target's own next token."""
+        self._kept, self._bonus = verify(self._tree, self._processors.process(logits, self.committed, self._tree))
+
+    def keep(self) -> None:
+        """Gather the accepted path in both caches."""
+        self.cache.keep(self._prefix, self._kept)
+        self._drafter.accept(self._selected[self._kept])
+        self._policy.observe(self._tree, self._kept)
+
+    def commit(self) -> None:
+        """Emit the path and the next root."""
+        tree, kept = self._tree, self._kept
+        tokens = [*tree.tokens[kept[1:]].tolist(), self._bonus]
+        self.committed += tokens
+        self.draft_forwards += self.drafts
+        self.recorder.round(
+            tokens,
+            accepted=len(kept) - 1,
+            drafted=len(tree) - 1,
+            depth=tree.depth,
+            draft_forwards=self.drafts,
+            tree={
+                "tokens": tree.tokens.tolist(),
+                "parents": tree.parents.tolist(),
+                "log_probs": [round(value, 6) for value in tree.log_probs.tolist()],
+            },
+            path=kept.tolist(),
+        )
 
 
 class Decoder:
@@ -57,15 +166,18 @@ class Decoder:
         checked = Settings(**knobs)
         if drafter is not None:
             check_pair(target, drafter)
-        self._target = target
+            drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
+        self._target, self._model = target, drafter
         self._policy = checked.build_policy()
-        self._calibration = calibration
         if self._policy.needs_costs and calibration is None:
             self._policy = self._policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         steps = calibration.steps if calibration and self._policy.uses_calibration else None
-        self._drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, steps)
+        priced = calibration is not None and self._policy.needs_costs
+        # One table a batch size, so that what it warns of is said once.
+        self._shared = cache(lambda rows: calibration.shared(rows) if calibration and priced else calibration)
+        self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
 
     def decode(
         self,
@@ -77,77 +189,70 @@ class Decoder:
         processors: Processors = PLAIN,
     ) -> Trace:
         """Exactly what greedy `autoregressive` gives for the same arguments, in fewer target forwards."""
-        target, drafter, policy = self._target, self._drafter, self._policy
-        target.check_prompt(prompt, max_new_tokens)
-        target_forwards, draft_forwards = target.forwards, drafter.forwards
-        recorder = Recorder(eos_ids, on_commit, clock)
-        phase = recorder.clock.phase
-        cache = KeyValueCache()
-        drafter.start(processors)
-        policy.start(self._calibration)
+        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
 
-        with phase("prefill"):
-            logits = target.forward(torch.tensor(prompt), cache, last_only=True)
-            root = int(greedy_tokens(processors.process(logits, prompt)))
-        recorder.first([root])
-        committed = [*prompt, root]
+    def decode_batch(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        processors: Processors = PLAIN,
+    ) -> list[Trace]:
+        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
+        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
 
-        while not recorder.finished and (wanted := max_new_tokens - len(recorder.trace.output)) > 0:
-            forwards_before = drafter.forwards
-            # 1. Draft below the root; a round emits one token more than the path it accepts.
-            with phase("draft"):
-                drafted = self._draft(committed, wanted - 1)
+    def _decode(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int],
+        on_commit: OnCommit | None,
+        clock: Clock | None,
+        processors: Processors,
+    ) -> list[Trace]:
+        target = self._target
+        for prompt in prompts:
+            target.check_prompt(prompt, max_new_tokens)
+        clock = clock or Clock()
+        calibration = self._shared(len(prompts))
+        caches = zip(KeyValueCache.together(len(prompts)), KeyValueCache.together(len(prompts)), strict=True)
+        rows = []
+        for prompt, (own, draft_cache) in zip(prompts, caches, strict=True):
+            recorder = Recorder(eos_ids, on_commit, clock)
+            row = Row(prompt, max_new_tokens, recorder, own)
+            row.start(self._build_drafter(), self._policy.model_copy(deep=True), processors, calibration, draft_cache)
+            rows.append(row)
+        for going in rounds(target, rows, processors, clock):
+            # 1. Draft below the roots.
+            with clock.phase("draft"):
+                self._draft(going)
             # 2. Select the nodes worth verifying.
-            with phase("select"):
-                selected = policy.select(drafted)
-                tree = drafted.subtree(selected)
-            # 3. Verify root and nodes in one target forward.
-            with phase("verify"):
-                prefix = cache.length
-                mask = tree.attention_mask(prefix) if len(tree) > 1 else None
-                logits = target.forward(tree.tokens, cache, tree.positions(prefix), mask)
+            with clock.phase("select"):
+                for row in going:
+                    row.select()
+            # 3. Verify roots and nodes in one target forward.
+            with clock.phase("verify"):
+                answers = target.forward_batch([row.feed() for row in going])
                 # 4. Accept the deepest path that agrees with the target, plus the target's own next token.
-                kept, root = verify(tree, processors.process(logits, committed, tree))
+                for row, logits in zip(going, answers, strict=True):
+                    row.accept(logits)
             # 5. Commit: gather the path in both caches, emit, and make the bonus token the next root.
-            with phase("cache"):
-                cache.keep(prefix, kept)
-                drafter.accept(selected[kept])
-                policy.observe(tree, kept)
-            tokens = [*tree.tokens[kept[1:]].tolist(), root]
-            committed += tokens
-            recorder.round(
-                tokens,
-                accepted=len(kept) - 1,
-                drafted=len(tree) - 1,
-                depth=tree.depth,
-                draft_forwards=drafter.forwards - forwards_before,
-                tree={
-                    "tokens": tree.tokens.tolist(),
-                    "parents": tree.parents.tolist(),
-                    "log_probs": [round(value, 6) for value in tree.log_probs.tolist()],
-                },
-                path=kept.tolist(),
-            )
-        return recorder.close(target.forwards - target_forwards, drafter.forwards - draft_forwards)
+            with clock.phase("cache"):
+                for row in going:
+                    row.keep()
+            for row in going:
+                row.commit()
+        return [row.recorder.trace for row in rows]
 
-    def _draft(self, committed: list[int], depth_limit: int) -> TokenTree:
-        policy, drafter = self._policy, self._drafter
-        tree, deepest = TokenTree.root(committed[-1]), min(policy.depth, depth_limit)
-        tokens, steps = drafter.free(committed, deepest)
-        frontier = torch.zeros(1, dtype=torch.long)
-        keep = policy.children(tree, steps.cumsum(0), frontier[:0])
-        if keep.any():
-            # Path probabilities fall along a chain, so what is kept is its beginning.
-            tree = tree.chain(tokens[keep], steps[keep])
-        policy.begin(len(committed) - 1)
-        for _ in range(min(deepest, drafter.depth_limit(len(committed)))):
-            frontier = policy.expand(tree, frontier)
-            if not len(frontier):
-                break
-            tokens, steps = drafter.propose(tree, frontier, policy.branch, committed)
-            parents = frontier.repeat_interleave(tokens.shape[1])
-            log_probs = (tree.log_probs[frontier, None] + steps).flatten()
-            keep = policy.children(tree, log_probs, frontier).nonzero().squeeze(1)
-            tree = tree.graft(parents[keep], tokens.flatten()[keep], log_probs[keep])
-            frontier = (tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
-        return tree
+    def _draft(self, rows: list[Row]) -> None:
+        """One forward a level, over the rows whose trees still grow."""
+        for row in rows:
+            row.plant()
+        growing = rows
+        while growing := [row for row in growing if row.expand()]:
+            assert self._model is not None, "without a model no level can be drafted"
+            before = self._model.forwards
+            answers = self._model.draft_batch([row.ask() for row in growing])
+            for row, logits in zip(growing, answers, strict=True):
+                row.grow(logits)
+                row.drafts += self._model.forwards - before

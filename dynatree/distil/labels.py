@@ -98,11 +98,12 @@ def continuations(
     ends = target.generation_config.eos_token_id
     ends = torch.tensor([] if ends is None else ends, device=device).flatten()
     warm = temperatures.to(device)[:, None]
-    cache = KeyValueCache()
+    caches = KeyValueCache.together(len(prompts))
     tokens = prompts.to(device)
     step, found = tokens, []
     for _ in range(new_tokens):
-        hidden = target.base_model(input_ids=step, cache=cache.states, use_cache=True).last_hidden_state
+        KeyValueCache.place(caches, [step.shape[1]] * len(caches))
+        hidden = target.base_model(input_ids=step, cache=caches[0].states, use_cache=True).last_hidden_state
         ids, probabilities = _likeliest(target, hidden, top)
         found.append((ids, probabilities))
         ids, logits = ids[:, -1], probabilities[:, -1].log()

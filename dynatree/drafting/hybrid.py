@@ -7,6 +7,8 @@ out the rest: siblings never sum to more than 1.
 import torch
 from torch import Tensor
 
+from dynatree.batch import Feed
+from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
 from dynatree.drafting import lookup, model
 from dynatree.model import LanguageModel
@@ -23,16 +25,11 @@ class Drafter:
         self._lookup = lookup.Drafter(calibration=calibration)
         self._model = model.Drafter(drafter, calibration) if drafter else None
 
-    @property
-    def forwards(self) -> int:
-        """Forwards of the model, counted at its call."""
-        return self._model.forwards if self._model else 0
-
-    def start(self, processors: Processors = PLAIN) -> None:
+    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
         """Forget the last request; the next one's `processors` apply to proposals too."""
         self._lookup.start(processors)
         if self._model:
-            self._model.start(processors)
+            self._model.start(processors, cache)
 
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """Lookup's chain: tokens [k] and step log-probabilities [k]."""
@@ -44,10 +41,17 @@ class Drafter:
         """Levels that the model can grow behind `committed` tokens."""
         return self._model.depth_limit(committed) if self._model else 0
 
-    def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
+    def ask(self, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Feed:
+        """What to feed the model for the children of `frontier` [f]."""
+        assert self._model, "without a model depth_limit is 0"
+        return self._model.ask(tree, frontier, committed)
+
+    def answer(
+        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]
+    ) -> tuple[Tensor, Tensor]:
         """The model's children of `frontier` [f]: tokens [f, b], step log-probabilities [f, b]."""
         assert self._model, "without a model depth_limit is 0"
-        tokens, steps = self._model.propose(tree, frontier, branch, committed)
+        tokens, steps = self._model.answer(logits, tree, frontier, branch, committed)
         children = tree.parents == frontier[:, None]
         looked_up = children.any(1)
         if looked_up.any():

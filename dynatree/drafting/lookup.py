@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
-from dynatree.tree import TokenTree
 
 MODEL = "unused"
 
@@ -52,8 +52,6 @@ def bucket(matched: int) -> int:
 class Drafter:
     """Proposes one chain a round; has no levels to grow."""
 
-    forwards = 0
-
     def __init__(
         self,
         model: LanguageModel | None = None,
@@ -64,7 +62,7 @@ class Drafter:
         self._prior = tuple(calibration.lookup) if calibration else PRIOR
         self.start()
 
-    def start(self, processors: Processors = PLAIN) -> None:
+    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
         """Forget the last request, what was learnt of it included: a request's trace depends on nothing else."""
         self._confidence = Confidence(self._prior)
         self._ends: dict[tuple[int, ...], list[int]] = {}
@@ -88,10 +86,6 @@ class Drafter:
     def depth_limit(self, committed: int) -> int:
         """No level is ever grown here."""
         return 0
-
-    def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
-        """Nothing: tokens [f, 0] and log-probabilities [f, 0]."""
-        return torch.empty(len(frontier), 0, dtype=torch.long), torch.empty(len(frontier), 0)
 
     def accept(self, kept: Tensor) -> None:
         """Nothing to keep: the next round compares its proposal with what was committed."""

@@ -7,6 +7,7 @@ steps were never forwarded here); the first forward of a round feeds all that it
 import torch
 from torch import Tensor
 
+from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import OnlineCorrection, StepCalibration
 from dynatree.model import LanguageModel
@@ -28,15 +29,10 @@ class Drafter:
             self._columns[model.draft_vocabulary] = torch.arange(len(model.draft_vocabulary))
         self.start()
 
-    @property
-    def forwards(self) -> int:
-        """Forwards of the model, counted at its call."""
-        return self._model.forwards
-
-    def start(self, processors: Processors = PLAIN) -> None:
-        """Forget the last request; the next one's `processors` apply to proposals too."""
+    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
+        """Forget the last request; the next one's `processors` apply to proposals too. `cache`: an empty one."""
         self._processors = processors
-        self._cache = KeyValueCache()
+        self._cache = cache or KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
         self._online = OnlineCorrection(len(self._calibration.ranks)) if self._calibration else None
@@ -53,19 +49,26 @@ class Drafter:
         self._learn(committed)
         return torch.empty(0, dtype=torch.long), torch.empty(0)
 
-    def propose(self, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]) -> tuple[Tensor, Tensor]:
-        """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f]."""
+    def ask(self, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Feed:
+        """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier."""
         if len(frontier) == 1 and frontier[0] == 0:
             # The lag ends with the root, which is the last committed token.
-            logits = self._model.draft(torch.tensor(committed[self._cache.length :]), self._cache, last_only=True)
+            lag = torch.tensor(committed[self._cache.length :])
             self._prefix = len(committed)
             self._forwarded = frontier[:0]
-        else:
-            self._forwarded = torch.cat([self._forwarded, frontier])
-            visible = tree.ancestors[frontier][:, self._forwarded]
-            mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
-            positions = tree.depths[frontier] + self._prefix - 1
-            logits = self._model.draft(tree.tokens[frontier], self._cache, positions, mask)
+            return Feed(lag, self._cache, last_only=True)
+        self._forwarded = torch.cat([self._forwarded, frontier])
+        visible = tree.ancestors[frontier][:, self._forwarded]
+        mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
+        return Feed(tree.tokens[frontier], self._cache, tree.depths[frontier] + self._prefix - 1, mask)
+
+    def answer(
+        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
+
+        `logits` [f, v]: what the model gave for what was asked.
+        """
         logits = self._processors.process(logits, committed, tree, frontier, self._columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.

@@ -13,8 +13,9 @@ from dynatree.errors import UserError
 TABLES: tuple[str, ...] = ("runs",)
 SECTION = "Acceptance"
 
+# The main runs, and further chains and fixed trees beside them.
+EXPERIMENTS = ("headline", "chains")
 STEP = 16
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 
 
 class Metric(NamedTuple):
@@ -35,50 +36,39 @@ METRICS = {
     "target_forwards": Metric("Target forwards", "per request", "needs the fewest target forwards", -1),
 }
 
-Key = tuple[str, str, str]
+Key = tuple[str, str, str]  # method, settings, place: data set, with prompts and tokens where these differ
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """One panel a metric, one line a method, one shape a data set. Raises UserError if no headline run drafted."""
-    means = _means(tables)
+    """One panel a metric, one line a method, one shape a place. Raises UserError if no headline run drafted."""
+    means = _means(_runs(tables))
     names = theme.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
-    datasets = sorted({dataset for values in means.values() for _, _, dataset in values})
-    panels = [_panel(metric, means[metric], names, datasets) for metric in METRICS if means[metric]]
-    shape = {dataset: SHAPES[place % len(SHAPES)] for place, dataset in enumerate(datasets)}
-    legend = (
-        alt.Chart(theme.data([{"dataset": dataset, "x": place * 110 + 8} for place, dataset in enumerate(datasets)]))
-        .properties(width=110 * len(datasets), height=18)
-        .encode(x=alt.X("x:Q", axis=None, scale=alt.Scale(domain=[0, 110 * len(datasets)], nice=False)))
-    )
-    scale = alt.Scale(domain=list(shape), range=list(shape.values()))
-    marks = legend.mark_point(filled=True, size=60, opacity=1, color=theme.INK).encode(
-        shape=alt.Shape("dataset:N", scale=scale, legend=None)
-    )
-    return theme.finish(
-        alt.vconcat(
-            alt.layer(marks, legend.mark_text(align="left", dx=9).encode(text="dataset:N")),
-            alt.concat(*panels, columns=3, spacing=22),
-        )
-    )
+    places = sorted({place for values in means.values() for _, _, place in values})
+    scale = theme.shape_scale(places)
+    panels = [_panel(metric, means[metric], names, scale) for metric in METRICS if means[metric]]
+    entries = [(name, shape, theme.INK) for name, shape in zip(places, scale.range, strict=True)]
+    return theme.finish(alt.vconcat(theme.shape_key(entries), alt.concat(*panels, columns=3, spacing=22)))
 
 
-def _panel(
-    metric: str, means: dict[Key, float], names: dict[tuple[str, str], str], datasets: list[str]
-) -> theme.Layers:
+def _panel(metric: str, means: dict[Key, float], names: dict[tuple[str, str], str], shapes: alt.Scale) -> theme.Layers:
     title, unit, _, _, factor = METRICS[metric]
+    places = {key: sorted(place for *other, place in means if (*other,) == key) for key in names}
+    most = max(map(len, places.values()))
     shown = [
         {
             "method": method,
             "label": names[method, settings],
-            "dataset": dataset,
+            "place": place,
+            # Lines of one method, around its label.
+            "offset": places[method, settings].index(place) - (len(places[method, settings]) - 1) / 2,
             "value": value * factor,
             "words": theme.number(value * factor),
         }
-        for (method, settings, dataset), value in means.items()
+        for (method, settings, place), value in means.items()
     ]
     scale = alt.Scale(domain=[0, (max(value * factor for value in means.values()) or 1.0) * 1.28], nice=False)
     first = list(METRICS).index(metric) % 3 == 0
-    base = alt.Chart(theme.data(shown), title=title, width=165, height=alt.Step(STEP)).encode(
+    base = alt.Chart(theme.data(shown), title=title, width=165, height=alt.Step(STEP * most + 4)).encode(
         y=alt.Y(
             "label:N",
             title=None,
@@ -86,33 +76,49 @@ def _panel(
             scale=alt.Scale(domain=list(names.values()), paddingInner=0.15),
             axis=alt.Axis(labels=first, ticks=False, domain=False, grid=False, labelPadding=6),
         ),
-        yOffset=alt.YOffset("dataset:N", sort=datasets, scale=alt.Scale(domain=datasets)),
+        yOffset=alt.YOffset("offset:Q", scale=alt.Scale(domain=[-most / 2, most / 2])),
         x=alt.X("value:Q", scale=scale, axis=alt.Axis(title=unit, tickCount=4)),
     )
     colour = alt.Color("method:N", scale=theme.colour_scale(m for m, _ in names), legend=None)
-    shapes = alt.Scale(domain=datasets, range=[SHAPES[place % len(SHAPES)] for place in range(len(datasets))])
     stems = (
         base.mark_rule(strokeWidth=2, opacity=0.45)
         .encode(x=alt.X("zero:Q", scale=scale), x2="value:Q", color=colour)
         .transform_calculate(zero="0")
     )
     dots = base.mark_point(filled=True, size=55, opacity=1).encode(
-        color=colour, shape=alt.Shape("dataset:N", scale=shapes, legend=None)
+        color=colour, shape=alt.Shape("place:N", scale=shapes, legend=None)
     )
     return alt.layer(stems, dots, base.mark_text(align="left", dx=7, color=theme.INK).encode(text="words:N"))
 
 
-def _means(tables: Mapping[str, pa.Table]) -> dict[str, dict[Key, float]]:
-    """Mean over prompts (first over a prompt's repeats) per metric and (method, settings, data set)."""
-    runs = theme.rows(tables, "runs", experiment="headline")
+def _runs(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+    """Runs of the methods that draft, with `place`. Raises UserError if no headline run drafted anything."""
+    every = theme.rows(tables, "runs")
+    runs = [run for experiment in EXPERIMENTS for run in every if run["experiment"] == experiment]
     drafting = {(run["method"], run["settings"]) for run in runs if run["drafted"]}
-    if not drafting:
-        raise UserError(f"no headline run drafted anything; methods: {', '.join({run['method'] for run in runs})}")
+    if not any(run["drafted"] for run in runs if run["experiment"] == EXPERIMENTS[0]):
+        raise UserError(f"no headline run drafted anything; methods: {', '.join({run['method'] for run in every})}")
+    sizes: dict[tuple[str, str], tuple[frozenset[str], int]] = {}
+    for group in {(run["experiment"], run["dataset"]) for run in runs}:
+        here = [run for run in runs if (run["experiment"], run["dataset"]) == group]
+        sizes[group] = frozenset(run["prompt_id"] for run in here), max(run["output_tokens"] for run in here)
+    result = []
+    for run in runs:
+        place = run["dataset"]
+        prompts, tokens = sizes[run["experiment"], place]
+        # Counts of other prompts or of longer outputs are not compared with one another.
+        if (prompts, tokens) != sizes.get((EXPERIMENTS[0], place)):
+            place += f", {theme.plural(len(prompts), 'prompt')} of {tokens} tokens"
+        if (run["method"], run["settings"]) in drafting:
+            result.append(run | {"place": place})
+    return result
+
+
+def _means(runs: list[theme.Row]) -> dict[str, dict[Key, float]]:
+    """Mean over prompts (first over a prompt's repeats) per metric and (method, settings, place)."""
     values: dict[str, dict[Key, dict[str, list[float]]]] = {metric: {} for metric in METRICS}
     for run in runs:
-        if (run["method"], run["settings"]) not in drafting:
-            continue
-        key = run["method"], run["settings"], run["dataset"]
+        key = run["method"], run["settings"], run["place"]
         nodes = run["drafted"] / run["iterations"] if run["iterations"] and run["drafted"] is not None else None
         for metric in METRICS:
             value = nodes if metric == "nodes_per_round" else run[metric]
@@ -130,7 +136,8 @@ def _mean(values: list[float]) -> float:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Per data set, who leads on each metric and how far the next one is."""
-    means = _means(tables)
+    runs = _runs(tables)
+    means = _means(runs)
     names = theme.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
     parts = ["What the speculative methods draft and what the target accepts."]
     for dataset in sorted({dataset for values in means.values() for _, _, dataset in values}):
@@ -146,7 +153,6 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 clause += f"; next {names[ranked[1]]}, {theme.number(here[ranked[1]])}"
             clauses.append(clause + ")")
         parts.append(f"On {dataset}, {theme.joined(clauses)}.")
-    prompts = {(run["dataset"], run["prompt_id"]) for run in theme.rows(tables, "runs", experiment="headline")}
-    counts = Counter(dataset for dataset, _ in prompts)
+    counts = Counter(dataset for dataset, _ in {(run["dataset"], run["prompt_id"]) for run in runs})
     over = theme.joined([f"{theme.plural(counts[name], 'prompt')} of {name}" for name in sorted(counts)])
     return " ".join([*parts, f"Means over {over}; tokens per round include the target's own."])

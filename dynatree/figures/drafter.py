@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import theme
 
 TABLES: tuple[str, ...] = ("drafter",)
+SECTION = "Costs"
 
 WIDTH, STEP = 300, 23
 SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest
@@ -117,6 +118,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         text = f"On {dataset} the drafter's first choice is the target's at {shares} of positions. "
         text += f"The fastest way to use it is {_words(drafted)}"
         text += f"; {_words(chain)} is the best chain" if drafted["method"] == "tree" else ", ahead of every tree"
+        text += ", slower than plain decoding" if drafted["speedup"] < 1 else ""
         ahead = "faster" if found["speedup"] > drafted["speedup"] else "slower"
         text += f". Lookup alone is {ahead}: {_words(found)}. The oracle reaches {theme.number(oracle['speedup'])}×."
         parts.append(text)

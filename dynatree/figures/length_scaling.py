@@ -14,6 +14,7 @@ from dynatree import panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
+SECTION = "Speed"
 
 EXPERIMENT = "length_scaling"
 LENGTHS = (100, 200, 300, 500, 1000)
@@ -28,11 +29,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A column a data set: tokens/s above, speedup below. Raises UserError without runs of plain decoding."""
     rows = _rows(tables)
     ticks = sorted({row["x"] for row in rows})
-    x = alt.X(
-        "x:Q",
-        scale=alt.Scale(type="log", domain=[ticks[0] / 1.15, ticks[-1] * 1.15], nice=False),
-        axis=alt.Axis(title="output tokens", values=ticks, format=","),
-    )
+    x = panels.lengths("output tokens", ticks)
     columns = []
     for title, here in panels.places(rows):
         stacked = []
@@ -45,7 +42,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 every = [row for row in rows if row["metric"] == metric]
                 axis = panels.values(unit, every, one=speedup)
                 head = "" if speedup else f"{title} ({panels.prompts(shown)})"
-                stacked.append(panels.lines(shown, x, axis, SIZE, title=head, one=speedup))
+                stacked.append(
+                    panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
+                )
         columns.append(alt.vconcat(*stacked, spacing=12))
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
 
@@ -76,7 +75,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
 
 
 def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]:
-    """The LENGTHS that some run of every series reaches; where outputs are shorter than all of them, how far they go."""
+    """The LENGTHS that some run of every series reaches; where outputs are shorter than all of these, their end."""
     reached = set.intersection(*({length for at in times.values() for length in at} for times in series))
     return [length for length in LENGTHS if length in reached] or sorted(reached)[-1:]
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 from dynatree import panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
 METRICS = {"speedup": "speedup (×)", "ttft_ms": "ms to the first token"}
@@ -19,11 +20,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     ticks = sorted({row["x"] for row in every})
-    x = alt.X(
-        "x:Q",
-        scale=alt.Scale(type="log", domain=[ticks[0] / 1.15, ticks[-1] * 1.15], nice=False),
-        axis=alt.Axis(title="prompt tokens", values=ticks, format=","),
-    )
+    x = panels.lengths("prompt tokens", ticks)
     columns = []
     for title, here in panels.places(every):
         stacked = []
@@ -33,7 +30,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 speedup = metric == "speedup"
                 axis = panels.values(METRICS[metric], rows, one=speedup, log=not speedup)
                 head = f"{title} ({panels.prompts(shown)})" if speedup else ""
-                stacked.append(panels.lines(shown, x, axis, SIZE, title=head, one=speedup))
+                stacked.append(
+                    panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
+                )
         columns.append(alt.vconcat(*stacked, spacing=12))
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
 

@@ -14,6 +14,7 @@ from dynatree import panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Settings"
 
 EXPERIMENT = "tree_shape"
 KNOBS = {"D": "depth D", "B": "branch B", "tau": "pruning tau"}
@@ -36,7 +37,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     axis = panels.values("speedup (×)", everything, one=True)
     blocks = []
     for shapes in found:
-        charts: list[alt.TopLevelMixin] = []
+        charts: list[theme.Layers] = []
         for knob in KNOBS:
             if line := _line(shapes.swept, knob):
                 charts.append(_panel(knob, line, shapes, axis))
@@ -54,7 +55,10 @@ def _panel(knob: str, line: Sequence[theme.Row], shapes: Shapes, axis: panels.Va
     names = [theme.knob_value(row["knobs"][knob]) for row in line]
     points = [_plain(row) | {"x": name, "label": row["method"]} for row, name in zip(line, names, strict=True)]
     x = alt.X(
-        "x:O", sort=names, scale=alt.Scale(type="point", padding=0.4), axis=alt.Axis(title=KNOBS[knob], labelAngle=0)
+        "x:O",
+        sort=names,
+        scale=alt.Scale(type="point", domain=names, padding=0.4),
+        axis=alt.Axis(title=KNOBS[knob], labelAngle=0),
     )
     held = theme.knob_text({name: value for name, value in line[0]["knobs"].items() if name != knob})
     title = alt.TitleParams(held, fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
@@ -126,7 +130,7 @@ def _line(rows: Sequence[theme.Row], knob: str) -> list[theme.Row]:
 
 
 def _grid(rows: Sequence[theme.Row]) -> list[theme.Row]:
-    """Rows that differ in ACROSS and DOWN alone, at the other knobs' most frequent values; empty if they fill no grid."""
+    """Rows that differ in ACROSS and DOWN alone, the other knobs at their most frequent values; empty if no grid."""
     held = Counter(tuple(i for i in row["knobs"].items() if i[0] not in (ACROSS, DOWN)) for row in rows)
     usual = held.most_common(1)[0][0]
     cells = [r for r in rows if tuple(i for i in r["knobs"].items() if i[0] not in (ACROSS, DOWN)) == usual]
@@ -145,8 +149,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 best, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
                 parts.append(
                     f"{shapes.title}, {name}: best of {len(line)} values at {theme.knob_value(best['knobs'][knob])}, "
-                    f"{theme.interval(best, '×')}, worst at {theme.knob_value(worst['knobs'][knob])}, "
-                    f"{theme.number(worst['value'])}×."
+                    f"{theme.interval(best, '×')} ({panels.verdict(best)}), worst at "
+                    f"{theme.knob_value(worst['knobs'][knob])}, {theme.number(worst['value'])}×."
                 )
         best = max(shapes.swept, key=lambda row: row["value"])
         text = f"Best of all {len(shapes.swept)} settings of {method} is {theme.knob_text(best['knobs'])}, "

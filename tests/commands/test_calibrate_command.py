@@ -35,7 +35,9 @@ def test_generate_uses_what_was_measured(
 ) -> None:
     """Guards the way of a user with models of their own, with a drafter and without."""
     pair = ["--target", "target", *drafter, "--threads", "1"]
-    assert call(capsys, "calibrate", *pair, "--text", "text.txt", "--out", "costs", *SMALL)[0] == 0
+    batches = ["--batches", "1", "2"]
+    assert call(capsys, "calibrate", *pair, "--text", "text.txt", "--out", "costs", *SMALL, *batches)[0] == 0
+    assert [batch["rows"] for batch in json.loads(Path("costs/costs.json").read_text())["batches"]] == [2]
     asked = ["--method", "dynatree", "--prompt", "The tree", "--max-new-tokens", "12", "--json"]
     _, found, _ = call(capsys, "generate", *pair, *asked, "--calibration", "costs")
     _, plain, _ = call(capsys, "generate", *pair, "--method", "autoregressive", *asked[2:])

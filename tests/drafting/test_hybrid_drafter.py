@@ -4,6 +4,7 @@ import torch
 
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting.hybrid import Drafter
+from dynatree.model import LanguageModel
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
@@ -11,17 +12,17 @@ from tests.conftest import Build
 ROOT = torch.zeros(1, dtype=torch.long)
 
 
-def proposed(model: object, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
+def proposed(model: LanguageModel, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
     """The model's children of a root whose lookup child `token` claims `claim`: tokens and probabilities."""
     drafter = Drafter(model)
     tree = TokenTree.root(4).chain(torch.tensor([token]), torch.tensor([claim]).log())
-    tokens, steps = drafter.propose(tree, ROOT, 3, [2, 4])
+    tokens, steps = models.proposed(drafter, model, tree, ROOT, 3, [2, 4])
     return tokens[0].tolist(), steps[0].exp()
 
 
 def test_siblings_never_sum_to_more_than_one(target: Build) -> None:
     """Guards against two drafters that each claim the whole probability."""
-    best = Drafter(target()).propose(TokenTree.root(4), ROOT, 3, [2, 4])
+    best = models.proposed(Drafter(target()), target(), TokenTree.root(4), ROOT, 3, [2, 4])
     outsider = next(token for token in range(models.VOCABULARY) if token not in best[0][0].tolist())
     for token in (outsider, *best[0][0].tolist()):
         for claim in (0.05, 0.6, 0.99):
@@ -33,9 +34,9 @@ def test_siblings_never_sum_to_more_than_one(target: Build) -> None:
 
 def test_a_node_without_a_lookup_child_is_the_models_alone(target: Build) -> None:
     """Guards against claims that leak to other nodes."""
-    plain = Drafter(target()).propose(TokenTree.root(4), ROOT, 3, [2, 4])
+    plain = models.proposed(Drafter(target()), target(), TokenTree.root(4), ROOT, 3, [2, 4])
     alone = models.language_model()
-    tokens, steps = Drafter(alone).propose(TokenTree.root(4), ROOT, 3, [2, 4])
+    tokens, steps = models.proposed(Drafter(alone), alone, TokenTree.root(4), ROOT, 3, [2, 4])
     assert tokens.tolist() == plain[0].tolist() and torch.allclose(steps, plain[1])
 
 

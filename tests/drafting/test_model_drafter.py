@@ -16,7 +16,7 @@ from tests.test_tree import line
 
 def assert_proposals(drafter: Drafter, tree: TokenTree, frontier: torch.Tensor, committed: list[int]) -> torch.Tensor:
     """Propose three children and compare them with those of the model without any cache; the tokens."""
-    tokens, steps = drafter.propose(tree, frontier, 3, committed)
+    tokens, steps = models.proposed(drafter, drafter._model, tree, frontier, 3, committed)
     for row, node in enumerate(frontier.tolist()):
         path = tree.tokens[line(tree, node)].tolist()
         logits = drafter._model.score(torch.tensor([*committed[:-1], *path]), 1)[0]
@@ -60,19 +60,18 @@ def test_start_forgets_the_last_request(target: Build) -> None:
 
 def test_one_forward_a_level(target: Build) -> None:
     """Guards against one call a node."""
-    drafter = Drafter(target())
-    before = drafter.forwards
-    tree = TokenTree.root(3)
-    tokens, steps = drafter.propose(tree, torch.zeros(1, dtype=torch.long), 3, [1, 2, 3])
-    drafter.propose(
-        tree.extend(torch.zeros(3, dtype=torch.long), tokens[0], steps[0]), torch.arange(1, 4), 2, [1, 2, 3]
-    )
-    assert drafter.forwards - before == 2
+    model, text, root = target(), [1, 2, 3], torch.zeros(1, dtype=torch.long)
+    drafter, before, tree = Drafter(model), model.forwards, TokenTree.root(3)
+    tokens, steps = models.proposed(drafter, model, tree, root, 3, text)
+    grown = tree.extend(torch.zeros(3, dtype=torch.long), tokens[0], steps[0])
+    models.proposed(drafter, model, grown, torch.arange(1, 4), 2, text)
+    assert model.forwards - before == 2
 
 
 def test_more_children_than_tokens_are_all_tokens(target: Build) -> None:
     """Guards against topk beyond the vocabulary."""
-    tokens, steps = Drafter(target()).propose(TokenTree.root(3), torch.zeros(1, dtype=torch.long), 1000, [3])
+    root = torch.zeros(1, dtype=torch.long)
+    tokens, steps = models.proposed(Drafter(target()), target(), TokenTree.root(3), root, 1000, [3])
     assert sorted(tokens[0].tolist()) == list(range(VOCABULARY))
     assert (steps <= 0).all()
 
@@ -93,7 +92,8 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
         for size in range(4, len(committed)):
             calibrated.free(committed[:size], 0)
             tree = TokenTree.root(committed[size - 1])
-            _, steps = calibrated.propose(tree, torch.zeros(1, dtype=torch.long), 2, committed[:size])
+            root = torch.zeros(1, dtype=torch.long)
+            _, steps = models.proposed(calibrated, drafter(kind), tree, root, 2, committed[:size])
             calibrated.accept(torch.zeros(1, dtype=torch.long))
         rates[kind] = float(steps[0, 0].exp())
     assert rates["same"] > 0.8 and rates["wrong"] < 0.25

@@ -85,11 +85,11 @@ def _length_scaling(
         ends = tokens - tokens // 4 if prompt == 2 else tokens
         for method in LENGTH_METHODS:
             reference = chance.uniform(44.0, 48.0)
-            emits = 1 if method == "autoregressive" else 3
+            emits = 5 if method == "autoregressive" else 15
             key = _key("length_scaling", method, SETTINGS.get(method, "default"), dataset, prompt)
             now, made, number, pace = 300.0, 1, 0, chance.uniform(0.9, 1.1)
             while made < ends:
-                gain = 1.0 if emits == 1 else 1.0 + made / 2500
+                gain = 1.0 if method == "autoregressive" else 1.0 + made / 2500
                 now += reference * pace * emits / _speed(method, winner) / gain
                 made = min(ends, made + emits)
                 rows["rounds"].append(

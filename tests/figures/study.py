@@ -59,3 +59,45 @@ def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, e
                     | {"resolved": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
                 )
     return rows
+
+
+def perplexity(runs: list[Row], chance: random.Random, winner: str) -> list[Row]:
+    """Gives runs of the headline their outputs' perplexities, one in twenty another output; those of the texts."""
+    headline = [row for row in runs if row["experiment"] == "headline"]
+    plain = {(row["dataset"], row["prompt_id"]): chance.uniform(1.3, 6.0) for row in headline}
+    for row in headline:
+        flips = int(row["method"] not in ("autoregressive", winner) and chance.random() < 0.05)
+        value = plain[row["dataset"], row["prompt_id"]]
+        row |= {
+            "flips": flips,
+            "identical": not flips,
+            "perplexity": value * (chance.uniform(0.8, 1.3) if flips else 1),
+        }
+    return [
+        {"dataset": name, "split": "evaluation", "tokens": 8000, "window": 512, "stride": 256}
+        | {"perplexity": chance.uniform(18, 40)}
+        for name in sorted({row["dataset"] for row in headline})
+    ]
+
+
+def chains(runs: list[Row], few: bool) -> list[Row]:
+    """Runs of longer chains and a larger fixed tree, on the headline's prompts; `few`: on one, cut short."""
+    dataset = runs[0]["dataset"]
+    plain = [row for row in runs if (row["experiment"], row["method"]) == ("headline", "linear")]
+    rows = []
+    for row in [row for row in plain if row["dataset"] == dataset][: 1 if few else None]:
+        for method, settings, nodes, gain in (
+            ("linear", "K8", 8, 1.1), ("linear", "K10", 10, 1.12), ("fixed_tree", "D5_B2_N62", 62, 1.3),
+        ):  # fmt: skip
+            tokens = row["tokens_per_iteration"] * gain
+            rounds = round(row["output_tokens"] / (4 if few else 1) / tokens)
+            accepted = round(rounds * (tokens - 1))
+            depth = min(nodes, 10)
+            rows.append(
+                row
+                | {"experiment": "chains", "method": method, "settings": settings, "iterations": rounds}
+                | {"output_tokens": row["output_tokens"] // (4 if few else 1), "tokens_per_iteration": tokens}
+                | {"target_forwards": rounds, "drafted": rounds * nodes, "drafted_depth": rounds * depth}
+                | {"accepted": accepted, "mean_path_length": tokens - 1, "acceptance_rate": (tokens - 1) / depth}
+            )
+    return rows

@@ -4,11 +4,10 @@ import math
 import random
 from typing import Any
 
-import experiments
 import pyarrow as pa
-import study
 
 from dynatree.schema import TABLES
+from tests.figures import experiments, study
 
 METHODS = ("autoregressive", "transformers", "assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")
 SETTINGS = {"linear": "K6", "fixed_tree": "D3_B2_N14", "dynatree": "D8_B3_tau0.03_N64"}
@@ -57,7 +56,7 @@ def make(
     word: str = " the",
 ) -> dict[str, pa.Table]:
     """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
-    `swept` the number of data sets with experiments, `few` whether these have the fewest values, `word` a token's text."""
+    `swept` the number of data sets with experiments, `few` whether these have few values, `word` a token's text."""
     chance = random.Random(seed)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     for dataset in datasets:
@@ -79,6 +78,8 @@ def make(
         rows["summary"] += study.latency(chance, row)
     for dataset in datasets[:swept]:
         rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
+    rows["runs"] += study.chains(rows["runs"], few)
+    rows["perplexity"] = study.perplexity(rows["runs"], chance, winner)
     rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}

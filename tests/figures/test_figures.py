@@ -4,6 +4,8 @@ import subprocess
 import sys
 from types import ModuleType
 
+import experiments
+import pyarrow as pa
 import pytest
 import tables as synthetic
 import vl_convert
@@ -28,15 +30,20 @@ SHOWN = {
     "drafter": ("prompt_lookup", "lookup", "oracle"),
     "cost_curve": SPECULATIVE,
     "memory": synthetic.METHODS,
+    "perplexity": synthetic.METHODS[1:],
     "batch_size": ("autoregressive", "linear", "dynatree"),
     "latency": synthetic.METHODS,
-    "sweep": ("linear", "dynatree"),
+    "length_scaling": experiments.LENGTH_METHODS,
+    "prompt_length": experiments.PROMPT_METHODS,
+    "tree_shape": ("dynatree_threshold", "dynatree"),
+    "ablation": tuple(method for method, _ in experiments.ABLATED if method != "autoregressive"),
 }
 SHAPES = {
     "full": {},
     "one prompt, no interval": {"datasets": ("wikipedia",), "prompts": 1, "intervals": False},
     "short trees": {"nodes": 2},
     "two data sets swept": {"swept": 2},
+    "few values": {"few": True},
 }
 
 
@@ -113,25 +120,10 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
     assert "a static tree (D 3, B 2, N 6) with 1.70×; a chain (K 3) with 1.50× is the best chain" in won
     assert "a chain (K 3) with 1.50×, ahead of every tree" in lost
     assert "Lookup alone is slower: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
-
-
-def test_sweep_draws_each_method_in_its_own_colour() -> None:
-    """Guards against colour scales that concatenated panels merge into one wrong order."""
-    drawn = svg(plugins.load("figures", "sweep"), synthetic.make())
-    marks = [line for line in drawn.split("<path") if 'aria-roledescription="line mark"' in line]
-    assert {tone for line in marks for tone in theme.COLOURS.values() if tone in line} == {
-        theme.colour("linear"),
-        theme.colour("dynatree"),
-    }
-
-
-def test_sweep_loses_no_setting() -> None:
-    """Guards against settings that differ in several knobs at once and so belong to no one-knob panel."""
-    settings = {"D8_B3": 1.3, "D5_B2": 1.1, "D6_B4": 0.7}
-    summary = synthetic.summary("ablation", "dynatree", settings)
-    figure = plugins.load("figures", "sweep")
-    assert all(f"D {text[1]}, B {text[-1]}" in svg(figure, {"summary": summary}) for text in settings)
-    assert "best is DynaTree D 8, B 3" in figure.caption({"summary": summary})
+    rows = synthetic.make()["drafter"].to_pylist()
+    slow = [row | {"speedup": row["speedup"] and row["speedup"] / 2} for row in rows]
+    assert "slower than plain" in caption({"drafter": pa.Table.from_pylist(slow, schema=TABLES["drafter"])})
+    assert "slower than plain" not in won + lost
 
 
 def test_settings_names_are_read_back() -> None:

@@ -74,6 +74,7 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     """Guards against seconds of import in jobs that run no model."""
     here("generate", f"{GENERATE} --out {RUN}")
     here("timeline", f"{METHOD} --out results/timeline/autoregressive/default/made_up")
+    here("memory", f"{METHOD} --out results/memory/autoregressive/default/made_up")
     perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
     here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
     weights.build(weights.parse(RANDOM), Path("models/drafter"), folder, seed=1)
@@ -82,10 +83,12 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     here("calibrate", f"{calibrate} --contexts 16 --repeats 1 --seed 0 --out results/calibration")
     report = f"{pair} --calibration results/calibration --limit 32 --length 16"
     here("drafter_report", f"{report} --out results/drafter_report.json")
-    inputs = f"--runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
+    inputs = f"--results results --runs {RUN} --timeline results/timeline/autoregressive/default/made_up"
+    inputs += " --memory results/memory/autoregressive/default/made_up"
     inputs += " --perplexity results/perplexity/made_up.json --costs results/calibration/costs.json"
     inputs += " --drafter results/drafter_report.json"
     without_torch("aggregate", f"{inputs} --model models/target --out results", folder)
+    assert [row["method"] for row in parquet.read_table("results/memory.parquet").to_pylist()] == ["autoregressive"]
     rows = parquet.read_table("results/runs.parquet").to_pylist()
     assert [(row["method"], row["output_tokens"], row["flips"]) for row in rows] == [("autoregressive", 12, 0)] * 2
     drafter = parquet.read_table("results/drafter.parquet").to_pylist()
@@ -105,7 +108,7 @@ def test_memory_is_measured_in_a_process_of_its_own(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    (row,) = metrics.memory(Path(out))
+    (row,) = metrics.memory(Path("results"), Path(out))
     assert (row["method"], row["settings"], row["dataset"]) == ("autoregressive", "default", "made_up")
     assert metrics.table("memory", [row]).num_rows == 1
     assert row["weights_mib"] < 1 < row["loaded_mib"] <= row["peak_mib"] < row["loaded_mib"] + 100
@@ -124,6 +127,17 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
     files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     without_torch("prune", "--results kept", folder)
     assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
+
+
+def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards the option: outputs as one by one, timings of one batch; refused where a decoder has no batches."""
+    here("generate", f"{GENERATE} --out single")
+    here("generate", f"{GENERATE} --batch 2 --out double")
+    assert files.read_jsonl(f"single/{files.OUTPUTS}") == files.read_jsonl(f"double/{files.OUTPUTS}")
+    assert [row["batch"] for row in files.read_json(Path("double") / files.TIMINGS)["timings"]] == [2, 2]
+    with pytest.raises(SystemExit):
+        here("generate", f"{GENERATE.replace('autoregressive', 'transformers')} --batch 2 --out refused")
+    assert "batch: 2; transformers decodes one prompt at a time" in capsys.readouterr().err
 
 
 def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ rule generate:
         folder=subpath(output.outputs, parent=True),
     shell:
         "python {input.script} {params.models} --decoder {params.run.decoder} "
-        "--knobs {params.knobs:q} --prompts {input.prompts} --tokens {input.tokens} --count {params.run.prompts} "
+        "--knobs {params.knobs:q} --prompts {input.prompts} --tokens {input.tokens} --count {params.run.prompts} --batch {params.run.batch} "
         "--output-tokens {params.run.output_tokens} --repeats {params.run.repeats} --processors {params.processors:q} "
         "--reference-seconds {params.reference} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
 

@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True, help="tokens.parquet: its tuning split sets tolerances")
     parser.add_argument("--count", type=int, required=True, help="prompts to take")
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--batch", type=options.at_least_one, default=1, metavar="N", help="prompts decoded together")
     parser.add_argument("--processors", default="{}", help="JSON object: logits processors (dynatree/processors.py)")
     parser.add_argument("--reference-seconds", type=float, required=True, help="of plain steps around each prompt")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
@@ -30,8 +31,8 @@ def main() -> None:
         with readable("--processors"):
             processors = Processors(**json.loads(a.processors))
         target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        outputs, timings = measure.generate(
-            target, decoder, prompts, a.output_tokens, a.repeats, a.reference_seconds, processors
+        outputs, timings = measure.generate_batches(
+            target, decoder, prompts, a.batch, a.output_tokens, a.repeats, a.reference_seconds, processors
         )
         # Behind the last timing, and not beside another job's.
         with measure.alone():

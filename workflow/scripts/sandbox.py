@@ -8,11 +8,15 @@ from pathlib import Path
 import yaml
 
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
+# Of the experiments a few runs each, so that every rule and figure has something to do.
+COMPARED = ["autoregressive", "linear", "dynatree"]
+ALSO = ["fixed_d5_b2", "without_lookup", "optimal"]
 SETTINGS = {
     "chains": {"linear": ["K4"]},
     "tree_shape": {"dynatree_threshold": ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]},
     "ablation": {"dynatree_threshold": ["D4_B2_tau0.01_N16", "D4_B2_tauNone_N16"]},
 }
+CONDITIONS = {"prompt_tokens": [12, 24], "batches": [1, 2]}
 
 
 def tiny(text: str) -> str:
@@ -21,12 +25,12 @@ def tiny(text: str) -> str:
     values |= TINY
     for name, experiment in values["experiments"].items():
         experiment["datasets"] = ["tiny_articles"]
+        experiment["methods"] = [method for method in experiment["methods"] if method in COMPARED]
         if name in SETTINGS:
             experiment["settings"] = SETTINGS[name]
-        if "prompt_tokens" in experiment:
-            experiment["prompt_tokens"] = [12, 24]
-        if "batches" in experiment:
-            experiment["batches"] = [1, 2]
+        if "also" in experiment:
+            experiment["also"] = {method: experiment["also"][method] for method in ALSO}
+        experiment |= {key: few for key, few in CONDITIONS.items() if key in experiment}
     return yaml.safe_dump(values, sort_keys=False)
 
 

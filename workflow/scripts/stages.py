@@ -138,6 +138,8 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
 def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
+    if job.rule == "calibrate":
+        stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
     if "figure" in job.wildcards:
         name = f"draw_{job.wildcards['figure']}"

@@ -1,0 +1,208 @@
+"""What each part of the method is worth: speedup of the full method and of variants without a part.
+
+Two blocks: the threshold policy with the model drafter, and the default. The difference to the full variant is a mean
+of ratios prompt by prompt, so that prompts that are fast with every variant do not blur it.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree import panels, statistics, theme
+from dynatree.errors import UserError
+
+TABLES: tuple[str, ...] = ("summary", "runs")
+
+EXPERIMENT = "ablation"
+BLOCKS = {"dynatree_threshold": "Threshold policy, drafter model", "dynatree": "Cost-aware default"}
+REMOVED = "without_"  # begins the name of a method that is the default less a part
+RIVAL = "optimal"
+OFF = ("None", "False")
+KNOBS = {"tau": "pruning", "N": "node budget"}
+WIDTH, STEP = 210, 24
+VALUES, CHANGES = WIDTH + 8, WIDTH + 46  # pixels from the left: the numbers beside the panel
+
+
+class Block(NamedTuple):
+    """A full method, its variants and what it is compared with, on one data set; rows of `summary` and more."""
+
+    title: str
+    full: theme.Row
+    rows: list[theme.Row]
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A panel a block and data set, a row a variant. Raises UserError where no full method was run."""
+    blocks = _blocks(tables)
+    every = [row for block in blocks for row in block.rows]
+    ends = [value for row in every for value in (row["value"], row["low"], row["high"]) if value is not None]
+    low, high = min(*ends, 1.0), max(*ends, 1.0)
+    margin = (high - low) * 0.06 or 0.1
+    scale = alt.Scale(domain=[low - margin, high + margin], nice=False, zero=False)
+    charts = [_panel(block, scale, block is blocks[-1]) for block in blocks]
+    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, WIDTH + 80), *charts))
+
+
+def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
+    tone = theme.colour(block.full["method"])
+    shown = []
+    for row in block.rows:
+        own = theme.colour(RIVAL) if row["method"] == RIVAL else tone
+        changed = {"change": "" if row is block.full else _percent(row["ratio"])}
+        changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
+        fill = {"tone": own, "fill": own if row["resolved"] else "white"}
+        shown.append(row | changed | fill | {"words": f"{theme.number(row['value'])}×"})
+    names = [row["label"] for row in shown]
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup (×)" if last else None, tickCount=5))
+    y = alt.Y(
+        "label:N",
+        sort=names,
+        title=None,
+        scale=alt.Scale(domain=names),
+        axis=alt.Axis(ticks=False, domain=False, grid=True, labelPadding=6),
+    )
+    one = alt.Chart(theme.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3])
+    full = alt.Chart(theme.data([{"value": block.full["value"]}])).mark_rule(color=tone, strokeWidth=2, opacity=0.35)
+    layers: list[alt.Chart] = [one.encode(x=x), full.encode(x=x)]
+    ranged = [row | {"value": row["low"]} for row in shown if row["low"] is not None]
+    if ranged:
+        rule = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        layers.append(rule.encode(x=x, x2="high:Q", y=y, color=alt.Color("tone:N", scale=None)))
+    base = alt.Chart(theme.data(shown)).encode(y=y)
+    dots = base.mark_point(size=70, strokeWidth=2, opacity=1)
+    stroke, filled = alt.Stroke("tone:N", scale=None), alt.Fill("fill:N", scale=None)
+    layers.append(dots.encode(x=x, stroke=stroke, fill=filled))
+    words = base.mark_text(align="left", color=theme.INK)
+    layers.append(words.encode(x=alt.value(VALUES), text="words:N"))
+    changes = base.mark_text(align="left").encode(color=alt.Color("ink:N", scale=None), text="change:N")
+    layers.append(changes.encode(x=alt.value(CHANGES)))
+    return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(STEP), title=block.title)
+
+
+def _percent(ratio: float) -> str:
+    """`+12 %`, with one decimal below ten."""
+    percent = 100 * (ratio - 1)
+    digits = f"{abs(percent):.0f}" if abs(percent) >= 9.95 else f"{abs(percent):.1f}"
+    sign = "" if float(digits) == 0 else "+" if percent > 0 else "\u2212"
+    return f"{sign}{digits} %"
+
+
+def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
+    found = theme.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
+    runs = [run for run in theme.rows(tables, "runs", experiment=EXPERIMENT) if run["speedup"] is not None]
+    rows = [row for row in found if row["method"] != panels.BASELINE and row["value"] is not None]
+    blocks = []
+    for place, here in panels.places(rows, "prompt_tokens", "batch"):
+        for method, title in BLOCKS.items():
+            variants = [row for row in here if row["method"] == method]
+            if not variants:
+                continue
+            full = _full(variants)
+            chosen = [full, *(row for row in variants if row is not full), *_others(method, here)]
+            paired = [row | {"label": _label(row, full)} | _ratio(row, full, runs) for row in chosen]
+            blocks.append(Block(f"{title}: {place} ({panels.prompts(paired)})", paired[0], paired))
+    if not blocks:
+        raise UserError(f"{EXPERIMENT}: none of {', '.join(BLOCKS)} was run; found {', '.join(_methods(found))}")
+    return blocks
+
+
+def _methods(rows: Sequence[theme.Row]) -> list[str]:
+    return theme.ordered(row["method"] for row in rows)
+
+
+def _others(method: str, rows: Sequence[theme.Row]) -> list[theme.Row]:
+    """The other methods of a block, the rival last: by name the default's variants, all else the threshold policy's."""
+    default = method == list(BLOCKS)[-1]
+    own = [
+        row
+        for row in rows
+        if row["method"] not in BLOCKS and row["method"] != RIVAL and row["method"].startswith(REMOVED) == default
+    ]
+    return own + [row for row in rows if row["method"] == RIVAL]
+
+
+def _full(variants: Sequence[theme.Row]) -> theme.Row:
+    """The settings with the fewest parts switched off, then those that share most with the others."""
+    often = Counter(item for row in variants for item in theme.knobs(row["settings"]).items())
+
+    def rank(row: theme.Row) -> tuple[int, int]:
+        knobs = theme.knobs(row["settings"])
+        return sum(value in OFF for value in knobs.values()), -sum(often[item] for item in knobs.items())
+
+    return min(variants, key=rank)
+
+
+def _label(row: theme.Row, full: theme.Row) -> str:
+    """`DynaTree, threshold`; of other settings what differs: `Without pruning (tau none)`, `D 5`."""
+    if row is full or row["method"] != full["method"]:
+        return theme.display(row["method"])
+    usual = theme.knobs(full["settings"])
+    changed = {name: value for name, value in theme.knobs(row["settings"]).items() if usual.get(name) != value}
+    text = theme.joined([_changed(name, value) for name, value in changed.items()])
+    return text[:1].upper() + text[1:] or row["settings"]
+
+
+def _changed(name: str, value: str) -> str:
+    text = theme.knob_text({name: value})
+    return f"without {KNOBS.get(name, name)} ({text})" if value in OFF else text
+
+
+def _ratio(row: theme.Row, full: theme.Row, runs: Sequence[theme.Row]) -> theme.Row:
+    """Geometric mean of this row's speedups over the full variant's, prompt by prompt, and its interval's ends."""
+    own, whole = _speedups(row, runs), _speedups(full, runs)
+    keys = sorted(set(own) & set(whole))
+    if not keys:
+        raise UserError(
+            f"{EXPERIMENT}: {row['method']} and {full['method']} have no prompt of {row['dataset']} in common"
+        )
+    ratios = [own[key][0] / whole[key][0] for key in keys]
+    ends = statistics.interval(ratios, [own[key][1] for key in keys], geometric=True)
+    prompts = len({prompt for prompt, _ in keys})
+    mean = statistics.mean(ratios, geometric=True)
+    return {"ratio": mean, "ends": ends, "differs": statistics.resolved(ends, prompts)}
+
+
+def _speedups(row: theme.Row, runs: Sequence[theme.Row]) -> dict[tuple[str, int], tuple[float, str]]:
+    """(Speedup, document) by (prompt, repeat) of the runs that a row of `summary` is the mean of."""
+    same = ("method", "settings", "dataset", "prompt_tokens", "batch")
+    return {
+        (run["prompt_id"], run["repeat"]): (run["speedup"], run["document_id"])
+        for run in runs
+        if all(run[name] == row[name] for name in same)
+    }
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """Per block: the full method's speedup, what each variant changes and whether that is resolved, the static tree."""
+    parts = ["Speedup over our autoregressive loop (dashed) of the full method and of variants, on the same prompts."]
+    blocks = _blocks(tables)
+    for block in blocks:
+        full = block.full
+        text = f"{block.title}: {full['label']} reaches {theme.interval(full, '×')} ({panels.verdict(full)})"
+        parts.append(f"{text}.")
+        changes = [row for row in block.rows if row is not full]
+        if changes:
+            best = max(block.rows, key=lambda row: row["value"])
+            parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}; {_resolved(changes)}.")
+            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'plain decoding'}.")
+    given = any(row["low"] is not None for block in blocks for row in block.rows)
+    means = "Lines are 95 % bootstrap intervals over documents; " if given else "Too few documents for intervals; "
+    return " ".join(
+        [*parts, means + "differences are geometric means of ratios prompt by prompt, dark where resolved."]
+    )
+
+
+def _difference(row: theme.Row) -> str:
+    text = f"{row['label']} {_percent(row['ratio'])}"
+    return f"{text} [{', '.join(_percent(end) for end in row['ends'])}]" if row["ends"] else text
+
+
+def _resolved(changes: Sequence[theme.Row]) -> str:
+    """Which differences to the full variant are resolved."""
+    found = [row["label"] for row in changes if row["differs"]]
+    if len(found) == len(changes):
+        return f"resolved ({panels.prompts(changes)})"
+    return f"resolved: {theme.joined(found) or 'none'} ({panels.prompts(changes)})"

@@ -1,0 +1,72 @@
+"""Requests that are decoded together: each has its own text, cache and record, and leaves when it is finished."""
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+
+from dynatree.cache import KeyValueCache
+from dynatree.model import LanguageModel
+from dynatree.processors import Processors
+from dynatree.trace import Clock, Recorder
+from dynatree.verification.greedy import greedy_tokens
+
+
+class Request:
+    """One prompt and up to `limit` tokens behind it."""
+
+    target_forwards = 0  # of the prefill; the rounds' are counted for all requests at once
+    draft_forwards = 0
+
+    def __init__(self, prompt: list[int], limit: int, recorder: Recorder, cache: KeyValueCache):
+        self.committed = [*prompt]
+        self.recorder = recorder
+        self.cache = cache
+        self._limit = limit
+
+    @property
+    def wanted(self) -> int:
+        """Tokens still wanted."""
+        return self._limit - len(self.recorder.trace.output)
+
+    @property
+    def finished(self) -> bool:
+        """Whether an end token or the limit was reached."""
+        return self.recorder.finished or self.wanted <= 0
+
+    @property
+    def caches(self) -> tuple[KeyValueCache, ...]:
+        """Rows that other requests need no longer see once this one is finished."""
+        return (self.cache,)
+
+
+R = TypeVar("R", bound=Request)
+
+
+def rounds(target: LanguageModel, requests: list[R], processors: Processors, clock: Clock) -> Iterator[list[R]]:
+    """Prefill, then before each round the requests that are not finished; closes the records of those that are.
+
+    Finished rows are taken out of the caches: masked instead they would cost as much as before until the last ends.
+    """
+    for request in requests:
+        before = target.forwards
+        with clock.phase("prefill"):
+            # One by one: a prompt fills a forward by itself, padding would only add to it.
+            logits = target.forward(torch.tensor(request.committed), request.cache, last_only=True)
+            token = greedy_tokens(processors.process(logits, request.committed)).tolist()
+        request.target_forwards = target.forwards - before
+        request.recorder.first(token)
+        request.committed += token
+    begun = target.forwards
+    while requests:
+        for request in requests:
+            if request.finished:
+                # It took part in every forward until now.
+                request.recorder.close(request.target_forwards + target.forwards - begun, request.draft_forwards)
+        going = [request for request in requests if not request.finished]
+        if going and len(going) < len(requests):
+            for rows in zip(*(request.caches for request in going), strict=True):
+                KeyValueCache.retain(rows)
+        requests = going
+        if requests:
+            yield requests

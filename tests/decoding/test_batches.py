@@ -1,0 +1,199 @@
+"""Requests decoded together: each row gives what it gives alone, whatever stands beside it."""
+
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dynatree import plugins
+from dynatree.audit import audit
+from dynatree.cache import KeyValueCache
+from dynatree.calibration import Calibration
+from dynatree.cost import BatchCosts, Curve
+from dynatree.errors import UserError
+from dynatree.model import LanguageModel
+from dynatree.processors import Processors
+from dynatree.trace import Trace
+from tests import models
+from tests.conftest import Build
+from tests.decoding.test_exactness import METHODS, TREES, reference
+
+BATCHED = [*TREES, "autoregressive"]
+# Ragged, some with a loop for lookup to find, one of a single token; the last two are alike in length.
+PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 5, [2, 6, 5, 3, 5, 8, 9, 7], [2, 7, 1, 8, 2, 8, 1, 8]]
+
+
+@cache
+def decoder(method: str, target: LanguageModel, drafter: LanguageModel) -> Any:
+    """The method of that name in METHODS on these models."""
+    name, knobs = METHODS[method]
+    return plugins.load("decoding", name).Decoder(target, drafter, models.calibration(), **knobs)
+
+
+def facts(trace: Trace) -> dict[str, Any]:
+    """A trace without its times."""
+    return {key: value for key, value in asdict(trace).items() if key not in ("commits", "seconds", "spans")}
+
+
+def assert_rows_are_their_own(
+    method: str, target: LanguageModel, drafter: LanguageModel, prompts: list[list[int]], count: int, *eos: int
+) -> None:
+    """Every row's output, rounds, trees and forwards are those that it has alone, and `generate` gives that output."""
+    both = decoder(method, target, drafter)
+    rows = both.decode_batch(prompts, count, frozenset(eos))
+    assert len(rows) == len(prompts)
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row.output == reference(target, tuple(prompt), count, *eos)
+        assert facts(row) == facts(both.decode(prompt, count, frozenset(eos)))
+
+
+@pytest.mark.parametrize(("architecture", "kind"), [*((name, "related") for name in models.CONFIGS), ("llama", "same")])
+def test_each_row_is_what_it_is_alone(target: Build, drafter: Build, architecture: str, kind: str) -> None:
+    """Guards the promise itself for every method that decodes batches, on ragged prompts."""
+    for method in BATCHED:
+        assert_rows_are_their_own(method, target(architecture), drafter(kind, architecture), PROMPTS, 16)
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_random_batches(target: Build, drafter: Build, data: st.DataObject) -> None:
+    """Guards against what five chosen prompts do not show: other lengths, ends at other times, equal rows."""
+    architecture = data.draw(st.sampled_from(list(models.CONFIGS)))
+    kind = data.draw(st.sampled_from(list(models.DRAFTERS)))
+    method = data.draw(st.sampled_from(BATCHED))
+    token = st.integers(0, models.VOCABULARY - 1)
+    prompts = data.draw(st.lists(st.lists(token, min_size=1, max_size=40), min_size=1, max_size=4))
+    eos = data.draw(st.lists(token, max_size=3))
+    count = data.draw(st.integers(1, 24))
+    model = target(architecture)
+    both = decoder(method, model, drafter(kind, architecture))
+    for prompt, row in zip(prompts, both.decode_batch(prompts, count, frozenset(eos)), strict=True):
+        assert row.output == models.generated(model, prompt, count, eos or None)
+        assert facts(row) == facts(both.decode(prompt, count, frozenset(eos)))
+
+
+@pytest.mark.parametrize("method", ["fixed", "cost aware", "autoregressive"])
+def test_rows_that_finish_at_different_times(target: Build, drafter: Build, method: str) -> None:
+    """Guards against rows that go on, or vanish, when their neighbours end: at once, in the middle, at the limit."""
+    outputs = [reference(target(), tuple(prompt), 24) for prompt in PROMPTS]
+    for eos in (outputs[0][0], outputs[2][5], outputs[4][11]):
+        expected = [len(reference(target(), tuple(prompt), 24, eos)) for prompt in PROMPTS]
+        assert len(set(expected)) > 1
+        assert_rows_are_their_own(method, target(), drafter("same"), PROMPTS, 24, eos)
+
+
+@pytest.mark.parametrize("method", ["chain", "hybrid", "autoregressive"])
+def test_one_forward_serves_all_rows(drafter: Build, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against rows verified one after another, and against rows that are charged what they took no part in."""
+    model, calls = models.language_model(), []
+    real = model.model.model.forward
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(kwargs["input_ids"]))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(model.model.model, "forward", counted)
+    rows = decoder(method, model, drafter("related")).decode_batch(PROMPTS, 24)
+    assert calls[: len(PROMPTS)] == [1] * len(PROMPTS)
+    rounds = calls[len(PROMPTS) :]
+    assert len(rounds) == max(row.target_forwards for row in rows)
+    assert sum(rounds) == sum(row.target_forwards for row in rows) == sum(len(row.rounds) for row in rows)
+
+
+def test_one_draft_forward_a_level_serves_all_rows(target: Build) -> None:
+    """Guards against drafting row by row: rows of one depth draft together."""
+    model = models.same(target())
+    rows = decoder("fixed", target(), model).decode_batch(PROMPTS[:1] * 3, 24)
+    assert [row.draft_forwards for row in rows] == [rows[0].draft_forwards] * 3
+    before = model.forwards
+    decoder("fixed", target(), model).decode_batch(PROMPTS[:1] * 3, 24)
+    assert model.forwards - before == rows[0].draft_forwards
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_contexts_are_filled_to_their_last_position(target: Build, drafter: Build, architecture: str) -> None:
+    """Guards against padding positions beyond the table, and against rows near the limit beside short ones."""
+    long = [token % models.VOCABULARY for token in range(models.CONTEXT - 12)]
+    for method in ("fixed", "cost aware", "autoregressive"):
+        model = target(architecture)
+        assert_rows_are_their_own(method, model, drafter("same", architecture), [[5], long, [7, 8]], 12)
+
+
+def test_a_drafter_with_a_smaller_context(target: Build) -> None:
+    """Guards against rows that leave the drafter's context while others still draft."""
+    small = models.language_model("gpt2", seed=3, n_positions=20)
+    for method in ("chain", "hybrid", "threshold"):
+        assert_rows_are_their_own(method, target(), small, [[*range(length)] for length in (3, 18, 20, 30)], 24)
+
+
+def test_caches_that_grow_while_rows_differ() -> None:
+    """Guards against slots lost when the shared tensors are doubled, with rows on both sides of the old capacity."""
+    model = models.language_model(max_position_embeddings=700)
+    drafter = models.related(model)
+    prompts = [[token % models.VOCABULARY for token in range(length)] for length in (250, 5, 262)]
+    for method in ("threshold", "autoregressive"):
+        assert_rows_are_their_own(method, model, drafter, prompts, 20)
+
+
+def test_processors_apply_to_each_row_by_its_own_text(target: Build, drafter: Build) -> None:
+    """Guards against a penalty for what another row said."""
+    processors = Processors(repetition_penalty=1.3, no_repeat_ngram=3)
+    for method in ("hybrid", "autoregressive"):
+        both = decoder(method, target(), drafter("related"))
+        for prompt, row in zip(PROMPTS, both.decode_batch(PROMPTS, 20, processors=processors), strict=True):
+            assert facts(row) == facts(both.decode(prompt, 20, processors=processors))
+
+
+def test_float32_is_audited(target: Build, drafter: Build) -> None:
+    """Guards single precision, where rows of one forward may round otherwise than a row alone: flips are near-ties."""
+    model, other = target(dtype=torch.float32), drafter("related", dtype=torch.float32)
+    for method in BATCHED:
+        for prompt, row in zip(PROMPTS, decoder(method, model, other).decode_batch(PROMPTS, 24), strict=True):
+            audit(model, prompt, row.output, 1e-3)
+
+
+def test_commits_are_timed_from_the_batchs_start(target: Build, drafter: Build) -> None:
+    """Guards the time to a row's first token: it waits for the prompts before it."""
+    rows = decoder("chain", target(), drafter("related")).decode_batch(PROMPTS, 12)
+    firsts = [row.commits[0] for row in rows]
+    assert firsts == sorted(firsts) and all(row.commits == sorted(row.commits) for row in rows)
+    assert all(row.commits[-1] <= row.seconds for row in rows)
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_any_work(target: Build, drafter: Build) -> None:
+    """Guards against a batch that fails when half of it is decoded."""
+    model = target()
+    before = model.forwards
+    with pytest.raises(UserError, match="prompt: it is empty"):
+        decoder("chain", model, drafter("related")).decode_batch([[3], []], 4)
+    assert model.forwards == before
+
+
+def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
+    """Guards against memory that grows with all rows ever begun, and against rows renumbered wrongly."""
+    caches = KeyValueCache.together(3)
+    for row, size in zip(caches, (4, 6, 5), strict=True):
+        target().forward(torch.arange(size), row)
+    held, kept = caches[0].bytes()[1], caches[2].states.layers[0].keys[2].clone()
+    KeyValueCache.retain([caches[0], caches[2]])
+    assert [caches[0].length, caches[2].length] == [4, 5]
+    assert caches[0].bytes()[1] == held * 2 // 3
+    assert torch.equal(caches[2].states.layers[0].keys[1], kept)
+
+
+def test_the_cost_aware_policy_counts_with_its_share(target: Build, drafter: Build) -> None:
+    """Guards against trees chosen as if a row were alone: where a node of a batch is dear, none is verified."""
+    costs, steps = models.calibration(node=0.001, level=0.001)
+    dear = Curve(contexts=[16], tokens=[1, 2], seconds=[[1, 40]])
+    table = costs.model_copy(update={"batches": [BatchCosts(rows=2, verify=dear, draft=costs.draft)]})
+    knobs = METHODS["cost aware"][1]
+    both = plugins.load("decoding", "speculative").Decoder(
+        target(), drafter("same"), Calibration(table, steps), **knobs
+    )
+    assert any(round.drafted for round in both.decode(PROMPTS[0], 24).rounds)
+    for row in both.decode_batch(PROMPTS[:2], 24):
+        assert not any(round.drafted for round in row.rounds)
