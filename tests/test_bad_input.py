@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from dynatree import cli, files, weights
+from dynatree.commands import quieten
 from dynatree.errors import UserError
 from dynatree.sources import parquet, text
 from tests.distil.worlds import target_folder
@@ -49,6 +50,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(home: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
     """A command of `dynatree`, or a script with its path, in that folder: (status, stdout, stderr)."""
     monkeypatch.chdir(home)
+    quieten()  # scripts show the progress of loading
 
     def called(*arguments: str | Path) -> Outcome:
         given, status = [str(argument) for argument in arguments], 0
@@ -449,7 +451,7 @@ def test_scripts_with_tables_that_are_none(home: Path, call: Call, tmp_path: Pat
     sizes = ("--prompts", "1", "--prompt-tokens", "8", "--output-tokens", "8", "--contexts", "8", "--repeats", "1")
     refused(call(SCRIPTS / "calibrate.py", "--target", "target", "--start", "body", *sizes, "--seed", "0", *own))
     refused(call(SCRIPTS / "distil.py", "--target", "target", "--source", "{}", "--work", "w", "--seed", "0", *own))
-    pair = ("--target", "target", "--drafter", "target", "--limit", "64", "--length", "16")
+    pair = ("--target", "target", "--drafter", "target", "--limit", "64", "--length", "16", "--calibration", "costs")
     refused(call(SCRIPTS / "drafter_report.py", *pair, *own))
     assert not (home / "run").exists() and not (tmp_path / "out").exists() and not (home / "w").exists()
 

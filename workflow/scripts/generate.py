@@ -28,9 +28,9 @@ def main() -> None:
         prompts = read_prompts(a.prompts)[: a.count]
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
-        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         with readable("--processors"):
             processors = Processors(**json.loads(a.processors))
+        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         outputs, timings = measure.generate_batches(
             target, decoder, prompts, a.batch, a.output_tokens, a.repeats, a.reference_seconds, processors
         )
