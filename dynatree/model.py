@@ -8,6 +8,7 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,9 @@ class LanguageModel:
         view.draft_vocabulary = view._draft_head = None
         return view
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """Where tokens go in. Asked once: transformers looks through all parameters for it."""
         return self.model.device
 
     @property

@@ -62,15 +62,19 @@ class Processors(Knobs):
     def _penalise(
         self, scores: Tensor, text: list[int], tree: TokenTree, visible: Tensor, columns: Tensor | None
     ) -> None:
-        committed = torch.tensor(text).unique()
-        tokens = torch.cat([committed, tree.tokens]).unique()
-        places, there = _places(tokens, columns)
-        tokens = tokens[there]
-        present = torch.isin(tokens, committed) | (visible.float() @ (tree.tokens[:, None] == tokens).float() > 0)
-        places, present = places.to(scores.device), present.to(scores.device)
-        found = scores[:, places]
-        penalised = torch.where(found < 0, found * self.repetition_penalty, found / self.repetition_penalty)
-        scores[:, places] = torch.where(present, penalised, found)
+        # Places may come twice: both times the same value is read, and written.
+        committed = torch.tensor(text)
+        places = _places(committed, columns)[0].to(scores.device)
+        scores[:, places] = self._penalised(scores[:, places])
+        fresh = ~torch.isin(tree.tokens, committed)
+        if fresh.any():
+            tokens, there = _places(tree.tokens, columns)
+            rows, nodes = (visible & fresh)[:, there].nonzero(as_tuple=True)
+            rows, places = rows.to(scores.device), tokens[nodes].to(scores.device)
+            scores[rows, places] = self._penalised(scores[rows, places])
+
+    def _penalised(self, found: Tensor) -> Tensor:
+        return torch.where(found < 0, found * self.repetition_penalty, found / self.repetition_penalty)
 
     def _banned(self, text: Tensor) -> Tensor:
         size = self.no_repeat_ngram
