@@ -215,9 +215,10 @@ def costs(path: Path) -> list[Row]:
     """Rows of the table `costs` from a calibration's `costs.json`."""
     table = files.read_json(path)
     return [
-        {"part": part, "context": context, "tokens": tokens, "ms": 1000 * seconds}
+        {"part": part, "batch": batch, "context": context, "tokens": tokens, "ms": 1000 * seconds}
+        for batch, curves in [(1, table), *((measured["rows"], measured) for measured in table["batches"])]
         for part in ("verify", "draft")
-        if (curve := table[part])
+        if (curve := curves[part])
         for context, row in zip(curve["contexts"], curve["seconds"], strict=True)
         for tokens, seconds in zip(curve["tokens"], row, strict=True)
     ]

@@ -15,6 +15,7 @@ from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.files import read_json, write_json
 from dynatree.knobs import Knobs, explain
+from dynatree.options import MOST_THREADS
 
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
@@ -209,7 +210,7 @@ class Params(Knobs):
     seed: int = Field(ge=0)
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Literal["cpu", "cuda"]
-    threads: int | None = Field(ge=1)
+    threads: int | None = Field(ge=1, le=MOST_THREADS)
     distil: Distil
     methods: dict[str, Method]
     experiments: dict[str, Experiment]
@@ -229,9 +230,14 @@ class Params(Knobs):
 
 
 def default_path() -> Path:
-    """params.yaml of the working directory, else the one that ships with the package or stands in its checkout."""
-    here = Path(__file__).resolve().parent
-    return next(p for p in (Path("params.yaml"), here / "params.yaml", here.parent / "params.yaml") if p.is_file())
+    """params.yaml of the working directory, else the one that ships with the package or stands in its checkout.
+
+    In a folder of another project its params.yaml is not meant: that of this one has a line `methods:`.
+    """
+    here, local = Path(__file__).resolve().parent, Path("params.yaml")
+    if local.is_file() and "\nmethods:" in local.read_text(encoding="utf-8", errors="replace"):
+        return local
+    return next(path for path in (here / "params.yaml", here.parent / "params.yaml") if path.is_file())
 
 
 class _Loader(yaml.SafeLoader):

@@ -120,8 +120,9 @@ TABLES: dict[str, pa.Schema] = {
     "costs": pa.schema(
         [
             _column("part", _text, "`verify`: a target forward and its verification; `draft`: a level of drafting"),
+            _column("batch", _int, "requests in one forward"),
             _column("context", _int, "committed tokens in the cache"),
-            _column("tokens", _int, "new tokens of the forward"),
+            _column("tokens", _int, "new tokens of the forward, of each request"),
             _column("ms", _real, "median ms"),
         ]
     ),

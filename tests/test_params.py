@@ -182,6 +182,8 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
     """Guards against reading the package's parameters in a copy of the project with others, and against needing one."""
     monkeypatch.chdir(tmp_path)
     assert params.read().scale == RAW["scale"]
+    (tmp_path / "params.yaml").write_text("learning_rate: 0.1\n", encoding="utf-8")  # of another project
+    assert params.read().scale == RAW["scale"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("scale", "tiny")), encoding="utf-8")
     assert params.read().scale == "tiny"
 

@@ -19,7 +19,7 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Milliseconds by new tokens, a line per context; below, shares of rounds. Raises UserError without costs."""
-    costs, chosen = theme.rows(tables, "costs"), _chosen(tables)
+    costs, chosen = theme.rows(tables, "costs", batch=1), _chosen(tables)
     contexts = sorted({row["context"] for row in costs})
     widest = max([row["tokens"] for row in costs] + [row["tokens"] for row in chosen])
     x = alt.X(
@@ -60,14 +60,11 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 def _chosen(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     """Share of the headline's rounds by tokens fed, the root included, of each method that verifies several."""
-    rounds = [row for row in tables["rounds"].to_pylist() if row["experiment"] == "headline" and row["drafted"]]
+    headline = [row for row in tables["rounds"].to_pylist() if row["experiment"] == "headline"]
     result = []
-    for method in theme.ordered(row["method"] for row in rounds):
-        own = [
-            row["drafted"] + 1
-            for row in tables["rounds"].to_pylist()
-            if row["experiment"] == "headline" and row["method"] == method and row["drafted"] is not None
-        ]
+    for method in theme.ordered(row["method"] for row in headline if row["drafted"]):
+        drafted = [row["drafted"] for row in headline if row["method"] == method]
+        own = [count + 1 for count in drafted if count is not None]
         for tokens, count in sorted(Counter(own).items()):
             share = count / len(own)
             result.append({"method": method, "name": theme.display(method), "tokens": tokens, "share": share})
@@ -76,7 +73,7 @@ def _chosen(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """What more tokens cost against one, what a draft level costs, and how many tokens DynaTree chose."""
-    costs = theme.rows(tables, "costs")
+    costs = theme.rows(tables, "costs", batch=1)
     verify = [row for row in costs if row["part"] == "verify"]
     if not verify:
         raise UserError(f"no verification costs; parts: {', '.join(sorted({row['part'] for row in costs}))}")

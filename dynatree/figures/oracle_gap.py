@@ -47,7 +47,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 def _shares(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], float]:
     """Mean share of the oracle's speed after the first commit, by method and data set."""
     runs = theme.rows(tables, "runs", experiment="headline")
-    costs = [row for row in theme.rows(tables, "costs") if row["part"] == "verify"]
+    costs = [row for row in theme.rows(tables, "costs", batch=1) if row["part"] == "verify"]
     if not costs:
         raise UserError("no verification costs; run the calibration first")
     found: dict[tuple[str, str], list[float]] = {}

@@ -70,7 +70,7 @@ def make(
         for part, first in (("verify", 38.0), ("draft", 4.0)):
             for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
-                rows["costs"].append({"part": part, "context": context, "tokens": tokens, "ms": ms})
+                rows["costs"].append({"part": part, "batch": 1, "context": context, "tokens": tokens, "ms": ms})
     _penalised(rows["summary"], chance, winner, prompts, intervals)
     rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
