@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from dynatree import measure, model, provenance
+from dynatree import loading, measure, model, provenance
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration, StepCalibration, log_odds
@@ -57,14 +57,14 @@ def pair(
 
     `folders` as for `measure.load`; sizes as for `costs`. Raises UserError for a pair that does not fit.
     """
-    loaded = {role: model.load(folder, dtype, device) for role, folder in folders.items()}
+    loaded = {role: loading.load(folder, dtype, device) for role, folder in folders.items()}
     target, drafter = loaded["target"], loaded.get("drafter")
     if drafter:
         model.check_pair(target, drafter)
     # Greedy continuations, whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
-    fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+    fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
     with measure.alone():
         table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints, batches)
     return Calibration(table, steps(continuations, drafter))

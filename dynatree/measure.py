@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from dynatree import model, plugins, provenance
+from dynatree import loading, plugins, provenance
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
 from dynatree.errors import UserError, readable
@@ -85,10 +85,10 @@ def load_all(
 
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
-    loaded = {role: model.load(folder, dtype, device) for role, folder in folders.items()}
+    loaded = {role: loading.load(folder, dtype, device) for role, folder in folders.items()}
     measured = None
     if calibration:
-        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(calibration, fingerprints, provenance.describe(dtype, device))
     return loaded, build(loaded["target"], loaded.get("drafter"), decoder, knobs, measured)
 

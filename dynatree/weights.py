@@ -24,7 +24,7 @@ from dynatree import files, hub, registry
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError, readable
 from dynatree.knobs import Knobs
-from dynatree.model import read
+from dynatree.loading import read
 from dynatree.tokenizer import require_tokenizer
 
 

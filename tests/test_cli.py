@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import cli, files, measure, model, params, weights
+from dynatree import cli, files, loading, measure, model, params, weights
 from dynatree.calibration import Calibration
 from dynatree.distil.student import shrink
 from dynatree.trace import Recorder, Trace
@@ -41,8 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("cli")
     source = weights.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     weights.build(source, home / "target", home, seed=0)
-    target = model.load(home / "target")
-    weights.save(shrink(model.read(home / "target"), [0, 1], 1.0), target.tokenizer, home / "drafter", {})
+    target = loading.load(home / "target")
+    weights.save(shrink(loading.read(home / "target"), [0, 1], 1.0), target.tokenizer, home / "drafter", {})
     shutil.copytree(home / "target", home / "mute", ignore=shutil.ignore_patterns("tokenizer*"))
     models.random_model(dtype=torch.float32).save_pretrained(home / "foreign")
     files.write_text(home / "prompt.txt", PROMPT)
@@ -102,7 +102,7 @@ def test_json_is_one_object_and_equal_for_every_method(run: Run, method: str) ->
     assert len(result["output_ids"]) == 20
     assert result["text"] == plain["text"]
     assert result["method"] == method
-    assert result["prompt_ids"] == model.load(Path("target")).tokenizer.encode(PROMPT)
+    assert result["prompt_ids"] == loading.load(Path("target")).tokenizer.encode(PROMPT)
     assert 0 < result["ttft_seconds"] <= result["seconds"]
     assert 0 <= result["accepted"] <= result["drafted"]
     assert result["target_forwards"] == result["rounds"] or method == "transformers"
@@ -110,7 +110,7 @@ def test_json_is_one_object_and_equal_for_every_method(run: Run, method: str) ->
 
 def test_output_is_that_of_transformers(run: Run) -> None:
     """Guards against a method that agrees with ours alone."""
-    target = model.load(Path("target"), "float64")
+    target = loading.load(Path("target"), "float64")
     result = as_json(run(*options("dynatree"), "--json"))
     assert result["output_ids"] == models.generated(target, result["prompt_ids"], 20)
     assert result["text"] == target.tokenizer.decode(result["output_ids"])
@@ -135,7 +135,7 @@ def test_what_was_measured_beside_the_models_is_used(
     shutil.copytree(folder, home)
     named = options("dynatree", target=str(home / "target"), drafter=str(home / "drafter"))
     for other, said in ((False, "measured with processor"), (True, "no cost table")):
-        fingerprints = {role: model.fingerprint(home / role) for role in ("target", "drafter")}
+        fingerprints = {role: loading.fingerprint(home / role) for role in ("target", "drafter")}
         costs, steps = models.calibration()
         costs = costs.model_copy(update={"models": {**fingerprints, **({"drafter": "another"} if other else {})}})
         Calibration(costs, steps).write(tmp_path / "results" / "calibration")

@@ -33,7 +33,8 @@ from dynatree import plugins
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.files import DRAFT_VOCABULARY
-from dynatree.model import LanguageModel, check_pair, fingerprint, load, read, resolve
+from dynatree.loading import fingerprint, load, read, resolve
+from dynatree.model import LanguageModel, check_pair
 from tests import models
 from tests.conftest import Build
 

@@ -9,7 +9,9 @@ import torch
 from dynatree import packing
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
-from dynatree.model import DRAFT_VOCABULARY, LanguageModel, load
+from dynatree.files import DRAFT_VOCABULARY
+from dynatree.loading import load
+from dynatree.model import LanguageModel
 from tests import models
 
 

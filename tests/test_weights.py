@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import files, model, weights
+from dynatree import files, loading, weights
 from dynatree.errors import UserError
 
 SHAPE = {
@@ -57,7 +57,7 @@ def test_random_models_depend_on_the_seed_alone(made: Path, tmp_path: Path) -> N
 
 def test_folder_loads_with_its_byte_tokenizer(made: Path) -> None:
     """Guards the round trip of any text, and ids within the vocabulary."""
-    loaded = model.load(made)
+    loaded = loading.load(made)
     text = "Bäume, 木, 🌳\n\t end"
     ids = loaded.tokenizer.encode(text)
     assert len(ids) == len(text.encode())
@@ -96,7 +96,7 @@ def test_an_unwritable_tokenizer_leaves_the_old_folder_whole(
     """Guards against taking the manifest away before the new files are known to be complete."""
     folder = tmp_path / "model"
     shutil.copytree(made, folder)
-    loaded = model.load(made)
+    loaded = loading.load(made)
     monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", lambda *_: None)
     with pytest.raises(UserError, match=r"writes no tokenizer\.json"):
         weights.save(loaded.model, loaded.tokenizer, folder, {})
@@ -107,14 +107,14 @@ def test_a_local_folder_is_a_source(made: Path, tmp_path: Path) -> None:
     """Guards against changed weights, and against a manifest that holds a path of this machine."""
     copy = build({"kind": "local", "path": str(made)}, tmp_path / "copy")
     assert sorted(path.name for path in copy.iterdir()) == sorted(files.MODEL_FILES)
-    ours, theirs = model.load(copy).model.state_dict(), model.load(made).model.state_dict()
+    ours, theirs = loading.load(copy).model.state_dict(), loading.load(made).model.state_dict()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     assert files.read_json(copy / "manifest.json")["origin"] == {"kind": "local", "folder": "made"}
 
 
 def test_a_local_folder_keeps_its_precision(made: Path, tmp_path: Path) -> None:
     """Guards against half-precision checkpoints that double in size, or float32 ones that lose digits."""
-    loaded = model.load(made, "bfloat16")
+    loaded = loading.load(made, "bfloat16")
     loaded.model.save_pretrained(tmp_path / "half")
     loaded.tokenizer.save_pretrained(tmp_path / "half")
     copy = build({"kind": "local", "path": str(tmp_path / "half")}, tmp_path / "copy")

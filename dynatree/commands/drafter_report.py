@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     # Imported late, so that errors in the arguments come at once.
     import torch
 
-    from dynatree import drafter_report, model, provenance
+    from dynatree import drafter_report, loading, provenance
     from dynatree.calibration import Calibration
     from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
@@ -90,16 +90,16 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     tokenizer = require_tokenizer(folder)
     texts = {path.stem: torch.tensor(token_ids(path, tokenizer.encode)) for path in arguments.text}
     machine = provenance.describe(arguments.dtype, arguments.device)
-    fingerprint = model.fingerprint(folder)
+    fingerprint = loading.fingerprint(folder)
     measured = {
-        name: Calibration.read(path, {"target": fingerprint, "drafter": model.fingerprint(folders[name])}, machine)
+        name: Calibration.read(path, {"target": fingerprint, "drafter": loading.fingerprint(folders[name])}, machine)
         for name, path in zip(drafters, calibrations, strict=False)
     }
-    target = model.load(folder, arguments.dtype, arguments.device)
+    target = loading.load(folder, arguments.dtype, arguments.device)
     passages = drafter_report.follow(target, texts, arguments.tokens, arguments.length)
     found = {}
     for name in drafters:
-        drafter = model.load(folders[name], arguments.dtype, arguments.device)
+        drafter = loading.load(folders[name], arguments.dtype, arguments.device)
         found[name] = drafter_report.report(target, drafter, passages, measured.get(name))
     if len(found) > 1:
         print(json.dumps(found) if arguments.json else drafter_report.rank(found))

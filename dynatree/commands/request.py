@@ -14,6 +14,31 @@ from dynatree.errors import UserError, readable
 FindModel = Callable[[str, params.Params], Path]
 
 
+def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """--target, --drafter, --calibration, --set, and the prompt in one of three ways; `several`: it may be repeated."""
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    parser.add_argument(
+        "--drafter", metavar="PATH_OR_NAME", help="the same; without one dynatree looks up in the text alone"
+    )
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    again = "; may be repeated" if several else ""
+    for name, kind, words in (("", "TEXT", "text"), ("-file", "FILE", "UTF-8 text"), ("-ids", '"1 2 3"', "token ids")):
+        # One prompt is a list of one, so that both kinds of command are read alike.
+        how: dict[str, Any] = {"action": "append"} if several else {"nargs": 1}
+        prompt.add_argument(f"--prompt{name}", metavar=kind, help=words + again, **how)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="FOLDER",
+        help="measured costs, for dynatree; default: those beside the models, if they were measured for them",
+    )
+
+
 def settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
     """The method's knobs with `KEY=VALUE` changes. Raises UserError for a key that is not the method's."""
     knobs = method.knobs
@@ -33,7 +58,7 @@ def settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
 
 def calibration(folders: dict[str, Path]) -> Path | None:
     """What the workflow measured beside the models, if it was for these."""
-    from dynatree import model
+    from dynatree import loading
     from dynatree.calibration import COSTS
 
     home = folders["target"].resolve().parent.parent / "results" / "calibration"
@@ -41,7 +66,7 @@ def calibration(folders: dict[str, Path]) -> Path | None:
         return None
     with readable(str(home / COSTS)):
         measured = files.read_json(home / COSTS).get("models", {})
-    return home if all(measured.get(role) == model.fingerprint(folder) for role, folder in folders.items()) else None
+    return home if all(measured.get(role) == loading.fingerprint(folder) for role, folder in folders.items()) else None
 
 
 def checked_text(text: str) -> str:
@@ -70,16 +95,15 @@ def prompt_ids(text: str) -> list[int]:
 
 
 class Loaded(NamedTuple):
-    """A method, ready to decode: its checked knobs, the target, its decoder and the prompt's token ids."""
+    """A method, ready to decode: the target, its decoder and the prompts' token ids."""
 
-    knobs: dict[str, Any]
     target: Any
     decoder: Any
-    ids: list[int]
+    prompts: list[list[int]]
 
 
 def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, Any], find_model: FindModel) -> Loaded:
-    """The models and the decoder that `arguments` name, with the method's `knobs`; the prompt as token ids.
+    """The models and the decoder that `arguments` name, with the method's `knobs`; the prompts as token ids.
 
     Raises UserError if anything is missing or does not fit.
     """
@@ -91,10 +115,9 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
-    ids = prompt_ids(arguments.prompt_ids) if arguments.prompt_ids is not None else None
-    text = (
-        file_text(arguments.prompt_file) if arguments.prompt_file is not None else checked_text(arguments.prompt or "")
-    )
+    prompts = [prompt_ids(text) for text in arguments.prompt_ids or []]
+    texts = [checked_text(text) for text in arguments.prompt or []]
+    texts += [file_text(path) for path in arguments.prompt_file or []]
     folders = {"target": find_model(arguments.target, known)}
     if needs.drafter != "unused" and arguments.drafter:
         folders["drafter"] = find_model(arguments.drafter, known)
@@ -106,9 +129,10 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
     provenance.set_threads(arguments.threads)
     measured = (arguments.calibration or calibration(folders)) if needs.calibration else None
     target, decoder = measure.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
-    if ids is None:
+    for text in texts:
         if target.tokenizer is None:
             raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
-        ids = target.tokenizer.encode(text)
-    target.check_prompt(ids, arguments.max_new_tokens)
-    return Loaded(knobs, target, decoder, ids)
+        prompts.append(target.tokenizer.encode(text))
+    for ids in prompts:
+        target.check_prompt(ids, arguments.max_new_tokens)
+    return Loaded(target, decoder, prompts)

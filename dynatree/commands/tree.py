@@ -39,15 +39,8 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
-    )
-    parser.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same")
+    request.options(parser)
     parser.add_argument("--method", default="dynatree", metavar="NAME", help="one that grows trees (default: dynatree)")
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="UTF-8 text")
-    prompt.add_argument("--prompt-ids", metavar='"1 2 3"', help="token ids")
     parser.add_argument("--round", type=int, default=0, metavar="N", help="counted from 0 (default: 0)")
     parser.add_argument(
         "--max-new-tokens",
@@ -55,15 +48,6 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
         default=64,
         metavar="N",
         help="decode so many, and show a round of that (default: 64)",
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
-    )
-    parser.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="FOLDER",
-        help="measured costs, for dynatree; default: those beside the models, if they were measured for them",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw it: .svg, .png or .html")
     options.machine(parser)
@@ -86,7 +70,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         if arguments.out.suffix not in render.SUFFIXES:
             raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
         check_out(arguments.out)
-    _, target, decoder, ids = request.load(arguments, known, knobs, find_model)
+    target, decoder, (ids,) = request.load(arguments, known, knobs, find_model)
     trace = decoder.decode(ids, arguments.max_new_tokens, target.eos_ids)
     rounds = trace.rounds
     if arguments.round >= len(rounds):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree import __version__, files, model, provenance
+from dynatree import __version__, files, loading, provenance
 from dynatree.distil import labels, part
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import shrink
@@ -38,9 +38,9 @@ def make(
     seed, target and text has its own folder in there. Raises UserError for an unknown architecture, missing layers or
     too little text.
     """
-    _, place = model.resolve(recipe.dtype, device)
+    _, place = loading.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
-    target = model.read(target_folder, torch.float32).eval()
+    target = loading.read(target_folder, torch.float32).eval()
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,

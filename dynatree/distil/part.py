@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from dynatree import files, model, weights
+from dynatree import files, loading, weights
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, shrink, trained_part
 from dynatree.errors import UserError, readable
@@ -60,7 +60,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     Raises UserError if the part was trained for another target, or is damaged.
     """
     record = read_record(folder)
-    target = model.read(target_folder, torch.float32)
+    target = loading.read(target_folder, torch.float32)
     found, wanted = values_sha256(target), record["target"]["sha256"]
     if found != wanted:
         raise UserError(
@@ -71,7 +71,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     drafter = shrink(target, recipe.layers, recipe.norm_scale)
     with readable(f"{folder}: damaged part: {LAYERS}"):
         load_trained_part(drafter, load_file(folder / LAYERS))
-    vocabulary = model.read_draft_vocabulary(folder)
+    vocabulary = loading.read_draft_vocabulary(folder)
     if vocabulary is None:
         raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
     if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):

@@ -14,7 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
-from dynatree import audit, files, measure, metrics, model, weights
+from dynatree import audit, files, loading, measure, metrics, model, weights
 from dynatree.text.splits import read_tokens
 from tests.figures import tables
 from tests.workflow.world import ROOT
@@ -181,5 +181,5 @@ def test_half_precision_is_judged_by_the_tuning_split(folder: Path) -> None:
     """Guards against evaluation prompts that set the tolerance of their own outputs."""
     here("generate", f"{GENERATE} --dtype bfloat16 --out half")
     tuning = [document for document in read_tokens("tokens.parquet") if document.split == "tuning"]
-    measured = audit.tolerance(model.load("models/target", "bfloat16"), tuning)
+    measured = audit.tolerance(loading.load("models/target", "bfloat16"), tuning)
     assert {row["tolerance"] for row in files.read_jsonl(f"half/{files.AUDIT}")} == {measured}

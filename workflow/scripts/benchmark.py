@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dynatree import audit, benchmark, files, measure, metrics, model, options, provenance
+from dynatree import audit, benchmark, files, loading, measure, metrics, options, provenance
 from dynatree.calibration import COSTS, STEPS, Calibration
 from dynatree.errors import reported
 from dynatree.processors import Processors
@@ -47,10 +47,10 @@ def main() -> None:
         evaluated = prompts(a.prompts, a.output_tokens, EVALUATION)
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
         folders = options.folders(a)
-        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
         machine = provenance.describe(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
-        loaded = {role: model.load(folder, a.dtype, a.device) for role, folder in folders.items()}
+        loaded = {role: loading.load(folder, a.dtype, a.device) for role, folder in folders.items()}
         target = loaded["target"]
 
         def build(method: dict[str, Any]) -> Any:

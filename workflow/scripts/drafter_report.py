@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dynatree import drafter_report, files, measure, model, options, provenance
+from dynatree import drafter_report, files, loading, measure, options, provenance
 from dynatree.calibration import Calibration
 from dynatree.errors import reported
 from dynatree.text.splits import EVALUATION, read_tokens
@@ -29,9 +29,9 @@ def main() -> None:
         }
         machine = provenance.describe(a.dtype, a.device)
         folders = options.folders(a)
-        fingerprints = {role: model.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = (model.load(folder, a.dtype, a.device) for folder in folders.values())
+        target, drafter = (loading.load(folder, a.dtype, a.device) for folder in folders.values())
         with measure.alone():
             passages = drafter_report.follow(target, texts, a.limit, a.length)
             found = drafter_report.report(target, drafter, passages, measured)

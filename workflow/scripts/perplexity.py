@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dynatree import files, model, options, perplexity, provenance
+from dynatree import files, loading, options, perplexity, provenance
 from dynatree.errors import reported
 from dynatree.text.splits import read_tokens
 
@@ -22,7 +22,7 @@ def main() -> None:
     with reported():
         provenance.set_threads(a.threads)
         documents = [d.ids for d in read_tokens(a.tokens) if d.split == "evaluation"]
-        target = model.load(a.target, a.dtype, a.device)
+        target = loading.load(a.target, a.dtype, a.device)
         result = perplexity.sliding(target, documents, a.limit, a.window, a.stride)
         row = {"dataset": a.dataset, "split": "evaluation", "window": a.window, "stride": a.stride}
         files.write_json(a.out, {**row, **result})
