@@ -14,6 +14,7 @@ import torch
 
 from dynatree import cli, files, loading, measure, model, params, weights
 from dynatree.calibration import Calibration
+from dynatree.commands import generate
 from dynatree.distil.student import shrink
 from dynatree.trace import Recorder, Trace
 from tests import models
@@ -261,7 +262,7 @@ def test_accepted_tokens_are_green_on_a_terminal(
     for terminal, forbidden in ((True, False), (True, True), (False, False)):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
         (monkeypatch.setenv if forbidden else monkeypatch.delenv)("NO_COLOR", *(["1"] if forbidden else [False]))
-        stream = cli._Stream(tokenizer)
+        stream = generate._Stream(tokenizer)
         stream(tokenizer.encode("a"), 0)
         stream(tokenizer.encode("bc"), 1)
         stream.close()
