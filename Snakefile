@@ -2,6 +2,7 @@
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/library.smk"
 include: "workflow/rules/download.smk"
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/distil.smk"
@@ -16,6 +17,7 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    library,
     data,
     runs,
 

@@ -51,11 +51,17 @@ wildcard_constraints:
     length="[^/]+",
 
 
-@cache
 def library(script, *plugged):
-    """Files of the library that a script imports, and with it the plug-ins `plugged` ("policies.chain", ...)."""
+    """The file that stands for the library files of a script and the plug-ins `plugged` ("policies.chain", ...)."""
+    return f"results/library/{'-'.join([Path(script).stem, *plugged])}.sha256"
+
+
+@cache
+def library_files(group):
+    """Files of the library that a script imports, and with it plug-ins: `group` names them as `library` does."""
+    script, *plugged = group.split("-")
     finder = ModuleFinder(path=[str(Path.cwd())])  # of this checkout alone
-    finder.run_script(script)
+    finder.run_script(f"workflow/scripts/{script}.py")
     for plugin in plugged:
         finder.import_hook(f"dynatree.{plugin}")
     modules = [module for module in finder.modules.values() if module.__file__ and module.__name__ != "__main__"]

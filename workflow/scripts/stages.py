@@ -31,6 +31,7 @@ def of_scale(*keys: str) -> tuple[str, ...]:
 # What a rule reads of params.yaml, a run's own keys apart; ITEM: the data set of the stage's item.
 ITEM = "${item.dataset}"
 READ: dict[str, tuple[str, ...]] = {
+    "library": (),
     "download_data": (f"sources.{ITEM}",),
     "download_model": ("seed", "pairs.${pair}.target"),
     "download_drafter": ("seed", "pairs.${pair}.drafter"),
@@ -192,8 +193,12 @@ def template(job: Job, known: params.Params, stage: Stage) -> Job:
 def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> dict[str, Any]:
     """The stage as dvc.yaml has it. Raises UserError if its jobs do not give one template."""
     outputs = stage.jobs[0].outputs
-    if any(job.outputs != outputs for job in stage.jobs):
+    if stage.rule == "library":  # small files, made together
+        outputs = targets = [path for job in stage.jobs for path in job.outputs]
+    elif any(job.outputs != outputs for job in stage.jobs):
         raise UserError(f"stage of {stage.rule}: its jobs differ in more than the items {', '.join(stage.matrix)}")
+    else:
+        targets = outputs[:1]
     inputs = list(dict.fromkeys(path for job in stage.jobs for path in job.inputs))
     if not stage.matrix and stage.rule not in ("timeline", "memory"):
         # What is read of every data set stands for its folder.
@@ -203,7 +208,7 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
     file = rules[stage.rule]
     deps = ["workflow/rules/common.smk", file, *sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))]
     written: dict[str, Any] = {"matrix": stage.matrix} if stage.matrix else {}
-    written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {outputs[0]}", "deps": deps}
+    written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {' '.join(targets)}", "deps": deps}
     if stage.reads:
         written["params"] = stage.reads
     metrics = [path for path in outputs if path.endswith("metrics.json")]
@@ -234,7 +239,7 @@ def dvc_yaml(root: Path) -> str:
     order = list(READ)
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
     body = {"stages": {name: describe(stage, rules, prefixes) for name, stage in named}}
-    return HEADER + yaml.safe_dump(body, sort_keys=False, width=1000, default_flow_style=False)
+    return HEADER + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
 
 
 def main() -> None:
