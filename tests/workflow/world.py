@@ -31,7 +31,12 @@ class World:
     def make(self) -> None:
         """Copy, shrink, and put under version control."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
-        self.edit(datasets=["tiny_articles"], threads=None)
+        kept = ("penalised", "tree_shape", "prompt_length")
+        experiments = {name: self.params["experiments"][name] for name in kept}
+        figures = ["datasets", "acceptance", "timeline", "tree_shape", "prompt_length", "memory"]
+        self.edit(datasets=["tiny_articles"], threads=None, experiments=experiments, figures=figures)
+        sizes = {"default": self.params["scales"]["tiny"]["experiments"]["default"]}
+        self.edit(scales={"tiny": {**self.params["scales"]["tiny"], "experiments": sizes}})
         self.run("python", "workflow/scripts/stages.py")
         (self.folder / "dvc.lock").unlink(missing_ok=True)
         for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
@@ -50,10 +55,15 @@ class World:
         assert not ok or done.returncode == 0, done.stdout[-6000:]
         return done.stdout
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The plain values of params.yaml."""
+        values: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return values
+
     def edit(self, **changes: Any) -> None:
         """Change params.yaml: keys with `__` for a level (methods__dynatree__threshold=0.1)."""
-        path = self.folder / "params.yaml"
-        values = yaml.safe_load(path.read_text())
+        path, values = self.folder / "params.yaml", self.params
         for key, value in changes.items():
             *sections, last = key.split("__")
             section = values

@@ -9,8 +9,8 @@ import yaml
 
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
-COMPARED = ["autoregressive", "linear", "dynatree"]
-ALSO = ["fixed_d5_b2", "without_lookup", "optimal"]
+COMPARED = ["autoregressive", "dynatree"]
+ALSO = ["fixed_d5_b2", "optimal"]
 SETTINGS = {
     "chains": {"linear": ["K4"]},
     "tree_shape": {"dynatree_threshold": ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]},
@@ -22,7 +22,7 @@ CONDITIONS = {"prompt_tokens": [12, 24], "batches": [1, 2]}
 def tiny(text: str) -> str:
     """params.yaml's text with the tiny selection."""
     values = yaml.safe_load(text)
-    values |= TINY
+    values |= {**TINY, "memory": COMPARED}
     for name, experiment in values["experiments"].items():
         experiment["datasets"] = ["tiny_articles"]
         experiment["methods"] = [method for method in experiment["methods"] if method in COMPARED]
