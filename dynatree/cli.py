@@ -18,15 +18,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="dynatree", description=__doc__)
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    report = commands.add_parser("report", help="explain the result tables")
-    report.add_argument("--schema", action="store_true", required=True, help="print the columns of results/*.parquet")
-    report.set_defaults(run=lambda _: print(schema.describe()))
+    report = commands.add_parser("report", help="explain the result tables and the parameters")
+    what = report.add_mutually_exclusive_group(required=True)
+    what.add_argument("--schema", action="store_true", help="print the columns of results/*.parquet")
+    what.add_argument("--parameters", action="store_true", help="print the keys of params.yaml")
+    report.set_defaults(run=_report)
     others = [module.register(commands.add_parser, _folder) for module in COMMANDS]
     for each in (parser, report, *others):
         each.error = _refuse  # argparse would print the usage above the error
     with reported():
         parsed = parser.parse_args(arguments)
         parsed.run(parsed)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    if arguments.schema:
+        print(schema.describe())
+    else:
+        from dynatree import reference  # imports torch, with every plug-in
+
+        print(reference.describe())
 
 
 def _refuse(message: str) -> NoReturn:

@@ -37,6 +37,7 @@ SKIPPED = {
     "snakemake --cores 1 all": WORKFLOW,
     "snakemake --cores 1 all && dvc commit --force": WORKFLOW,
     "snakemake --cores 1 --forcerun calibrate -- all": WORKFLOW,
+    "snakemake --cores 1 --keep-going all; snakemake --cores 1 partial": WORKFLOW,
     "dvc metrics diff": WORKFLOW,
     "dvc repro": WORKFLOW,
     "dvc repro --force --no-run-cache": WORKFLOW,
@@ -72,6 +73,13 @@ def test_every_command_is_run_or_skipped_for_a_reason() -> None:
     unknown = {line for line in written - set(SKIPPED) if not line.startswith(("dynatree ", "sed -i "))}
     assert not unknown
     assert not set(SKIPPED) - written
+
+
+@pytest.mark.parametrize("kind", ["schema", "parameters"])
+def test_references_are_what_the_code_says(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a reference of tables or keys that a change left behind."""
+    cli.main(["report", f"--{kind}"])
+    assert (ROOT / "docs" / f"{kind}.md").read_text(encoding="utf-8") == capsys.readouterr().out
 
 
 def test_make_targets_and_scripts_exist() -> None:

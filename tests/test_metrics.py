@@ -318,3 +318,23 @@ def test_rows_fit_the_schema() -> None:
     }.items():
         assert set(rows[0]) == set(TABLES[name].names)
         assert metrics.table(name, rows).num_rows == len(rows)
+
+
+def test_costs_tell_batches_apart(tmp_path: Path) -> None:
+    """Guards against the costs of eight requests being drawn as those of one."""
+    curve = {"contexts": [64], "tokens": [1, 2], "seconds": [[0.01, 0.02]]}
+    wide = {**curve, "seconds": [[0.05, 0.06]]}
+    files.write_json(
+        tmp_path / "costs.json",
+        {"verify": curve, "draft": None, "batches": [{"rows": 8, "verify": wide, "draft": curve}]},
+    )
+    rows = metrics.costs(tmp_path / "costs.json")
+    assert [(r["part"], r["batch"], r["tokens"], r["ms"]) for r in rows] == [
+        ("verify", 1, 1, 10.0),
+        ("verify", 1, 2, 20.0),
+        ("verify", 8, 1, 50.0),
+        ("verify", 8, 2, 60.0),
+        ("draft", 8, 1, 10.0),
+        ("draft", 8, 2, 20.0),
+    ]
+    assert metrics.table("costs", rows).num_rows == 6

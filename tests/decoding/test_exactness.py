@@ -235,3 +235,22 @@ def test_a_sibling_changes_no_other_nodes_logits(target: Build, data: st.DataObj
         model.forward(torch.tensor(committed[:-1]), cache)
         results.append(model.forward(one.tokens, cache, one.positions(2), one.attention_mask(2)))
     assert torch.allclose(results[0], results[1][:-1], atol=1e-10)
+
+
+def test_a_drafter_can_range_over_all_tokens(target: Build) -> None:
+    """Guards against an ablation that still drafts over the short list, or whose forwards nobody counts."""
+    model = target()
+    related = models.related(model)
+    drafter = LanguageModel(related.model, name="short", draft_vocabulary=torch.arange(10, 20))
+    plain = reference(model, PROMPT, 24)
+    drafted = {}
+    for short in (True, False):
+        knobs = {**TREES["threshold"], "draft_vocabulary": short}
+        decoder = plugins.load("decoding", "speculative").Decoder(model, drafter, None, **knobs)
+        trace = decoder.decode([*PROMPT], 24)
+        assert trace.output == plain
+        assert trace.draft_forwards == sum(r.draft_forwards for r in trace.rounds) > 0
+        drafted[short] = {token for r in trace.rounds for token in r.tree["tokens"][1:]}
+    assert drafted[True] <= set(range(10, 20))
+    assert not drafted[False] <= set(range(10, 20))
+    assert drafter.draft_vocabulary is not None

@@ -90,6 +90,20 @@ def test_reverted_tau_is_restored(world: World):
     assert not world.snakemake()
 
 
+def test_partial_tables_name_what_is_missing(world: World):
+    """Guards against one failed run that keeps all others' results from being looked at."""
+    missing = next(iter(runs(world)))
+    lost = world.folder / "results" / missing / "timings.json"
+    aside = lost.rename(world.folder / "aside.json")
+    said = world.run("snakemake", "--cores", 1, "partial")
+    aside.rename(lost)
+    assert f"missing: {missing}" in said
+    reached = json.loads((world.folder / "results/partial/metrics.json").read_text())
+    assert "dynatree" in reached
+    assert missing.split("/")[1] not in reached
+    assert not world.snakemake()
+
+
 def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     """The same as in DVC."""
     world.edit(**{TAU: 0.4})
