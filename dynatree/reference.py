@@ -21,8 +21,8 @@ def describe() -> str:
     lines = [
         "# The keys of `params.yaml`",
         "",
-        "Made from the classes that check them, by `dynatree report --parameters`. A key without a default must be given;",
-        "a key that is not listed is refused.",
+        "Made from the classes that check them, by `dynatree report --parameters`. A key without a default must be",
+        "given; a key that is not listed is refused.",
         "",
         "## The file",
         "",
@@ -94,11 +94,10 @@ def nested(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
     seen: dict[type[BaseModel], None] = {}
 
     def walk(annotation: Any) -> None:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            if annotation not in seen:
-                seen[annotation] = None
-                for field in annotation.model_fields.values():
-                    walk(field.annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and annotation not in seen:
+            seen[annotation] = None
+            for field in annotation.model_fields.values():
+                walk(field.annotation)
         for part in get_args(annotation):
             walk(part)
 
