@@ -9,7 +9,7 @@ SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
 LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
 
-.PHONY: all report test check quick fast clean prune touch benchmark dvc.yaml
+.PHONY: all report test check quick fast drills clean prune touch benchmark dvc.yaml
 all: $(STAMP)
 	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
 	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
@@ -31,6 +31,10 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m pytest
+
+# What goes wrong on machines, tried out on a tiny pair; each drill leaves its transcript in docs/drills. Ten minutes.
+drills: $(STAMP)
+	$(BIN)/python -m pytest -o python_files='drill_*.py' tests/drills
 
 # The same rules on tiny random models, in a copy of the checkout under build/quick. Its timings mean nothing, so timed
 # jobs need not run alone: two at a time, of one thread each.

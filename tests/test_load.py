@@ -36,7 +36,7 @@ def build(method: str) -> Any:
 @pytest.mark.slow
 @pytest.mark.skipif(not STATM.is_file(), reason="the system does not tell a process its memory in /proc")
 @pytest.mark.parametrize(
-    ("method", "rounds"), [("cost aware", 300), ("hybrid", 60), ("assisted", 40), ("prompt_lookup", 60)]
+    ("method", "rounds"), [("cost aware", 100), ("hybrid", 60), ("assisted", 40), ("prompt_lookup", 60)]
 )
 def test_memory_is_flat_and_outputs_stay(method: str, rounds: int) -> None:
     """Guards against caches, hooks and counters that grow with every request, and against what one leaves behind."""

@@ -15,7 +15,7 @@ import pytest
 from dynatree import files, params, plugins, provenance
 from dynatree.render import render
 from tests.figures import tables
-from tests.workflow.world import World
+from tests.workflow.world import ROOT, World
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Figures of made-up tables, and the report on them, built where nothing can be downloaded."""
     made = World(tmp_path_factory.mktemp("report"))
     made.make()
+    made.edit(figures=params.read(ROOT / "params.yaml").figures)
     known = params.read(made.folder / "params.yaml")
     content = tables.make()
     for name in known.figures:

@@ -31,9 +31,9 @@ class World:
     def make(self) -> None:
         """Copy, shrink, and put under version control."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
-        kept = ("penalised", "tree_shape", "prompt_length")
-        experiments = {name: self.params["experiments"][name] for name in kept}
-        figures = ["datasets", "acceptance", "timeline", "tree_shape", "prompt_length", "memory"]
+        # Enough to tell what a change recomputes; `make quick` runs every experiment and figure.
+        experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length")}
+        figures = ["datasets", "tree_shape", "memory"]
         self.edit(datasets=["tiny_articles"], threads=None, experiments=experiments, figures=figures)
         sizes = {"default": self.params["scales"]["tiny"]["experiments"]["default"]}
         self.edit(scales={"tiny": {**self.params["scales"]["tiny"], "experiments": sizes}})

@@ -1,0 +1,131 @@
+"""What goes wrong on machines: killed jobs, a second make, no memory, a full disk. Each leaves its transcript."""
+
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from dynatree import files, grid, params
+from tests.drills.transcript import Running, Transcript, make
+from tests.workflow.world import World
+
+RULES = (
+    *("download_data", "download_model", "tokenise", "choose_prompts", "distil", "calibrate", "generate"),
+    *("memory", "timeline", "drafter_report", "perplexity", "aggregate", "draw"),
+)
+STEPS = r"steps \(100%\) done|Nothing to be done"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A checkout in a folder whose name has spaces and letters beyond ASCII."""
+    made = World(tmp_path / "Bäume mit Lücken")
+    made.make()
+    return made
+
+
+def records(world: World) -> dict[Path, int]:
+    """Records and tables that are there, each read to its end, with the time it was written."""
+    found = {}
+    for path in sorted((world.folder / "results").rglob("*")):
+        if path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".jsonl":
+            files.read_jsonl(path)
+        elif path.suffix == ".parquet":
+            parquet.read_table(path)
+        if path.suffix in (".json", ".jsonl", ".parquet"):
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def test_killed_in_every_kind_of_job(world: World) -> None:
+    """Nothing half-written is read, finished runs are not repeated, no lock has to be lifted by hand."""
+    page = Transcript(
+        world,
+        "Killed in every kind of job",
+        "`make all` is killed (`kill -9` of the whole family) while a job of each rule runs, and started again each "
+        "time. What was written by then can be read to its end, and what was finished is not measured again.",
+    )
+    finished: dict[Path, int] = {}
+    for rule in RULES:
+        running = Running(world, *make("all"))
+        running.wait_for(rf"^(?:local)?rule {rule}:")
+        time.sleep(0.7)
+        running.kill()
+        now = records(world)
+        runs = {path: at for path, at in now.items() if path.name == files.TIMINGS}
+        assert all(runs.get(path) == at for path, at in finished.items())
+        finished = runs
+        page.note(f"make all    # killed in rule {rule}", f"{len(now)} records and tables are whole", "whole")
+    running = Running(world, *make("all"))
+    running.wait_for(r"^localrule|^rule")
+    second = subprocess.run(make("all"), cwd=world.folder, capture_output=True, text=True)
+    assert second.returncode != 0
+    page.say("While one `make all` runs, a second one says so and stops:")
+    page.note("make all", second.stdout + second.stderr, "another make")
+    assert "another make is running the job graph here" in second.stderr
+    running.wait_for(STEPS, 900)
+    running.process.wait()
+    page.say("The first one ends:")
+    page.note("make all", running.output, STEPS)
+    after = records(world)
+    assert all(after[path] == at for path, at in finished.items())
+    page.run(*make("all"), keep=STEPS)
+    page.write("killed")
+
+
+def test_a_run_without_memory_leaves_the_others(world: World) -> None:
+    """A run that cannot get memory fails with its message; the others go on, and `partial` names what is missing."""
+    page = Transcript(
+        world,
+        "A run without memory",
+        "One run's address space is limited; its job fails and says why, `--keep-going` makes the others, and the "
+        "target `partial` makes tables of what is there and names what is missing.",
+    )
+    page.run("snakemake", "--cores", 1, "results/calibration/costs.json", keep=STEPS)
+    run = next(folder for folder in grid.expand(params.read(world.folder / "params.yaml")) if "linear" in folder)
+    limited = f"ulimit -v 1500000; snakemake --cores 1 results/{run}/timings.json"
+    failed = page.run("bash", "-c", limited, keep=r"(?i)memory|MemoryError|^error", ok=False)
+    assert "emory" in failed or "allocate" in failed
+    kept = [folder for folder in grid.expand(params.read(world.folder / "params.yaml")) if folder.startswith("runs/")]
+    others = [f"results/{folder}/timings.json" for folder in kept if folder != run]
+    page.run("snakemake", "--cores", 1, "--keep-going", *others, keep=STEPS)
+    said = page.run("snakemake", "--cores", 1, "partial", keep="^missing: runs")
+    assert f"missing: {run}" in said
+    page.write("memory")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+def test_a_full_disk(tmp_path: Path) -> None:
+    """A clear error, nothing corrupt, and once there is room the same command goes on."""
+    home = tmp_path / "small"
+    home.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(home)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no mount: {mounted.stderr.decode()}")
+    try:
+        world = World(home / "world")
+        world.make()
+        page = Transcript(
+            world,
+            "A full disk",
+            "The checkout lies on a file system with hardly any room. The job that finds it full says so; what was "
+            "written before is whole. With room, the same command goes on.",
+        )
+        filler = home / "filler"
+        free = os.statvfs(home).f_bavail * os.statvfs(home).f_frsize
+        filler.write_bytes(b"\0" * max(0, free - 600_000))
+        failed = page.run(*make("all"), keep="No space left", ok=False)
+        assert "No space left on device" in failed
+        records(world)
+        filler.unlink()
+        subprocess.run(["mount", "-o", "remount,size=400m", str(home)], check=True)
+        page.run(*make("all"), keep=STEPS)
+        page.write("full_disk")
+    finally:
+        subprocess.run(["umount", "-l", str(home)], check=False)

@@ -1,0 +1,83 @@
+"""What a drill did, as a page of docs/drills: commands with the lines of their output that matter."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.workflow.world import BIN, ENVIRONMENT, ROOT, World
+
+PAGES = ROOT / "docs/drills"
+
+
+class Transcript:
+    """Runs commands in a world and keeps them; `write` makes the page."""
+
+    def __init__(self, world: World, title: str, about: str):
+        self.world = world
+        self._lines = [f"# {title}", "", about, ""]
+
+    def say(self, text: str) -> None:
+        """A sentence between commands."""
+        self._lines += [text, ""]
+
+    def run(self, *command: Any, keep: str = "", ok: bool = True, cwd: Path | None = None) -> str:
+        """Run and keep the command with the lines of its output that match `keep`; returns all of the output."""
+        output = self.world.run(*command, ok=ok, cwd=cwd)
+        self.note(shown(command), output, keep)
+        return output
+
+    def note(self, command: str, output: str, keep: str) -> None:
+        """Keep a command that was run elsewhere."""
+        lines = [line for line in output.splitlines() if keep and re.search(keep, line)]
+        cleaned = [line.replace(str(self.world.folder), ".").replace(str(BIN) + "/", "").rstrip() for line in lines]
+        self._lines += ["```text", f"$ {command}", *dict.fromkeys(cleaned), "```", ""]
+
+    def write(self, name: str) -> None:
+        """docs/drills/<name>.md."""
+        PAGES.mkdir(parents=True, exist_ok=True)
+        (PAGES / f"{name}.md").write_text("\n".join(self._lines).rstrip() + "\n", encoding="utf-8")
+
+
+def shown(command: tuple[Any, ...]) -> str:
+    """A command as it would be typed, without this environment's paths."""
+    words = [str(part) for part in command]
+    return " ".join(word for word in words if not word.startswith(("--old-file=", "VENV=")))
+
+
+def make(*targets: str) -> list[str]:
+    """`make` with this Python's environment."""
+    venv = BIN.parent
+    return ["make", f"--old-file={venv}/.ready", f"VENV={venv}", *targets]
+
+
+class Running:
+    """A command in a session of its own, whose whole family can be killed."""
+
+    def __init__(self, world: World, *command: str):
+        self._log = world.folder.parent / f"output-{time.monotonic_ns()}.txt"
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=world.folder, env=ENVIRONMENT, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        """So far."""
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, pattern: str, seconds: float = 300) -> None:
+        """Until the output matches. Fails if the command ends before, or takes too long."""
+        until = time.monotonic() + seconds
+        while not re.search(pattern, self.output, re.M):
+            assert self.process.poll() is None, f"{pattern} never came:\n{self.output[-2000:]}"
+            assert time.monotonic() < until, f"{pattern} did not come in {seconds} s"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        """kill -9 to all of them."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
