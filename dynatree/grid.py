@@ -147,11 +147,16 @@ def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
     experiment = params.experiments[title]
     for name in experiment.methods:
         yield f"methods.{name}", name, params.methods[name]
-    for name, listed in experiment.settings.items():
-        usual = params.methods[name]
-        for text in listed:
-            key = f"experiments.{title}.settings.{name}.{text}"
-            yield key, name, Method(decoder=usual.decoder, **checked(key, partial(with_settings, usual.knobs), text))
+    further = {f"experiments.{title}": experiment.settings}
+    if title in params.sizes.experiments:
+        further[f"scales.{params.scale}.experiments.{title}"] = params.sizes.experiments[title].settings
+    for place, settings_of in further.items():
+        for name, listed in settings_of.items():
+            usual = params.methods[name]
+            for text in listed:
+                key = f"{place}.settings.{name}.{text}"
+                knobs = checked(key, partial(with_settings, usual.knobs), text)
+                yield key, name, Method(decoder=usual.decoder, **knobs)
     for name, method in experiment.also.items():
         yield f"experiments.{title}.also.{name}", name, method
 

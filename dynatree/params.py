@@ -40,10 +40,11 @@ class Calibration(Knobs):
 
 
 class Size(Knobs):
-    """Of an experiment: prompts a data set and tokens of their outputs."""
+    """Of an experiment: prompts a data set and tokens of their outputs; `settings`: further ones at this scale."""
 
     prompts: int = Field(ge=1)
     output_tokens: int = Field(ge=2)
+    settings: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class BenchmarkSize(Knobs):
@@ -317,8 +318,14 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
                 raise UserError(f"{origin}: {key}.also: {name!r} is one of `methods`; choose another name")
         among(f"{key}.methods", "autoregressive", experiment.methods)
     for title, scale in params.scales.items():
-        for name in scale.experiments:
+        for name, size in scale.experiments.items():
             among(f"scales.{title}.experiments", name, ["default", *params.experiments])
+            known = params.experiments[name].settings if name in params.experiments else {}
+            for method, listed in size.settings.items():
+                key = f"scales.{title}.experiments.{name}.settings"
+                among(key, method, list(known))
+                if twins := sorted({text for text in listed if [*listed, *known[method]].count(text) > 1}):
+                    raise UserError(f"{origin}: {key}.{method}: {twins[0]} stands there twice")
         among(f"scales.{title}.experiments", "default", list(scale.experiments))
     for name, method in params.benchmark.also.items():
         check_plugs(f"benchmark.also.{name}", method)

@@ -141,3 +141,14 @@ def test_a_changed_knob_is_another_folder() -> None:
     assert {folder for folder in new - old if folder.startswith("runs/")} == {
         f"runs/dynatree/D5_B3_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
     }
+
+
+def test_a_scale_has_further_settings() -> None:
+    """Guards against the study running the laptop's few settings, or the laptop all of the study's."""
+    counts = {}
+    for scale in ("laptop", "study"):
+        found = grid.expand(params.check({**RAW, "scale": scale}))
+        counts[scale] = sum(run.top == "tree_shape" and run.method == "dynatree_threshold" for run in found.values())
+    usual = RAW["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
+    more = RAW["scales"]["study"]["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
+    assert counts == {"laptop": len(usual), "study": len(usual) + len(more)}

@@ -71,6 +71,12 @@ def test_the_projects_own_parameters_pass() -> None:
         ("experiments.prompt_length.batches", [2, 2], ["experiments.prompt_length.batches", "2 stands there twice"]),
         ("experiments.runs", {"datasets": ["wikipedia"], "methods": ["autoregressive"]}, ["experiments.runs", "taken"]),
         ("scales.tiny.experiments", {"magic": {"prompts": 1, "output_tokens": 2}}, ["no 'magic'"]),
+        ("scales.study.experiments.tree_shape.settings", {"linear": []}, ["tree_shape.settings: no 'linear'"]),
+        (
+            "scales.study.experiments.tree_shape.settings.dynatree_threshold",
+            ["D8_B3_tau0.03_N64"],
+            ["scales.study.experiments.tree_shape.settings.dynatree_threshold: D8_B3_tau0.03_N64 stands there twice"],
+        ),
         ("scales.tiny.experiments", {}, ["scales.tiny.experiments: no 'default'"]),
         ("memory", ["linear", "linear"], ["memory:", "twice"]),
         ("sources.wikipedia.kind", "rumour", ["sources.wikipedia.kind: no 'rumour'", "gutenberg"]),

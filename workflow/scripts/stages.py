@@ -114,7 +114,9 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
         stage.matrix["dataset"] = f"${{{key}.datasets}}"
         stage.reads += of_scale(f"experiments.{title if title in known.sizes.experiments else 'default'}")
         if run.method in experiment.settings:
-            stage.matrix["settings"], written = f"${{{key}.settings.{run.method}}}", "${item.settings}"
+            listed = run.key.rpartition(f".{run.settings}")[0]  # of the experiment, or of its size at this scale
+            stage.matrix["settings"], written = f"${{{listed}}}", "${item.settings}"
+            name += "_more" if listed.startswith("scales.") else ""
             stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*params.PLUGGED, "decoder")]
         else:
             stage.reads.append(run.key)
