@@ -321,11 +321,11 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         for name, size in scale.experiments.items():
             among(f"scales.{title}.experiments", name, ["default", *params.experiments])
             known = params.experiments[name].settings if name in params.experiments else {}
-            for method, listed in size.settings.items():
+            for swept, listed in size.settings.items():
                 key = f"scales.{title}.experiments.{name}.settings"
-                among(key, method, list(known))
-                if twins := sorted({text for text in listed if [*listed, *known[method]].count(text) > 1}):
-                    raise UserError(f"{origin}: {key}.{method}: {twins[0]} stands there twice")
+                among(key, swept, list(known))
+                if twins := sorted({text for text in listed if [*listed, *known[swept]].count(text) > 1}):
+                    raise UserError(f"{origin}: {key}.{swept}: {twins[0]} stands there twice")
         among(f"scales.{title}.experiments", "default", list(scale.experiments))
     for name, method in params.benchmark.also.items():
         check_plugs(f"benchmark.also.{name}", method)
