@@ -1,5 +1,6 @@
 # The paired benchmark: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
 include: "common.smk"
+include: "library.smk"
 include: "draw.smk"
 
 
