@@ -4,10 +4,11 @@ Knows no figure and reads no file; looks and names are those of theme.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import altair as alt
+import pyarrow as pa
 
 from dynatree import theme
 
@@ -71,6 +72,26 @@ def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:
     for length in dict.fromkeys((lengths[0], lengths[-1])):
         text += f" At {length:,} {unit}: {fastest([row for row in rows if row['x'] == length], names)}."
     return text.strip()
+
+
+def along(
+    tables: Mapping[str, pa.Table], experiment: str, metrics: Iterable[str], column: str
+) -> dict[str, list[theme.Row]]:
+    """Of an experiment the rows of `summary` of each metric, with `x` (of `column`) and `label`, in drawing order.
+
+    Plain decoding's speedup is 1 and no line. Raises UserError without such rows.
+    """
+    every = {metric: theme.rows(tables, "summary", experiment=experiment, metric=metric) for metric in metrics}
+    names = theme.labels((row["method"], row["settings"]) for rows in every.values() for row in rows)
+    order = list(names)
+    return {
+        metric: [
+            row | {"x": row[column], "label": names[row["method"], row["settings"]]}
+            for row in sorted(rows, key=lambda row: (order.index((row["method"], row["settings"])), row[column]))
+            if row["value"] is not None and (metric, row["method"]) != ("speedup", BASELINE)
+        ]
+        for metric, rows in every.items()
+    }
 
 
 class Values(NamedTuple):

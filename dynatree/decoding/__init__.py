@@ -9,11 +9,14 @@ A decoder is one file with a class `Decoder` of (target, drafter, calibration, *
                            the same for each of several prompts, decoded together; left out where it cannot be
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from dynatree.calibration import Calibration
 from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel
+from dynatree.processors import PLAIN, Processors
+from dynatree.trace import Clock, OnCommit, Trace
 
 
 class Needs(NamedTuple):
@@ -49,3 +52,40 @@ class TargetAlone:
     ):
         self._knobs: Any = self.Settings(**knobs)
         self._target = target
+
+
+class Batched:
+    """Base of a decoder whose loop is over several requests, of which one may be all."""
+
+    def _decode(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int],
+        on_commit: OnCommit | None,
+        clock: Clock | None,
+        processors: Processors,
+    ) -> list[Trace]:
+        raise NotImplementedError
+
+    def decode(
+        self,
+        prompt: list[int],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+        processors: Processors = PLAIN,
+    ) -> Trace:
+        """Up to `max_new_tokens` tokens after `prompt`, greedily; ends behind the first token of `eos_ids`."""
+        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
+
+    def decode_batch(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        eos_ids: frozenset[int] = frozenset(),
+        processors: Processors = PLAIN,
+    ) -> list[Trace]:
+        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
+        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)

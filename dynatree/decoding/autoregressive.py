@@ -6,37 +6,15 @@ import torch
 
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
-from dynatree.decoding import TargetAlone
-from dynatree.processors import PLAIN, Processors
+from dynatree.decoding import Batched, TargetAlone
+from dynatree.processors import Processors
 from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.verification.greedy import greedy_tokens
 
 
-class Decoder(TargetAlone):
+class Decoder(TargetAlone, Batched):
     """Our own autoregressive loop on our own cache."""
-
-    def decode(
-        self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
-        on_commit: OnCommit | None = None,
-        clock: Clock | None = None,
-        processors: Processors = PLAIN,
-    ) -> Trace:
-        """Up to `max_new_tokens` tokens after `prompt`; ends behind the first token of `eos_ids`."""
-        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
-
-    def decode_batch(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
-        processors: Processors = PLAIN,
-    ) -> list[Trace]:
-        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
-        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
 
     def _decode(
         self,

@@ -16,9 +16,9 @@ from dynatree import plugins
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
-from dynatree.decoding import Needs
+from dynatree.decoding import Batched, Needs
 from dynatree.model import LanguageModel, check_pair
-from dynatree.processors import PLAIN, Processors
+from dynatree.processors import Processors
 from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import TokenTree
@@ -142,7 +142,7 @@ class Row(Request):
         )
 
 
-class Decoder:
+class Decoder(Batched):
     """Drafts a tree, verifies it in one forward, keeps the accepted path (method: SpecInfer, Miao et al. 2024)."""
 
     @staticmethod
@@ -178,28 +178,6 @@ class Decoder:
         # One table a batch size, so that what it warns of is said once.
         self._shared = cache(lambda rows: calibration.shared(rows) if calibration and priced else calibration)
         self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
-
-    def decode(
-        self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
-        on_commit: OnCommit | None = None,
-        clock: Clock | None = None,
-        processors: Processors = PLAIN,
-    ) -> Trace:
-        """Exactly what greedy `autoregressive` gives for the same arguments, in fewer target forwards."""
-        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
-
-    def decode_batch(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
-        processors: Processors = PLAIN,
-    ) -> list[Trace]:
-        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
-        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
 
     def _decode(
         self,

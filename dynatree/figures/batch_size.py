@@ -17,7 +17,7 @@ SIZE = (270, 180)
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A row a data set: left throughput, right speedup over plain decoding. Raises UserError without the experiment."""
-    found = _found(tables)
+    found = panels.along(tables, EXPERIMENT, METRICS, "batch")
     every = [row for rows in found.values() for row in rows]
     sizes = sorted({row["x"] for row in every})
     x = alt.X(
@@ -38,24 +38,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * SIZE[0]), *lines))
 
 
-def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
-    """Rows of each metric, with `x` and `label`, in drawing order; plain decoding's speedup is 1 and no line."""
-    every = {metric: theme.rows(tables, "summary", experiment=EXPERIMENT, metric=metric) for metric in METRICS}
-    names = theme.labels((row["method"], row["settings"]) for rows in every.values() for row in rows)
-    order = list(names)
-    return {
-        metric: [
-            row | {"x": row["batch"], "label": names[row["method"], row["settings"]]}
-            for row in sorted(rows, key=lambda row: (order.index((row["method"], row["settings"])), row["batch"]))
-            if row["value"] is not None and (metric, row["method"]) != ("speedup", panels.BASELINE)
-        ]
-        for metric, rows in every.items()
-    }
-
-
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who is fastest at the smallest and the largest batch, and at which batch each method's gain ends."""
-    found = _found(tables)
+    found = panels.along(tables, EXPERIMENT, METRICS, "batch")
     parts = ["Requests decoded together: tokens/s of the whole batch, and speedup over our autoregressive loop there."]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
         parts.append(f"On {title} ({panels.prompts(here)} a size):")

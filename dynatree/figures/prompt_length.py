@@ -17,7 +17,7 @@ SIZE = (270, 170)
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A column a data set: speedup above, ms to the first token below. Raises UserError without speedups."""
-    found = _found(tables)
+    found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     every = [row for rows in found.values() for row in rows]
     ticks = sorted({row["x"] for row in every})
     x = panels.lengths("prompt tokens", ticks)
@@ -37,26 +37,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
 
 
-def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
-    """Rows a metric, with `x` and `label`, in drawing order; plain decoding's speedup is 1 and no line."""
-    every = {metric: theme.rows(tables, "summary", experiment=EXPERIMENT, metric=metric) for metric in METRICS}
-    names = theme.labels((row["method"], row["settings"]) for rows in every.values() for row in rows)
-    order = list(names)
-    return {
-        metric: [
-            row | {"x": row["prompt_tokens"], "label": names[row["method"], row["settings"]]}
-            for row in sorted(
-                rows, key=lambda row: (order.index((row["method"], row["settings"])), row["prompt_tokens"])
-            )
-            if row["value"] is not None and (metric, row["method"]) != ("speedup", panels.BASELINE)
-        ]
-        for metric, rows in every.items()
-    }
-
-
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who is fastest at which length; at both ends by how much, whether resolved, and the wait for the first token."""
-    found = _found(tables)
+    found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
     parts = ["Speedup over our autoregressive loop on the same prompts, and time to the first token, by prompt length."]
     for title, here in panels.places([row for rows in found.values() for row in rows]):

@@ -1,12 +1,13 @@
 """What a drill did, as a page of docs/drills: commands with the lines of their output that matter."""
 
-import os
 import re
-import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.workflow.world import BIN, ENVIRONMENT, ROOT, World
 
@@ -78,6 +79,9 @@ class Running:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """kill -9 to all of them."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """kill -9 to all of them; a job is a family of its own, which a signal to the first one's group does not reach."""
+        family = psutil.Process(self.process.pid)
+        for process in (family, *family.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self.process.wait()
