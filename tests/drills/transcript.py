@@ -79,7 +79,7 @@ class Running:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """kill -9 to all of them. A job is a group of its own, which a signal to the first one's group never reaches."""
+        """kill -9 to all of them. A job is a group of its own, which a signal to the first one's group misses."""
         family = psutil.Process(self.process.pid)
         for process in (family, *family.children(recursive=True)):
             with suppress(psutil.NoSuchProcess):
