@@ -59,6 +59,7 @@ class Running:
     """A command in a session of its own, whose whole family can be killed."""
 
     def __init__(self, world: World, *command: str):
+        self._folder = world.folder
         self._log = world.folder.parent / f"output-{time.monotonic_ns()}.txt"
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
@@ -85,3 +86,5 @@ class Running:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
+        # A job that was being started in that moment ends by itself, and holds the lock until then.
+        subprocess.run(["flock", ".snakemake.lock", "true"], cwd=self._folder, check=True)
