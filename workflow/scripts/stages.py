@@ -101,13 +101,11 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
     knobs, title = dict(run.knobs), run.top
     stage = Stage(rule, reads=[*READ[rule]])
     if title not in known.experiments:
-        stage.matrix["dataset"] = "${datasets}"
         name, written = f"{'generate' if title == 'runs' else title}_{run.method}", settings(run.key, knobs)
         stage.reads.append(run.key)
         if title == "runs":
+            stage.matrix["dataset"] = "${datasets}"
             stage.reads += of_scale("prompts", "output_tokens", "repeats")
-        else:
-            del stage.matrix["dataset"]
     else:
         experiment, key = known.experiments[title], f"experiments.{title}"
         name, written = f"{title}_{run.method}", settings(run.key, knobs)
