@@ -54,6 +54,8 @@ def audit(
 ) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
 
+    `repeated` [output tokens] says which of them are repetition, `repetition` how large a share.
+
     Flips and gaps are of the processed logits, the perplexity is of the target's own.
 
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
@@ -74,6 +76,7 @@ def audit(
             f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
             f"more than rounding explains ({eps:.1g})"
         )
+    again = repeated(prompt, output)
     loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
     return {
         "flips": len(flips),
@@ -81,21 +84,24 @@ def audit(
         "largest_gap": worst,
         "negative_log_likelihood": loss,
         "perplexity": math.exp(min(loss, 700.0)),  # finite, so that records can hold it
-        "repetition": repetition(prompt, output),
+        "repetition": sum(again) / len(again),
+        "repeated": again,
         "tolerance": eps,
     }
 
 
-def repetition(prompt: list[int], output: list[int], order: int = REPETITION_ORDER) -> float:
-    """Share of output tokens i whose `order`-gram ending at i occurred earlier in prompt + output."""
+def repeated(prompt: list[int], output: list[int], order: int = REPETITION_ORDER) -> list[int]:
+    """Of each output token 1 if the `order`-gram that ends there occurred earlier in prompt + output, else 0."""
     text = [*prompt, *output]
     seen: set[tuple[int, ...]] = set()
-    repeated = 0
-    for end in range(order, len(text) + 1):
-        gram = tuple(text[end - order : end])
-        repeated += end > len(prompt) and gram in seen
-        seen.add(gram)
-    return repeated / len(output)
+    flags = []
+    for end in range(1, len(text) + 1):
+        gram = tuple(text[max(0, end - order) : end])
+        if end > len(prompt):
+            flags.append(int(gram in seen))
+        if end >= order:
+            seen.add(gram)
+    return flags
 
 
 def records(

@@ -20,6 +20,8 @@ from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Drafter
 from dynatree.model import LanguageModel
+from dynatree.processors import Processors
+from dynatree.trace import Clock
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
 
@@ -34,6 +36,10 @@ RANKS = 4
 RATED = 8
 # Times that a level besides its forward is timed at least: it takes well below a millisecond.
 LEAST_HANDLED = 20
+
+# What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
+DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 8, "branch": 3, "threshold": 0.01, "budget": 63}
+NEW_TEXT = Processors(repetition_penalty=1.2)
 
 Step = Callable[[list[KeyValueCache], int], None]
 
@@ -65,9 +71,13 @@ def pair(
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
     fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
+    known = steps(continuations, drafter)
     with measure.alone():
         table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints, batches)
-    return Calibration(table, steps(continuations, drafter))
+        if drafter:
+            beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
+            table = table.drafting_plus(beyond)
+    return Calibration(table, known)
 
 
 def costs(
@@ -142,6 +152,32 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
 
     whole, bare = _medians([level, forward], min(repeats, (drafter.context_limit or 2**31) - context - 2))
     return max(0.0, whole - bare)
+
+
+def while_decoding(
+    target: LanguageModel,
+    drafter: LanguageModel,
+    prompts: Sequence[list[int]],
+    output_tokens: int,
+    calibration: Calibration,
+) -> float:
+    """Median seconds that a level takes in decoding beyond what the table says, at least 0.
+
+    Between two target forwards the drafter's weights leave the processor's caches, and the policy thinks. Decoded are
+    texts that do not loop: in loops hardly a level is drafted.
+    """
+    decoder = measure.build(target, drafter, "speculative", DECODING, calibration)
+    draft, beyond = calibration.costs.draft, []
+    assert draft is not None, "the table has the drafter's costs"
+    for prompt in prompts:
+        trace = decoder.decode(prompt, output_tokens, clock=Clock(instrumented=True), processors=NEW_TEXT)
+        taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
+        for number, fact in enumerate(trace.rounds):
+            if fact.draft_forwards:
+                beyond.append(taken[number] / fact.draft_forwards - float(draft.at(len(prompt), 1)[1]))
+    found = max(0.0, statistics.median(beyond)) if beyond else 0.0
+    print(f"calibrate: a level takes {1000 * found:.1f} ms more in decoding ({len(beyond)} rounds)", file=sys.stderr)
+    return found
 
 
 def _fitting(model: LanguageModel, contexts: Sequence[int]) -> list[int]:

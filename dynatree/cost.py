@@ -96,3 +96,8 @@ class CostTable(Knobs):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, nearest)
         verify, draft = measured[nearest]
         return self.model_copy(update={"verify": verify, "draft": draft})
+
+    def drafting_plus(self, seconds: float) -> "CostTable":
+        """The table with draft forwards, also those of batches, that take `seconds` more."""
+        batches = [batch.model_copy(update={"draft": batch.draft and batch.draft.plus(seconds)}) for batch in self.batches]
+        return self.model_copy(update={"draft": self.draft and self.draft.plus(seconds), "batches": batches})

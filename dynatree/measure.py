@@ -25,6 +25,7 @@ from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
 from dynatree.trace import Clock, Trace
 from dynatree.verification.greedy import greedy_tokens
+from dynatree.watermark import HighWater
 
 WARM_UP_TOKENS = 16
 REFERENCE_CONTEXT = 64
@@ -127,19 +128,24 @@ def generate_batches(
     """As `generate`, for groups of `batch` prompts decoded together, in order; the last group may be smaller.
 
     `seconds` of a timing are those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens
-    that it emitted; `commits` are the prompt's own, from the group's start.
+    that it emitted; `commits` are the prompt's own, from the group's start. `peak_bytes`: the most memory that the
+    process had in use meanwhile; null where the system does not tell.
     """
     check_batch(decoder, batch)
     groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+    water = HighWater(target.device)
     outputs, timings = [], []
     with alone():
         decode_all(decoder, [prompt.ids for prompt in groups[0]], min(WARM_UP_TOKENS, max_new_tokens))
         before = reference_step(target, reference_seconds)
         for repeat in range(repeats):
             for group in groups:
+                if water.told:
+                    water.reset()
                 synchronise(target.device)
                 traces = decode_all(decoder, [p.ids for p in group], max_new_tokens, processors=processors)
                 synchronise(target.device)
+                peak = water.peak() if water.told else None
                 after = reference_step(target, reference_seconds)
                 seconds = max(trace.seconds for trace in traces)
                 tokens = sum(len(trace.output) for trace in traces)
@@ -155,6 +161,7 @@ def generate_batches(
                             "commits": trace.commits,
                             "reference_before": before,
                             "reference_after": after,
+                            "peak_bytes": peak,
                         }
                     )
                 before = after

@@ -1,9 +1,9 @@
 """From raw records to tidy tables (schema.py) and metrics.json. Every number of a figure comes through here.
 
-Knows no model; token ids become text through a function that the caller gives.
+What happened within a run is in events.py. Knows no model.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,7 @@ from dynatree.errors import UserError
 from dynatree.schema import TABLES
 
 Row = dict[str, Any]
-Decode = Callable[[list[int]], str]
-
-TOKEN_SEPARATOR = "\u241f"
+MIB = 2**20
 GEOMETRIC = ("throughput", "decode_throughput", "speedup", "speedup_transformers", "perplexity")
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
 COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers")
@@ -38,7 +36,7 @@ class Records:
         """Records of `folder`: <runs, or experiment>/<method>/<settings>/.../<dataset> in `results`."""
         timed = files.read_json(folder / files.TIMINGS)
         return Records(
-            key=_key(results, folder),
+            key=run_key(results, folder),
             outputs=files.read_jsonl(folder / files.OUTPUTS),
             timings=timed["timings"],
             audit=files.read_jsonl(folder / files.AUDIT),
@@ -46,7 +44,7 @@ class Records:
         )
 
 
-def _key(results: Path, folder: Path) -> Row:
+def run_key(results: Path, folder: Path) -> Row:
     top, method, settings, *_, dataset = folder.relative_to(results).parts
     experiment = "headline" if top == "runs" else top
     return {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
@@ -68,17 +66,17 @@ def same_machine(records: list[Records]) -> Row:
 def runs(records: list[Records]) -> list[Row]:
     """Rows of the table `runs`: one a prompt, method and repeat."""
     rows = [row for record in records for row in _run_rows(record)]
-    plain = {_prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
-    theirs = {_prompt_key(row): row for row in rows if row["method"] == "transformers"}
+    plain = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
+    theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
     for row in rows:
-        own, other = plain.get(_prompt_key(row)), theirs.get(_prompt_key(row))
+        own, other = plain.get(prompt_key(row)), theirs.get(prompt_key(row))
         row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
         row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
         row["identical"] = row["output_ids"] == own["output_ids"] if own else None
     return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
 
 
-def _prompt_key(row: Row) -> tuple[Any, ...]:
+def prompt_key(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("experiment", "dataset", "prompt_tokens", "batch", "prompt_id", "repeat"))
 
 
@@ -110,6 +108,7 @@ def _run_rows(record: Records) -> Iterable[Row]:
             "reference_step_ms": 1000 * reference,
             "reference_spread": abs(after - before) / reference,
             "normalised_seconds": seconds / reference,
+            "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
             "iterations": len(rounds),
             "tokens_per_iteration": later / len(rounds) if rounds else None,
             "target_forwards": output["target_forwards"],
@@ -125,89 +124,9 @@ def _run_rows(record: Records) -> Iterable[Row]:
         }
 
 
-def rounds(records: list[Records]) -> list[Row]:
-    """Rows of the table `rounds`."""
-    rows = []
-    for record in records:
-        for output, timing in zip(record.outputs, record.timings, strict=True):
-            total = output["first"]
-            key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
-            for number, (fact, commit) in enumerate(zip(output["rounds"], timing["commits"][1:], strict=True)):
-                total += len(fact["emitted"])
-                row = {**key, "round": number, "emitted": len(fact["emitted"])}
-                row |= {name: fact[name] for name in ("drafted", "depth", "accepted", "draft_forwards")}
-                rows.append({**row, "commit_ms": 1000 * commit, "output_tokens": total})
-    return rows
-
-
-def nodes(records: list[Records], decode: Decode) -> list[Row]:
-    """Rows of the table `nodes`: every verified node of the methods that record their trees."""
-    rows = []
-    for record in records:
-        for output in record.outputs:
-            key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
-            for number, fact in enumerate(output["rounds"]):
-                if fact["tree"]:
-                    rows += [{**key, "round": number, **node} for node in node_rows(fact, decode)]
-    return rows
-
-
-def node_rows(fact: Row, decode: Decode) -> list[Row]:
-    """The nodes of one round's record that holds its tree, as in the table `nodes`, without the run's key."""
-    tokens, parents, log_probs = (fact["tree"][name] for name in ("tokens", "parents", "log_probs"))
-    path = set(fact["path"])
-    depths = [0] * len(tokens)
-    siblings: dict[int, list[int]] = {}
-    for node in range(1, len(tokens)):
-        depths[node] = depths[parents[node]] + 1
-        siblings.setdefault(parents[node], []).append(node)
-    # Siblings share their parent's path, so the order of path log-probabilities is that of the steps.
-    rank = {
-        node: place
-        for group in siblings.values()
-        for place, node in enumerate(sorted(group, key=lambda n: (-log_probs[n], n)))
-    }
-    return [
-        {
-            "node": node,
-            "parent": parents[node],
-            "depth": depths[node],
-            "rank": rank.get(node, 0),
-            "token": tokens[node],
-            "text": decode([tokens[node]]),
-            "path_log_probability": log_probs[node],
-            "accepted": node in path,
-            "hit": node in path if parents[node] in path or node == 0 else None,
-        }
-        for node in range(len(tokens))
-    ]
-
-
-def phases(results: Path, folder: Path, decode: Decode) -> list[Row]:
-    """Rows of the table `phases` from one instrumented pass."""
-    record = files.read_json(folder / files.PHASES)
-    facts = {-1: (record["output_ids"][: record["first"]], 0)}
-    facts |= {number: (fact["emitted"], fact["accepted"]) for number, fact in enumerate(record["rounds"])}
-    key = {**_key(results, folder), "repeat": 0}
-    return [
-        {
-            **key,
-            "prompt_id": record["prompt_id"],
-            "round": number,
-            "phase": name,
-            "start_ms": 1000 * start,
-            "end_ms": 1000 * end,
-            "emitted": len(facts[number][0]),
-            "text": TOKEN_SEPARATOR.join(decode([token]) for token in facts[number][0]),
-            "accepted": facts[number][1],
-        }
-        for number, name, start, end in record["spans"]
-    ]
-
-
 def memory(results: Path, folder: Path) -> list[Row]:
     """The row of the table `memory` from one method's record, `.../<method>/<settings>/<dataset>/memory.json`."""
-    record = {**files.read_json(folder / files.MEMORY), **_key(results, folder)}
+    record = {**files.read_json(folder / files.MEMORY), **run_key(results, folder)}
     return [{name: record[name] for name in TABLES["memory"].names}]
 
 

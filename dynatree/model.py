@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dynatree import attention
 from dynatree.batch import Feed, collate
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
@@ -54,8 +55,7 @@ class LanguageModel:
         self.name = name
         self._counted = [0]  # a list, so that a view counts with its original
         model.register_forward_pre_hook(self._count)
-        if model.config._attn_implementation != "sdpa":
-            model.set_attn_implementation("sdpa")
+        attention.install(model)
         # A list of all tokens restricts nothing.
         restricts = draft_vocabulary is not None and len(draft_vocabulary) < self.vocabulary_size
         self.draft_vocabulary = draft_vocabulary if restricts else None

@@ -39,6 +39,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("normalised_seconds", _real, "seconds / seconds of one reference step"),
             _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
             _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
+            _column("peak_mib", _real, "MiB: the process's high-water mark of the request (of its batch); null if not told"),
             _column("iterations", _int, "verification rounds (plain steps for autoregressive), prefill apart"),
             _column(
                 "tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"
@@ -71,6 +72,17 @@ TABLES: dict[str, pa.Schema] = {
             _column("draft_forwards", _int, "drafter forwards of the round; null where the method does not tell"),
             _column("commit_ms", _real, "ms from the request's start to the round's commit"),
             _column("output_tokens", _int, "tokens emitted up to and including this round"),
+        ]
+    ),
+    "parts": pa.schema(
+        [
+            *_RUN_KEY,
+            _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
+            _column("prompt_tokens", _int, "tokens in the prompt"),
+            _column("part", _text, "of an output decoded alone: `quarter 1` to `quarter 4`, or `loops` and `new text`"),
+            _column("tokens", _int, "tokens in it, those of the first commit left out; `loops`: as `repetition` counts"),
+            _column("steps_a_token", _real, "seconds a token in it / seconds of one reference step"),
+            _column("speedup", _real, "steps_a_token of our autoregressive loop / that of this run, same prompt"),
         ]
     ),
     "nodes": pa.schema(

@@ -100,11 +100,12 @@ def test_records_follow_the_outputs_and_name_the_prompt_that_fails(target: Build
 
 
 def test_repetition_by_its_definition() -> None:
-    """Guards the count: grams end at an output token, and their first occurrence may lie in the prompt."""
-    assert audit.repetition([1, 2, 3], [1, 2, 3], order=2) == pytest.approx(2 / 3)
-    assert audit.repetition([1, 2], [3, 4, 5], order=2) == 0
-    assert audit.repetition([], [7] * 5, order=2) == pytest.approx(3 / 5)  # overlapping grams count
-    assert audit.repetition([1, 2, 1, 2], [9, 8], order=2) == 0  # a loop of the prompt alone does not
+    """Guards the flags: grams end at an output token, and their first occurrence may lie in the prompt."""
+    assert audit.repeated([1, 2, 3], [1, 2, 3], order=2) == [0, 1, 1]
+    assert audit.repeated([1, 2], [3, 4, 5], order=2) == [0, 0, 0]
+    assert audit.repeated([], [7] * 5, order=2) == [0, 0, 1, 1, 1]  # overlapping grams count
+    assert audit.repeated([1, 2, 1, 2], [9, 8], order=2) == [0, 0]  # a loop of the prompt alone does not
+    assert audit.repeated([4], [4, 4], order=3) == [0, 0]  # what is shorter than a gram is none
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -113,8 +114,8 @@ def test_repetition_equals_a_naive_search(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     text = torch.randint(3, (60,), generator=generator).tolist()
     prompt, output = text[:20], text[20:]
-    naive = 0
+    naive = []
     for end in range(21, 61):
         gram = text[end - 4 : end]
-        naive += any(text[start : start + 4] == gram for start in range(end - 4))
-    assert audit.repetition(prompt, output, order=4) == naive / len(output)
+        naive.append(any(text[start : start + 4] == gram for start in range(end - 4)))
+    assert audit.repeated(prompt, output, order=4) == naive

@@ -1,5 +1,8 @@
 """Calibrated step probabilities, cost curves, and how both are measured."""
 
+import time
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from dynatree import calibrate
 from dynatree.calibration import Calibration, OnlineCorrection, StepCalibration
 from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting.lookup import PRIOR
+from dynatree.policies import cost_aware
 from tests import models
 from tests.conftest import Build
 
@@ -113,3 +117,31 @@ def test_a_table_without_batches_is_still_read() -> None:
     table = models.calibration().costs.model_dump(mode="json")
     del table["batches"]
     assert CostTable(**table).batches == []
+
+
+def test_levels_cost_what_they_take_while_decoding(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against costs of forwards in a tight loop, which leave out what a level takes besides them."""
+    expand = cost_aware.Policy.expand
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.005)
+        return expand(*arguments)
+
+    monkeypatch.setattr(cost_aware.Policy, "expand", slow)
+    # A table by which drafting always pays, and which is too low.
+    calibration = models.calibration(level=1e-4)
+    beyond = calibrate.while_decoding(target(), drafter("related"), [[3, 1, 4, 1]], 12, calibration)
+    assert "0 rounds" not in capsys.readouterr().err
+    paid = calibration.costs.drafting_plus(beyond)
+    assert beyond > 0.004 and paid.draft.at(16, 1)[1] == pytest.approx(calibration.costs.draft.at(16, 1)[1] + beyond)
+    assert paid.verify == calibration.costs.verify
+
+
+def test_a_slower_level_is_slower_in_batches_too() -> None:
+    """Guards against batches that go on by costs of forwards in a tight loop."""
+    costs = models.calibration().costs
+    table = costs.model_copy(update={"batches": [BatchCosts(rows=2, verify=costs.verify, draft=costs.draft)]})
+    assert table.drafting_plus(0.5).batches[0].draft == costs.draft.plus(0.5)
+    assert costs.model_copy(update={"draft": None}).drafting_plus(0.5).draft is None

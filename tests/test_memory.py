@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import memory, plugins, weights
+from dynatree import memory, plugins, watermark, weights
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.text.prompts import Prompt
@@ -112,7 +112,7 @@ def test_weights_count_what_is_held() -> None:
 
 def test_a_high_water_mark_stays_until_it_is_reset() -> None:
     """Guards against a peak that is only what is held now, and against a reset that does nothing."""
-    water = memory.HighWater(torch.device("cpu"))
+    water = watermark.HighWater(torch.device("cpu"))
     water.reset()
     before = water.peak()
     torch.ones(32 * memory.MIB // 4)
@@ -123,8 +123,8 @@ def test_a_high_water_mark_stays_until_it_is_reset() -> None:
 
 def test_a_system_without_a_mark_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a made-up peak where the system does not tell one."""
-    monkeypatch.setattr(memory, "PROCESS", tmp_path)
-    water = memory.HighWater(torch.device("cpu"))
+    monkeypatch.setattr(watermark, "PROCESS", tmp_path)
+    water = watermark.HighWater(torch.device("cpu"))
     with pytest.raises(UserError, match="measure on Linux"):
         water.peak()
     (tmp_path / "status").write_text("Name:\tx\n")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree import files, metrics
+from dynatree import events, files, metrics
 from dynatree.errors import UserError
 from dynatree.metrics import Records
 from dynatree.schema import TABLES
@@ -23,7 +23,7 @@ MACHINE = {
     "torch": "2.13",
     "transformers": "5.24",
 }
-AUDIT = {"flips": 0, "first_flip": None, "largest_gap": 0.0, "perplexity": 4.0, "repetition": 0.0}
+AUDIT = {"flips": 0, "first_flip": None, "largest_gap": 0.0, "perplexity": 4.0, "repetition": 0.0, "repeated": [0] * 99}
 STEP = {"drafted": 0, "depth": 0, "accepted": 0, "emitted": [5], "draft_forwards": 0, "tree": None, "path": None}
 # Root 1 with children 7 and 8; 7 has a child 9. The target takes 7, then something else.
 TREE = {"tokens": [1, 7, 8, 9], "parents": [-1, 0, 0, 1], "log_probs": [0.0, -0.5, -0.25, -1.5]}
@@ -70,6 +70,7 @@ def record(
         "commits": commits,
         "reference_before": references[0],
         "reference_after": references[1],
+        "peak_bytes": 3 * 2**20,
     }
     where = {"experiment": experiment, "method": method, "settings": "default", "dataset": "d"}
     return Records(where, [output], [timing], [{**key, **AUDIT, **(audit or {})}], {**MACHINE, **(machine or {})})
@@ -87,6 +88,7 @@ def test_times_of_one_request() -> None:
     assert got["tpot_ms"] == 500.0
     assert got["decode_throughput"] == 2.0
     assert got["throughput"] == pytest.approx(5 / 3)
+    assert got["peak_mib"] == 3.0
 
 
 def test_a_first_commit_of_several_tokens_is_left_out_of_tpot() -> None:
@@ -230,16 +232,41 @@ def test_no_interval_for_one_document() -> None:
 
 def test_rounds_count_tokens_up_to_each_commit() -> None:
     """Guards the length curve: the time to reach a length is that of the commit that reaches it."""
-    rows = metrics.rounds([record("dynatree", [SPECULATED, STEP], [1.0, 2.0, 2.5])])
+    rows = events.rounds([record("dynatree", [SPECULATED, STEP], [1.0, 2.0, 2.5])])
     assert [r["output_tokens"] for r in rows] == [3, 4]
     assert [r["commit_ms"] for r in rows] == [2000.0, 2500.0]
     assert [r["round"] for r in rows] == [0, 1]
 
 
+def test_parts_share_a_rounds_time_among_its_tokens() -> None:
+    """Guards speed by place: prefill left out, quarters by tokens, loops as the audit flags them, paired by prompt."""
+    flags = {"repeated": [0, 0, 0, 1, 1, 1, 0, 0]}
+    plain = record("autoregressive", [STEP] * 7, [1.0 + 0.5 * i for i in range(8)], audit=flags)
+    pair = {**STEP, "emitted": [5, 5]}
+    other = record("dynatree", [pair, pair, STEP, pair], [9.0, 9.5, 9.75, 10.25, 10.5], (0.2, 0.2), audit=flags)
+    rows = {(r["method"], r["part"]): r for r in events.parts([other, plain])}
+    assert [rows["autoregressive", f"quarter {n}"]["tokens"] for n in (1, 2, 3, 4)] == [1, 2, 2, 2]
+    assert all(r["steps_a_token"] == pytest.approx(5) for (method, _), r in rows.items() if method != "dynatree")
+    own = {part: r for (method, part), r in rows.items() if method == "dynatree"}
+    # Tokens 1 to 7 took 0.25, 0.25, 0.125, 0.125, 0.5, 0.125, 0.125 s, a reference step 0.2 s.
+    assert own["quarter 2"]["steps_a_token"] == pytest.approx((0.25 + 0.125) / 2 / 0.2)
+    assert own["loops"]["tokens"] == 3 and own["new text"]["tokens"] == 4
+    assert own["loops"]["speedup"] == pytest.approx(5 / (0.75 / 3 / 0.2))
+    assert own["new text"]["steps_a_token"] == pytest.approx(0.75 / 4 / 0.2)
+    assert metrics.table("parts", list(rows.values())).num_rows == len(rows) == 12
+
+
+def test_requests_decoded_together_have_no_parts() -> None:
+    """Guards against the commits of one row of a batch taken for the time of its tokens."""
+    together = record("autoregressive", [STEP] * 7, [1.0 + i for i in range(8)])
+    together.timings[0]["batch"] = 2
+    assert events.parts([together]) == []
+
+
 def test_nodes_of_a_tree() -> None:
     """Guards rank (by probability, not by order), depth, and hits that are unknown below a rejected parent."""
     rejected = {**SPECULATED, "path": [0, 2], "emitted": [8, 4]}
-    rows = metrics.nodes([record("dynatree", [STEP, rejected], [1.0, 2.0, 3.0])], lambda ids: f"<{ids[0]}>")
+    rows = events.nodes([record("dynatree", [STEP, rejected], [1.0, 2.0, 3.0])], lambda ids: f"<{ids[0]}>")
     assert [r["round"] for r in rows] == [1, 1, 1, 1]
     assert [r["depth"] for r in rows] == [0, 1, 1, 2]
     assert [r["rank"] for r in rows] == [0, 1, 0, 0]
@@ -279,10 +306,10 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     folder = tmp_path / "timeline" / "dynatree" / "default" / "d"
     spans = [[-1, "prefill", 0.0, 0.5], [0, "draft", 0.5, 0.75], [0, "verify", 0.75, 1.0]]
     files.write_json(folder / files.PHASES, {**made, "spans": spans})
-    rows = metrics.phases(tmp_path, folder, lambda ids: str(ids[0]))
+    rows = events.phases(tmp_path, folder, lambda ids: str(ids[0]))
     assert [(r["round"], r["emitted"], r["accepted"]) for r in rows] == [(-1, 1, 0), (0, 2, 1), (0, 2, 1)]
     assert rows[0]["text"] == "1"
-    assert rows[1]["text"] == f"7{metrics.TOKEN_SEPARATOR}4"
+    assert rows[1]["text"] == f"7{events.TOKEN_SEPARATOR}4"
     assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)
     assert metrics.table("phases", rows).schema == TABLES["phases"]
 
@@ -312,8 +339,8 @@ def test_rows_fit_the_schema() -> None:
     runs = metrics.runs(records)
     for name, rows in {
         "runs": runs,
-        "rounds": metrics.rounds(records),
-        "nodes": metrics.nodes(records, str),
+        "rounds": events.rounds(records),
+        "nodes": events.nodes(records, str),
         "summary": metrics.summary(runs),
     }.items():
         assert set(rows[0]) == set(TABLES[name].names)

@@ -1,4 +1,4 @@
-"""Throughput of whole batches against their size, and where speculation stops to pay. Knows only the summary."""
+"""Throughput and memory of whole batches against their size, and where speculation stops to pay. Knows only the summary."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,17 @@ TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
 EXPERIMENT = "batch_size"
-METRICS = {"throughput": "tokens/s of the whole batch", "speedup": "speedup at that size (×)"}
-SIZE = (270, 180)
+METRICS = {
+    "throughput": "tokens/s of the whole batch",
+    "speedup": "speedup at that size (×)",
+    "peak_mib": "MiB in use at the peak",
+}
+SIZE = (230, 180)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a data set: left throughput, right speedup over plain decoding. Raises UserError without the experiment."""
-    found = panels.along(tables, EXPERIMENT, METRICS, "batch")
+    """A row a data set: throughput, speedup over plain decoding, peak memory. Raises UserError without the experiment."""
+    found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     sizes = sorted({row["x"] for row in every})
     x = alt.X(
@@ -38,20 +42,30 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * SIZE[0]), *lines))
 
 
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+    """Rows by metric; memory only where the system told it."""
+    told = {row["metric"] for row in theme.rows(tables, "summary", experiment=EXPERIMENT)}
+    return panels.along(tables, EXPERIMENT, [m for m in METRICS if m in told or m != "peak_mib"], "batch")
+
+
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who is fastest at the smallest and the largest batch, and at which batch each method's gain ends."""
-    found = panels.along(tables, EXPERIMENT, METRICS, "batch")
-    parts = ["Requests decoded together: tokens/s of the whole batch, and speedup over our autoregressive loop there."]
+    found = _found(tables)
+    parts = [
+        "Requests decoded together: tokens/s of the whole batch, speedup over our autoregressive loop there, and the "
+        "process's peak of memory."
+    ]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
         parts.append(f"On {title} ({panels.prompts(here)} a size):")
         ratios = [row for row in here if row["metric"] == "speedup"]
         for label in dict.fromkeys(row["label"] for row in ratios):
             parts.append(_gain(label, [row for row in ratios if row["label"] == label]))
         parts.append(_most([row for row in here if row["metric"] == "throughput"]))
+        parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
     given = any(row["low"] is not None for rows in found.values() for row in rows)
     means = "Geometric means over prompts"
     means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
-    return " ".join([*parts, means])
+    return " ".join([*filter(None, parts), means])
 
 
 def _gain(label: str, rows: list[theme.Row]) -> str:
@@ -71,3 +85,13 @@ def _gain(label: str, rows: list[theme.Row]) -> str:
 def _most(rows: list[theme.Row]) -> str:
     best = max(rows, key=lambda row: row["value"])
     return f"Most tokens a second: {best['label']} at {best['x']}, {theme.interval(best)}."
+
+
+def _memory(rows: list[theme.Row]) -> str:
+    """What each method needs at the smallest and the largest batch; empty where it is not known."""
+    clauses = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        ends = [theme.number(own[place]["value"]) for place in dict.fromkeys((0, len(own) - 1))]
+        clauses.append(f"{label} {' to '.join(ends)} MiB")
+    return f"Memory at the peak: {theme.joined(clauses)}." if clauses else ""

@@ -42,15 +42,18 @@ def latency(chance: random.Random, throughput: Row) -> list[Row]:
 
 
 def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, ends: bool, few: bool) -> list[Row]:
-    """Throughput and speedup at several batch sizes; every gain shrinks, the winner's last."""
+    """Throughput, speedup and memory at several batch sizes; every gain shrinks, the winner's last."""
     rows = []
     for method, settings, gain in (
         ("autoregressive", "default", 1.0), ("linear", "K6", 1.4), ("dynatree", "D63_B3_tau0.01_N63", 1.6),
     ):  # fmt: skip
         for batch in (1,) if few else (1, 2, 4, 8):
             speed = gain * (1.3 if method == winner else 1.0) * batch**-0.35 if method != "autoregressive" else 1.0
-            for metric, value in (("speedup", speed), ("throughput", speed * 21 * batch**0.8)):
-                spread = chance.uniform(0.02, 0.08) if (metric, method) != ("speedup", "autoregressive") else 0.0
+            for metric, value in (
+                ("speedup", speed), ("throughput", speed * 21 * batch**0.8), ("peak_mib", 700.0 + 40 * batch * gain),
+            ):  # fmt: skip
+                exact = metric == "peak_mib" or (metric, method) == ("speedup", "autoregressive")
+                spread = 0.0 if exact else chance.uniform(0.02, 0.08)
                 low, high = value * (1 - spread), value * (1 + spread)
                 rows.append(
                     {"experiment": "batch_size", "method": method, "settings": settings, "dataset": dataset}
@@ -100,4 +103,18 @@ def chains(runs: list[Row], few: bool) -> list[Row]:
                 | {"target_forwards": rounds, "drafted": rounds * nodes, "drafted_depth": rounds * depth}
                 | {"accepted": accepted, "mean_path_length": tokens - 1, "acceptance_rate": (tokens - 1) / depth}
             )
+    return rows
+
+
+def parts(chance: random.Random, runs: list[Row], winner: str) -> list[Row]:
+    """Speed by part of every run: later quarters and loops are faster, the winner's most."""
+    rows = []
+    for run in runs:
+        key = {name: run[name] for name in ("experiment", "method", "settings", "dataset", "prompt_id", "repeat")}
+        key |= {"document_id": run["prompt_id"], "prompt_tokens": run["prompt_tokens"]}
+        gain = 0.0 if run["method"] == "autoregressive" else 0.2 + 0.5 * (run["method"] == winner)
+        for place, part in enumerate(("quarter 1", "quarter 2", "quarter 3", "quarter 4", "new text", "loops")):
+            speedup = (1 + gain * (place - 1 if place < 4 else 5 * (place - 4) - 0.5)) * chance.uniform(0.98, 1.02)
+            speedup = 1.0 if run["method"] == "autoregressive" else speedup
+            rows.append(key | {"part": part, "tokens": 50, "steps_a_token": 1 / speedup, "speedup": speedup})
     return rows

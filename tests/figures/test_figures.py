@@ -23,6 +23,7 @@ SHOWN = {
     "timeline": tuple(synthetic.PHASED),
     "tree_attention_mask": ("dynatree",),
     "repetition": ("prompt_lookup", "linear", "dynatree"),
+    "position": synthetic.METHODS[1:],
     "benchmark": synthetic.METHODS,
     "phase_breakdown": tuple(synthetic.PHASED),
     "calibration": ("dynatree",),

@@ -4,7 +4,7 @@ import argparse
 from functools import cache
 from pathlib import Path
 
-from dynatree import files, metrics
+from dynatree import events, files, metrics
 from dynatree.errors import UserError, reported
 from dynatree.text.documents import write_table
 from dynatree.tokenizer import text_tokenizer
@@ -38,9 +38,10 @@ def main() -> None:
         machine = metrics.same_machine(records)
         rows = {
             "runs": metrics.runs(records),
-            "rounds": metrics.rounds(records),
-            "nodes": metrics.nodes(records, decode),
-            "phases": [row for folder in a.timeline for row in metrics.phases(a.results, folder, decode)],
+            "rounds": events.rounds(records),
+            "parts": events.parts(records),
+            "nodes": events.nodes(records, decode),
+            "phases": [row for folder in a.timeline for row in events.phases(a.results, folder, decode)],
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": metrics.costs(a.costs) if a.costs else [],
             "drafter": metrics.drafter(a.drafter) if a.drafter else [],

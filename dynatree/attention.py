@@ -1,0 +1,55 @@
+"""Attention on a CPU whose query heads share keys and values: the same numbers, without copying keys for every head.
+
+With a mask transformers repeats keys and values in memory before it calls torch, in each layer of each forward; torch's
+CPU kernel reads them where they are. What is verified always has a mask.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "dynatree_grouped"
+# Given with scores that only transformers' own function, or none, takes into account.
+_OTHERS = ("position_bias", "softcap")
+
+
+def install(model: PreTrainedModel) -> None:
+    """Let `model` attend by torch's kernels: transformers' `sdpa`, and on a CPU with shared keys `grouped`."""
+    if model.config._attn_implementation not in ("sdpa", NAME):
+        model.set_attn_implementation("sdpa")
+    heads = getattr(model.config, "num_attention_heads", 1)
+    if model.device.type == "cpu" and getattr(model.config, "num_key_value_heads", None) not in (None, heads):
+        model.set_attn_implementation(NAME)
+
+
+def grouped(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """As transformers' `sdpa`: output [b, n, heads, size] of `query` [b, heads, n, size], `key` and `value` [b, g, m, size].
+
+    `attention_mask` [b, 1, n, m].
+    """
+    if attention_mask is None or query.device.type != "cpu" or any(options.get(name) is not None for name in _OTHERS):
+        output: Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )[0]
+        return output, None
+    output = scaled_dot_product_attention(
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(NAME, grouped)
+AttentionMaskInterface.register(NAME, sdpa_mask)
