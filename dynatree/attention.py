@@ -36,9 +36,9 @@ def grouped(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' `sdpa`: output [b, n, heads, size] of `query` [b, heads, n, size], `key` and `value` [b, g, m, size].
+    """As transformers' `sdpa`: output [b, n, heads, size] of `query` [b, heads, n, size].
 
-    `attention_mask` [b, 1, n, m].
+    `key` and `value` are [b, groups, m, size], `attention_mask` [b, 1, n, m].
     """
     if attention_mask is None or query.device.type != "cpu" or any(options.get(name) is not None for name in _OTHERS):
         output: Tensor = sdpa_attention_forward(

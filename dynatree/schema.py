@@ -39,7 +39,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("normalised_seconds", _real, "seconds / seconds of one reference step"),
             _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
             _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
-            _column("peak_mib", _real, "MiB: the process's high-water mark of the request (of its batch); null if not told"),
+            _column("peak_mib", _real, "MiB in use at the peak of the request (of its batch); null if the system does not tell"),
             _column("iterations", _int, "verification rounds (plain steps for autoregressive), prefill apart"),
             _column(
                 "tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"
@@ -80,7 +80,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
             _column("prompt_tokens", _int, "tokens in the prompt"),
             _column("part", _text, "of an output decoded alone: `quarter 1` to `quarter 4`, or `loops` and `new text`"),
-            _column("tokens", _int, "tokens in it, those of the first commit left out; `loops`: as `repetition` counts"),
+            _column("tokens", _int, "tokens in it, those of the first commit left out; `loops` as in `repetition`"),
             _column("steps_a_token", _real, "seconds a token in it / seconds of one reference step"),
             _column("speedup", _real, "steps_a_token of our autoregressive loop / that of this run, same prompt"),
         ]

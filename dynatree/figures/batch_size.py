@@ -1,4 +1,7 @@
-"""Throughput and memory of whole batches against their size, and where speculation stops to pay. Knows only the summary."""
+"""Throughput and memory of whole batches against their size, and where speculation stops to pay.
+
+Knows only the summary.
+"""
 
 from collections.abc import Mapping
 
@@ -20,7 +23,7 @@ SIZE = (230, 180)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a data set: throughput, speedup over plain decoding, peak memory. Raises UserError without the experiment."""
+    """A row a data set: throughput, speedup, peak memory. Raises UserError without the experiment."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     sizes = sorted({row["x"] for row in every})

@@ -94,5 +94,6 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             if those := [row for row in here if row["part"] == kind]:
                 clauses.append(f"{words} fastest is {panels.fastest(those, names)}")
         text = "; ".join(clauses)
-        parts.append(f"On {title} {_share(tables, title):.0%} of the tokens are in loops. {text[:1].upper()}{text[1:]}.")
+        parts.append(f"On {title} {_share(tables, title):.0%} of the tokens are in loops.")
+        parts.append(f"{text[:1].upper()}{text[1:]}.")
     return " ".join(parts)
