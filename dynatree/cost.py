@@ -99,5 +99,7 @@ class CostTable(Knobs):
 
     def drafting_plus(self, seconds: float) -> "CostTable":
         """The table with draft forwards, also those of batches, that take `seconds` more."""
-        batches = [batch.model_copy(update={"draft": batch.draft and batch.draft.plus(seconds)}) for batch in self.batches]
+        batches = [
+            batch.model_copy(update={"draft": batch.draft and batch.draft.plus(seconds)}) for batch in self.batches
+        ]
         return self.model_copy(update={"draft": self.draft and self.draft.plus(seconds), "batches": batches})

@@ -39,7 +39,11 @@ TABLES: dict[str, pa.Schema] = {
             _column("normalised_seconds", _real, "seconds / seconds of one reference step"),
             _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
             _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
-            _column("peak_mib", _real, "MiB in use at the peak of the request (of its batch); null if the system does not tell"),
+            _column(
+                "peak_mib",
+                _real,
+                "MiB in use at the peak of the request (of its batch); null if the system does not tell",
+            ),
             _column("iterations", _int, "verification rounds (plain steps for autoregressive), prefill apart"),
             _column(
                 "tokens_per_iteration", _real, "tokens emitted after the first commit / iterations, bonus included"

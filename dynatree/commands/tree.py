@@ -96,8 +96,8 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
 
 def _shown(chosen: Any, title: str, tone: str, decode: Callable[[list[int]], str], before: int) -> tuple[str, Any, str]:
     """Caption, chart and text of a round (trace.Round) whose root stands behind `before` tokens."""
-    from dynatree.figures import tree_attention_mask as figure
     from dynatree.events import node_rows
+    from dynatree.figures import tree_attention_mask as figure
 
     record = {"tree": chosen.tree, "path": chosen.path}
     nodes = node_rows(record, decode)
