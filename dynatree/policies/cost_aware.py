@@ -35,9 +35,13 @@ _GRID = 200
 
 
 class _Seconds(NamedTuple):
-    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability."""
+    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
+
+    `at_least`: of verifying n nodes or more; where a forward over more tokens is the faster one, there is use for them.
+    """
 
     verify: Tensor
+    at_least: Tensor
     draft: Tensor | None
     token: Tensor
 
@@ -59,8 +63,8 @@ class Policy(GrowthPolicy):
     _costs: CostTable = PrivateAttr()
     _by_context: dict[int, _Seconds] = PrivateAttr(default_factory=dict)
     _seconds: _Seconds = PrivateAttr()
-    # Of each level: what its best child added to v, per expanded node, a moving mean.
-    _yield: list[float] = PrivateAttr(default_factory=list)
+    # Of each level [branch]: what its best 1, 2, ... children added to v, per expanded node, moving means.
+    _yield: list[Tensor] = PrivateAttr(default_factory=list)
     _idle: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
     # The last tree and what was found for it: it is asked again where no level is added.
@@ -92,7 +96,7 @@ class Policy(GrowthPolicy):
     def start(self, calibration: Calibration | None) -> None:
         assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
         self._costs, self._by_context = calibration.costs, {}
-        self._yield = [_FIRST_YIELD] * (self.depth + 1)
+        self._yield = [torch.full((self.branch,), _FIRST_YIELD)] * (self.depth + 1)
         self._idle = 0
 
     def begin(self, context: int) -> None:
@@ -100,22 +104,26 @@ class Policy(GrowthPolicy):
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
             draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
-            self._by_context[near] = _Seconds(verify, draft, seconds_a_token(verify))
+            at_least = verify.flip(0).cummin(0).values.flip(0)
+            self._by_context[near] = _Seconds(verify, at_least, draft, seconds_a_token(verify))
         self._seconds = self._by_context[near]
         self._level, self._ranked = 0, None
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
-            best = log_probs.view(len(expanded), -1)[:, 0] - tree.log_probs[expanded]
-            level = self._level - 1
-            self._yield[level] += (1 - _YIELD_FADE) * (float(best.exp().mean()) - self._yield[level])
+            steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
+            added = steps.exp().mean(0).cumsum(0).clamp(max=1)
+            before = self._yield[self._level - 1]
+            # A small vocabulary may have fewer children than `branch`.
+            added = torch.cat([added, added[-1:].expand(len(before) - len(added))])
+            self._yield[self._level - 1] = torch.lerp(added, before, _YIELD_FADE)
         keep = torch.ones(len(log_probs), dtype=torch.bool)
         if self.threshold:
             keep &= log_probs >= math.log(self.threshold)
         return keep
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
-        verify, draft, token = self._seconds
+        verify, at_least, draft, token = self._seconds
         if draft is None or not len(candidates) or not self._most:
             return candidates[:0]
         v = tree.log_probs[candidates].exp()
@@ -126,12 +134,14 @@ class Policy(GrowthPolicy):
         claimed = torch.zeros(len(tree)).index_add_(0, tree.parents[1:], tree.log_probs[1:].exp())[candidates]
         room = (v - claimed).clamp(min=0)[order]
         hit = self._yield[self._level]
-        gain = (room * hit).cumsum(0) * token[int(hit * _GRID)] - cost
-        best = int(gain.argmax())
-        if gain[best] > 0:
+        # [nodes expanded, children of each that are verified]
+        gain = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()]) - cost[:, None]
+        if (gain > 0).any():
             n = self._best(tree)[0]
-            gain = gain - (verify[min(n + 1, self._most)] - verify[n])
-        if gain[best] <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
+            more = (n + 1 + torch.arange(len(hit))).clamp(max=self._most)
+            gain = gain - (at_least[more] - verify[n]).clamp(min=0)
+        best = int(gain.max(1).values.argmax())
+        if gain[best].max() <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
             return candidates[:0]
         chosen = candidates[order[: best + 1]].sort().values
         self._level += 1
