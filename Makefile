@@ -5,18 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 EXTRAS ?= dev
+# What is installed beside the library; `make install EXTRAS=dev,s3,drills` adds what that needs.
+INSTALLED := workflow,$(EXTRAS)
 SNAKEMAKE := $(BIN)/snakemake --cores 1
-# One `make` at a time uses the graph; a lock that a killed run left is lifted inside.
-LOCKED = flock --nonblock --conflict-exit-code 75 .snakemake.lock bash -c
+# One of these at a time uses the graph; a lock that a killed run left is lifted inside. $(call alone,what to run)
+alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
+  bash -c '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
+  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all report test check quick fast drills clean prune touch benchmark dvc.yaml
+.PHONY: all install report test check quick fast drills clean prune touch benchmark dvc.yaml
 all: $(STAMP)
-	@$(LOCKED) '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(SNAKEMAKE) all' \
-	  || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
+	$(call alone,$(SNAKEMAKE) all)
 
-# Every figure with its caption, the numbers, the parameters and the machine in one page that works offline.
+install: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
+
+# Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
+# benchmark's, too, where it was run.
 report: all
-	$(SNAKEMAKE) --report report.html -- all
+	$(call alone,$(SNAKEMAKE) --report report.html -- all $(if $(wildcard results/benchmark.parquet),figures/benchmark.svg))
 
 # The fast tier in parallel, whole files at a time; then the job graphs, which lend one another no core.
 test: fast
@@ -47,15 +54,15 @@ quick: $(STAMP)
 # After `dvc checkout` or `dvc pull`: what DVC finds unchanged counts as up to date for Snakemake, too.
 touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
-	$(SNAKEMAKE) --touch --forceall all
+	$(call alone,$(SNAKEMAKE) --touch --forceall all)
 
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)
 	$(BIN)/python workflow/scripts/stages.py
 
-# All methods side by side in one process, for some twenty minutes at scale laptop; goes on where it stopped.
+# All methods side by side in one process, for some forty minutes at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)
-	$(SNAKEMAKE) --snakefile workflow/rules/benchmark.smk -- figures/benchmark.svg
+	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
 
 # Remove runs that the parameters no longer ask for.
 prune: $(STAMP)
@@ -67,5 +74,5 @@ clean:
 # The stamp is written last: an interrupted set-up starts again.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
 	@touch $(STAMP)

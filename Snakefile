@@ -12,6 +12,7 @@ include: "workflow/rules/generate.smk"
 include: "workflow/rules/perplexity.smk"
 include: "workflow/rules/aggregate.smk"
 include: "workflow/rules/draw.smk"
+include: "workflow/rules/benchmark.smk"
 include: "workflow/rules/report.smk"
 
 

@@ -1,4 +1,4 @@
-"""The library by hand: decode, show a tree, measure costs, make a drafter, say how good one is, explain the tables."""
+"""The library by hand: decode, show a tree, measure costs, make a drafter and judge it, plan runs, explain tables."""
 
 import argparse
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from dynatree import __version__, files, params, schema
-from dynatree.commands import calibrate, distil, drafter_report, generate, tree
+from dynatree.commands import calibrate, distil, drafter_report, estimate, generate, tree
 from dynatree.errors import UserError, reported
 
-COMMANDS = (generate, tree, calibrate, distil, drafter_report)
+COMMANDS = (generate, tree, calibrate, distil, drafter_report, estimate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,9 +35,12 @@ def _report(arguments: argparse.Namespace) -> None:
     if arguments.schema:
         print(schema.describe())
     else:
-        from dynatree import reference  # imports torch, with every plug-in
+        from dynatree import reference  # imports torch
 
-        print(reference.describe())
+        try:
+            print(reference.describe())
+        except ImportError as error:  # of a source's library
+            raise UserError(f"report: {error}; pip install 'dynatree[workflow]'") from error
 
 
 def _refuse(message: str) -> NoReturn:

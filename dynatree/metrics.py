@@ -58,7 +58,8 @@ def same_machine(records: list[Records]) -> Row:
             if first.machine[key] != other.machine[key]:
                 raise UserError(
                     f"timings are not comparable: {key} is {first.machine[key]!r} for {'/'.join(first.key.values())} "
-                    f"but {other.machine[key]!r} for {'/'.join(other.key.values())}; measure them again on one machine"
+                    f"but {other.machine[key]!r} for {'/'.join(other.key.values())}; measure all of them again on one "
+                    "machine: snakemake --cores 1 --forcerun calibrate generate timeline memory -- all"
                 )
     return first.machine
 

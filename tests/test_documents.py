@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from dynatree import cli, measure, plugins, weights
+from dynatree import cli, measure, params, plugins, weights
 from dynatree.policies import GrowthPolicy
 from tests.workflow.world import ROOT
 
@@ -31,12 +31,13 @@ SKIPPED = {
     "make test": SETUP,
     "make fast": SETUP,
     "make check": SETUP,
+    "make install": SETUP,
     "make prune": WORKFLOW,
     "source .venv/bin/activate": SETUP,
     "PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make all": SETUP,
     "snakemake --cores 1 all": WORKFLOW,
     "snakemake --cores 1 all && dvc commit --force": WORKFLOW,
-    "snakemake --cores 1 --forcerun calibrate -- all": WORKFLOW,
+    "snakemake --cores 1 --forcerun calibrate generate timeline memory -- all": WORKFLOW,
     "snakemake --cores 1 --keep-going all; snakemake --cores 1 partial": WORKFLOW,
     "dvc metrics diff": WORKFLOW,
     "dvc repro": WORKFLOW,
@@ -86,7 +87,7 @@ def test_make_targets_and_scripts_exist() -> None:
     """Guards against targets that were renamed, in commands and in running text."""
     targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
     for document in DOCUMENTS:
-        named = set(re.findall(r"(?:^|`)make ([\w.]+)`?", document.read_text(encoding="utf-8"), re.M))
+        named = set(re.findall(r"(?:^|`)make (?:\w+=\S+ )*([\w.]+)`?", document.read_text(encoding="utf-8"), re.M))
         assert not named - targets, document.name
 
 
@@ -116,6 +117,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights.build(source, home / "my-model", home, seed=0)
     for name in ("my-drafter", "models/smollm2", "models/smollm2-drafter"):
         shutil.copytree(home / "my-model", home / name)
+    (home / "results").mkdir()
+    shutil.copy(ROOT / "results/metrics.json", home / "results")
     (home / "corpus").mkdir()
     (home / "letters").mkdir()
     for name in ("essay.txt", "essays.txt", "unseen.txt", "corpus/a.txt", "corpus/b.txt", "letters/a.txt"):
@@ -163,7 +166,7 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
     if arguments[0] == "distil":
         given = [part for change in TINY["distil"].split() for part in ("--set", change)]
         arguments += [*given, "--threads", "1", "--work", str(world / "work")]
-    elif arguments[0] != "report":
+    elif arguments[0] not in ("report", "estimate"):
         arguments += ["--threads", "1"]
     if "--calibration" in arguments and not Path("my-costs").is_dir():
         pair = ["--target", "my-model", "--drafter", "my-drafter", "--text", "essays.txt", "--out", "my-costs"]
@@ -208,6 +211,18 @@ def anchors(document: Path) -> set[str]:
     prose = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.M | re.S)
     headings = re.findall(r"^#+ (.+)$", prose, re.M)
     return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_page_of_figures_shows_them_all_by_section() -> None:
+    """Guards against a figure that no page shows, or that stands in another section than in the report."""
+    sections = re.split(r"^## (.+)$", (ROOT / "docs/figures.md").read_text(encoding="utf-8"), flags=re.M)
+    shown = {
+        name: section
+        for section, content in zip(sections[1::2], sections[2::2], strict=True)
+        for name in re.findall(r"\]\(\.\./figures/(\w+)\.png\)", content)
+    }
+    drawn = [*params.read(ROOT / "params.yaml").figures, "benchmark"]
+    assert shown == {name: plugins.load("figures", name).SECTION for name in drawn}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())

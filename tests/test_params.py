@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dynatree import checks, params
 from dynatree.errors import UserError
@@ -14,11 +16,11 @@ from dynatree.errors import UserError
 RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
 
 
-def changed(place: str, value: Any) -> dict[str, Any]:
+def changed(place: str | tuple[Any, ...], value: Any) -> dict[str, Any]:
     """params.yaml with one value replaced, or removed where it is `...`."""
     raw = deepcopy(RAW)
-    *outer, last = place.split(".")
-    section = raw
+    *outer, last = place.split(".") if isinstance(place, str) else place
+    section: Any = raw
     for key in outer:
         section = section[key]
     if value is ...:
@@ -26,6 +28,14 @@ def changed(place: str, value: Any) -> dict[str, Any]:
     else:
         section[last] = value
     return raw
+
+
+def places(section: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The keys and positions that lead to every value of params.yaml, whole sections among them."""
+    if not isinstance(section, dict | list):
+        return [at]
+    below = section.items() if isinstance(section, dict) else enumerate(section)
+    return [at] * bool(at) + [place for key, value in below for place in places(value, (*at, key))]
 
 
 def said(raw: dict[str, Any], knobs: bool = False) -> str:
@@ -147,6 +157,31 @@ def test_a_wrong_knob_is_named(place: str, value: Any, parts: list[str]) -> None
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(10**6), 10**6) | st.sampled_from([-1, 0, 1, 2, 10**30]),
+    st.floats() | st.sampled_from([0.0, 1.0, 1.5]),
+    st.text(max_size=12) | st.sampled_from(["", "None", "dynatree", "autoregressive", "tiny", "../up", "D8_B0", "x/y"]),
+)
+NAMES = st.text(max_size=8) | st.sampled_from(["autoregressive", "dynatree", "kind", "decoder", "K3"])
+VALUES = st.just(...) | st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=6
+)
+
+
+@settings(max_examples=300)
+@given(place=st.sampled_from(places(RAW)), value=VALUES)
+def test_any_change_is_taken_or_refused_in_one_line(place: tuple[Any, ...], value: Any) -> None:
+    """Guards against a traceback for what nobody thought of: wrong types, odd names, lists for numbers, nothing."""
+    refused = "in words"
+    try:
+        checks.check(params.check(changed(place, value)))
+    except UserError as error:
+        refused = str(error)
+    assert refused and "\n" not in refused
 
 
 def test_a_full_tree_without_bound_is_refused() -> None:

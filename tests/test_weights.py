@@ -121,6 +121,17 @@ def test_a_local_folder_keeps_its_precision(made: Path, tmp_path: Path) -> None:
     assert files.read_json(copy / "config.json")["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("named", [None, [3, 1, 200]])
+def test_a_local_drafter_keeps_its_drafted_tokens(made: Path, tmp_path: Path, named: list[int] | None) -> None:
+    """Guards against a distilled drafter that the workflow measures over the whole vocabulary."""
+    own = shutil.copytree(made, tmp_path / "own")
+    if named:
+        files.write_json(own / files.DRAFT_VOCABULARY, named)
+    weights.build(weights.parse({"kind": "local", "path": str(own)}), tmp_path / "copy", tmp_path, 0, drafter=True)
+    every = list(range(loading.load(own).vocabulary_size))
+    assert files.read_json(tmp_path / "copy" / files.DRAFT_VOCABULARY) == (named or every)
+
+
 def pickled(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")

@@ -8,10 +8,14 @@ from dynatree.errors import UserError
 
 
 def check_texts(paths: Iterable[Path]) -> None:
-    """Raise UserError for a --text that is not there."""
+    """Raise UserError for a --text that is not there, and for two of one name: results are told apart by it."""
+    names: dict[str, Path] = {}
     for path in paths:
         if not path.exists():
             raise UserError(f"--text: no file or folder {str(path)!r}")
+        other = names.setdefault(path.stem, path)
+        if other is not path:
+            raise UserError(f"--text: {str(other)!r} and {str(path)!r} are both called {path.stem!r}; rename one")
 
 
 def check_out(path: Path, folder: bool = False) -> None:

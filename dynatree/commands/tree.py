@@ -64,7 +64,10 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         raise UserError(f"--round: {arguments.round}; rounds are counted from 0")
     knobs = request.settings(known.methods[arguments.method], arguments.set)
 
-    from dynatree import render, theme
+    try:
+        from dynatree import render, theme
+    except ImportError as error:
+        raise UserError(f"tree: drawing needs a package more ({error}); pip install 'dynatree[workflow]'") from error
 
     if arguments.out is not None:
         if arguments.out.suffix not in render.SUFFIXES:

@@ -49,7 +49,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour),
             base.mark_point(filled=True, size=70, opacity=1).encode(x=x, color=colour),
             base.mark_tick(thickness=2, size=11).encode(x=alt.X("worst:Q", scale=scale), color=colour),
-            base.mark_text(align="left", dx=7, color=theme.INK).encode(x=alt.X("end:Q", scale=scale), text="words:N"),
+            theme.words(base.encode(x=alt.X("end:Q", scale=scale), text="words:N"), 7),
         ]
         panels.append(alt.layer(*layers))
     return theme.finish(alt.hconcat(*panels, spacing=24))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
@@ -21,7 +21,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     every = [row for rows in found.values() for row in rows]
     names = theme.labels((row["method"], row["settings"]) for row in every)
     datasets = sorted({row["dataset"] for row in every})
-    panels = []
+    drawn = []
     for dataset in datasets:
         both = [
             _panel([r for r in rows if r["dataset"] == dataset], rows, metric, names, dataset == datasets[-1])
@@ -29,12 +29,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         ]
         here = [row for row in every if row["dataset"] == dataset]
         prompts = theme.plural(max(row["prompts"] for row in here), "prompt")
-        panels.append(alt.hconcat(*both, title=f"{dataset} ({prompts})", spacing=24))
-    entries = [
-        ("resolved: interval excludes 1, enough prompts", theme.QUIET, theme.QUIET),
-        ("not resolved", "white", theme.QUIET),
-    ]
-    return theme.finish(alt.vconcat(theme.key(entries, 2 * WIDTH), *panels))
+        drawn.append(alt.hconcat(*both, title=f"{dataset} ({prompts})", spacing=24))
+    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * WIDTH), *drawn))
 
 
 def _label_start(row: theme.Row) -> float:

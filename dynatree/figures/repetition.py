@@ -56,10 +56,11 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     largest_of = {line["method"]: line["x2"] for line in lines}
     right = [row for row in shown if row["value"] == largest_of[row["method"]]]
     left = [row for row in shown if row not in right]
-    words = [alt.Chart(theme.data(right)).mark_text(align="left", dx=9, color=theme.INK)]
-    if left:
-        words.append(alt.Chart(theme.data(left)).mark_text(align="right", dx=-9, color=theme.INK))
-    labels = [chart.encode(x=x, y=y, text="words:N") for chart in words]
+    labels = [
+        theme.words(alt.Chart(theme.data(own)).encode(x=x, y=y, text="words:N"), dx)
+        for own, dx in ((right, 9), (left, -9))
+        if own
+    ]
     rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
     key = theme.key([(TEXTS["headline"], theme.QUIET, theme.QUIET), (TEXTS["penalised"], "white", theme.QUIET)], WIDTH)
     return theme.finish(alt.vconcat(key, alt.layer(rule, joined, dots, *labels)))

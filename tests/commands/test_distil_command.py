@@ -70,6 +70,7 @@ def test_text_becomes_a_drafter_and_a_report(folder: Path, capsys: pytest.Captur
     ("arguments", "said"),
     [
         (["--text", "nowhere"], "--text: no file or folder 'nowhere'"),
+        (["--text", "corpus", "--text", "corpus/../corpus"], "are both called 'corpus'; rename one"),
         (["--text", "corpus", "--set", "layers"], "--set layers: write KEY=VALUE"),
         (["--text", "corpus", "--set", "lairs=[0]"], "recipe: lairs: Extra inputs are not permitted"),
         (["--text", "corpus", "--recipe", "nobody"], "--recipe: no pair 'nobody'; choose one of"),

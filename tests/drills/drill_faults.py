@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -109,15 +111,23 @@ def test_a_run_without_memory_leaves_the_others(world: World) -> None:
     page.write("memory")
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="mounts a file system")
+@contextmanager
+def mounted(*options: str, at: Path) -> Iterator[None]:
+    """A mount for a while. Skips where this user may not mount."""
+    at.mkdir(exist_ok=True)
+    done = subprocess.run(["mount", *options, str(at)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no mount: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(at)], check=False)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     """A clear error, nothing corrupt, and once there is room the same command goes on."""
     home = tmp_path / "small"
-    home.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(home)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"no mount: {mounted.stderr.decode()}")
-    try:
+    with mounted("-t", "tmpfs", "-o", "size=24m", "tmpfs", at=home):
         world = World(home / "world")
         world.make()
         page = Transcript(
@@ -136,5 +146,22 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,size=400m", str(home)], check=True)
         page.run(*make("all"), keep=STEPS)
         page.write("full_disk")
-    finally:
-        subprocess.run(["umount", "-l", str(home)], check=False)
+
+
+def test_a_read_only_checkout(world: World) -> None:
+    """`make` says what it cannot write; the command line decodes all the same."""
+    page = Transcript(
+        world,
+        "A checkout that cannot be written",
+        "A finished checkout is mounted read-only. The workflow cannot take its lock there and says so; `dynatree "
+        "generate` needs no more than the models.",
+    )
+    page.run("snakemake", "--cores", 1, "models/tiny/manifest.json", "models/tiny-drafter/manifest.json", keep=STEPS)
+    with mounted("--bind", str(world.folder), at=world.folder):
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(world.folder)], check=True)
+        failed = page.run(*make("all"), keep="(?i)read-only", ok=False)
+        assert "Read-only file system" in failed
+        generate = ("dynatree", "generate", "--target", "tiny", "--drafter", "tiny-drafter", "--prompt", "The river")
+        said = page.run(*generate, "--method", "linear", "--max-new-tokens", 12, keep="tokens")
+        assert "Traceback" not in failed + said
+    page.write("read_only")

@@ -34,8 +34,14 @@ class Transcript:
     def note(self, command: str, output: str, keep: str) -> None:
         """Keep a command that was run elsewhere."""
         lines = [line for line in output.splitlines() if keep and re.search(keep, line)]
-        cleaned = [line.replace(str(self.world.folder), ".").replace(str(BIN) + "/", "").rstrip() for line in lines]
-        self._lines += ["```text", f"$ {command}", *dict.fromkeys(cleaned), "```", ""]
+        told = dict.fromkeys(self._cleaned(line) for line in lines)
+        self._lines += ["```text", f"$ {self._cleaned(command)}", *told, "```", ""]
+
+    def _cleaned(self, line: str) -> str:
+        """Without the paths of this run."""
+        for path, shown_as in ((self.world.folder, "."), (self.world.folder.parent, ".."), (f"{BIN}/", "")):
+            line = line.replace(str(path), shown_as)
+        return line.rstrip()
 
     def write(self, name: str) -> None:
         """docs/drills/<name>.md."""

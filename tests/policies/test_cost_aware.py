@@ -39,12 +39,16 @@ def test_free_nodes_are_all_verified_and_dear_ones_never() -> None:
     assert len(started(models.calibration(node=2)).select(tree)) == 1
 
 
+def verifying(tokens: list[int], seconds: list[float]) -> Calibration:
+    """The machine of `models.calibration`, but for what verification costs."""
+    found = models.calibration()
+    curve = type(found.costs.verify)(contexts=[16], tokens=tokens, seconds=[seconds])
+    return Calibration(found.costs.model_copy(update={"verify": curve}), found.steps)
+
+
 def test_a_staircase_is_looked_at_whole() -> None:
     """Guards against stopping at the first node that does not pay: here 1 costs as much as 4."""
-    costs = models.calibration().costs.model_dump()
-    costs["verify"] = {"contexts": [16], "tokens": [1, 2, 5, 6], "seconds": [[1, 2.2, 2.2, 9]]}
-    table = type(models.calibration().costs)(**costs)
-    policy = started(Calibration(table, models.calibration().steps))
+    policy = started(verifying([1, 2, 5, 6], [1, 2.2, 2.2, 9]))
     assert policy.select(chain(0.95, 0.95, 0.95, 0.95)).tolist() == [0, 1, 2, 3, 4]
     assert policy.select(chain(0.95)).tolist() == [0]
 
@@ -86,6 +90,27 @@ def test_a_level_that_yields_nothing_is_dropped() -> None:
         policy.begin(20)
         rounds += 1
     assert 2 < rounds < 60
+
+
+@pytest.mark.parametrize(("two", "four", "drafted"), [(1.6, 1.1, True), (1.6, 1.6, False), (1.1, 1.1, True)])
+def test_drafting_counts_on_every_child_and_on_the_cheaper_of_wider_forwards(
+    two: float, four: float, drafted: bool
+) -> None:
+    """Guards against one child as the measure, where a forward over two tokens takes longer than one over four."""
+    policy, root = started(verifying([1, 2, 4, 128], [1, two, four, 9])), torch.zeros(1, dtype=torch.long)
+    for _ in range(60):
+        policy.begin(20)
+        chosen = policy.expand(TokenTree.root(0), root)
+        if len(chosen):
+            policy.children(TokenTree.root(0), torch.tensor([0.25, 0.1, 0.05]).log(), root)
+    assert bool(len(chosen)) == drafted
+
+
+def test_a_vocabulary_smaller_than_the_branch_is_learnt_from() -> None:
+    """Guards the yields of children that there cannot be."""
+    policy, root = started(models.calibration(level=0.1)), torch.zeros(1, dtype=torch.long)
+    assert len(policy.expand(TokenTree.root(0), root))
+    policy.children(TokenTree.root(0), torch.tensor([0.6, 0.4]).log(), root)
 
 
 def test_dear_drafting_and_verification_leave_plain_steps(target: Build, drafter: Build) -> None:

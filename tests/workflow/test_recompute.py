@@ -138,25 +138,30 @@ def test_changed_condition_runs_the_new_value_alone(world: World, condition: str
 
 
 def test_a_stopped_benchmark_goes_on(world: World):
-    """Guards against measuring again what a killed benchmark had measured, and against a benchmark in `all`."""
-    benchmark = (
-        "snakemake",
-        "--cores",
-        1,
-        "--snakefile",
-        "workflow/rules/benchmark.smk",
-        "--",
-        "figures/benchmark.svg",
-    )
+    """Guards against measuring again what a killed benchmark had measured, against keeping what other code had
+    measured, and against a benchmark in `all`."""
+    few = {"methods": ["autoregressive", "transformers", "linear", "dynatree"], "also": {}}
+    world.edit(benchmark={**world.params["benchmark"], **few, "grids": {"linear": {"draft_tokens": [1, 2, 3]}}})
+    benchmark = ("snakemake", "--cores", 1, "figures/benchmark.svg")
+
+    def records() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (world.folder / "results/benchmark").glob("*/*/*.json")}
+
     world.run(*benchmark)
-    records = sorted((world.folder / "results/benchmark").glob("*/*/*.json"))
-    before = {path: path.stat().st_mtime_ns for path in records}
-    lost = next(path for path in records if path.parent.name == "penalised")
+    before = records()
+    assert {path.parent.name for path in before} == {"greedy", "penalised", "tuned"}
+    lost = next(path for path in before if path.parent.name == "penalised")
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()
     world.run(*benchmark)
-    assert [path for path in records if path.stat().st_mtime_ns != before[path]] == [lost]
+    assert [path for path, at in records().items() if at != before[path]] == [lost]
     assert not world.snakemake("--dry-run")
+    policy = world.folder / "dynatree/policies/cost_aware.py"
+    written = policy.read_text()
+    policy.write_text(written + "# decodes in another way\n")
+    world.run(*benchmark)
+    assert len(records()) == 2 * len(before)
+    policy.write_text(written)
 
 
 def test_changed_seed_runs_everything_that_draws(world: World):

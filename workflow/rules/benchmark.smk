@@ -1,15 +1,15 @@
 # The paired benchmark: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
 include: "common.smk"
-include: "library.smk"
-include: "draw.smk"
 
 
-BENCHMARKED = {name: method.model_dump() for name, method in PARAMS.benchmark.all_methods(PARAMS.methods).items()}
+BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 
 
 rule benchmark:
     input:
         script="workflow/scripts/benchmark.py",
+        library=library("workflow/scripts/benchmark.py"),
+        decoding=decoding_library("workflow/scripts/generate.py", *BENCHMARKED.values()),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         calibration=CALIBRATION,
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
@@ -23,7 +23,7 @@ rule benchmark:
         machine=100,
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
-        methods=json.dumps(BENCHMARKED),
+        methods=json.dumps({name: method.model_dump() for name, method in BENCHMARKED.items()}),
         grids=json.dumps(PARAMS.benchmark.grids),
         texts=json.dumps(PARAMS.benchmark.texts),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
@@ -36,4 +36,4 @@ rule benchmark:
         "--tokens {input.tokens} --start {params.start} --prompts {params.sizes.prompts} "
         "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes.output_tokens} "
         "--tuning-prompts {params.sizes.tuning_prompts} --tuning-output-tokens {params.sizes.tuning_output_tokens} --seed {params.seed} "
-        "{params.machine} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
+        "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"

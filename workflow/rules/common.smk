@@ -74,11 +74,14 @@ def has_code(file):
     return any(not isinstance(node, ast.Expr | ast.Assign) for node in ast.parse(file.read_text()).body)
 
 
-def decoding_library(script, run):
-    """Files that a script uses with the decoder, policy and drafter of `run`."""
-    knobs = {**({"drafting": "model"} if run.decoder == "speculative" else {}), **dict(run.knobs)}
-    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
-    return library(script, f"decoding.{run.decoder}", *plugged)
+def decoding_library(script, *methods):
+    """Files that a script uses with the decoders, policies and drafters of `methods` (runs, or entries of params.yaml)."""
+    plugged = []
+    for method in methods:
+        knobs = {**({"drafting": "model"} if method.decoder == "speculative" else {}), **dict(method.knobs)}
+        plugged.append(f"decoding.{method.decoder}")
+        plugged += [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    return library(script, *dict.fromkeys(plugged))
 
 
 def calibration(run):

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
     parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--decoding", type=Path, required=True, help="checksums of the library files that decode")
     parser.add_argument("--records", type=Path, required=True, help="folder of what was measured")
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
@@ -58,7 +59,7 @@ def main() -> None:
             return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
 
         # What the numbers depend on: records of anything else lie in another folder.
-        calibrated = [files.sha256(a.calibration / name) for name in (COSTS, STEPS)]
+        calibrated = [files.sha256(path) for path in (a.calibration / COSTS, a.calibration / STEPS, a.decoding)]
         asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, calibrated, machine]
         home = a.records / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]

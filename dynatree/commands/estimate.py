@@ -1,0 +1,63 @@
+"""`dynatree estimate`: how long a scale would take, before it is started."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from dynatree import estimate, files, options, params
+from dynatree.errors import UserError, readable
+
+_DESCRIPTION = """\
+Add up how long the generation runs of a scale would take: on this machine, on one where a plain step takes another
+time, and on many at once (profiles/slurm). Speeds relative to plain decoding are those that the last run measured
+(results/metrics.json). Models, text, calibration, tables and figures come on top.
+
+examples:
+  dynatree estimate --scale study
+  dynatree estimate --scale paper --step-ms 7.5 --machines 1 --machines 32
+"""
+
+
+def register(
+    add: Callable[..., argparse.ArgumentParser], find_model: Callable[[str, params.Params], Path]
+) -> argparse.ArgumentParser:
+    """Add the command by `add` (add_parser of the subparsers); it needs no model."""
+    parser = add(
+        "estimate",
+        help="how long a scale would take",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--scale", help="one of `scales` in params.yaml (default: the one that is set there)")
+    parser.add_argument(
+        "--metrics", type=Path, default=Path("results/metrics.json"), metavar="FILE", help="of a finished run"
+    )
+    parser.add_argument(
+        "--step-ms", type=float, metavar="MS", help="of a plain step of the target (default: as measured)"
+    )
+    parser.add_argument(
+        "--job-seconds", type=float, default=5.0, metavar="S", help="of a job's start: imports, models (default: 5)"
+    )
+    parser.add_argument(
+        "--machines", type=options.at_least_one, action="append", metavar="N", help="at once (default: 1)"
+    )
+    parser.set_defaults(run=_run)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    known = params.read()
+    scale = arguments.scale or known.scale
+    if scale not in known.scales:
+        raise UserError(f"--scale: no {scale!r}; choose one of {', '.join(known.scales)}")
+    for option in ("step_ms", "job_seconds"):
+        value = getattr(arguments, option)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"--{option.replace('_', '-')}: {value}; give more than 0")
+    with readable(f"--metrics {arguments.metrics}"):
+        metrics = files.read_json(arguments.metrics)
+    measured = estimate.measured(metrics, known.sizes.prompt_tokens)
+    step = measured.step if arguments.step_ms is None else arguments.step_ms / 1000
+    found = estimate.parts(known.model_copy(update={"scale": scale}), measured, step, arguments.job_seconds)
+    print(f"scale {scale}, a plain step of {1000 * step:.1f} ms; relative speeds as measured on {measured.processor}")
+    print(estimate.describe(found, arguments.machines or [1]))

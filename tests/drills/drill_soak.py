@@ -1,0 +1,68 @@
+"""Random prompts without end through the audit, on the real pair: DYNATREE_SOAK of them, a hundred if it is not set."""
+
+import os
+import random
+
+import pytest
+
+from dynatree import audit, measure, params, provenance
+from dynatree.files import drafter_of
+from dynatree.text.splits import read_tokens
+from tests.drills.transcript import Transcript
+from tests.workflow.world import ROOT, World
+
+COUNT = int(os.environ.get("DYNATREE_SOAK", "100"))
+TOKENS, LONGEST = 24, 300
+EVERY = 25
+
+
+def test_random_prompts_are_exact() -> None:
+    """Guards against an output off the target's argmax on prompts that nobody chose: spans of text, and random ids."""
+    known = params.read(ROOT / "params.yaml")
+    folders = {"target": ROOT / f"models/{known.pair}", "drafter": ROOT / f"models/{drafter_of(known.pair)}"}
+    if not all((folder / "manifest.json").is_file() for folder in folders.values()):
+        pytest.skip("run `make all` first: no models")
+    provenance.set_threads(known.threads)
+    method = known.methods["dynatree"]
+    calibration = ROOT / "results/calibration"
+    target, decoder = measure.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
+    documents = [
+        document
+        for name in known.datasets
+        for document in read_tokens(ROOT / f"data/tokens/{known.pair}/{name}.parquet")
+    ]
+    tolerance, chance = audit.tolerance(target, documents), random.Random(known.seed)
+    page = Transcript(
+        World(ROOT),
+        "Random prompts through the audit",
+        f"DynaTree on {known.pair}: {COUNT} prompts of 1 to {LONGEST} tokens, every second one a span of the data sets"
+        f"' text, the others random token ids; {TOKENS} tokens each. Every output is teacher-forced through the target:"
+        f" a token more than {tolerance:.0e} logits below the argmax ends the drill.",
+    )
+    flips, largest, outputs, rounds = 0, 0.0, {}, 0
+    prompts = []
+    for number in range(COUNT):
+        length = chance.randint(1, LONGEST)
+        if number % 2:
+            prompts.append([chance.randrange(target.vocabulary_size) for _ in range(length)])
+        else:
+            ids = chance.choice(documents).ids
+            start = chance.randrange(max(1, len(ids) - length))
+            prompts.append(ids[start : start + length])
+    for number, prompt in enumerate(prompts, 1):
+        trace = decoder.decode(prompt, TOKENS)
+        facts = audit.audit(target, prompt, trace.output, tolerance)
+        flips, largest = flips + facts["flips"], max(largest, facts["largest_gap"])
+        outputs[number], rounds = trace.output, rounds + len(trace.rounds)
+        if number % EVERY == 0:
+            print(f"soak: {number} of {COUNT}, {flips} flips, largest gap {largest:.2g}", flush=True)
+    again = chance.sample(range(1, COUNT + 1), min(20, COUNT))
+    assert all(decoder.decode(prompts[number - 1], TOKENS).output == outputs[number] for number in again)
+    page.note(
+        f"DYNATREE_SOAK={COUNT} python -m pytest tests/drills/drill_soak.py",
+        f"{COUNT} outputs of {TOKENS} tokens in {rounds} rounds: {flips} tokens besides the argmax, none of them"
+        f" further from it than rounding explains; largest gap {largest:.2g} logits\n"
+        f"{len(again)} of the prompts again, in another order: the same outputs",
+        ".",
+    )
+    page.write("soak")
