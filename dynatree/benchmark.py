@@ -26,12 +26,12 @@ def combinations(knobs: dict[str, Any], grid: dict[str, list[Any]]) -> list[dict
     return [knobs | dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def tune(decoders: Sequence[Any], prompts: Sequence[Prompt], output_tokens: int) -> list[float]:
+def tune(decoders: Sequence[Any], prompts: Sequence[Prompt], output_tokens: int, processors: Processors) -> list[float]:
     """Seconds of each decoder over all `prompts`, which are of the tuning split; they take turns prompt by prompt."""
     seconds = [0.0] * len(decoders)
     for prompt in prompts:
         for place, decoder in enumerate(decoders):
-            seconds[place] += decoder.decode(prompt.ids, output_tokens).seconds
+            seconds[place] += decoder.decode(prompt.ids, output_tokens, processors=processors).seconds
     return seconds
 
 

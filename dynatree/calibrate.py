@@ -150,7 +150,7 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         drafter.draft(root, cache)
         cache.crop(context)
 
-    whole, bare = _medians([level, forward], min(repeats, (drafter.context_limit or 2**31) - context - 2))
+    whole, bare = _medians(drafter, [level, forward], min(repeats, (drafter.context_limit or 2**31) - context - 2))
     return max(0.0, whole - bare)
 
 
@@ -197,7 +197,7 @@ def _curve(
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians([partial(step, caches, n) for n in within], repeats)
+        median = _medians(model, [partial(step, caches, n) for n in within], repeats)
         # A context near the limit lacks its last sizes; they are never asked for there.
         seconds.append(median + [median[-1] * n / within[-1] for n in sizes[len(within) :]])
         what = model.name if rows == 1 else f"{model.name}, {rows} rows"
@@ -205,13 +205,14 @@ def _curve(
     return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
 
 
-def _medians(steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each step; the steps take turns, so that a slow spell of the machine hits all alike."""
+def _medians(model: LanguageModel, steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike."""
     taken: list[list[float]] = [[] for _ in steps]
     for repeat in range(repeats + 1):
         for step, seconds in zip(steps, taken, strict=True):
             begin = time.perf_counter()
             step()
+            measure.synchronise(model.device)
             if repeat:  # the first turn warms up
                 seconds.append(time.perf_counter() - begin)
     return [statistics.median(seconds) for seconds in taken]

@@ -72,10 +72,15 @@ def build(
     knobs: dict[str, Any],
     calibration: Calibration | None = None,
 ) -> Any:
-    """The decoder plug-in `decoder` on these models, with the calibration that was measured for them."""
+    """The decoder plug-in `decoder` on these models, with the calibration that was measured for them.
+
+    Raises UserError for knobs that it does not take, and where it needs a drafter and there is none.
+    """
     built = plugins.load("decoding", decoder).Decoder
     with readable(f"the parameters of decoder {decoder}"):
         built.check(knobs)
+    if drafter is None and built.needs(knobs).drafter == "required":
+        raise UserError(f"decoder {decoder} with these parameters needs a drafter, and none is given: {knobs}")
     return built(target, drafter, calibration, **knobs)
 
 

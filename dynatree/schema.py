@@ -127,7 +127,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("metric", _text, "a real-valued column of `runs`"),
             _column("prompts", _int, "prompts with a value"),
             _column("documents", _int, "documents they come from"),
-            _column("value", _real, "mean over prompts (geometric for ratios: speedup*, tokens/s)"),
+            _column("value", _real, "mean over prompts (geometric for speedup*, tokens/s, perplexity)"),
             _column("low", _real, "lower end of the 95 % bootstrap interval over documents; null if fewer than two"),
             _column("high", _real, "upper end"),
             _column("resolved", _flag, "for speedup*: the interval excludes 1 and there are at least 10 prompts"),

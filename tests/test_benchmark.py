@@ -1,5 +1,8 @@
 """The paired benchmark: rotating order, exact outputs, ratios prompt by prompt."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from dynatree import benchmark, measure
@@ -65,9 +68,27 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     assert not chain["autoregressive"]["resolved"]
 
 
+class Recorded:
+    """A decoder that notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    def decode(self, ids: list[int], max_new_tokens: int, processors: Processors) -> Any:
+        self.asked.append((ids, max_new_tokens, processors))
+        return SimpleNamespace(seconds=2.0)
+
+
+def test_tuning_is_on_the_kind_of_text_that_is_timed() -> None:
+    """Guards against rivals tuned on plain text and timed on penalised."""
+    decoder, processors = Recorded(), Processors(repetition_penalty=1.2)
+    assert benchmark.tune([decoder], [prompt("a"), prompt("b")], 6, processors) == [4.0]
+    assert decoder.asked == [(prompt(name).ids, 6, processors) for name in "ab"]
+
+
 def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Build) -> None:
     """Guards against a baseline that had fewer tries, or other prompts, than its rival."""
     tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})
     assert tried == [{"policy": "chain", "draft_tokens": k, "x": 3} for k in (1, 2)]
-    seconds = benchmark.tune(list(decoders(target, drafter).values()), [prompt("a"), prompt("b")], 6)
+    seconds = benchmark.tune(list(decoders(target, drafter).values()), [prompt("a"), prompt("b")], 6, Processors())
     assert len(seconds) == 3 and all(value > 0 for value in seconds)

@@ -177,3 +177,10 @@ def test_a_method_without_batches_refuses_them(target: Build) -> None:
     decoder = measure.build(target(), None, "transformers", {})
     with pytest.raises(UserError, match="batch: 2; transformers decodes one prompt at a time, batches are for auto"):
         measure.generate_batches(target(), decoder, PROMPTS, 2, 4, 1, 0.001)
+
+
+def test_a_drafter_that_is_needed_and_not_given_is_said(target: Build) -> None:
+    """Guards against an AttributeError deep in the first round."""
+    with pytest.raises(UserError, match="decoder speculative with these parameters needs a drafter"):
+        measure.build(target(), None, "speculative", TREE)
+    assert measure.build(target(), None, "speculative", {**TREE, "drafting": "hybrid"})

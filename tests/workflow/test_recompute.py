@@ -149,7 +149,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
 
     world.run(*benchmark)
     before = records()
-    assert {path.parent.name for path in before} == {"greedy", "penalised", "tuned"}
+    assert {path.parent.name for path in before} == {"greedy", "penalised", "tuned_greedy", "tuned_penalised"}
     lost = next(path for path in before if path.parent.name == "penalised")
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()

@@ -64,13 +64,15 @@ def main() -> None:
         asked += [a.tuning_output_tokens, fingerprints, calibrated, machine]
         home = a.records / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
         files.write_json(home / "machine.json", machine)
-        methods = json.loads(a.methods)
-        for name, grid in json.loads(a.grids).items():
-            methods[name] = tuned(home / "tuned" / f"{name}.json", name, methods[name], grid, build, tuning, a)
-        decoders = {name: build(method) for name, method in methods.items()}
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
+            methods, processors = json.loads(a.methods), Processors(**given)
+            for name, grid in json.loads(a.grids).items():
+                print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
+                path = home / f"tuned_{text}" / f"{name}.json"
+                methods[name] = tuned(path, methods[name], grid, build, tuning, a.tuning_output_tokens, processors)
+            decoders = {name: build(method) for name, method in methods.items()}
             rows, warm = [], False
             for turn, prompt in enumerate(evaluated):
                 path = home / text / f"{prompt.prompt_id.replace('/', '_')}.json"
@@ -81,7 +83,7 @@ def main() -> None:
                                 measure.warm_up(decoder, prompt.ids, a.output_tokens)
                             warm = True
                         measured = benchmark.paired(
-                            target, decoders, prompt, a.output_tokens, Processors(**given), turn, tolerance
+                            target, decoders, prompt, a.output_tokens, processors, turn, tolerance
                         )
                     files.write_json(path, measured)
                 rows += files.read_json(path)
@@ -91,23 +93,28 @@ def main() -> None:
 
 
 def tuned(
-    path: Path, name: str, method: dict[str, Any], grid: dict[str, list[Any]], build: Any, prompts: Any, a: Any
+    path: Path,
+    method: dict[str, Any],
+    grid: dict[str, list[Any]],
+    build: Any,
+    prompts: list[Prompt],
+    output_tokens: int,
+    processors: Processors,
 ) -> dict[str, Any]:
     """The fastest of the method's combinations on the tuning prompts; all that were tried are kept at `path`."""
     if not path.is_file():
         tried = benchmark.combinations(method, grid)
-        print(f"benchmark: tuning {name}, {len(tried)} combinations", file=sys.stderr)
         decoders = [build(one) for one in tried]
         with measure.alone():
             for decoder in decoders:
-                measure.warm_up(decoder, prompts[0].ids, a.tuning_output_tokens)
-            seconds = benchmark.tune(decoders, prompts, a.tuning_output_tokens)
+                measure.warm_up(decoder, prompts[0].ids, output_tokens)
+            seconds = benchmark.tune(decoders, prompts, output_tokens, processors)
         best = tried[seconds.index(min(seconds))]
         edges = [knob for knob, values in grid.items() if len(values) > 2 and best[knob] in (values[0], values[-1])]
         files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "seconds": seconds})
     found = files.read_json(path)
     edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
-    print(f"benchmark: {name} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
+    print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
     return dict(found["best"])
 
 
