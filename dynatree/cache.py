@@ -162,8 +162,8 @@ class KeyValueCache:
         """
         end = prefix_length + len(kept)
         if not torch.equal(kept, torch.arange(len(kept))):
+            slots = (kept + prefix_length).to(self._shared.layers[0].keys.device)
             for layer in self._shared.layers:
-                slots = (kept + prefix_length).to(layer.keys.device)
                 for held in (layer.keys[self._row], layer.values[self._row]):
                     # Indexing makes a copy first, so overlapping source and destination are safe.
                     held[:, prefix_length:end] = held[:, slots]

@@ -19,6 +19,7 @@ from dynatree.calibration import Calibration, StepCalibration, log_odds
 from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Drafter
+from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
 from dynatree.trace import Clock
@@ -67,6 +68,9 @@ def pair(
     target, drafter = loaded["target"], loaded.get("drafter")
     if drafter:
         model.check_pair(target, drafter)
+        longest, limit = max(map(len, prompts)), drafter.context_limit
+        if limit is not None and longest > limit:
+            raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
     # Greedy continuations, whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
@@ -150,7 +154,8 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         drafter.draft(root, cache)
         cache.crop(context)
 
-    whole, bare = _medians(drafter, [level, forward], min(repeats, (drafter.context_limit or 2**31) - context - 2))
+    room = (drafter.context_limit or 2**31) - context - 2
+    whole, bare = _medians(drafter, [level, forward], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
 

@@ -29,7 +29,7 @@ class Curve(Knobs):
     def at(self, context: int, most: int) -> Tensor:
         """Seconds [most + 1] of forwards over 0..most tokens behind `context`; 0 tokens cost nothing.
 
-        Linear between measured points and beyond the last.
+        Linear between measured points; beyond the last each further token costs what one does on average, or more.
         """
         row = self.seconds[self.nearest(context)]
         counts = torch.arange(most + 1, dtype=torch.float64)
@@ -38,6 +38,8 @@ class Curve(Knobs):
         values = torch.tensor(row, dtype=torch.float64)
         slope = (values[right] - values[right - 1]) / (known[right] - known[right - 1])
         curve = values[right - 1] + slope * (counts - known[right - 1])
+        beyond = (counts - known[-1]).clamp(min=0)
+        curve = torch.maximum(curve, values[-1] + beyond * values[-1] / known[-1]).where(beyond > 0, curve)
         curve[0] = 0
         return curve
 

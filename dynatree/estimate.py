@@ -31,15 +31,16 @@ class Measured(NamedTuple):
     speed: dict[str, float]
 
 
-def measured(metrics: Mapping[str, Any], prompt_tokens: int) -> Measured:
-    """What `metrics` (metrics.json, of prompts of `prompt_tokens`) say. Raises UserError without plain decoding."""
+def measured(metrics: Mapping[str, Any]) -> Measured:
+    """What `metrics` (metrics.json) say. Raises UserError without plain decoding."""
     try:
         plain = metrics[PLAIN]
         speed = {name: facts["speedup"] for name, facts in metrics.items() if "speedup" in facts}
         step = plain["tpot_ms"] / 1000
         if not all(value > 0 for value in speed.values()):
             raise ValueError("a speedup that is not above 0")
-        return Measured(metrics["machine"]["processor"], step, plain["ttft_ms"] / 1000 / step / prompt_tokens, speed)
+        prompt_token = plain["ttft_ms"] / 1000 / step / metrics["lengths"]["prompt_tokens"]
+        return Measured(metrics["machine"]["processor"], step, prompt_token, speed)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(f"metrics: they lack speeds of {PLAIN} ({error!r}); run `make all` first") from error
 

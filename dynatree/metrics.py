@@ -3,7 +3,8 @@
 What happened within a run is in events.py. Knows no model.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,18 @@ def run_key(results: Path, folder: Path) -> Row:
     return {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
 
 
-def same_machine(records: list[Records]) -> Row:
-    """The machine of all records. Raises UserError if timings cannot be compared, naming what differs."""
-    first = records[0]
-    for other in records[1:]:
+def same_machine(machines: Mapping[str, Row]) -> Row:
+    """The machine of all records, which `machines` names. Raises UserError if timings cannot be compared."""
+    (name, first), *others = machines.items()
+    for other, machine in others:
         for key in COMPARABLE:
-            if first.machine[key] != other.machine[key]:
+            if first[key] != machine[key]:
                 raise UserError(
-                    f"timings are not comparable: {key} is {first.machine[key]!r} for {'/'.join(first.key.values())} "
-                    f"but {other.machine[key]!r} for {'/'.join(other.key.values())}; measure all of them again on one "
-                    "machine: snakemake --cores 1 --forcerun calibrate generate timeline memory -- all"
+                    f"timings are not comparable: {key} is {first[key]!r} for {name} but {machine[key]!r} for {other}; "
+                    "measure all of them again on one machine: "
+                    "snakemake --cores 1 --forcerun calibrate generate timeline memory drafter_report -- all"
                 )
-    return first.machine
+    return first
 
 
 def runs(records: list[Records]) -> list[Row]:
@@ -82,6 +83,8 @@ def prompt_key(row: Row) -> tuple[Any, ...]:
 
 
 def _run_rows(record: Records) -> Iterable[Row]:
+    # Only the last group of a repeat may be smaller than the others.
+    batch, place = max((timing["batch"] for timing in record.timings), default=1), Counter[int]()
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
@@ -100,6 +103,7 @@ def _run_rows(record: Records) -> Iterable[Row]:
             "output_ids": output["output_ids"],
             "prompt_tokens": output["prompt_tokens"],
             "batch": timing["batch"],
+            "group": place[output["repeat"]] // batch,
             "output_tokens": emitted,
             "seconds": seconds,
             "throughput": timing["batch_tokens"] / seconds,
@@ -123,6 +127,7 @@ def _run_rows(record: Records) -> Iterable[Row]:
             "mean_path_length": accepted / len(rounds) if rounds else None,
             **{name: audit[name] for name in ("flips", "first_flip", "largest_gap", "perplexity", "repetition")},
         }
+        place[output["repeat"]] += 1
 
 
 def memory(results: Path, folder: Path) -> list[Row]:
@@ -179,16 +184,18 @@ def summary(run_rows: list[Row]) -> list[Row]:
 
 def _summarise(rows: list[Row], metric: str) -> Row:
     values, documents = [row[metric] for row in rows], [row["document_id"] for row in rows]
-    geometric = metric in GEOMETRIC
-    prompts = len({row["prompt_id"] for row in rows})
-    ends = statistics.interval(values, documents, geometric)
+    geometric, batch = metric in GEOMETRIC, max(row["batch"] for row in rows)
+    # What was decoded together was measured together: it is drawn together, and counts as one.
+    groups = documents if batch == 1 else [str(row["group"]) for row in rows]
+    ends = statistics.interval(values, groups, geometric)
+    measured = len({row["prompt_id"] if batch == 1 else row["group"] for row in rows})
     return {
-        "prompts": prompts,
+        "prompts": len({row["prompt_id"] for row in rows}),
         "documents": len(set(documents)),
         "value": statistics.mean(values, geometric),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": statistics.resolved(ends, prompts) if metric.startswith("speedup") else None,
+        "resolved": statistics.resolved(ends, measured) if metric.startswith("speedup") else None,
     }
 
 
@@ -207,12 +214,14 @@ HEADLINE = (
 
 
 def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
-    """metrics.json: per method its means over all prompts and per data set; text perplexities; the machine."""
+    """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine."""
+    rows = [row for row in run_rows if row["experiment"] == "headline"]
+    lengths = ("prompt_tokens", "output_tokens")
     result: Row = {
         "machine": machine,
+        "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
         "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
     }
-    rows = [row for row in run_rows if row["experiment"] == "headline"]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
         result[method] = _headline(own)

@@ -297,11 +297,6 @@ def check_pair(target: LanguageModel, drafter: LanguageModel) -> None:
         raise UserError(
             f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart"
         )
-    if target.vocabulary_size != drafter.vocabulary_size:
-        raise UserError(
-            f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
-            f"{target.vocabulary_size}; take a drafter trained with the target's tokenizer"
-        )
     if target.tokenizer is not None and drafter.tokenizer is not None:
         ours, theirs = target.tokenizer.get_vocab(), drafter.tokenizer.get_vocab()
         if ours != theirs:
@@ -310,3 +305,8 @@ def check_pair(target: LanguageModel, drafter: LanguageModel) -> None:
                 f"drafter {drafter.name} and target {target.name} have different tokenizers (for example {token!r} is "
                 f"{theirs.get(token)} and {ours.get(token)}); take a drafter trained with the target's tokenizer"
             )
+    if target.vocabulary_size != drafter.vocabulary_size:
+        raise UserError(
+            f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
+            f"{target.vocabulary_size}; take one with as many embeddings, trained with the target's tokenizer"
+        )

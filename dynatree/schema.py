@@ -28,6 +28,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
             _column("prompt_tokens", _int, "tokens in the prompt"),
             _column("batch", _int, "requests decoded together"),
+            _column("group", _int, "which of the run's groups of requests; one alone is a group, too"),
             _column("output_tokens", _int, "tokens emitted"),
             _column("seconds", _real, "wall seconds of the whole request (of its batch), prefill included"),
             _column("throughput", _real, "tokens/s: tokens emitted (by the whole batch) / seconds"),

@@ -20,9 +20,17 @@ from tests.conftest import Build
 def test_a_curve_goes_through_its_points_and_on_beyond() -> None:
     """Guards against an off-by-one between tokens and nodes, and against a curve that ends."""
     curve = Curve(contexts=[100, 1000], tokens=[1, 2, 4], seconds=[[1, 2, 3], [10, 20, 30]])
-    assert curve.at(0, 6).tolist() == [0, 1, 2, 2.5, 3, 3.5, 4]
+    assert curve.at(0, 6).tolist() == [0, 1, 2, 2.5, 3, 3.75, 4.5]
     assert curve.at(10**6, 2).tolist() == [0, 10, 20]
     assert [curve.nearest(context) for context in (0, 549, 551)] == [0, 0, 1]
+
+
+def test_a_curve_that_falls_at_its_end_does_not_fall_on() -> None:
+    """Guards against forwards that cost less than nothing: a batch is measured up to a few tokens a row."""
+    curve = Curve(contexts=[100], tokens=[1, 2, 4], seconds=[[0.040, 0.048, 0.040]])
+    assert curve.at(0, 64)[4:].tolist() == pytest.approx([0.01 * n for n in range(4, 65)])
+    steep = Curve(contexts=[100], tokens=[1, 2], seconds=[[1, 3]])
+    assert steep.at(0, 4).tolist() == [0, 1, 3, 5, 7]
 
 
 @pytest.mark.parametrize(
@@ -145,3 +153,10 @@ def test_a_slower_level_is_slower_in_batches_too() -> None:
     table = costs.model_copy(update={"batches": [BatchCosts(rows=2, verify=costs.verify, draft=costs.draft)]})
     assert table.drafting_plus(0.5).batches[0].draft == costs.draft.plus(0.5)
     assert costs.model_copy(update={"draft": None}).drafting_plus(0.5).draft is None
+
+
+def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> None:
+    """Guards against a median of nothing where a context leaves no room for repeats."""
+    small = models.language_model("gpt2", seed=3, n_positions=20)
+    table = calibrate.costs(target(), small, [18], 1, {}, {})
+    assert table.draft is not None and table.draft.contexts == [18]

@@ -13,13 +13,14 @@ METRICS = {
     "autoregressive": {"speedup": 1.0, "tpot_ms": 50.0, "ttft_ms": 160.0},
     "dynatree": {"speedup": 4.0, "tpot_ms": 10.0, "ttft_ms": 160.0},
     "machine": {"processor": "Abacus"},
+    "lengths": {"prompt_tokens": 128, "output_tokens": 200},
 }
 
 
 def test_a_run_is_added_up_from_what_was_measured() -> None:
     """Guards against audits, references or a method's speed left out of the sum."""
     known = params.read(params.default_path())
-    measured = estimate.measured(METRICS, prompt_tokens=128)
+    measured = estimate.measured(METRICS)
     assert measured.step == 0.05 and measured.prompt_token == pytest.approx(0.025)
     found = {part.title: part for part in estimate.parts(known, measured, step=0.1, job=5)}
     runs = [run for run in grid.expand(known).values() if run.top == "runs"]
@@ -44,7 +45,7 @@ def test_jobs_are_shared_out_the_longest_first() -> None:
 def test_metrics_without_speeds_are_refused(metrics: Any) -> None:
     """Guards against a traceback, or an estimate from nothing."""
     with pytest.raises(UserError, match="make all"):
-        estimate.measured(metrics, 128)
+        estimate.measured(metrics)
 
 
 def test_the_command_names_what_is_wrong_and_says_what_it_found(

@@ -1,5 +1,6 @@
 """The protocol's definitions, checked on hand-made records whose metrics can be worked out on paper."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,14 +185,17 @@ def test_timings_of_unlike_machines_are_refused(difference: dict[str, Any]) -> N
     plain = record("autoregressive", [STEP], [1.0, 2.0])
     other = record("dynatree", [SPECULATED], [1.0, 2.0], machine=difference)
     key, value = next(iter(difference.items()))
-    with pytest.raises(UserError, match=f"{key} is {MACHINE[key]!r} for headline/autoregressive.* but {value!r} for"):
-        metrics.same_machine([plain, other])
+    with pytest.raises(UserError, match=f"{key} is {MACHINE[key]!r} for plain but {value!r} for tree/timings.json"):
+        metrics.same_machine({"plain": plain.machine, "tree/timings.json": other.machine})
 
 
 def test_memory_size_does_not_make_a_machine_another() -> None:
     """Guards against refusing the same machine with another memory limit."""
-    records = [record(name, [STEP], [1.0, 2.0], machine={"memory_gib": size}) for name, size in (("a", 8), ("b", 16))]
-    assert metrics.same_machine(records)["threads"] == 2
+    machines = {
+        name: record(name, [STEP], [1.0, 2.0], machine={"memory_gib": size}).machine
+        for name, size in (("a", 8), ("b", 16))
+    }
+    assert metrics.same_machine(machines)["threads"] == 2
 
 
 def test_summary_takes_geometric_means_of_ratios() -> None:
@@ -254,6 +258,22 @@ def test_parts_share_a_rounds_time_among_its_tokens() -> None:
     assert own["loops"]["speedup"] == pytest.approx(5 / (0.75 / 3 / 0.2))
     assert own["new text"]["steps_a_token"] == pytest.approx(0.75 / 4 / 0.2)
     assert metrics.table("parts", list(rows.values())).num_rows == len(rows) == 12
+
+
+@pytest.mark.parametrize(("batch", "groups", "interval"), [(1, 4, True), (2, 2, True), (4, 1, False)])
+def test_what_was_decoded_together_is_one_measurement(batch: int, groups: int, interval: bool) -> None:
+    """Guards against an interval, and a verdict, from one batch counted once a prompt."""
+    records = []
+    for method in ("autoregressive", "dynatree"):
+        parts = [record(method, [STEP], [1.0, 2.0 + n // batch], document=f"d{n}", prompt=f"d/{n}/0") for n in range(4)]
+        for part in parts:
+            part.timings[0]["batch"] = batch
+        joined = {name: [getattr(part, name)[0] for part in parts] for name in ("outputs", "timings", "audit")}
+        records.append(replace(parts[0], **joined))
+    rows = metrics.runs(records)
+    assert len({row["group"] for row in rows}) == groups
+    found = next(row for row in metrics.summary(rows) if (row["method"], row["metric"]) == ("dynatree", "throughput"))
+    assert found["prompts"] == 4 and (found["low"] is not None) == interval
 
 
 def test_requests_decoded_together_have_no_parts() -> None:

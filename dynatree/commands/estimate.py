@@ -56,7 +56,7 @@ def _run(arguments: argparse.Namespace) -> None:
             raise UserError(f"--{option.replace('_', '-')}: {value}; give more than 0")
     with readable(f"--metrics {arguments.metrics}"):
         metrics = files.read_json(arguments.metrics)
-    measured = estimate.measured(metrics, known.sizes.prompt_tokens)
+    measured = estimate.measured(metrics)
     step = measured.step if arguments.step_ms is None else arguments.step_ms / 1000
     found = estimate.parts(known.model_copy(update={"scale": scale}), measured, step, arguments.job_seconds)
     print(f"scale {scale}, a plain step of {1000 * step:.1f} ms; relative speeds as measured on {measured.processor}")

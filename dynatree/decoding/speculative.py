@@ -148,8 +148,12 @@ class Decoder(Batched):
     @staticmethod
     def check(knobs: dict[str, Any]) -> None:
         checked = Settings(**knobs)
-        checked.build_policy()
-        plugins.load("drafting", checked.drafting)
+        policy, drafting = checked.build_policy(), plugins.load("drafting", checked.drafting)
+        if not policy.takes_lookup and drafting.MODEL != "required":
+            raise ValueError(
+                f"drafting: {checked.drafting}; the trees of policy {checked.policy} are made for a drafter model, "
+                "write drafting: model"
+            )
 
     @staticmethod
     def needs(knobs: dict[str, Any]) -> Needs:

@@ -17,6 +17,8 @@ class GrowthPolicy(Knobs):
     """Besides what stands here a policy has `branch` and `depth`: most children of a node, most levels."""
 
     needs_costs: ClassVar[bool] = False
+    # Whether a tree may begin with lookup's chain.
+    takes_lookup: ClassVar[bool] = True
 
     @property
     def uses_calibration(self) -> bool:

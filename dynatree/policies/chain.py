@@ -1,14 +1,24 @@
 """A chain of `draft_tokens` tokens: linear speculation (Leviathan et al. 2023, 2211.17192) as a tree of branch 1."""
 
+import math
+
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from dynatree.policies import GrowthPolicy
+from dynatree.tree import TokenTree
 
 
 class Policy(GrowthPolicy):
-    """Keeps the likeliest child of the last node, `draft_tokens` times."""
+    """Keeps the likeliest child of the last node, `draft_tokens` times.
+
+    What lookup proposes is the whole chain where its first token is at least as likely as `threshold` (null: always);
+    otherwise the drafter model makes the chain.
+    """
 
     draft_tokens: int = Field(ge=0)
+    threshold: float | None = Field(default=None, ge=0, le=1)
 
     @property
     def branch(self) -> int:
@@ -17,3 +27,12 @@ class Policy(GrowthPolicy):
     @property
     def depth(self) -> int:
         return self.draft_tokens
+
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        looked_up = not len(expanded) and len(log_probs) > 0
+        kept = not (looked_up and self.threshold) or log_probs[0] >= math.log(self.threshold)
+        return torch.full((len(log_probs),), bool(kept))
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        # The root is not expanded where lookup's chain stands already.
+        return candidates[:0] if len(tree) > 1 and candidates[0] == 0 else candidates

@@ -36,6 +36,7 @@ class Policy(GrowthPolicy):
     budget: int = Field(ge=0, le=127)
 
     needs_costs: ClassVar[bool] = True
+    takes_lookup: ClassVar[bool] = False
 
     _static: StaticTree = PrivateAttr()
 
@@ -55,7 +56,7 @@ class Policy(GrowthPolicy):
         self._static = fastest(rates, self.depth, self.budget, tuple(verify.tolist()), tuple(draft.tolist()))
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        if not len(expanded):
+        if not len(expanded):  # nothing is proposed without a draft
             return torch.ones(len(log_probs), dtype=torch.bool)
         places = self._places(tree)
         counts = torch.tensor([len(self._static.children[places[node]]) for node in expanded.tolist()])

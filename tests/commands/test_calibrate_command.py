@@ -1,6 +1,7 @@
 """`dynatree calibrate`: what it measures is what `dynatree generate` reads."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,13 @@ def test_an_error_is_one_line(
     """Guards against measuring for a minute before the mistake is told."""
     status, out, err = call(capsys, "calibrate", "--target", "target", "--out", "costs", *arguments)
     assert (status, out, err.count("\n")) == (2, "", 1) and said in err
+
+
+def test_prompts_beyond_the_drafters_context_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a rate of nothing, found out behind all the decoding."""
+    shutil.copytree("target", "small")
+    config = json.loads(Path("small/config.json").read_text())
+    Path("small/config.json").write_text(json.dumps(config | {"max_position_embeddings": 4}))
+    pair = ["--target", "target", "--drafter", "small", "--threads", "1"]
+    status, _, err = call(capsys, "calibrate", *pair, "--text", "text.txt", "--out", "costs", *SMALL)
+    assert status == 2 and "prompts of 8 tokens: small has a context of 4; take shorter ones" in err

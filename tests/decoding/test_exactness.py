@@ -30,6 +30,7 @@ TREES: dict[str, dict[str, Any]] = {
     "confidence": {"policy": "confidence", "drafting": "model", "depth": 6, "base_depth": 2, "threshold": 0.0},
     "optimal": {"policy": "optimal", "drafting": "model", "depth": 4, "branch": 3, "budget": 12},
     "lookup": {"policy": "chain", "drafting": "lookup", "draft_tokens": 8},
+    "hybrid chain": {"policy": "chain", "drafting": "hybrid", "draft_tokens": 4, "threshold": 0.5},
     "hybrid": {"policy": "threshold", "drafting": "hybrid", "depth": 6, "branch": 3, "threshold": None, "budget": 16},
     "cost aware": {"policy": "cost_aware", "drafting": "hybrid", **LIMITS},
     "uncalibrated": {"policy": "cost_aware", "drafting": "model", **LIMITS, "calibrated": False},

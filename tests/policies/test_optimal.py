@@ -64,3 +64,11 @@ def test_the_tree_that_is_grown_is_the_static_one(target: Build, drafter: Build)
     trace = Decoder(target(), drafter("related"), models.calibration(0.001, 0.001), **knobs).decode([3, 1, 4], 40)
     shapes_seen = {tuple(round.tree["parents"]) for round in trace.rounds if round.depth == 3}
     assert len(shapes_seen) == 1 and len(next(iter(shapes_seen))) == 10
+
+
+@pytest.mark.parametrize("drafting", ["hybrid", "lookup"])
+def test_lookup_is_refused(drafting: str) -> None:
+    """Guards against an IndexError: lookup's chain may be longer than the static tree is deep."""
+    knobs = {"policy": "optimal", "drafting": drafting, "depth": 3, "branch": 3, "budget": 9}
+    with pytest.raises(ValueError, match=f"drafting: {drafting}; .* write drafting: model"):
+        Decoder.check(knobs)

@@ -94,6 +94,20 @@ def test_chain_is_one_child_a_level() -> None:
     assert chosen.select(tree_of([-1.0])).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("threshold", "looked_up"), [(None, True), (0.4, True), (0.5, True), (0.6, False)])
+def test_a_chain_is_lookups_or_the_models(threshold: float | None, looked_up: bool) -> None:
+    """Guards against a chain of two branches: lookup's as it is if its first token is likely enough, or the model's."""
+    chosen = policy("chain", draft_tokens=3, threshold=threshold)
+    kept = chosen.children(tree_of([]), torch.tensor([0.5, 0.1]).log(), ROOT[:0])
+    assert kept.tolist() == [looked_up, looked_up]
+    chain = TokenTree.root(0).chain(torch.arange(2), torch.tensor([0.5, 0.2]).log())
+    tree = chain if looked_up else TokenTree.root(0)
+    assert len(chosen.expand(tree, ROOT)) == (0 if looked_up else 1)
+    # Of the model's own tokens every one is kept, and the chain goes on from it.
+    assert chosen.children(tree_of([]), torch.tensor([0.01]).log(), ROOT).tolist() == [True]
+    assert chosen.expand(tree_of([-1.0]), torch.tensor([1])).tolist() == [1]
+
+
 def test_confidence_gives_fewer_children_to_a_surer_drafter() -> None:
     """Guards the paper's rule: one child at 0.9 and above, three below 0.4, two between; tau prunes."""
     chosen = policy("confidence", threshold=0.05)

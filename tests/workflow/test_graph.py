@@ -9,7 +9,7 @@ import grimp
 import pytest
 from dvc.repo import Repo
 
-from dynatree import grid, params
+from dynatree import calibrate, grid, params
 from tests.workflow.world import ROOT, World
 
 
@@ -97,7 +97,8 @@ def plugs(output: str) -> set[str]:
             f"dynatree.{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs
         }
     if parts[:2] == ("results", "calibration"):
-        return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"}
+        watched = {f"dynatree.{params.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
+        return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
     if parts[:2] == ("data", "documents"):
         return {f"dynatree.sources.{known.sources[Path(output).stem].kind}"}
     return {f"dynatree.figures.{parts[1].split('.')[0]}"} if parts[0] == "figures" else set()

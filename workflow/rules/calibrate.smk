@@ -5,7 +5,14 @@ include: "common.smk"
 rule calibrate:
     input:
         script="workflow/scripts/calibrate.py",
-        library=library("workflow/scripts/calibrate.py", "decoding.speculative", "policies.chain", "drafting.lookup"),
+        library=library(
+            "workflow/scripts/calibrate.py",
+            "decoding.speculative",
+            "policies.chain",
+            "policies.cost_aware",
+            "drafting.lookup",
+            "drafting.hybrid",
+        ),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
     output:

@@ -35,7 +35,10 @@ def main() -> None:
             return cached(tuple(ids))
 
         records = [metrics.Records.read(a.results, folder) for folder in a.runs]
-        machine = metrics.same_machine(records)
+        machines = {str(folder): record.machine for folder, record in zip(a.runs, records, strict=True)}
+        others = [folder / files.PHASES for folder in a.timeline] + [folder / files.MEMORY for folder in a.memory]
+        others += [path for path in (a.costs, a.drafter) if path]
+        machine = metrics.same_machine(machines | {str(path): files.read_json(path)["machine"] for path in others})
         rows = {
             "runs": metrics.runs(records),
             "rounds": events.rounds(records),

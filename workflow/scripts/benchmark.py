@@ -59,10 +59,10 @@ def main() -> None:
             return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
 
         # What the numbers depend on: records of anything else lie in another folder.
-        calibrated = [files.sha256(path) for path in (a.calibration / COSTS, a.calibration / STEPS, a.decoding)]
+        read = (a.calibration / COSTS, a.calibration / STEPS, a.decoding, Path(__file__), Path(benchmark.__file__))
         asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
-        asked += [a.tuning_output_tokens, fingerprints, calibrated, machine]
-        home = a.records / hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+        asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
+        home = a.records / digest(asked)
         files.write_json(home / "machine.json", machine)
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
@@ -75,7 +75,7 @@ def main() -> None:
             decoders = {name: build(method) for name, method in methods.items()}
             rows, warm = [], False
             for turn, prompt in enumerate(evaluated):
-                path = home / text / f"{prompt.prompt_id.replace('/', '_')}.json"
+                path = home / f"{text}-{digest(methods)}" / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():
                     with measure.alone():
                         if not warm:
@@ -90,6 +90,11 @@ def main() -> None:
                 print(f"benchmark: {text}, {turn + 1} of {len(evaluated)} prompts", file=sys.stderr)
             table += benchmark.summary(text, rows)
         write_table(a.out, metrics.table("benchmark", table))
+
+
+def digest(asked: Any) -> str:
+    """A name for what was asked, short enough for a folder."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def tuned(

@@ -21,7 +21,9 @@ def main() -> None:
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
         target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        files.write_json(a.out / files.PHASES, measure.phases(target, decoder, prompt, a.output_tokens))
+        machine = provenance.describe(a.dtype, a.device)
+        measured = measure.phases(target, decoder, prompt, a.output_tokens)
+        files.write_json(a.out / files.PHASES, {"machine": machine, **measured})
 
 
 if __name__ == "__main__":
