@@ -62,17 +62,21 @@ def test_killed_in_every_kind_of_job(world: World) -> None:
         running.wait_for(rf"^(?:local)?rule (?:{'|'.join(sorted(left))}):|{STEPS}")
         begun = re.findall(rf"^(?:local)?rule ({'|'.join(sorted(left))}):", running.output, re.M)
         if not begun:
+            running.process.wait()
             break
         rule = begun[0]
-        left.discard(rule)
-        time.sleep(0.7)
+        time.sleep(0.2)  # the quickest job takes 0.4 s
         running.kill()
         now = records(world)
         runs = {path: at for path, at in now.items() if path.name == files.TIMINGS}
         assert all(runs.get(path) == at for path, at in finished.items())
         finished = runs
+        if f"(Rule: {rule})" in running.output:
+            continue  # it had ended: another of its jobs, if there is one
+        left.discard(rule)
         page.note(f"make all    # killed in rule {rule}", f"{len(now)} records and tables are whole", "whole")
     assert len(left) < len(RULES) / 3, f"never killed in {', '.join(sorted(left))}"
+    (world.folder / "results/metrics.json").unlink(missing_ok=True)  # something to do for the first of two
     running = Running(world, *make("all"))
     running.wait_for(r"^localrule|^rule")
     second = subprocess.run(make("all"), cwd=world.folder, capture_output=True, text=True)
@@ -95,17 +99,19 @@ def test_a_run_without_memory_leaves_the_others(world: World) -> None:
     page = Transcript(
         world,
         "A run without memory",
-        "One run's address space is limited; its job fails and says why, `--keep-going` makes the others, and the "
-        "target `partial` makes tables of what is there and names what is missing.",
+        "One run's address space is limited; its job fails and says why. The others are made by a command of their "
+        "own, and the target `partial` makes tables of what is there and names what is missing.",
     )
-    page.run("snakemake", "--cores", 1, "results/calibration/costs.json", keep=STEPS)
-    run = next(folder for folder in grid.expand(params.read(world.folder / "params.yaml")) if "linear" in folder)
+    expanded = grid.expand(params.read(world.folder / "params.yaml"))
+    run = next(folder for folder in expanded if folder.startswith("runs/linear/"))
+    prompts = "data/prompts/tiny/default/tiny_articles.parquet"
+    page.run("snakemake", "--cores", 1, "results/calibration/costs.json", prompts, keep=STEPS)
     limited = f"ulimit -v 1500000; snakemake --cores 1 results/{run}/timings.json"
-    failed = page.run("bash", "-c", limited, keep=r"(?i)memory|MemoryError|^error", ok=False)
-    assert "emory" in failed or "allocate" in failed
-    kept = [folder for folder in grid.expand(params.read(world.folder / "params.yaml")) if folder.startswith("runs/")]
-    others = [f"results/{folder}/timings.json" for folder in kept if folder != run]
-    page.run("snakemake", "--cores", 1, "--keep-going", *others, keep=STEPS)
+    failed = page.run("bash", "-c", limited, keep=r"(?i)memory|map segment|^error", ok=False)
+    assert "Error in rule generate" in failed  # the job, not Snakemake
+    assert re.search(r"(?i)memory|allocate|map segment", failed)
+    others = [f"results/{name}/timings.json" for name in expanded if name.startswith("runs/") and name != run]
+    page.run("snakemake", "--cores", 1, *others, keep=STEPS)
     said = page.run("snakemake", "--cores", 1, "partial", keep="^missing: runs")
     assert f"missing: {run}" in said
     page.write("memory")
@@ -127,7 +133,7 @@ def mounted(*options: str, at: Path) -> Iterator[None]:
 def test_a_full_disk(tmp_path: Path) -> None:
     """A clear error, nothing corrupt, and once there is room the same command goes on."""
     home = tmp_path / "small"
-    with mounted("-t", "tmpfs", "-o", "size=24m", "tmpfs", at=home):
+    with mounted("-t", "tmpfs", "-o", "size=64m", "tmpfs", at=home):
         world = World(home / "world")
         world.make()
         page = Transcript(
@@ -153,7 +159,7 @@ def test_a_read_only_checkout(world: World) -> None:
     page = Transcript(
         world,
         "A checkout that cannot be written",
-        "A finished checkout is mounted read-only. The workflow cannot take its lock there and says so; `dynatree "
+        "A checkout with its models is mounted read-only. The workflow cannot take its lock there and says so; `dynatree "
         "generate` needs no more than the models.",
     )
     page.run("snakemake", "--cores", 1, "models/tiny/manifest.json", "models/tiny-drafter/manifest.json", keep=STEPS)

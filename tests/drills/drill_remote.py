@@ -61,6 +61,7 @@ def push_clone_pull(world: World, page: Transcript, other: Path) -> None:
     page.run("git", "commit", "-qm", "a finished run")
     page.run("dvc", "push", keep="pushed|uptodate|up to date")
     page.run("git", "clone", "-q", world.folder, other, cwd=other.parent)
+    page.say("In the clone:")
     page.run("dvc", "pull", "--quiet", cwd=other)
     page.run(*make("touch"), keep=STEPS, cwd=other)
     said = page.run(*make("all"), keep=STEPS, cwd=other)
@@ -93,6 +94,7 @@ def test_s3(tmp_path: Path, store: str) -> None:
         "The keys are in the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`).",
     )
     page.run("dvc", "remote", "add", "--default", "store", f"s3://{BUCKET}/results", keep="Setting")
-    page.run("dvc", "remote", "modify", "store", "endpointurl", store)
+    world.run("dvc", "remote", "modify", "store", "endpointurl", store)
+    page.note("dvc remote modify store endpointurl http://127.0.0.1:PORT", "", "")
     push_clone_pull(world, page, tmp_path / "second")
     page.write("remote_s3")

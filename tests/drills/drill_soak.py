@@ -6,6 +6,7 @@ import random
 import pytest
 
 from dynatree import audit, measure, params, provenance
+from dynatree.calibration import COSTS, STEPS
 from dynatree.files import drafter_of
 from dynatree.text.splits import read_tokens
 from tests.drills.transcript import Transcript
@@ -19,18 +20,18 @@ EVERY = 25
 def test_random_prompts_are_exact() -> None:
     """Guards against an output off the target's argmax on prompts that nobody chose: spans of text, and random ids."""
     known = params.read(ROOT / "params.yaml")
-    folders = {"target": ROOT / f"models/{known.pair}", "drafter": ROOT / f"models/{drafter_of(known.pair)}"}
-    if not all((folder / "manifest.json").is_file() for folder in folders.values()):
-        pytest.skip("run `make all` first: no models")
+    names = {"target": known.pair, "drafter": drafter_of(known.pair)}
+    folders = {role: ROOT / "models" / name for role, name in names.items()}
+    calibration = ROOT / "results/calibration"
+    tokens = [ROOT / f"data/tokens/{known.pair}/{name}.parquet" for name in known.datasets]
+    needed = [*(folder / "manifest.json" for folder in folders.values()), *tokens]
+    needed += [calibration / COSTS, calibration / STEPS]
+    if lacking := [path.relative_to(ROOT).as_posix() for path in needed if not path.is_file()]:
+        pytest.skip(f"run `make all` first: no {', '.join(lacking)}")
     provenance.set_threads(known.threads)
     method = known.methods["dynatree"]
-    calibration = ROOT / "results/calibration"
     target, decoder = measure.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
-    documents = [
-        document
-        for name in known.datasets
-        for document in read_tokens(ROOT / f"data/tokens/{known.pair}/{name}.parquet")
-    ]
+    documents = [document for path in tokens for document in read_tokens(path) if document.ids]
     tolerance, chance = audit.tolerance(target, documents), random.Random(known.seed)
     page = Transcript(
         World(ROOT),

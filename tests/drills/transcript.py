@@ -1,6 +1,7 @@
 """What a drill did, as a page of docs/drills: commands with the lines of their output that matter."""
 
 import re
+import shlex
 import subprocess
 import time
 from contextlib import suppress
@@ -39,7 +40,7 @@ class Transcript:
 
     def _cleaned(self, line: str) -> str:
         """Without the paths of this run."""
-        for path, shown_as in ((self.world.folder, "."), (self.world.folder.parent, ".."), (f"{BIN}/", "")):
+        for path, shown_as in ((self.world.folder, "."), (f"{self.world.folder.parent}/", "../"), (f"{BIN}/", "")):
             line = line.replace(str(path), shown_as)
         return line.rstrip()
 
@@ -52,7 +53,7 @@ class Transcript:
 def shown(command: tuple[Any, ...]) -> str:
     """A command as it would be typed, without this environment's paths."""
     words = [str(part) for part in command]
-    return " ".join(word for word in words if not word.startswith(("--old-file=", "VENV=")))
+    return shlex.join(word for word in words if not word.startswith(("--old-file=", "VENV=")))
 
 
 def make(*targets: str) -> list[str]:
@@ -86,11 +87,20 @@ class Running:
             time.sleep(0.05)
 
     def kill(self) -> None:
-        """kill -9 to all of them. A job is a group of its own, which a signal to the first one's group misses."""
-        family = psutil.Process(self.process.pid)
-        for process in (family, *family.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        """kill -9 to all that runs in this world, again until nothing does: a job may be starting in that moment."""
+        while family := self._family():
+            for process in family:
+                with suppress(psutil.Error):
+                    process.kill()
+            self.process.poll()
+            time.sleep(0.05)
         self.process.wait()
-        # A job that was being started in that moment ends by itself, and holds the lock until then.
-        subprocess.run(["flock", ".snakemake.lock", "true"], cwd=self._folder, check=True)
+
+    def _family(self) -> list[psutil.Process]:
+        """Processes that work in this folder; a zombie has none."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.cwd() == str(self._folder):
+                    found.append(process)
+        return found
