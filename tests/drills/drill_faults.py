@@ -159,8 +159,8 @@ def test_a_read_only_checkout(world: World) -> None:
     page = Transcript(
         world,
         "A checkout that cannot be written",
-        "A checkout with its models is mounted read-only. The workflow cannot take its lock there and says so; `dynatree "
-        "generate` needs no more than the models.",
+        "A checkout with its models is mounted read-only. The workflow cannot take its lock there and says so; "
+        "`dynatree generate` needs no more than the models.",
     )
     page.run("snakemake", "--cores", 1, "models/tiny/manifest.json", "models/tiny-drafter/manifest.json", keep=STEPS)
     with mounted("--bind", str(world.folder), at=world.folder):
