@@ -100,9 +100,14 @@ class Row(Request):
         self._tree = tree.graft(parents[keep], tokens.flatten()[keep], log_probs[keep])
         self._frontier = (self._tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
 
-    def select(self) -> None:
-        """Cut the tree to the nodes worth verifying."""
-        self._selected = self._policy.select(self._tree)
+    def gains(self) -> Tensor | None:
+        """What this row would save by the width of the batch's forward; None: its policy does not reckon."""
+        gains: Tensor | None = self._policy.gains(self._tree)
+        return gains
+
+    def select(self, width: int | None) -> None:
+        """Cut the tree to the nodes worth verifying, or to the `width` that the batch has room for."""
+        self._selected = self._policy.select(self._tree, width)
         self._tree = self._tree.subtree(self._selected)
 
     def feed(self) -> Feed:
@@ -210,8 +215,9 @@ class Decoder(Batched):
                 self._draft(going)
             # 2. Select the nodes worth verifying.
             with clock.phase("select"):
+                width = _width(going)
                 for row in going:
-                    row.select()
+                    row.select(width)
             # 3. Verify roots and nodes in one target forward.
             with clock.phase("verify"):
                 answers = target.forward_batch([row.feed() for row in going])
@@ -238,3 +244,13 @@ class Decoder(Batched):
             for row, logits in zip(growing, answers, strict=True):
                 row.grow(logits)
                 row.drafts += self._model.forwards - before
+
+
+def _width(rows: Sequence[Row]) -> int | None:
+    """Nodes that every row may verify: a forward is as wide as its widest row, so they decide together what pays.
+
+    None: each for itself, being alone or not reckoning in seconds.
+    """
+    gains = [row.gains() for row in rows] if len(rows) > 1 else []
+    reckoned = [gain for gain in gains if gain is not None]
+    return int(torch.stack(reckoned).sum(0).argmax()) if reckoned else None

@@ -42,8 +42,18 @@ class GrowthPolicy(Knobs):
         """Of `candidates` (the root, then each level's nodes) those to draft children of, in one go; none: stop."""
         return candidates
 
-    def select(self, tree: TokenTree) -> Tensor:
-        """Nodes to verify: ascending, closed under parents, root included."""
+    def gains(self, tree: TokenTree) -> Tensor | None:
+        """Seconds saved by a forward as wide as 0, 1, ... nodes besides the root, for this row of a batch alone.
+
+        None: the policy does not reckon in seconds. Equally long for every row.
+        """
+        return None
+
+    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
+        """Nodes to verify: ascending, closed under parents, root included.
+
+        `width`: nodes besides the root that the batch has room for, whoever fills it; None: the row decides alone.
+        """
         return torch.arange(len(tree))
 
     def observe(self, tree: TokenTree, kept: Tensor) -> None:

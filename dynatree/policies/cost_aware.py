@@ -68,7 +68,7 @@ class Policy(GrowthPolicy):
     _idle: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
     # The last tree and what was found for it: it is asked again where no level is added.
-    _ranked: tuple[TokenTree, tuple[int, Tensor]] | None = PrivateAttr(None)
+    _ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
@@ -137,7 +137,7 @@ class Policy(GrowthPolicy):
         # [nodes expanded, children of each that are verified]
         gain = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()]) - cost[:, None]
         if (gain > 0).any():
-            n = self._best(tree)[0]
+            n = self._best(tree)
             more = (n + 1 + torch.arange(len(hit))).clamp(max=self._most)
             gain = gain - (at_least[more] - verify[n]).clamp(min=0)
         best = int(gain.max(1).values.argmax())
@@ -147,22 +147,29 @@ class Policy(GrowthPolicy):
         self._level += 1
         return chosen
 
-    def _best(self, tree: TokenTree) -> tuple[int, Tensor]:
-        """How many nodes to verify, of the nodes ranked by v."""
-        if self._ranked is not None and self._ranked[0] is tree:
-            return self._ranked[1]
-        ranking = tree.ranking()[: self._most]
-        log_v = tree.log_probs[ranking]
-        step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
-        worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)
-        gain = torch.cat([torch.zeros(1), worth]) - self._seconds.verify[: len(ranking) + 1]
-        found = int(gain.argmax()), ranking
-        self._ranked = tree, found
-        return found
+    def gains(self, tree: TokenTree) -> Tensor:
+        worth = self._worth(tree)[1]
+        rest = worth[-1:].expand(self._most + 1 - len(worth))
+        return torch.cat([worth, rest]) - self._seconds.verify[: self._most + 1]
 
-    def select(self, tree: TokenTree) -> Tensor:
-        n, ranking = self._best(tree)
-        return torch.cat([torch.zeros(1, dtype=torch.long), ranking[:n].sort().values])
+    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
+        n = self._best(tree) if width is None else width
+        return torch.cat([torch.zeros(1, dtype=torch.long), self._worth(tree)[0][:n].sort().values])
+
+    def _best(self, tree: TokenTree) -> int:
+        """How many nodes to verify, of the nodes ranked by v."""
+        worth = self._worth(tree)[1]
+        return int((worth - self._seconds.verify[: len(worth)]).argmax())
+
+    def _worth(self, tree: TokenTree) -> tuple[Tensor, Tensor]:
+        """The nodes [n] ranked by v, and what the best 0..n of them are worth together [n + 1], in seconds."""
+        if self._ranked is None or self._ranked[0] is not tree:
+            ranking = tree.ranking()[: self._most]
+            log_v = tree.log_probs[ranking]
+            step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
+            worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)
+            self._ranked = tree, (ranking, torch.cat([torch.zeros(1), worth]))
+        return self._ranked[1]
 
     def observe(self, tree: TokenTree, kept: Tensor) -> None:
         self._idle = 0 if self._level else self._idle + 1

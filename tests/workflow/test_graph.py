@@ -28,6 +28,14 @@ def planned() -> list[tuple[set[str], set[str]]]:
     return jobs
 
 
+def test_the_benchmark_is_planned_with_names_that_can_be_made() -> None:
+    """Guards against file names beyond 255 bytes: the benchmark decodes with every plug-in."""
+    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "figures/benchmark.svg")
+    outputs = [path for found in re.findall(r"^    output: (.*)$", text, re.M) for path in found.split(", ")]
+    assert "results/benchmark.parquet" in outputs
+    assert max(len(part.encode()) for path in outputs for part in Path(path).parts) < 200
+
+
 @pytest.fixture(scope="module")
 def stages() -> list[tuple[str, set[str], set[str]]]:
     """(name, dependencies, outs) of every DVC stage, parameters apart."""

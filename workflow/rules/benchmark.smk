@@ -9,7 +9,7 @@ rule benchmark:
     input:
         script="workflow/scripts/benchmark.py",
         library=library("workflow/scripts/benchmark.py"),
-        decoding=decoding_library("workflow/scripts/generate.py", *BENCHMARKED.values()),
+        decoding=sorted({decoding_library("workflow/scripts/generate.py", method) for method in BENCHMARKED.values()}),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         calibration=CALIBRATION,
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),

@@ -74,14 +74,11 @@ def has_code(file):
     return any(not isinstance(node, ast.Expr | ast.Assign) for node in ast.parse(file.read_text()).body)
 
 
-def decoding_library(script, *methods):
-    """Files that a script uses with the decoders, policies and drafters of `methods` (runs, or entries of params.yaml)."""
-    plugged = []
-    for method in methods:
-        knobs = {**({"drafting": "model"} if method.decoder == "speculative" else {}), **dict(method.knobs)}
-        plugged.append(f"decoding.{method.decoder}")
-        plugged += [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
-    return library(script, *dict.fromkeys(plugged))
+def decoding_library(script, method):
+    """Files that a script uses with decoder, policy and drafter of `method`: a run, or an entry of params.yaml."""
+    knobs = {**({"drafting": "model"} if method.decoder == "speculative" else {}), **dict(method.knobs)}
+    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    return library(script, f"decoding.{method.decoder}", *plugged)
 
 
 def calibration(run):

@@ -32,7 +32,9 @@ def main() -> None:
     parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
     parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--decoding", type=Path, required=True, help="checksums of the library files that decode")
+    parser.add_argument(
+        "--decoding", type=Path, nargs="+", required=True, help="checksums of the library files that decode"
+    )
     parser.add_argument("--records", type=Path, required=True, help="folder of what was measured")
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
@@ -59,7 +61,7 @@ def main() -> None:
             return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
 
         # What the numbers depend on: records of anything else lie in another folder.
-        read = (a.calibration / COSTS, a.calibration / STEPS, a.decoding, Path(__file__), Path(benchmark.__file__))
+        read = (a.calibration / COSTS, a.calibration / STEPS, *a.decoding, Path(__file__), Path(benchmark.__file__))
         asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
         home = a.records / digest(asked)
