@@ -107,7 +107,8 @@ class Row(Request):
 
     def select(self, width: int | None) -> None:
         """Cut the tree to the nodes worth verifying, or to the `width` that the batch has room for."""
-        self._selected = self._policy.select(self._tree, width)
+        policy, tree = self._policy, self._tree
+        self._selected = policy.select(tree) if width is None else policy.fill(tree, width)
         self._tree = self._tree.subtree(self._selected)
 
     def feed(self) -> Feed:

@@ -49,11 +49,12 @@ class GrowthPolicy(Knobs):
         """
         return None
 
-    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
-        """Nodes to verify: ascending, closed under parents, root included.
+    def fill(self, tree: TokenTree, width: int) -> Tensor:
+        """As `select`, where rows of a batch decided by their `gains`: room is for `width` nodes besides the root."""
+        raise NotImplementedError
 
-        `width`: nodes besides the root that the batch has room for, whoever fills it; None: the row decides alone.
-        """
+    def select(self, tree: TokenTree) -> Tensor:
+        """Nodes to verify: ascending, closed under parents, root included."""
         return torch.arange(len(tree))
 
     def observe(self, tree: TokenTree, kept: Tensor) -> None:

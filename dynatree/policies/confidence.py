@@ -66,7 +66,7 @@ class Policy(GrowthPolicy):
         wanted = (depth < self.depth) & (v >= _EXPANDABLE) & ((depth < self._base) | (v > _DEEP))
         return candidates[wanted]
 
-    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
+    def select(self, tree: TokenTree) -> Tensor:
         return tree.top(self.budget)
 
     def observe(self, tree: TokenTree, kept: Tensor) -> None:

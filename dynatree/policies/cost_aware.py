@@ -152,9 +152,11 @@ class Policy(GrowthPolicy):
         rest = worth[-1:].expand(self._most + 1 - len(worth))
         return torch.cat([worth, rest]) - self._seconds.verify[: self._most + 1]
 
-    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
-        n = self._best(tree) if width is None else width
-        return torch.cat([torch.zeros(1, dtype=torch.long), self._worth(tree)[0][:n].sort().values])
+    def fill(self, tree: TokenTree, width: int) -> Tensor:
+        return torch.cat([torch.zeros(1, dtype=torch.long), self._worth(tree)[0][:width].sort().values])
+
+    def select(self, tree: TokenTree) -> Tensor:
+        return self.fill(tree, self._best(tree))
 
     def _best(self, tree: TokenTree) -> int:
         """How many nodes to verify, of the nodes ranked by v."""

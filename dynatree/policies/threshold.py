@@ -45,5 +45,5 @@ class Policy(GrowthPolicy):
         # A node outside the best N so far stays outside with all its descendants: v never rises along a path.
         return candidates[torch.isin(candidates, tree.top(self.budget))]
 
-    def select(self, tree: TokenTree, width: int | None = None) -> Tensor:
+    def select(self, tree: TokenTree) -> Tensor:
         return tree.top(self.budget)

@@ -240,5 +240,5 @@ def test_a_row_fills_the_width_that_is_paid_for() -> None:
     chosen.begin(20)
     tree = TokenTree.root(0).chain(torch.arange(4), torch.tensor([0.9, 0.3, 0.3, 0.3]).log())
     assert len(chosen.select(tree)) == 2
-    assert [len(chosen.select(tree, width)) for width in (0, 1, 3, 8)] == [1, 2, 4, 5]
+    assert [len(chosen.fill(tree, width)) for width in (0, 1, 3, 8)] == [1, 2, 4, 5]
     assert chosen.gains(tree).argmax() == 1 and len(chosen.gains(tree)) == 9
