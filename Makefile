@@ -17,8 +17,8 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
-install: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
+install:
+	$(MAKE) --always-make $(STAMP)
 
 # Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
 # benchmark's, too, where it was run.
@@ -41,7 +41,7 @@ check: $(STAMP)
 	$(BIN)/snakemake --lint
 	$(MAKE) test
 
-# What goes wrong on machines, tried out on a tiny pair; each drill leaves its transcript in docs/drills. Ten minutes.
+# What goes wrong on machines, tried out on a tiny pair; each drill leaves its transcript in docs/drills.
 drills: $(STAMP)
 	$(BIN)/python -m pytest -o python_files='drill_*.py' tests/drills
 

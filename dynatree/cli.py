@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what.add_argument("--schema", action="store_true", help="print the columns of results/*.parquet")
     what.add_argument("--parameters", action="store_true", help="print the keys of params.yaml")
     report.set_defaults(run=_report)
-    others = [module.register(commands.add_parser, _folder) for module in COMMANDS]
+    add = partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter)
+    others = [module.register(add, _folder) for module in COMMANDS]
     for each in (parser, report, *others):
         each.error = _refuse  # argparse would print the usage above the error
     with reported():

@@ -27,7 +27,6 @@ def register(
         "calibrate",
         help="measure costs for `dynatree`",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"

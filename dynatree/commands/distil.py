@@ -37,7 +37,6 @@ def register(
         "distil",
         help="train a drafter for a target",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"

@@ -30,7 +30,6 @@ def register(
         "drafter-report",
         help="agreement, calibration and cost of a drafter",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"

@@ -26,7 +26,6 @@ def register(
         "estimate",
         help="how long a scale would take",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--scale", help="one of `scales` in params.yaml (default: the one that is set there)")
     parser.add_argument(

@@ -34,7 +34,6 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
         "generate",
         help="decode prompts",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     request.options(parser, several=True)
     parser.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")

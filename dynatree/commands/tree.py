@@ -37,7 +37,6 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
         "tree",
         help="show the tree of one round",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     request.options(parser)
     parser.add_argument("--method", default="dynatree", metavar="NAME", help="one that grows trees (default: dynatree)")

@@ -66,10 +66,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(_most([row for row in here if row["metric"] == "throughput"]))
         parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
     given = any(row["low"] is not None for rows in found.values() for row in rows)
-    means = "Geometric means over prompts"
-    means += "; lines are 95 % bootstrap intervals over documents, or over batches, which are measured as one."
-    if not given:
-        means = "Geometric means over prompts; too few documents for intervals."
+    lines = "lines are 95 % bootstrap intervals over documents, or over batches, which are measured as one"
+    means = f"Geometric means over prompts; {lines if given else 'too few documents for intervals'}."
     return " ".join([*filter(None, parts), means])
 
 

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -29,9 +28,10 @@ class Policy(GrowthPolicy):
         return self.draft_tokens
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        looked_up = not len(expanded) and len(log_probs) > 0
-        kept = not (looked_up and self.threshold) or log_probs[0] >= math.log(self.threshold)
-        return torch.full((len(log_probs),), bool(kept))
+        keep = super().children(tree, log_probs, expanded)
+        if self.threshold and not len(expanded):
+            keep &= log_probs[:1] >= math.log(self.threshold)
+        return keep
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
         # The root is not expanded where lookup's chain stands already.

@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.drills.drill_remote import finished
-from tests.drills.transcript import Transcript
+from tests.drills.transcript import Transcript, commit, finished
 
 KNOB = "methods.dynatree.threshold"
 SHOWN = r"^(Running stage|Ran experiment|Queued experiment)"
@@ -24,8 +23,7 @@ def test_experiments(tmp_path: Path) -> None:
         "A finished checkout of the tiny pair, whose speeds mean nothing. `dvc exp run -S` changes a key of "
         "`params.yaml`, runs what depends on it, and keeps parameters, tables and figures as a commit of its own.",
     )
-    page.run("git", "add", "-A")
-    page.run("git", "commit", "-qm", "a finished run")
+    commit(page)
     page.say("One value, here and now. Only DynaTree is measured again:")
     stages = ran(page, "dvc", "exp", "run", "--name", "tau-0.2", "-S", f"{KNOB}=0.2")
     assert "generate_dynatree" in stages and not stages & {"generate_autoregressive", "generate_linear", "calibrate"}

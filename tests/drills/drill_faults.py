@@ -13,14 +13,13 @@ import pyarrow.parquet as parquet
 import pytest
 
 from dynatree import files, grid, params
-from tests.drills.transcript import Running, Transcript, make
+from tests.drills.transcript import STEPS, Running, Transcript, make
 from tests.workflow.world import World
 
 RULES = (
     *("download_data", "download_model", "tokenise", "choose_prompts", "distil", "calibrate", "generate"),
     *("memory", "timeline", "drafter_report", "perplexity", "aggregate", "draw"),
 )
-STEPS = r"steps \(100%\) done|Nothing to be done"
 
 
 @pytest.fixture

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.drills.drill_faults import STEPS
-from tests.drills.transcript import Transcript, make
+from tests.drills.transcript import STEPS, Transcript, commit, finished, make
 from tests.workflow.world import BIN, ENVIRONMENT, World
 
 BUCKET = "dynatree"
@@ -45,20 +44,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         server.wait()
 
 
-def finished(folder: Path, page_title: str, about: str) -> tuple[World, Transcript]:
-    """A finished checkout, handed over from Snakemake to DVC, and the page that it is told on."""
-    world = World(folder)
-    world.make()
-    page = Transcript(world, page_title, about)
-    page.run(*make("all"), keep=STEPS)
-    page.run("dvc", "commit", "--force", "--quiet")
-    return world, page
-
-
 def push_clone_pull(world: World, page: Transcript, other: Path) -> None:
     """Push to the default remote; in a clone there is nothing to do after a pull, in either tool."""
-    page.run("git", "add", "-A")
-    page.run("git", "commit", "-qm", "a finished run")
+    commit(page)
     page.run("dvc", "push", keep="pushed|uptodate|up to date")
     page.run("git", "clone", "-q", world.folder, other, cwd=other.parent)
     page.say("In the clone:")

@@ -13,6 +13,7 @@ import psutil
 from tests.workflow.world import BIN, ENVIRONMENT, ROOT, World
 
 PAGES = ROOT / "docs/drills"
+STEPS = r"steps \(100%\) done|Nothing to be done"
 
 
 class Transcript:
@@ -60,6 +61,22 @@ def make(*targets: str) -> list[str]:
     """`make` with this Python's environment."""
     venv = BIN.parent
     return ["make", f"--old-file={venv}/.ready", f"VENV={venv}", *targets]
+
+
+def finished(folder: Path, title: str, about: str) -> tuple[World, Transcript]:
+    """A finished checkout, handed over from Snakemake to DVC, and the page that it is told on."""
+    world = World(folder)
+    world.make()
+    page = Transcript(world, title, about)
+    page.run(*make("all"), keep=STEPS)
+    page.run("dvc", "commit", "--force", "--quiet")
+    return world, page
+
+
+def commit(page: Transcript) -> None:
+    """Commit what stands in the page's world."""
+    page.run("git", "add", "-A")
+    page.run("git", "commit", "-qm", "a finished run")
 
 
 class Running:
