@@ -14,6 +14,9 @@ from dynatree.knobs import Knobs
 
 log = logging.getLogger(__name__)
 
+# Besides the root: no table tells what larger trees cost.
+MOST_NODES = 127
+
 
 class Curve(Knobs):
     """Median seconds of a forward over `tokens` new tokens behind each of `contexts` committed ones."""
@@ -43,6 +46,15 @@ class Curve(Knobs):
         curve[0] = 0
         return curve
 
+    def between(self, other: "Curve", share: float) -> "Curve":
+        """The curve that lies `share` of the way from this one to `other`, at the points of `other`."""
+        mine = [self.at(context, other.tokens[-1])[other.tokens].tolist() for context in other.contexts]
+        seconds = [
+            [(1 - share) * a + share * b for a, b in zip(*rows, strict=True)]
+            for rows in zip(mine, other.seconds, strict=True)
+        ]
+        return other.model_copy(update={"seconds": seconds})
+
     def plus(self, seconds: float) -> "Curve":
         """The curve of a forward that takes `seconds` more."""
         return self.model_copy(update={"seconds": [[value + seconds for value in row] for row in self.seconds]})
@@ -68,10 +80,6 @@ class BatchCosts(Knobs):
     verify: Curve
     draft: Curve | None = None
 
-    def shared(self) -> tuple[Curve, Curve | None]:
-        """A row's share of `verify` and of `draft`."""
-        return self.verify.share(self.rows), self.draft and self.draft.share(self.rows)
-
 
 class CostTable(Knobs):
     """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
@@ -89,15 +97,21 @@ class CostTable(Knobs):
     def shared(self, rows: int) -> "CostTable":
         """What a forward costs one of `rows` requests that are decoded together: its share, t(rows, n) / rows.
 
-        An approximation: as if all trees of a round had as many nodes, and until the last request is finished. The
-        measured number of rows that is nearest stands for `rows`, with a warning if it is another.
+        An approximation: as if all trees of a round had as many nodes. Between measured numbers of rows the seconds are
+        linear; beyond the largest that one stands for `rows`, with a warning.
         """
-        measured = {1: (self.verify, self.draft), **{batch.rows: batch.shared() for batch in self.batches}}
-        nearest = min(measured, key=lambda count: abs(count - rows))
-        if nearest != rows:
-            log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, nearest)
-        verify, draft = measured[nearest]
-        return self.model_copy(update={"verify": verify, "draft": draft})
+        measured = {1: (self.verify, self.draft), **{batch.rows: (batch.verify, batch.draft) for batch in self.batches}}
+        most = max(measured)
+        if rows > most:
+            log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, most)
+        counted = min(rows, most)
+        low, high = max(n for n in measured if n <= counted), min(n for n in measured if n >= counted)
+        verify, draft = measured[high]
+        if low < high:
+            share, (fewer, less) = (counted - low) / (high - low), measured[low]
+            verify = fewer.between(verify, share)
+            draft = less.between(draft, share) if less and draft else None
+        return self.model_copy(update={"verify": verify.share(counted), "draft": draft and draft.share(counted)})
 
     def drafting_plus(self, seconds: float) -> "CostTable":
         """The table with draft forwards, also those of batches, that take `seconds` more."""

@@ -108,15 +108,20 @@ def test_batches_are_measured_beside_single_requests(target: Build, drafter: Bui
 
 
 def test_a_row_pays_its_share_of_the_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """Guards the policy's costs in a batch: the forward's seconds over its rows, the nearest batch with a warning."""
+    """Guards the policy's costs in a batch: the forward's seconds over its rows, linear between measured batches."""
     costs = models.calibration().costs
     four = BatchCosts(rows=4, verify=Curve(contexts=[16], tokens=[1, 8], seconds=[[2, 4]]), draft=costs.draft)
     table = costs.model_copy(update={"batches": [four]})
     assert table.shared(4).verify.at(16, 8)[[1, 8]].tolist() == [0.5, 1]
     assert table.shared(4).draft.seconds == [[value / 4 for value in costs.draft.seconds[0]]]
+    three = table.shared(3)
+    assert three.verify.contexts == [16]
+    for tokens, four_take in ((1, 2), (8, 4)):
+        alone = float(costs.verify.at(16, tokens)[tokens])
+        assert float(three.verify.at(16, tokens)[tokens]) == pytest.approx((alone + 2 * (four_take - alone) / 3) / 3)
     assert not caplog.text
-    assert table.shared(3).verify == table.shared(4).verify
-    assert "no batch of 3 was measured, one of 4 stands for it" in caplog.text
+    assert table.shared(5).verify == table.shared(4).verify
+    assert "no batch of 5 was measured, one of 4 stands for it" in caplog.text
     assert Calibration(table, models.calibration().steps).shared(1).costs == table
 
 

@@ -6,7 +6,7 @@ Which drafter proposes and which policy chooses are plug-ins; this loop knows ne
 import logging
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -16,8 +16,10 @@ from dynatree import plugins
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
+from dynatree.cost import MOST_NODES
 from dynatree.decoding import Batched, Needs
 from dynatree.model import LanguageModel, check_pair
+from dynatree.policies import Offer
 from dynatree.processors import Processors
 from dynatree.rows import Request, rounds
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
@@ -25,6 +27,13 @@ from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
 
 log = logging.getLogger(__name__)
+
+
+class _Seconds(NamedTuple):
+    """Of verifying at least 0, 1, ... nodes a row, and of drafting below so many a row, for all rows together."""
+
+    verify: list[float]
+    draft: list[float]
 
 
 class Settings(BaseModel):
@@ -85,6 +94,15 @@ class Row(Request):
         self._frontier = self._policy.expand(self._tree, self._frontier)
         return len(self._frontier) > 0
 
+    def offer(self) -> Offer | None:
+        """What the policy expects of the level that it chose, if it reckons."""
+        offer: Offer | None = self._policy.offer()
+        return offer
+
+    def reprice(self, calibration: Calibration | None) -> None:
+        """Fewer rows share a forward than before."""
+        self._policy.reprice(calibration)
+
     def ask(self) -> Feed:
         """What to feed the draft model for their children."""
         feed: Feed = self._drafter.ask(self._tree, self._frontier, self.committed)
@@ -99,6 +117,11 @@ class Row(Request):
         keep = policy.children(tree, log_probs, frontier).nonzero().squeeze(1)
         self._tree = tree.graft(parents[keep], tokens.flatten()[keep], log_probs[keep])
         self._frontier = (self._tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
+
+    @property
+    def nodes(self) -> int:
+        """Of the tree, its root apart."""
+        return len(self._tree) - 1
 
     def gains(self) -> Tensor | None:
         """What this row would save by the width of the batch's forward; None: its policy does not reckon."""
@@ -187,6 +210,8 @@ class Decoder(Batched):
         priced = calibration is not None and self._policy.needs_costs
         # One table a batch size, so that what it warns of is said once.
         self._shared = cache(lambda rows: calibration.shared(rows) if calibration and priced else calibration)
+        # By rows, and the measured contexts that stand for one.
+        self._seconds: dict[tuple[int, int, int], _Seconds] = {}
         self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
 
     def _decode(
@@ -202,7 +227,7 @@ class Decoder(Batched):
         for prompt in prompts:
             target.check_prompt(prompt, max_new_tokens)
         clock = clock or Clock()
-        calibration = self._shared(len(prompts))
+        sharing, calibration = len(prompts), self._shared(len(prompts))
         caches = zip(KeyValueCache.together(len(prompts)), KeyValueCache.together(len(prompts)), strict=True)
         rows = []
         for prompt, (own, draft_cache) in zip(prompts, caches, strict=True):
@@ -211,6 +236,10 @@ class Decoder(Batched):
             row.start(self._build_drafter(), self._policy.model_copy(deep=True), processors, calibration, draft_cache)
             rows.append(row)
         for going in rounds(target, rows, processors, clock):
+            if len(going) < sharing:
+                sharing = len(going)
+                for row in going:
+                    row.reprice(self._shared(sharing))
             # 1. Draft below the roots.
             with clock.phase("draft"):
                 self._draft(going)
@@ -238,13 +267,43 @@ class Decoder(Batched):
         for row in rows:
             row.plant()
         growing = rows
-        while growing := [row for row in growing if row.expand()]:
+        while growing := self._paying([row for row in growing if row.expand()], rows):
             assert self._model is not None, "without a model no level can be drafted"
             before = self._model.forwards
             answers = self._model.draft_batch([row.ask() for row in growing])
             for row, logits in zip(growing, answers, strict=True):
                 row.grow(logits)
                 row.drafts += self._model.forwards - before
+
+    def _paying(self, growing: list[Row], rows: list[Row]) -> list[Row]:
+        """Those of `growing` that draft their next level, in one forward, where together it pays best.
+
+        Each one's policy counted on all `rows` of the batch to share the forward. All of them where none reckons.
+        """
+        offers = [(offer, row) for row in growing if len(rows) > 1 and (offer := row.offer())]
+        if not offers:
+            return growing
+        offers.sort(key=lambda offered: (offered[0].due, offered[0].worth), reverse=True)
+        context = max(len(row.committed) for row in rows)
+        verify, now = self._taken(len(rows), context).verify, _width(rows) or 0
+        gains, nodes, worth, width = [0.0], 0, 0.0, now
+        for count, (offer, _) in enumerate(offers, 1):
+            nodes, worth, width = max(nodes, offer.nodes), worth + offer.worth, max(width, offer.width)
+            gains.append(worth - self._taken(count, context).draft[nodes] - max(0.0, verify[width] - verify[now]))
+        due = sum(offer.due for offer, _ in offers)
+        best = max(range(due, len(gains)), key=gains.__getitem__)
+        return [row for _, row in offers[:best]]
+
+    def _taken(self, rows: int, context: int) -> _Seconds:
+        """By forwards over `rows` rows near `context`."""
+        calibration = self._shared(rows)
+        assert calibration and calibration.costs.draft, "a policy that reckons was given what the drafter takes"
+        verify, draft = calibration.costs.verify, calibration.costs.draft
+        key = rows, verify.nearest(context), draft.nearest(context)
+        if key not in self._seconds:
+            at_least = (rows * verify.at(context, 1 + MOST_NODES)[1:]).flip(0).cummin(0).values.flip(0)
+            self._seconds[key] = _Seconds(at_least.tolist(), (rows * draft.at(context, MOST_NODES)).tolist())
+        return self._seconds[key]
 
 
 def _width(rows: Sequence[Row]) -> int | None:
@@ -254,4 +313,8 @@ def _width(rows: Sequence[Row]) -> int | None:
     """
     gains = [row.gains() for row in rows] if len(rows) > 1 else []
     reckoned = [gain for gain in gains if gain is not None]
-    return int(torch.stack(reckoned).sum(0).argmax()) if reckoned else None
+    if not reckoned:
+        return None
+    # No tree is larger than `most`, and a forward that is not that wide does not cost what a wider one does.
+    most = max(row.nodes for row in rows)
+    return int(torch.stack(reckoned).sum(0)[: most + 1].argmax())

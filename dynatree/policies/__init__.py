@@ -3,7 +3,7 @@
 A policy is one file with a class `Policy`, a GrowthPolicy of its knobs.
 """
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,18 @@ from torch import Tensor
 from dynatree.calibration import Calibration
 from dynatree.knobs import Knobs
 from dynatree.tree import TokenTree
+
+
+class Offer(NamedTuple):
+    """A level to draft below `nodes` nodes: seconds that it is expected to be worth, its own forward not yet paid for.
+
+    `width`: nodes to verify then. `due`: drafted even if it does not pay, to see what it yields.
+    """
+
+    nodes: int
+    worth: float
+    width: int
+    due: bool
 
 
 class GrowthPolicy(Knobs):
@@ -28,6 +40,9 @@ class GrowthPolicy(Knobs):
     def start(self, calibration: Calibration | None) -> None:
         """A new request: forget what adapted."""
 
+    def reprice(self, calibration: Calibration | None) -> None:
+        """Costs from now on, within a request: others that it was decoded with are finished."""
+
     def begin(self, context: int) -> None:
         """A new round behind `context` committed tokens."""
 
@@ -41,6 +56,10 @@ class GrowthPolicy(Knobs):
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
         """Of `candidates` (the root, then each level's nodes) those to draft children of, in one go; none: stop."""
         return candidates
+
+    def offer(self) -> Offer | None:
+        """Of the level that `expand` chose last; rows of a batch draft it together. None: as for `gains`."""
+        return None
 
     def gains(self, tree: TokenTree) -> Tensor | None:
         """Seconds saved by a forward as wide as 0, 1, ... nodes besides the root, for this row of a batch alone.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from dynatree import plugins
 from dynatree.calibration import Calibration
-from dynatree.cost import CostTable
-from dynatree.policies import GrowthPolicy
+from dynatree.cost import MOST_NODES, CostTable
+from dynatree.policies import GrowthPolicy, Offer
 from dynatree.tree import TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
@@ -27,8 +27,6 @@ _YIELD_FADE = 0.9
 # What a first draft yields before any was seen, and rounds without one after which one is tried.
 _FIRST_YIELD = 0.4
 _PROBE_EVERY = 16
-# No table tells what larger trees cost.
-_MOST_NODES = 127
 _UNMEASURED_DEPTH = 8
 # Steps of probability in the table of seconds a token.
 _GRID = 200
@@ -52,10 +50,10 @@ class Policy(GrowthPolicy):
     If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
     """
 
-    depth: int = Field(ge=0, le=_MOST_NODES)
+    depth: int = Field(ge=0, le=MOST_NODES)
     branch: int = Field(ge=1, le=64)
     threshold: float | None = Field(ge=0, le=1)
-    budget: int | None = Field(ge=0, le=_MOST_NODES)
+    budget: int | None = Field(ge=0, le=MOST_NODES)
     calibrated: bool = True
 
     needs_costs: ClassVar[bool] = True
@@ -65,8 +63,11 @@ class Policy(GrowthPolicy):
     _seconds: _Seconds = PrivateAttr()
     # Of each level [branch]: what its best 1, 2, ... children added to v, per expanded node, moving means.
     _yield: list[Tensor] = PrivateAttr(default_factory=list)
+    # Rounds of this request, and those since its last draft. Rows of a batch count alike, so they probe together.
+    _round: int = PrivateAttr(0)
     _idle: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
+    _offer: Offer | None = PrivateAttr(None)
     # The last tree and what was found for it: it is asked again where no level is added.
     _ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = PrivateAttr(None)
 
@@ -87,17 +88,20 @@ class Policy(GrowthPolicy):
 
     @property
     def _most(self) -> int:
-        return _MOST_NODES if self.budget is None else self.budget
+        return MOST_NODES if self.budget is None else self.budget
 
     @property
     def uses_calibration(self) -> bool:
         return self.calibrated
 
     def start(self, calibration: Calibration | None) -> None:
+        self.reprice(calibration)
+        self._yield = [torch.full((self.branch,), _FIRST_YIELD)] * (self.depth + 1)
+        self._round = self._idle = 0
+
+    def reprice(self, calibration: Calibration | None) -> None:
         assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
         self._costs, self._by_context = calibration.costs, {}
-        self._yield = [torch.full((self.branch,), _FIRST_YIELD)] * (self.depth + 1)
-        self._idle = 0
 
     def begin(self, context: int) -> None:
         near = self._costs.verify.nearest(context)
@@ -113,10 +117,11 @@ class Policy(GrowthPolicy):
         if len(expanded):
             steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
             added = steps.exp().mean(0).cumsum(0).clamp(max=1)
-            before = self._yield[self._level - 1]
+            before = self._yield[self._level]
             # A small vocabulary may have fewer children than `branch`.
             added = torch.cat([added, added[-1:].expand(len(before) - len(added))])
-            self._yield[self._level - 1] = torch.lerp(added, before, _YIELD_FADE)
+            self._yield[self._level] = torch.lerp(added, before, _YIELD_FADE)
+            self._level += 1
         keep = torch.ones(len(log_probs), dtype=torch.bool)
         if self.threshold:
             keep &= log_probs >= math.log(self.threshold)
@@ -135,17 +140,26 @@ class Policy(GrowthPolicy):
         room = (v - claimed).clamp(min=0)[order]
         hit = self._yield[self._level]
         # [nodes expanded, children of each that are verified]
-        gain = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()]) - cost[:, None]
+        worth = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()])
+        gain, more = worth - cost[:, None], 1 + torch.arange(len(hit))
         if (gain > 0).any():
             n = self._best(tree)
-            more = (n + 1 + torch.arange(len(hit))).clamp(max=self._most)
+            more = (n + more).clamp(max=self._most)
             gain = gain - (at_least[more] - verify[n]).clamp(min=0)
-        best = int(gain.max(1).values.argmax())
-        if gain[best].max() <= 0 and not (self._level == 0 and self._idle >= _PROBE_EVERY and len(tree) == 1):
+        best, j = divmod(int(gain.argmax()), len(hit))
+        due = self._level == 0 and len(tree) == 1 and self._probing
+        if gain[best, j] <= 0 and not due:
             return candidates[:0]
-        chosen = candidates[order[: best + 1]].sort().values
-        self._level += 1
-        return chosen
+        self._offer = Offer(best + 1, float(worth[best, j]), int(more[j]), due)
+        return candidates[order[: best + 1]].sort().values
+
+    @property
+    def _probing(self) -> bool:
+        """Once in `_PROBE_EVERY` rounds, unless there was a draft half as long ago."""
+        return self._round % _PROBE_EVERY == 0 and self._idle >= _PROBE_EVERY // 2
+
+    def offer(self) -> Offer | None:
+        return self._offer
 
     def gains(self, tree: TokenTree) -> Tensor:
         worth = self._worth(tree)[1]
@@ -175,6 +189,7 @@ class Policy(GrowthPolicy):
 
     def observe(self, tree: TokenTree, kept: Tensor) -> None:
         self._idle = 0 if self._level else self._idle + 1
+        self._round += 1
 
 
 def seconds_a_token(verify: Tensor) -> Tensor:

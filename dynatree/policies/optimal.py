@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dynatree import plugins
 from dynatree.calibration import Calibration
+from dynatree.cost import MOST_NODES
 from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 
@@ -33,7 +34,7 @@ class Policy(GrowthPolicy):
 
     depth: int = Field(ge=0, le=32)
     branch: int = Field(ge=1, le=16)
-    budget: int = Field(ge=0, le=127)
+    budget: int = Field(ge=0, le=MOST_NODES)
 
     needs_costs: ClassVar[bool] = True
     takes_lookup: ClassVar[bool] = False

@@ -18,7 +18,7 @@ from dynatree.cost import BatchCosts, Curve
 from dynatree.decoding import speculative
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
-from dynatree.policies import cost_aware
+from dynatree.policies import Offer, cost_aware
 from dynatree.processors import Processors
 from dynatree.trace import Trace
 from dynatree.tree import TokenTree
@@ -223,14 +223,68 @@ def test_the_cost_aware_policy_counts_with_its_share(target: Build, drafter: Bui
         ([[0, 3, 5, -1], [0, -2, -6, -7]], 1),  # alone, the first would take two nodes, the second none
         ([[0, 3, 5, -1], [0, -2, -3, -7]], 2),
         ([[0, 1], [0, -2]], 0),
+        ([[0, 1, 2, 3, 9], [0, 1, 2, 3, 9]], 3),  # neither has a fourth node
         ([[0, 3]], None),
         ([None, None], None),
     ],
 )
 def test_rows_decide_together_how_wide_a_forward_is(gains: list[list[float] | None], width: int | None) -> None:
     """Guards against one row's large tree, for which all the others pay in padding."""
-    rows = [SimpleNamespace(gains=lambda own=own: own and torch.tensor(own, dtype=torch.float64)) for own in gains]
+    rows = [
+        SimpleNamespace(gains=lambda own=own: own and torch.tensor(own, dtype=torch.float64), nodes=3) for own in gains
+    ]
     assert speculative._width(rows) == width
+
+
+@pytest.mark.parametrize(
+    ("offers", "width", "drafting"),
+    [
+        ([(0.9, 0, False), (0.8, 0, False)], 0, [0, 1]),  # neither pays for 1 alone; 1.7 pays for 1.5
+        ([(0.9, 0, False), (0.5, 0, False)], 0, []),
+        ([(0.1, 0, False), (1.2, 0, False)], 0, [1]),  # the first is worth less than the half second that it takes
+        ([(0.9, 2, False), (0.8, 0, False)], 0, []),  # both rows are verified in the wider forward
+        ([(0.9, 2, False), (0.8, 0, False)], 2, [0, 1]),  # which is as wide as that anyway
+        ([(0.4, 0, False), (0.1, 0, True)], 0, [1]),  # tried because it is due, not a reason for the other
+        ([(0.9, 0, False), (0.7, 0, True)], 0, [1, 0]),
+    ],
+)
+def test_rows_decide_together_who_drafts(
+    target: Build, drafter: Build, offers: list[tuple[float, int, bool]], width: int, drafting: list[int]
+) -> None:
+    """Guards against a draft forward for one row alone that all rows were to share, and against lost probes."""
+    costs, steps = models.calibration(node=0.2)
+    curves = [Curve(contexts=[16], tokens=[1, 8], seconds=[[seconds] * 2]) for seconds in (1, 1.5)]
+    batch = BatchCosts(rows=2, verify=costs.verify, draft=curves[1])
+    table = costs.model_copy(update={"draft": curves[0], "batches": [batch]})
+    both = speculative.Decoder(target(), drafter("same"), Calibration(table, steps), **METHODS["cost aware"][1])
+    gains = torch.arange(3.0) if width else -torch.arange(3.0)
+    rows: list[Any] = [
+        SimpleNamespace(
+            number=number, committed=[1], nodes=2, gains=lambda: gains, offer=lambda offered=offered: Offer(1, *offered)
+        )
+        for number, offered in enumerate(offers)
+    ]
+    assert [row.number for row in both._paying(rows, rows)] == drafting
+    assert both._paying(rows[:1], rows[:1]) == rows[:1]
+
+
+def test_costs_follow_the_rows_that_are_left(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against rows that go on paying a share of a batch when they are alone."""
+    costs, steps = models.calibration()
+    table = costs.model_copy(update={"batches": [BatchCosts(rows=3, verify=costs.verify, draft=costs.draft)]})
+    both = speculative.Decoder(target(), drafter("same"), Calibration(table, steps), **METHODS["cost aware"][1])
+    seen, real = [], cost_aware.Policy.reprice
+
+    def noted(self: cost_aware.Policy, calibration: Calibration) -> None:
+        seen.append(calibration.costs)
+        real(self, calibration)
+
+    monkeypatch.setattr(cost_aware.Policy, "reprice", noted)
+    ends = frozenset([reference(target(), tuple(PROMPTS[0]), 24)[0]])
+    outputs = [row.output for row in both.decode_batch(PROMPTS[:3], 24, ends)]
+    lengths = sorted(len(output) for output in outputs)
+    assert lengths[0] < lengths[1] < lengths[2]
+    assert seen == [table.shared(3)] * 3 + [table.shared(2)] * 2 + [table.shared(1)]
 
 
 def test_a_row_fills_the_width_that_is_paid_for() -> None:

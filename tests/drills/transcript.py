@@ -35,13 +35,19 @@ class Transcript:
 
     def note(self, command: str, output: str, keep: str) -> None:
         """Keep a command that was run elsewhere."""
-        lines = [line for line in output.splitlines() if keep and re.search(keep, line)]
-        told = dict.fromkeys(self._cleaned(line) for line in lines)
+        # Cleaned first: a folder's name is not to be taken for what was said.
+        lines = map(self._cleaned, output.splitlines() if keep else ())
+        told = dict.fromkeys(line for line in lines if re.search(keep, line))
         self._lines += ["```text", f"$ {self._cleaned(command)}", *told, "```", ""]
 
     def _cleaned(self, line: str) -> str:
         """Without the paths of this run."""
-        for path, shown_as in ((self.world.folder, "."), (f"{self.world.folder.parent}/", "../"), (f"{BIN}/", "")):
+        for path, shown_as in (
+            (self.world.folder, "."),
+            (f"{self.world.folder.parent}/", "../"),
+            (f"{BIN}/", ""),
+            (str(BIN), ".venv/bin"),
+        ):
             line = line.replace(str(path), shown_as)
         return line.rstrip()
 
