@@ -3,7 +3,6 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
-import logging
 from typing import Any, Self
 
 import torch
@@ -11,8 +10,6 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.knobs import Knobs
-
-log = logging.getLogger(__name__)
 
 # Besides the root: no table tells what larger trees cost.
 MOST_NODES = 127
@@ -47,13 +44,13 @@ class Curve(Knobs):
         return curve
 
     def between(self, other: "Curve", share: float) -> "Curve":
-        """The curve that lies `share` of the way from this one to `other`, at the points of `other`."""
-        mine = [self.at(context, other.tokens[-1])[other.tokens].tolist() for context in other.contexts]
+        """The curve that lies `share` of the way from this one to `other`, at the contexts of `other`."""
+        tokens = sorted({*self.tokens, *other.tokens})
         seconds = [
-            [(1 - share) * a + share * b for a, b in zip(*rows, strict=True)]
-            for rows in zip(mine, other.seconds, strict=True)
+            torch.lerp(self.at(context, tokens[-1]), other.at(context, tokens[-1]), share)[tokens].tolist()
+            for context in other.contexts
         ]
-        return other.model_copy(update={"seconds": seconds})
+        return Curve(contexts=other.contexts, tokens=tokens, seconds=seconds)
 
     def plus(self, seconds: float) -> "Curve":
         """The curve of a forward that takes `seconds` more."""
@@ -94,24 +91,32 @@ class CostTable(Knobs):
     draft: Curve | None = None
     batches: list[BatchCosts] = Field(default_factory=list)
 
+    @property
+    def most_rows(self) -> int:
+        """Requests at once, as many as were measured."""
+        return max([1, *(batch.rows for batch in self.batches)])
+
     def shared(self, rows: int) -> "CostTable":
         """What a forward costs one of `rows` requests that are decoded together: its share, t(rows, n) / rows.
 
         An approximation: as if all trees of a round had as many nodes. Between measured numbers of rows the seconds are
-        linear; beyond the largest that one stands for `rows`, with a warning.
+        linear; beyond the largest (`most_rows`) that one stands for `rows`.
         """
         measured = {1: (self.verify, self.draft), **{batch.rows: (batch.verify, batch.draft) for batch in self.batches}}
-        most = max(measured)
-        if rows > most:
-            log.warning("cost table: no batch of %d was measured, one of %d stands for it", rows, most)
-        counted = min(rows, most)
+        counted = max(1, min(rows, self.most_rows))
         low, high = max(n for n in measured if n <= counted), min(n for n in measured if n >= counted)
         verify, draft = measured[high]
         if low < high:
-            share, (fewer, less) = (counted - low) / (high - low), measured[low]
-            verify = fewer.between(verify, share)
-            draft = less.between(draft, share) if less and draft else None
+            share, (verify_low, draft_low) = (counted - low) / (high - low), measured[low]
+            verify = verify_low.between(verify, share)
+            draft = draft_low.between(draft, share) if draft_low and draft else None
         return self.model_copy(update={"verify": verify.share(counted), "draft": draft and draft.share(counted)})
+
+    @model_validator(mode="after")
+    def _one_pair(self) -> Self:
+        if wrong := [batch.rows for batch in self.batches if (batch.draft is None) != (self.draft is None)]:
+            raise ValueError(f"batches: draft costs of {wrong[0]} rows or of one row, but not of both")
+        return self
 
     def drafting_plus(self, seconds: float) -> "CostTable":
         """The table with draft forwards, also those of batches, that take `seconds` more."""

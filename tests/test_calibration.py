@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dynatree import calibrate
 from dynatree.calibration import Calibration, OnlineCorrection, StepCalibration
@@ -107,7 +108,7 @@ def test_batches_are_measured_beside_single_requests(target: Build, drafter: Bui
     assert CostTable(**table.model_dump(mode="json")) == table
 
 
-def test_a_row_pays_its_share_of_the_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_row_pays_its_share_of_the_batch() -> None:
     """Guards the policy's costs in a batch: the forward's seconds over its rows, linear between measured batches."""
     costs = models.calibration().costs
     four = BatchCosts(rows=4, verify=Curve(contexts=[16], tokens=[1, 8], seconds=[[2, 4]]), draft=costs.draft)
@@ -119,10 +120,25 @@ def test_a_row_pays_its_share_of_the_batch(caplog: pytest.LogCaptureFixture) -> 
     for tokens, four_take in ((1, 2), (8, 4)):
         alone = float(costs.verify.at(16, tokens)[tokens])
         assert float(three.verify.at(16, tokens)[tokens]) == pytest.approx((alone + 2 * (four_take - alone) / 3) / 3)
-    assert not caplog.text
     assert table.shared(5).verify == table.shared(4).verify
-    assert "no batch of 5 was measured, one of 4 stands for it" in caplog.text
     assert Calibration(table, models.calibration().steps).shared(1).costs == table
+
+
+def test_between_two_batches_every_measured_point_counts() -> None:
+    """Guards against points of one curve alone, and against contexts of the smaller batch."""
+    few = Curve(contexts=[16, 64], tokens=[1, 3, 9], seconds=[[1, 2, 8], [2, 4, 16]])
+    many = Curve(contexts=[60], tokens=[1, 5], seconds=[[4, 8]])
+    middle = few.between(many, 0.25)
+    assert (middle.contexts, middle.tokens) == ([60], [1, 3, 5, 9])
+    assert middle.seconds == [[0.75 * a + 0.25 * b for a, b in ((2, 4), (4, 6), (8, 8), (16, 8 + 4 * 8 / 5))]]
+
+
+def test_a_table_prices_drafts_of_all_batches_or_of_none() -> None:
+    """Guards against a hand-made table that fails in the middle of a batch."""
+    costs = models.calibration().costs.model_dump(mode="json")
+    batch = {"rows": 2, "verify": costs["verify"]}
+    with pytest.raises(ValidationError, match="draft costs of 2 rows or of one row, but not of both"):
+        CostTable(**{**costs, "batches": [batch]})
 
 
 def test_a_table_without_batches_is_still_read() -> None:

@@ -5,8 +5,8 @@ Which drafter proposes and which policy chooses are plug-ins; this loop knows ne
 
 import logging
 from collections.abc import Sequence
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -16,24 +16,17 @@ from dynatree import plugins
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration
-from dynatree.cost import MOST_NODES
 from dynatree.decoding import Batched, Needs
 from dynatree.model import LanguageModel, check_pair
 from dynatree.policies import Offer
 from dynatree.processors import Processors
 from dynatree.rows import Request, rounds
+from dynatree.sharing import Sharing
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
 
 log = logging.getLogger(__name__)
-
-
-class _Seconds(NamedTuple):
-    """Of verifying at least 0, 1, ... nodes a row, and of drafting below so many a row, for all rows together."""
-
-    verify: list[float]
-    draft: list[float]
 
 
 class Settings(BaseModel):
@@ -207,11 +200,7 @@ class Decoder(Batched):
             limits = ", ".join(f"{knob} {value}" for knob, value in self._policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         steps = calibration.steps if calibration and self._policy.uses_calibration else None
-        priced = calibration is not None and self._policy.needs_costs
-        # One table a batch size, so that what it warns of is said once.
-        self._shared = cache(lambda rows: calibration.shared(rows) if calibration and priced else calibration)
-        # By rows, and the measured contexts that stand for one.
-        self._seconds: dict[tuple[int, int, int], _Seconds] = {}
+        self._sharing = Sharing(calibration if self._policy.needs_costs else None)
         self._build_drafter = partial(plugins.load("drafting", checked.drafting).Drafter, drafter, steps)
 
     def _decode(
@@ -227,7 +216,8 @@ class Decoder(Batched):
         for prompt in prompts:
             target.check_prompt(prompt, max_new_tokens)
         clock = clock or Clock()
-        sharing, calibration = len(prompts), self._shared(len(prompts))
+        self._sharing.begin(len(prompts))
+        sharing, calibration = len(prompts), self._sharing.of(len(prompts))
         caches = zip(KeyValueCache.together(len(prompts)), KeyValueCache.together(len(prompts)), strict=True)
         rows = []
         for prompt, (own, draft_cache) in zip(prompts, caches, strict=True):
@@ -239,13 +229,13 @@ class Decoder(Batched):
             if len(going) < sharing:
                 sharing = len(going)
                 for row in going:
-                    row.reprice(self._shared(sharing))
+                    row.reprice(self._sharing.of(sharing))
             # 1. Draft below the roots.
             with clock.phase("draft"):
                 self._draft(going)
             # 2. Select the nodes worth verifying.
             with clock.phase("select"):
-                width = _width(going)
+                width = self._sharing.width(going)
                 for row in going:
                     row.select(width)
             # 3. Verify roots and nodes in one target forward.
@@ -267,54 +257,10 @@ class Decoder(Batched):
         for row in rows:
             row.plant()
         growing = rows
-        while growing := self._paying([row for row in growing if row.expand()], rows):
+        while growing := self._sharing.drafting([row for row in growing if row.expand()], rows):
             assert self._model is not None, "without a model no level can be drafted"
             before = self._model.forwards
             answers = self._model.draft_batch([row.ask() for row in growing])
             for row, logits in zip(growing, answers, strict=True):
                 row.grow(logits)
                 row.drafts += self._model.forwards - before
-
-    def _paying(self, growing: list[Row], rows: list[Row]) -> list[Row]:
-        """Those of `growing` that draft their next level, in one forward, where together it pays best.
-
-        Each one's policy counted on all `rows` of the batch to share the forward. All of them where none reckons.
-        """
-        offers = [(offer, row) for row in growing if len(rows) > 1 and (offer := row.offer())]
-        if not offers:
-            return growing
-        offers.sort(key=lambda offered: (offered[0].due, offered[0].worth), reverse=True)
-        context = max(len(row.committed) for row in rows)
-        verify, now = self._taken(len(rows), context).verify, _width(rows) or 0
-        gains, nodes, worth, width = [0.0], 0, 0.0, now
-        for count, (offer, _) in enumerate(offers, 1):
-            nodes, worth, width = max(nodes, offer.nodes), worth + offer.worth, max(width, offer.width)
-            gains.append(worth - self._taken(count, context).draft[nodes] - max(0.0, verify[width] - verify[now]))
-        due = sum(offer.due for offer, _ in offers)
-        best = max(range(due, len(gains)), key=gains.__getitem__)
-        return [row for _, row in offers[:best]]
-
-    def _taken(self, rows: int, context: int) -> _Seconds:
-        """By forwards over `rows` rows near `context`."""
-        calibration = self._shared(rows)
-        assert calibration and calibration.costs.draft, "a policy that reckons was given what the drafter takes"
-        verify, draft = calibration.costs.verify, calibration.costs.draft
-        key = rows, verify.nearest(context), draft.nearest(context)
-        if key not in self._seconds:
-            at_least = (rows * verify.at(context, 1 + MOST_NODES)[1:]).flip(0).cummin(0).values.flip(0)
-            self._seconds[key] = _Seconds(at_least.tolist(), (rows * draft.at(context, MOST_NODES)).tolist())
-        return self._seconds[key]
-
-
-def _width(rows: Sequence[Row]) -> int | None:
-    """Nodes that every row may verify: a forward is as wide as its widest row, so they decide together what pays.
-
-    None: each for itself, being alone or not reckoning in seconds.
-    """
-    gains = [row.gains() for row in rows] if len(rows) > 1 else []
-    reckoned = [gain for gain in gains if gain is not None]
-    if not reckoned:
-        return None
-    # No tree is larger than `most`, and a forward that is not that wide does not cost what a wider one does.
-    most = max(row.nodes for row in rows)
-    return int(torch.stack(reckoned).sum(0)[: most + 1].argmax())

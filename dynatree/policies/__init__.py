@@ -14,14 +14,16 @@ from dynatree.tree import TokenTree
 
 
 class Offer(NamedTuple):
-    """A level to draft below `nodes` nodes: seconds that it is expected to be worth, its own forward not yet paid for.
+    """A level to draft below `nodes` nodes, and the seconds that it is expected to be worth, nothing paid for yet.
 
-    `width`: nodes to verify then. `due`: drafted even if it does not pay, to see what it yields.
+    `verified`: nodes that the row would verify without it; `children`: how many more with it. `due`: drafted even if it
+    does not pay, to see what it yields. All counts are at most cost.MOST_NODES.
     """
 
     nodes: int
     worth: float
-    width: int
+    verified: int
+    children: int
     due: bool
 
 
@@ -58,13 +60,13 @@ class GrowthPolicy(Knobs):
         return candidates
 
     def offer(self) -> Offer | None:
-        """Of the level that `expand` chose last; rows of a batch draft it together. None: as for `gains`."""
+        """Of the level that `expand` chose last; sharing.py asks, where rows draft together. None: as for `gains`."""
         return None
 
     def gains(self, tree: TokenTree) -> Tensor | None:
         """Seconds saved by a forward as wide as 0, 1, ... nodes besides the root, for this row of a batch alone.
 
-        None: the policy does not reckon in seconds. Equally long for every row.
+        None, always: the policy does not reckon in seconds. Else it `needs_costs`; equally long for every row.
         """
         return None
 

@@ -24,7 +24,7 @@ from dynatree.tree import TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
-# What a first draft yields before any was seen, and rounds without one after which one is tried.
+# What a first draft yields before any was seen, and rounds without one after which one is tried anyway.
 _FIRST_YIELD = 0.4
 _PROBE_EVERY = 16
 _UNMEASURED_DEPTH = 8
@@ -63,7 +63,7 @@ class Policy(GrowthPolicy):
     _seconds: _Seconds = PrivateAttr()
     # Of each level [branch]: what its best 1, 2, ... children added to v, per expanded node, moving means.
     _yield: list[Tensor] = PrivateAttr(default_factory=list)
-    # Rounds of this request, and those since its last draft. Rows of a batch count alike, so they probe together.
+    # Rounds of this request, which rows of a batch count alike, and those since its last draft.
     _round: int = PrivateAttr(0)
     _idle: int = PrivateAttr(0)
     _level: int = PrivateAttr(0)
@@ -141,22 +141,22 @@ class Policy(GrowthPolicy):
         hit = self._yield[self._level]
         # [nodes expanded, children of each that are verified]
         worth = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()])
-        gain, more = worth - cost[:, None], 1 + torch.arange(len(hit))
+        gain, n = worth - cost[:, None], 0
         if (gain > 0).any():
             n = self._best(tree)
-            more = (n + more).clamp(max=self._most)
-            gain = gain - (at_least[more] - verify[n]).clamp(min=0)
+            wider = (n + 1 + torch.arange(len(hit))).clamp(max=self._most)
+            gain = gain - (at_least[wider] - verify[n]).clamp(min=0)
         best, j = divmod(int(gain.argmax()), len(hit))
         due = self._level == 0 and len(tree) == 1 and self._probing
         if gain[best, j] <= 0 and not due:
             return candidates[:0]
-        self._offer = Offer(best + 1, float(worth[best, j]), int(more[j]), due)
+        self._offer = Offer(best + 1, float(worth[best, j]), n, min(j + 1, self._most - n), due)
         return candidates[order[: best + 1]].sort().values
 
     @property
     def _probing(self) -> bool:
-        """Once in `_PROBE_EVERY` rounds, unless there was a draft half as long ago."""
-        return self._round % _PROBE_EVERY == 0 and self._idle >= _PROBE_EVERY // 2
+        """After `_PROBE_EVERY` rounds without a draft, or after half as many where rows of a batch do so together."""
+        return self._idle >= _PROBE_EVERY or (self._idle >= _PROBE_EVERY // 2 and self._round % _PROBE_EVERY == 0)
 
     def offer(self) -> Offer | None:
         return self._offer

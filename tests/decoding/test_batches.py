@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from dynatree.cost import BatchCosts, Curve
 from dynatree.decoding import speculative
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
-from dynatree.policies import Offer, cost_aware
+from dynatree.policies import cost_aware
 from dynatree.processors import Processors
 from dynatree.trace import Trace
 from dynatree.tree import TokenTree
@@ -217,55 +216,19 @@ def test_the_cost_aware_policy_counts_with_its_share(target: Build, drafter: Bui
         assert not any(round.drafted for round in row.rounds)
 
 
-@pytest.mark.parametrize(
-    ("gains", "width"),
-    [
-        ([[0, 3, 5, -1], [0, -2, -6, -7]], 1),  # alone, the first would take two nodes, the second none
-        ([[0, 3, 5, -1], [0, -2, -3, -7]], 2),
-        ([[0, 1], [0, -2]], 0),
-        ([[0, 1, 2, 3, 9], [0, 1, 2, 3, 9]], 3),  # neither has a fourth node
-        ([[0, 3]], None),
-        ([None, None], None),
-    ],
-)
-def test_rows_decide_together_how_wide_a_forward_is(gains: list[list[float] | None], width: int | None) -> None:
-    """Guards against one row's large tree, for which all the others pay in padding."""
-    rows = [
-        SimpleNamespace(gains=lambda own=own: own and torch.tensor(own, dtype=torch.float64), nodes=3) for own in gains
-    ]
-    assert speculative._width(rows) == width
-
-
-@pytest.mark.parametrize(
-    ("offers", "width", "drafting"),
-    [
-        ([(0.9, 0, False), (0.8, 0, False)], 0, [0, 1]),  # neither pays for 1 alone; 1.7 pays for 1.5
-        ([(0.9, 0, False), (0.5, 0, False)], 0, []),
-        ([(0.1, 0, False), (1.2, 0, False)], 0, [1]),  # the first is worth less than the half second that it takes
-        ([(0.9, 2, False), (0.8, 0, False)], 0, []),  # both rows are verified in the wider forward
-        ([(0.9, 2, False), (0.8, 0, False)], 2, [0, 1]),  # which is as wide as that anyway
-        ([(0.4, 0, False), (0.1, 0, True)], 0, [1]),  # tried because it is due, not a reason for the other
-        ([(0.9, 0, False), (0.7, 0, True)], 0, [1, 0]),
-    ],
-)
-def test_rows_decide_together_who_drafts(
-    target: Build, drafter: Build, offers: list[tuple[float, int, bool]], width: int, drafting: list[int]
-) -> None:
-    """Guards against a draft forward for one row alone that all rows were to share, and against lost probes."""
-    costs, steps = models.calibration(node=0.2)
-    curves = [Curve(contexts=[16], tokens=[1, 8], seconds=[[seconds] * 2]) for seconds in (1, 1.5)]
-    batch = BatchCosts(rows=2, verify=costs.verify, draft=curves[1])
-    table = costs.model_copy(update={"draft": curves[0], "batches": [batch]})
-    both = speculative.Decoder(target(), drafter("same"), Calibration(table, steps), **METHODS["cost aware"][1])
-    gains = torch.arange(3.0) if width else -torch.arange(3.0)
-    rows: list[Any] = [
-        SimpleNamespace(
-            number=number, committed=[1], nodes=2, gains=lambda: gains, offer=lambda offered=offered: Offer(1, *offered)
-        )
-        for number, offered in enumerate(offers)
-    ]
-    assert [row.number for row in both._paying(rows, rows)] == drafting
-    assert both._paying(rows[:1], rows[:1]) == rows[:1]
+def test_rows_that_leave_levels_out_are_exact(target: Build, drafter: Build) -> None:
+    """Guards the draft caches of rows that sit out levels that others draft, and the rows' return to drafting."""
+    costs, steps = models.calibration(node=0.1, level=0.3)
+    batch = BatchCosts(rows=5, verify=costs.verify, draft=Curve(contexts=[16], tokens=[1, 2], seconds=[[1.2, 1.6]]))
+    table = costs.model_copy(update={"batches": [batch]})
+    knobs = {**METHODS["cost aware"][1], "threshold": None}
+    both = speculative.Decoder(target(), drafter("related"), Calibration(table, steps), **knobs)
+    rows = both.decode_batch(PROMPTS, 48)
+    assert [row.output for row in rows] == [reference(target(), tuple(prompt), 48) for prompt in PROMPTS]
+    least = min(len(row.rounds) for row in rows)
+    drafted = [[row.rounds[number].draft_forwards for row in rows] for number in range(least)]
+    assert any(len(set(levels)) > 1 for levels in drafted)
+    assert any(0 in levels and any(levels) for levels in drafted)
 
 
 def test_costs_follow_the_rows_that_are_left(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,10 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     for _ in range(40):
         dear.begin(20)
         asked.append(len(dear.expand(tree, root)))
+        if asked[-1]:
+            dear.children(tree, torch.full((3,), -9.0), root)
         dear.observe(tree, root)
-    assert sum(asked) == 2 and asked[16] == 1
+    assert sum(asked) == 2 and asked[16] == asked[32] == 1
 
 
 def test_a_level_that_yields_nothing_is_dropped() -> None:
