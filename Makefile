@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all install report test check quick fast drills clean prune touch benchmark dvc.yaml
+.PHONY: all install report test check quick fast drills clean prune touch publish benchmark dvc.yaml
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -56,6 +56,11 @@ quick: $(STAMP)
 touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(call alone,$(SNAKEMAKE) --touch --forceall all)
+
+# The raw records and tables that dvc.lock names, into a DVC remote that is a folder of this repository.
+publish: $(STAMP)
+	rm -rf published
+	$(BIN)/dvc list --recursive --dvc-only . results | sed 's,^,results/,' | xargs $(BIN)/dvc push --remote published
 
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)

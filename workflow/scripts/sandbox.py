@@ -35,12 +35,12 @@ def tiny(text: str) -> str:
 
 
 def copy(root: Path, out: Path) -> None:
-    """Copy what version control tracks, and new files that it does not ignore; results of earlier runs stay."""
+    """Copy what version control tracks, and new files that it does not ignore, but no results; earlier runs stay."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=root, check=True, capture_output=True)
     for name in listed.stdout.decode().split("\0"):
         source, destination = root / name, out / name
-        if not name or not source.is_file() or Path(name).parts[0] in ("results", "figures"):
+        if not name or not source.is_file() or Path(name).parts[0] in ("results", "figures", "published"):
             continue
         if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
             destination.parent.mkdir(parents=True, exist_ok=True)
