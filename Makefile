@@ -57,10 +57,12 @@ touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(call alone,$(SNAKEMAKE) --touch --forceall all)
 
-# The raw records and tables that dvc.lock names, into a DVC remote that is a folder of this repository.
+# The raw records and tables that dvc.lock names, into a DVC remote that is a folder of this repository, and beside them
+# the benchmark's, where it was run: DVC does not know it.
 publish: $(STAMP)
-	rm -rf published
+	rm -rf published/files
 	$(BIN)/dvc list --recursive --dvc-only . results | sed 's,^,results/,' | xargs $(BIN)/dvc push --remote published
+	test ! -f results/benchmark.parquet || { rm -rf published/benchmark; cp -r results/benchmark results/benchmark.parquet published; }
 
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)
