@@ -161,7 +161,8 @@ class KeyValueCache:
         K[..., P : P+m, :] = K[..., P + kept, :] in every layer; no copy if the path is contiguous already.
         """
         end = prefix_length + len(kept)
-        if not torch.equal(kept, torch.arange(len(kept))):
+        # Ascending, so the last tells whether any is left out.
+        if len(kept) and int(kept[-1]) >= len(kept):
             slots = (kept + prefix_length).to(self._shared.layers[0].keys.device)
             for layer in self._shared.layers:
                 for held in (layer.keys[self._row], layer.values[self._row]):

@@ -64,7 +64,7 @@ def pair(
 
     `folders` as for `measure.load`; sizes as for `costs`. Raises UserError for a pair that does not fit.
     """
-    loaded = {role: loading.load(folder, dtype, device) for role, folder in folders.items()}
+    loaded = loading.load_pair(folders, dtype, device)
     target, drafter = loaded["target"], loaded.get("drafter")
     if drafter:
         model.check_pair(target, drafter)
@@ -93,26 +93,32 @@ def costs(
     models: dict[str, str],
     batches: Sequence[int] = (1,),
 ) -> CostTable:
-    """The cost table of this pair: every forward `repeats` times. Contexts beyond a model's own are left out.
+    """The cost table of this pair: every forward `repeats` times or more. Contexts beyond a model's own are left out.
 
+    All is timed twice, minutes apart, and the smaller median of each size taken: where memory is slow for a while, by
+    what else the machine does, wide forwards seem to be for nothing.
     `machine` and `models` (fingerprints) are kept with it. `batches`: numbers of requests at once; those above 1 are
     timed at the middle context alone, and up to as many tokens a forward as one request.
     """
     extra = _handling(drafter, _fitting(drafter, contexts)[0], max(repeats, LEAST_HANDLED)) if drafter else 0.0
 
     def curves(rows: int, behind: Sequence[int], verified: Sequence[int], drafted: Sequence[int]) -> _Curves:
-        verify = _curve(target, rows, verified, behind, repeats, partial(_verification, target))
-        draft = _curve(drafter, rows, drafted, behind, repeats, partial(_level, drafter)) if drafter else None
+        each = (repeats + 1) // 2
+        verify = _curve(target, rows, verified, behind, each, partial(_verification, target))
+        draft = _curve(drafter, rows, drafted, behind, each, partial(_level, drafter)) if drafter else None
         # Each row's tree is grown for itself.
         return {"verify": verify, "draft": draft and draft.plus(rows * extra)}
 
-    alone = curves(1, contexts, VERIFIED, DRAFTED)
-    middle = [sorted(contexts)[len(contexts) // 2]]
-    together = []
-    for rows in sorted({*batches} - {1}):
-        sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
-        together.append(BatchCosts(rows=rows, **curves(rows, middle, sizes, sizes)))
-    return CostTable(machine=machine, models=models, **alone, batches=together)
+    def table() -> CostTable:
+        alone = curves(1, contexts, VERIFIED, DRAFTED)
+        middle = [sorted(contexts)[len(contexts) // 2]]
+        together = []
+        for rows in sorted({*batches} - {1}):
+            sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
+            together.append(BatchCosts(rows=rows, **curves(rows, middle, sizes, sizes)))
+        return CostTable(machine=machine, models=models, **alone, batches=together)
+
+    return table().least(table())
 
 
 def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
@@ -145,8 +151,9 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         committed.append(0)
         drafting.free(committed, 0)
         tree = TokenTree.root(0)
-        logits = drafter.draft(*drafting.ask(tree, root, committed))
-        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, committed)
+        text = torch.zeros(len(committed), dtype=torch.long)
+        logits = drafter.draft(*drafting.ask(tree, root, text))
+        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, text)
         tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
         drafting.accept(root)
 

@@ -5,6 +5,7 @@ curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls a
 """
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -45,8 +46,13 @@ class StepCalibration(Knobs):
 
     def steps(self, log_probs: Tensor) -> Tensor:
         """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
-        curves = torch.tensor(self.ranks)[torch.arange(log_probs.shape[1]).clamp(max=len(self.ranks) - 1)]
-        return normalised(torch.sigmoid(curves[:, 0] + curves[:, 1] * log_odds(log_probs)))
+        intercepts, slopes = _first(self._curves, log_probs.shape[1])
+        return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
+
+    @cached_property
+    def _curves(self) -> Tensor:
+        """[2, ranks]: intercepts and slopes."""
+        return torch.tensor(self.ranks).T.contiguous()
 
 
 class OnlineCorrection:
@@ -57,19 +63,18 @@ class OnlineCorrection:
     """
 
     def __init__(self, ranks: int):
-        self._hits = torch.full((ranks,), _PRIOR_HITS)
-        self._stated = self._hits.clone()
+        # Decayed counts [2, ranks] of hits, and of those that the calibration stated.
+        self._counts = torch.zeros(2, ranks)
 
     def steps(self, log_probs: Tensor) -> Tensor:
         """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
-        ratio = (self._hits / self._stated)[torch.arange(log_probs.shape[1]).clamp(max=len(self._hits) - 1)]
-        return normalised(log_probs.exp() * ratio)
+        hits, stated = _first(self._counts + _PRIOR_HITS, log_probs.shape[1])
+        return normalised(log_probs.exp() * (hits / stated))
 
     def observe(self, log_probs: Tensor, hits: Tensor) -> None:
         """One node's calibrated proposals [b], likeliest first, and which of them [b] was the target's choice."""
-        count = min(len(hits), len(self._hits))
-        for kept, new in ((self._hits, hits[:count].float()), (self._stated, log_probs[:count].exp())):
-            kept[:count] = _PRIOR_HITS + _MEMORY * (kept[:count] - _PRIOR_HITS) + new
+        seen = torch.stack([hits.float(), log_probs.exp()])[:, : self._counts.shape[1]]
+        self._counts[:, : seen.shape[1]].mul_(_MEMORY).add_(seen)
 
 
 class Calibration(NamedTuple):
@@ -114,6 +119,13 @@ class Calibration(NamedTuple):
         return calibration
 
 
+def _first(curves: Tensor, ranks: int) -> Tensor:
+    """The columns [k, ranks] of the first `ranks` ranks; the last of `curves` [k, r] stands for later ones."""
+    return (
+        curves[:, torch.arange(ranks).clamp(max=curves.shape[1] - 1)] if ranks > curves.shape[1] else curves[:, :ranks]
+    )
+
+
 def normalised(probability: Tensor) -> Tensor:
     """Log of probabilities [f, b] of siblings, kept from 0 and 1 and scaled where a row sums to more than 1."""
     probability = probability.clamp(_LEAST, _MOST)
@@ -122,5 +134,4 @@ def normalised(probability: Tensor) -> Tensor:
 
 def log_odds(log_probs: Tensor) -> Tensor:
     """log(p / (1 - p)), kept finite."""
-    probability = log_probs.exp().clamp(1e-6, 1 - 1e-6)
-    return (probability / (1 - probability)).log()
+    return torch.logit(log_probs.exp(), eps=1e-6)

@@ -15,6 +15,11 @@ from dynatree.knobs import Knobs
 MOST_NODES = 127
 
 
+def at_least(seconds: Tensor) -> Tensor:
+    """Of `seconds` [n] by size: of that size or a larger one, for which there is use where it is the faster one."""
+    return seconds.flip(0).cummin(0).values.flip(0)
+
+
 class Curve(Knobs):
     """Median seconds of a forward over `tokens` new tokens behind each of `contexts` committed ones."""
 
@@ -51,6 +56,12 @@ class Curve(Knobs):
             for context in other.contexts
         ]
         return Curve(contexts=other.contexts, tokens=tokens, seconds=seconds)
+
+    def least(self, other: "Curve") -> "Curve":
+        """The smaller seconds of two curves over the same contexts and tokens."""
+        assert (self.contexts, self.tokens) == (other.contexts, other.tokens), "two measurements of one thing"
+        rows = zip(self.seconds, other.seconds, strict=True)
+        return self.model_copy(update={"seconds": [list(map(min, *row)) for row in rows]})
 
     def plus(self, seconds: float) -> "Curve":
         """The curve of a forward that takes `seconds` more."""
@@ -109,14 +120,21 @@ class CostTable(Knobs):
         if low < high:
             share, (verify_low, draft_low) = (counted - low) / (high - low), measured[low]
             verify = verify_low.between(verify, share)
-            draft = draft_low.between(draft, share) if draft_low and draft else None
+            draft = draft_low and draft and draft_low.between(draft, share)
         return self.model_copy(update={"verify": verify.share(counted), "draft": draft and draft.share(counted)})
 
     @model_validator(mode="after")
-    def _one_pair(self) -> Self:
+    def _all_draft_or_none(self) -> Self:
         if wrong := [batch.rows for batch in self.batches if (batch.draft is None) != (self.draft is None)]:
             raise ValueError(f"batches: draft costs of {wrong[0]} rows or of one row, but not of both")
         return self
+
+    def least(self, other: "CostTable") -> "CostTable":
+        """The smaller seconds of two measurements of the same pair on the same machine."""
+        batches = [
+            one.model_copy(update=_least(one, two)) for one, two in zip(self.batches, other.batches, strict=True)
+        ]
+        return self.model_copy(update={**_least(self, other), "batches": batches})
 
     def drafting_plus(self, seconds: float) -> "CostTable":
         """The table with draft forwards, also those of batches, that take `seconds` more."""
@@ -124,3 +142,8 @@ class CostTable(Knobs):
             batch.model_copy(update={"draft": batch.draft and batch.draft.plus(seconds)}) for batch in self.batches
         ]
         return self.model_copy(update={"draft": self.draft and self.draft.plus(seconds), "batches": batches})
+
+
+def _least(one: "CostTable | BatchCosts", two: "CostTable | BatchCosts") -> dict[str, Curve | None]:
+    draft = one.draft and two.draft and one.draft.least(two.draft)
+    return {"verify": one.verify.least(two.verify), "draft": draft}

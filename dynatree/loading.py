@@ -29,18 +29,29 @@ def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
     return DTYPES[dtype], torch.device(device)
 
 
-def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: str | None = None) -> LanguageModel:
+def load(
+    folder: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    name: str | None = None,
+    rounded: bool = False,
+) -> LanguageModel:
     """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
 
     A folder without tokenizer files gives a model that reads token ids alone; one with a draft vocabulary drafts over
-    that. On a CPU float32 weights are packed. Raises UserError if there is no such
-    folder, no config.json or no safetensors in it, or the architecture is not supported.
+    that. On a CPU float32 weights are packed, those of a drafter `rounded` where that is faster. Raises UserError if
+    there is no such folder, no config.json or no safetensors in it, or the architecture is not supported.
     """
     folder = Path(folder)
     torch_dtype, torch_device = resolve(dtype, device)
     model = read(folder, torch_dtype).to(torch_device)
     vocabulary = read_draft_vocabulary(folder)
-    return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True)
+    return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True, rounded=rounded)
+
+
+def load_pair(folders: dict[str, Path], dtype: str, device: str) -> dict[str, LanguageModel]:
+    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does."""
+    return {role: load(folder, dtype, device, rounded=role == "drafter") for role, folder in folders.items()}
 
 
 def fingerprint(folder: Path) -> str:

@@ -91,7 +91,7 @@ def load_all(
 
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
-    loaded = {role: loading.load(folder, dtype, device) for role, folder in folders.items()}
+    loaded = loading.load_pair(folders, dtype, device)
     measured = None
     if calibration:
         fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}

@@ -38,7 +38,8 @@ class LanguageModel:
     state, positions that do not come from `position_ids`.
 
     `draft_vocabulary` [v]: the token ids that `draft` ranges over (FR-Spec, Zhao et al., ACL 2025, 2502.14856). With
-    `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in place.
+    `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in place;
+    `rounded` allows that less exactly, for a drafter, whose proposals the target verifies.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LanguageModel:
         name: str = "model",
         draft_vocabulary: Tensor | None = None,
         packed: bool = False,
+        rounded: bool = False,
     ):
         _refuse_unsupported(model, name)
         self.model = model.eval()
@@ -62,9 +64,9 @@ class LanguageModel:
         self._draft_head: nn.Module | None = (
             None if self.draft_vocabulary is None else self._restricted_head(self.draft_vocabulary)
         )
-        self.packed = packed and pack(model, name)
+        self.packed = pack(model, name, rounded) if packed else None
         if self.packed and isinstance(self._draft_head, nn.Linear):
-            self._draft_head = PackedLinear(self._draft_head)
+            self._draft_head = PackedLinear(self._draft_head, self.packed)
         self._probe()
         self._counted[0] = 0
 
@@ -173,6 +175,9 @@ class LanguageModel:
 
     def _call(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
         device = self.device
+        if mask is not None:
+            # Of the scores' type, once a forward: torch would convert it in every layer.
+            mask = torch.zeros(mask.shape, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
         return {
             "input_ids": tokens.to(device),
             "position_ids": positions.to(device),
@@ -253,7 +258,9 @@ class LanguageModel:
         spread = float(path.std())
         error = float((branch - path).abs().max())
         # Near-uniform attention hides a wrong position from any tolerance, so a position must also have an effect.
-        if (far > 2 and torch.equal(branch, shifted)) or not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
+        if (far > 2 and torch.equal(branch, shifted)) or not error <= _PROBE_TOLERANCE[
+            self.packed or self.dtype
+        ] * spread + 1e-6:
             raise UserError(
                 f"{self.name} ({type(self.model).__name__}): a tree branch and the same path decoded plainly differ by "
                 f"{error:.3g} in logits (spread {spread:.3g}); "

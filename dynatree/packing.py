@@ -12,24 +12,27 @@ log = logging.getLogger(__name__)
 
 # Tokens of a forward that oneDNN lays the weights out for; decoding stays near it.
 _TOKENS = 16
-# Of the logits, relative to their spread.
-_TOLERANCE = 1e-3
+# Of the logits, relative to their spread, by the type of the packed weights.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with its weight in oneDNN's blocked layout; inference only, float32 on the CPU."""
+    """`nn.Linear` with its weight in oneDNN's blocked layout, as `dtype`; inference only, float32 on the CPU."""
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.bias = linear.bias
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        self._dtype, self._rounded = dtype, dtype != torch.float32
         # A plain attribute: opaque tensors are neither moved nor saved.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TOKENS)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), _TOKENS)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs [..., out_features] of `inputs` [..., in_features]."""
+        if self._rounded:
+            inputs = inputs.to(self._dtype)
         output: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, self.packed, self.bias, "none", [], "")
-        return output
+        return output.float() if self._rounded else output
 
 
 def weight_bytes(*modules: nn.Module) -> int:
@@ -48,19 +51,36 @@ def available(model: nn.Module) -> bool:
     return operators and torch.backends.mkldnn.is_available() and plain
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them they are slower than float32."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 @torch.inference_mode()
-def pack(model: nn.Module, name: str = "model") -> bool:
+def pack(model: nn.Module, name: str = "model", rounded: bool = False) -> torch.dtype | None:
     """Pack every `nn.Linear` of a causal LM in place, if that is possible here and leaves its logits as they were.
 
-    A tied head keeps the embedding's dense weight beside the packed one. Returns whether the model is packed now;
-    where it is not, one log line says why.
+    A tied head keeps the embedding's dense weight beside the packed one. Returns the type of the packed weights, None
+    where the model is not packed; one log line says why. `rounded`: logits may be a little off, so that bfloat16 will
+    do, half of what float32 reads, where the CPU multiplies that.
     """
     if not available(model):
-        return False
+        return None
     tokens = torch.arange(24)[None] % model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
     plain = model(input_ids=tokens, use_cache=False).logits
     if not torch.isfinite(plain).all():
-        return False  # such weights are refused with or without packing
+        return None  # such weights are refused with or without packing
+    for dtype in [torch.bfloat16] * (rounded and multiplies_bfloat16()) + [torch.float32]:
+        reason = _pack_as(dtype, model, tokens, plain)
+        if reason is None:
+            return dtype
+        log.warning("%s: weights are not packed for oneDNN: %s", name, reason)
+    return None
+
+
+def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor) -> str | None:
+    """Pack with weights of `dtype` unless that is impossible, or moves the logits `plain` of `tokens`: why not."""
     linears = [
         (parent, child, module)
         for parent in model.modules()
@@ -69,19 +89,18 @@ def pack(model: nn.Module, name: str = "model") -> bool:
     ]
     try:
         for parent, child, module in linears:
-            setattr(parent, child, PackedLinear(module))
+            setattr(parent, child, PackedLinear(module, dtype))
         packed = model(input_ids=tokens, use_cache=False).logits
         error, spread = float((packed - plain).abs().max()), float(plain.std())
-        reason = None if error <= _TOLERANCE * spread else f"logits differ by {error:.2g} (spread {spread:.2g})"
+        reason = None if error <= _TOLERANCE[dtype] * spread else f"logits differ by {error:.2g} (spread {spread:.2g})"
     except RuntimeError as failure:
         reason = str(failure).splitlines()[0]
     if reason:
         for parent, child, module in linears:
             setattr(parent, child, module)
-        log.warning("%s: weights are not packed for oneDNN: %s", name, reason)
-        return False
+        return reason
     with torch.inference_mode(False):
         for parameter in model.parameters():
             # A checkpoint is mapped as one file: a weight that still lies in it would keep all of it in memory.
             parameter.data = parameter.data.clone()
-    return True
+    return None

@@ -32,42 +32,40 @@ class Processors(Knobs):
             return {}
         return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram}
 
+    @torch.inference_mode()
     def process(
         self,
         logits: Tensor,
-        text: list[int],
+        text: Tensor,
         tree: TokenTree | None = None,
         nodes: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Processed float32 copy of `logits` [n, v]: row i follows `text` and the path to the i-th of `nodes` [n].
+        """Processed `logits` [n, v] in float32: row i follows `text` [t] and the path to the i-th of `nodes` [n].
 
         `text` ends with the tree's root. Without `nodes` the rows are all nodes, without a `tree` the root alone.
         `columns` [vocabulary] is where each token stands in `logits`, -1 for not at all; without it v is the whole.
+        Float32 logits are overwritten: a copy of a whole vocabulary costs more than the rest.
         """
         if not self.active:
             return logits
-        tree = TokenTree.root(text[-1]) if tree is None else tree
+        tree = TokenTree.root(int(text[-1])) if tree is None else tree
         visible = tree.ancestors if nodes is None else tree.ancestors[nodes]
-        scores = logits.to(torch.float32, copy=True)
+        scores = logits.float()
         if self.repetition_penalty != 1:
             self._penalise(scores, text, tree, visible, columns)
         if self.no_repeat_ngram:
             for row, seen in zip(scores, visible, strict=True):
                 # Index order is path order: parents precede children.
-                banned = self._banned(torch.tensor([*text, *tree.tokens[seen][1:].tolist()]))
+                banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
                 row[_places(banned, columns)[0].to(row.device)] = -torch.inf
         return scores
 
-    def _penalise(
-        self, scores: Tensor, text: list[int], tree: TokenTree, visible: Tensor, columns: Tensor | None
-    ) -> None:
+    def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
         # Places may come twice: both times the same value is read, and written.
-        committed = torch.tensor(text)
-        places = _places(committed, columns)[0].to(scores.device)
-        scores[:, places] = self._penalised(scores[:, places])
-        fresh = ~torch.isin(tree.tokens, committed)
-        if fresh.any():
+        places = _places(text, columns)[0].to(scores.device)
+        scores.index_copy_(1, places, self._penalised(scores.index_select(1, places)))
+        if len(tree) > 1 and (fresh := (tree.tokens[:, None] != text).all(1)).any():
             tokens, there = _places(tree.tokens, columns)
             rows, nodes = (visible & fresh)[:, there].nonzero(as_tuple=True)
             rows, places = rows.to(scores.device), tokens[nodes].to(scores.device)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from dynatree.cache import KeyValueCache
 from dynatree.model import LanguageModel
@@ -20,9 +21,22 @@ class Request:
 
     def __init__(self, prompt: list[int], limit: int, recorder: Recorder, cache: KeyValueCache):
         self.committed = [*prompt]
+        self._ids = torch.empty(len(prompt) + limit, dtype=torch.long)
+        self._ids[: len(prompt)] = torch.tensor(prompt)
         self.recorder = recorder
         self.cache = cache
         self._limit = limit
+
+    @property
+    def text(self) -> Tensor:
+        """What is committed, as a tensor [t]."""
+        return self._ids[: len(self.committed)]
+
+    def extend(self, tokens: list[int]) -> None:
+        """Commit `tokens`."""
+        before = len(self.committed)
+        self.committed += tokens
+        self._ids[before : len(self.committed)] = torch.tensor(tokens)
 
     @property
     def wanted(self) -> int:
@@ -52,11 +66,11 @@ def rounds(target: LanguageModel, requests: list[R], processors: Processors, clo
         before = target.forwards
         with clock.phase("prefill"):
             # One by one: a prompt fills a forward by itself, padding would only add to it.
-            logits = target.forward(torch.tensor(request.committed), request.cache, last_only=True)
-            token = greedy_tokens(processors.process(logits, request.committed)).tolist()
+            logits = target.forward(request.text, request.cache, last_only=True)
+            token = greedy_tokens(processors.process(logits, request.text)).tolist()
         request.target_forwards = target.forwards - before
         request.recorder.first(token)
-        request.committed += token
+        request.extend(token)
     begun = target.forwards
     while requests:
         for request in requests:

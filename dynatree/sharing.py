@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dynatree.calibration import Calibration
-from dynatree.cost import MOST_NODES
+from dynatree.cost import MOST_NODES, at_least
 from dynatree.policies import Offer
 
 log = logging.getLogger(__name__)
@@ -114,7 +114,6 @@ class Sharing:
             calibration = self.of(rows)
             assert calibration and calibration.costs.draft, "a policy that reckons was given what the drafter takes"
             verify = rows * calibration.costs.verify.at(context, 1 + MOST_NODES)[1:]
-            at_least = verify.flip(0).cummin(0).values.flip(0)
             draft = rows * calibration.costs.draft.at(context, MOST_NODES)
-            self._seconds[rows, context] = _Seconds(verify.tolist(), at_least.tolist(), draft.tolist())
+            self._seconds[rows, context] = _Seconds(verify.tolist(), at_least(verify).tolist(), draft.tolist())
         return self._seconds[rows, context]

@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+# Its index; the other tensors of a tree that is the root alone.
+ROOT = torch.zeros(1, dtype=torch.long)
+_NO_PARENT, _CERTAIN, _ITSELF = torch.tensor([-1]), torch.zeros(1), torch.ones(1, 1, dtype=torch.bool)
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -29,13 +33,7 @@ class TokenTree:
     @staticmethod
     def root(token: int) -> "TokenTree":
         """A tree of one node."""
-        return TokenTree(
-            tokens=torch.tensor([token]),
-            parents=torch.tensor([-1]),
-            depths=torch.zeros(1, dtype=torch.long),
-            log_probs=torch.zeros(1),
-            ancestors=torch.ones(1, 1, dtype=torch.bool),
-        )
+        return TokenTree(torch.tensor([token]), _NO_PARENT, ROOT, _CERTAIN, _ITSELF)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -48,10 +46,9 @@ class TokenTree:
     def extend(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
         """The tree with `k` more nodes: `parents` [k], `tokens` [k], path `log_probs` [k]."""
         old, new = len(self), len(tokens)
-        ancestors = torch.zeros(old + new, old + new, dtype=torch.bool)
+        ancestors = torch.eye(old + new, dtype=torch.bool)
         ancestors[:old, :old] = self.ancestors
         ancestors[old:, :old] = self.ancestors[parents]
-        ancestors[old:, old:] = torch.eye(new, dtype=torch.bool)
         return TokenTree(
             tokens=torch.cat([self.tokens, tokens]),
             parents=torch.cat([self.parents, parents]),
@@ -73,6 +70,8 @@ class TokenTree:
 
     def graft(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
         """As `extend`, but a child that is there already is raised to the larger log v, its descendants with it."""
+        if len(self) == 1:
+            return self.extend(parents, tokens, log_probs)
         twin = (parents[:, None] == self.parents) & (tokens[:, None] == self.tokens)
         known = twin.any(1)
         if not known.any():
@@ -92,7 +91,7 @@ class TokenTree:
         """
         if count is None or len(self) <= count + 1:
             return torch.arange(len(self))
-        return torch.cat([torch.zeros(1, dtype=torch.long), self.ranking()[:count].sort().values])
+        return torch.cat([ROOT, self.ranking()[:count].sort().values])
 
     def ranking(self) -> Tensor:
         """All nodes but the root [n - 1], best first: by log_probs descending, then depth, then insertion."""
@@ -128,6 +127,8 @@ class TokenTree:
         `next_tokens` [n] is the token the target puts after each node. A node is accepted iff its parent is and it
         carries the token that the target puts after its parent; siblings are distinct, so the path is unique.
         """
+        if len(self) == 1:
+            return ROOT
         hit = self.tokens == next_tokens[self.parents]
         hit[0] = True
         valid = (self.ancestors & hit).sum(1) == self.depths + 1

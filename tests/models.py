@@ -154,4 +154,5 @@ def proposed(
     drafter: Any, model: LanguageModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
 ) -> Any:
     """Tokens and step log-probabilities of a drafter plug-in on `model`, by one level of drafting."""
-    return drafter.answer(model.draft(*drafter.ask(tree, frontier, text)), tree, frontier, branch, text)
+    ids = torch.tensor(text)
+    return drafter.answer(model.draft(*drafter.ask(tree, frontier, ids)), tree, frontier, branch, ids)

@@ -45,6 +45,26 @@ def test_shared_keys_are_not_copied(target: Build, monkeypatch: pytest.MonkeyPat
         attention.install(model.model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 3, attention._FEW, attention._FEW + 1])
+@pytest.mark.parametrize("kind", ["additive", "boolean"])
+def test_few_tokens_and_many_attend_alike(target: Build, dtype: torch.dtype, n: int, kind: str) -> None:
+    """Guards against heads paired with another group's keys, a mask of the wrong row, and a scale left out."""
+    layer = target("llama").model.model.layers[0].self_attn
+    drawn = torch.Generator().manual_seed(n)
+    query, key, value = (torch.randn(2, heads, m, 8, generator=drawn) for heads, m in ((6, n), (2, 20), (2, 20)))
+    allowed = torch.rand(2, 1, n, 20, generator=drawn) < 0.5
+    allowed[..., 0] = True
+    # Query heads i of a group share keys and values: repeated in order, as transformers does.
+    scores = query @ key.repeat_interleave(3, 1).transpose(2, 3) * 0.3
+    weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+    expected = (weights @ value.repeat_interleave(3, 1)).transpose(1, 2)
+    mask = allowed if kind == "boolean" else torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, -torch.inf)
+    found, _ = attention.grouped(layer, query.to(dtype), key.to(dtype), value.to(dtype), mask, scaling=0.3)
+    assert found.dtype == dtype and found.shape == (2, n, 6, 8)
+    assert torch.allclose(found.float(), expected, atol=0.03 if dtype == torch.bfloat16 else 1e-5)
+
+
 @pytest.mark.parametrize("architecture", ["gpt_neox", "gpt2"])
 def test_other_models_attend_as_before(target: Build, architecture: str) -> None:
     """Guards models whose heads have their own keys."""

@@ -1,6 +1,7 @@
 """Calibrated step probabilities, cost curves, and how both are measured."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -82,6 +83,23 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: B
         assert (table.verify.at(64, 127)[1:] > 0).all()
     steps = calibrate.steps([([3, 1, 4], models.generated(target(), [3, 1, 4], 20))], drafter("same"))
     assert len(steps.ranks) == calibrate.RANKS and len(steps.lookup) == len(PRIOR)
+
+
+def test_of_two_measurements_the_smaller_counts(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a slow minute in which wide forwards seem to be for nothing."""
+    asked: list[int] = []
+
+    def medians(model: object, steps: Sequence[object], repeats: int) -> list[float]:
+        # Of the pair, then of two rows, twice; one size of each is slow in its first measurement, all others later.
+        asked.append(repeats)
+        return [3.0 if (len(asked) > 5) == (place > 0) else 1.0 for place in range(len(steps))]
+
+    monkeypatch.setattr(calibrate, "_medians", medians)
+    table = calibrate.costs(target(), drafter("related"), [16], 5, {}, {}, [1, 2])
+    assert asked == [calibrate.LEAST_HANDLED, *[3] * 8]
+    for curve in (table.verify, table.batches[0].verify):
+        assert curve.seconds[0][:4] == [1.0] * 4
+    assert table.draft is not None and len({*table.draft.seconds[0][:4]}) == 1
 
 
 def test_the_online_correction_follows_what_happens() -> None:

@@ -182,9 +182,9 @@ def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
 def draft_lag_not_fed(patch: Patch) -> None:
     real = Drafter.ask
 
-    def ask(drafter: Drafter, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Any:
+    def ask(drafter: Drafter, tree: TokenTree, frontier: Tensor, text: Tensor) -> Any:
         known = drafter._cache.length
-        short = committed if known == 0 or len(tree) > 1 else [*committed[:known], committed[-1]]
+        short = text if known == 0 or len(tree) > 1 else torch.cat([text[:known], text[-1:]])
         return real(drafter, tree, frontier, short)
 
     patch.setattr(Drafter, "ask", ask)

@@ -10,7 +10,7 @@ from dynatree import packing
 from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
 from dynatree.files import DRAFT_VOCABULARY
-from dynatree.loading import load
+from dynatree.loading import load, load_pair
 from dynatree.model import LanguageModel
 from tests import models
 
@@ -21,7 +21,7 @@ def test_packed_logits_are_the_plain_models(architecture: str) -> None:
     plain, tokens = models.random_model(architecture, dtype=torch.float32), torch.arange(20)
     expected = LanguageModel(models.random_model(architecture, dtype=torch.float32)).forward(tokens, KeyValueCache())
     model = LanguageModel(plain, packed=True)
-    assert model.packed is packing.available(models.random_model(dtype=torch.float32))
+    assert (model.packed is not None) == packing.available(models.random_model(dtype=torch.float32))
     assert torch.allclose(model.forward(tokens, KeyValueCache()), expected, rtol=1e-4, atol=1e-3)
     assert models.generated(model, [3, 1, 4], 12)
 
@@ -31,9 +31,40 @@ def test_a_packed_model_lets_go_of_its_file(tmp_path: Path) -> None:
     """Guards against the dense weights staying in memory, mapped from the file, beside the packed ones."""
     models.random_model(dtype=torch.float32).save_pretrained(tmp_path)
     model = load(tmp_path)
-    assert model.packed is packing.available(models.random_model(dtype=torch.float32))
+    assert (model.packed is not None) == packing.available(models.random_model(dtype=torch.float32))
     if model.packed:
         assert str(tmp_path) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+@pytest.mark.parametrize("native", [True, False])
+def test_a_drafter_is_rounded_where_the_cpu_multiplies_bfloat16(
+    architecture: str, native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a drafter rounded where that is slower, and against one that drafts something else."""
+    if not packing.available(models.random_model(dtype=torch.float32)):
+        pytest.skip("this torch cannot pack")
+    if native and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this CPU has no bfloat16")
+    monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: native)
+    tokens = torch.arange(20)
+    exact = LanguageModel(models.random_model(architecture, dtype=torch.float32), packed=True)
+    rounded = LanguageModel(models.random_model(architecture, dtype=torch.float32), packed=True, rounded=True)
+    assert (exact.packed, rounded.packed) == (torch.float32, torch.bfloat16 if native else torch.float32)
+    expected, found = (model.forward(tokens, KeyValueCache()) for model in (exact, rounded))
+    assert found.dtype == torch.float32 and torch.equal(found, expected) is not native
+    assert float((found - expected).abs().max()) < 0.1 * float(expected.std())
+
+
+def test_only_the_drafter_of_a_pair_is_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the outputs, which are the target's."""
+    models.random_model(dtype=torch.float32).save_pretrained(tmp_path)
+    monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: False)
+    asked = []
+    real = packing.pack
+    monkeypatch.setattr("dynatree.model.pack", lambda *args: asked.append(args[2]) or real(*args))
+    load_pair({"target": tmp_path, "drafter": tmp_path}, "float32", "cpu")
+    assert asked == [False, True]
 
 
 def test_other_precisions_stay_plain() -> None:

@@ -42,9 +42,8 @@ def test_each_node_is_processed_as_if_its_path_were_committed(
 ) -> None:
     """Guards against a penalty for a sibling's token, for the prefix alone, or for tokens of the root twice."""
     logits = torch.randn(len(tree), 9, generator=torch.Generator().manual_seed(seed))
-    original, text = logits.clone(), [*before, int(tree.tokens[0])]
-    processed = processors.process(logits, text, tree)
-    assert torch.equal(logits, original)
+    text = torch.tensor([*before, int(tree.tokens[0])])
+    processed = processors.process(logits.clone(), text, tree)
     for node in range(len(tree)):
         path = tree.tokens[line(tree, node)].tolist()
         assert torch.allclose(processed[node], theirs(processors, logits[node], [*before, *path]))
@@ -84,4 +83,4 @@ def test_the_audit_knows_which_processors_were_asked_for(target: Build) -> None:
 def test_without_processors_nothing_is_copied() -> None:
     """Guards the hot loop."""
     logits = torch.zeros(2, 3)
-    assert Processors().process(logits, [1]) is logits and not Processors().active
+    assert Processors().process(logits, torch.tensor([1])) is logits and not Processors().active

@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     passages = drafter_report.follow(target, texts, arguments.tokens, arguments.length)
     found = {}
     for name in drafters:
-        drafter = loading.load(folders[name], arguments.dtype, arguments.device)
+        drafter = loading.load(folders[name], arguments.dtype, arguments.device, rounded=True)
         found[name] = drafter_report.report(target, drafter, passages, measured.get(name))
     if len(found) > 1:
         print(json.dumps(found) if arguments.json else drafter_report.rank(found))

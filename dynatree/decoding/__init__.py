@@ -12,6 +12,8 @@ A decoder is one file with a class `Decoder` of (target, drafter, calibration, *
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import torch
+
 from dynatree.calibration import Calibration
 from dynatree.knobs import Knobs
 from dynatree.model import LanguageModel
@@ -78,7 +80,9 @@ class Batched:
         processors: Processors = PLAIN,
     ) -> Trace:
         """Up to `max_new_tokens` tokens after `prompt`, greedily; ends behind the first token of `eos_ids`."""
-        return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
+        # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
+        with torch.inference_mode():
+            return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
 
     def decode_batch(
         self,
@@ -88,4 +92,5 @@ class Batched:
         processors: Processors = PLAIN,
     ) -> list[Trace]:
         """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
-        return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
+        with torch.inference_mode():
+            return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)

@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
-
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.decoding import Batched, TargetAlone
@@ -34,12 +32,12 @@ class Decoder(TargetAlone, Batched):
         ]
         for going in rounds(target, rows, processors, clock):
             with clock.phase("verify"):
-                answers = target.forward_batch([Feed(torch.tensor(row.committed[-1:]), row.cache) for row in going])
+                answers = target.forward_batch([Feed(row.text[-1:], row.cache) for row in going])
                 tokens = [
-                    greedy_tokens(processors.process(logits, row.committed)).tolist()
+                    greedy_tokens(processors.process(logits, row.text)).tolist()
                     for row, logits in zip(going, answers, strict=True)
                 ]
             for row, token in zip(going, tokens, strict=True):
-                row.committed += token
+                row.extend(token)
                 row.recorder.round(token, accepted=0, drafted=0, depth=0, draft_forwards=0)
         return [row.recorder.trace for row in rows]

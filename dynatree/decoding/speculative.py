@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from dynatree.processors import Processors
 from dynatree.rows import Request, rounds
 from dynatree.sharing import Sharing
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
-from dynatree.tree import TokenTree
+from dynatree.tree import ROOT, TokenTree
 from dynatree.verification.greedy import verify
 
 log = logging.getLogger(__name__)
@@ -70,11 +69,10 @@ class Row(Request):
         # A round emits one token more than the path it accepts.
         self._tree, deepest = TokenTree.root(committed[-1]), min(policy.depth, self.wanted - 1)
         tokens, steps = drafter.free(committed, deepest)
-        self._frontier = torch.zeros(1, dtype=torch.long)
-        keep = policy.children(self._tree, steps.cumsum(0), self._frontier[:0])
-        if keep.any():
-            # Path probabilities fall along a chain, so what is kept is its beginning.
-            self._tree = self._tree.chain(tokens[keep], steps[keep])
+        self._frontier = ROOT
+        # Path probabilities fall along a chain, so what is kept is its beginning.
+        if len(tokens) and (kept := int(policy.children(self._tree, steps.cumsum(0), ROOT[:0]).sum())):
+            self._tree = self._tree.chain(tokens[:kept], steps[:kept])
         policy.begin(len(committed) - 1)
         self._levels = min(deepest, drafter.depth_limit(len(committed)))
         self.drafts = 0
@@ -98,13 +96,13 @@ class Row(Request):
 
     def ask(self) -> Feed:
         """What to feed the draft model for their children."""
-        feed: Feed = self._drafter.ask(self._tree, self._frontier, self.committed)
+        feed: Feed = self._drafter.ask(self._tree, self._frontier, self.text)
         return feed
 
     def grow(self, logits: Tensor) -> None:
         """Add the children that the policy keeps."""
         tree, frontier, policy = self._tree, self._frontier, self._policy
-        tokens, steps = self._drafter.answer(logits, tree, frontier, policy.branch, self.committed)
+        tokens, steps = self._drafter.answer(logits, tree, frontier, policy.branch, self.text)
         parents = frontier.repeat_interleave(tokens.shape[1])
         log_probs = (tree.log_probs[frontier, None] + steps).flatten()
         keep = policy.children(tree, log_probs, frontier).nonzero().squeeze(1)
@@ -135,7 +133,7 @@ class Row(Request):
 
     def accept(self, logits: Tensor) -> None:
         """The path that the target's `logits` [n, vocabulary] agree with, and the target's own next token."""
-        self._kept, self._bonus = verify(self._tree, self._processors.process(logits, self.committed, self._tree))
+        self._kept, self._bonus = verify(self._tree, self._processors.process(logits, self.text, self._tree))
 
     def keep(self) -> None:
         """Gather the accepted path in both caches."""
@@ -147,7 +145,7 @@ class Row(Request):
         """Emit the path and the next root."""
         tree, kept = self._tree, self._kept
         tokens = [*tree.tokens[kept[1:]].tolist(), self._bonus]
-        self.committed += tokens
+        self.extend(tokens)
         self.draft_forwards += self.drafts
         self.recorder.round(
             tokens,

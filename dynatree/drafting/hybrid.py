@@ -41,17 +41,17 @@ class Drafter:
         """Levels that the model can grow behind `committed` tokens."""
         return self._model.depth_limit(committed) if self._model else 0
 
-    def ask(self, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Feed:
+    def ask(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]."""
         assert self._model, "without a model depth_limit is 0"
-        return self._model.ask(tree, frontier, committed)
+        return self._model.ask(tree, frontier, text)
 
     def answer(
-        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]
+        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The model's children of `frontier` [f]: tokens [f, b], step log-probabilities [f, b]."""
         assert self._model, "without a model depth_limit is 0"
-        tokens, steps = self._model.answer(logits, tree, frontier, branch, committed)
+        tokens, steps = self._model.answer(logits, tree, frontier, branch, text)
         children = tree.parents == frontier[:, None]
         looked_up = children.any(1)
         if looked_up.any():

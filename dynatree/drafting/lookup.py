@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
+from dynatree.drafting import NOTHING
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 
@@ -78,10 +79,11 @@ class Drafter:
         self.matched, source = self._longest_match(committed)
         self._proposed_at, period = len(committed), len(committed) - source
         # A match that reaches the end of the text is a cycle: go around it.
-        count = limit if self.matched else 0
-        self._proposed = [committed[source + i % period] for i in range(count)]
-        steps = torch.tensor(self._confidence.steps(self.matched, count))
-        return torch.tensor(self._proposed, dtype=torch.long), steps.clamp(min=1e-4, max=1).log()
+        self._proposed = [committed[source + i % period] for i in range(limit if self.matched else 0)]
+        if not self._proposed:
+            return NOTHING
+        steps = torch.tensor(self._confidence.steps(self.matched, len(self._proposed)))
+        return torch.tensor(self._proposed), steps.clamp(min=1e-4, max=1).log()
 
     def depth_limit(self, committed: int) -> int:
         """No level is ever grown here."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from dynatree.batch import Feed
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import OnlineCorrection, StepCalibration
+from dynatree.drafting import NOTHING
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.tree import TokenTree
@@ -47,29 +48,31 @@ class Drafter:
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """No proposal without a forward: tokens [0] and log-probabilities [0]."""
         self._learn(committed)
-        return torch.empty(0, dtype=torch.long), torch.empty(0)
+        return NOTHING
 
-    def ask(self, tree: TokenTree, frontier: Tensor, committed: list[int]) -> Feed:
-        """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier."""
+    def ask(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+        """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.
+
+        `text` [t]: what is committed.
+        """
         if len(frontier) == 1 and frontier[0] == 0:
             # The lag ends with the root, which is the last committed token.
-            lag = torch.tensor(committed[self._cache.length :])
-            self._prefix = len(committed)
+            self._prefix = len(text)
             self._forwarded = frontier[:0]
-            return Feed(lag, self._cache, last_only=True)
+            return Feed(text[self._cache.length :], self._cache, last_only=True)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
         return Feed(tree.tokens[frontier], self._cache, tree.depths[frontier] + self._prefix - 1, mask)
 
     def answer(
-        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, committed: list[int]
+        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
 
         `logits` [f, v]: what the model gave for what was asked.
         """
-        logits = self._processors.process(logits, committed, tree, frontier, self._columns)
+        logits = self._processors.process(logits, text, tree, frontier, self._columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
         tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
@@ -91,7 +94,7 @@ class Drafter:
         self._proposed = {}
         if self._prefix:
             # Forwarded level by level, so the slots of a path are in path order.
-            self._cache.keep(self._prefix, torch.isin(self._forwarded, kept).nonzero().squeeze(1))
+            self._cache.keep(self._prefix, (self._forwarded[:, None] == kept).any(1).nonzero().squeeze(1))
             self._prefix = 0  # a round without drafting has nothing to keep
 
     def _learn(self, committed: list[int]) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from dynatree import plugins
 from dynatree.calibration import Calibration
-from dynatree.cost import MOST_NODES, CostTable
+from dynatree.cost import MOST_NODES, CostTable, at_least
 from dynatree.policies import GrowthPolicy, Offer
-from dynatree.tree import TokenTree
+from dynatree.tree import ROOT, TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
@@ -35,13 +35,15 @@ _GRID = 200
 class _Seconds(NamedTuple):
     """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more; where a forward over more tokens is the faster one, there is use for them.
+    `at_least`: of verifying n nodes or more (cost.py). `curve`, `tokens`: `verify` and `token` as tensors.
     """
 
-    verify: Tensor
-    at_least: Tensor
-    draft: Tensor | None
-    token: Tensor
+    verify: list[float]
+    at_least: list[float]
+    draft: list[float] | None
+    token: list[float]
+    curve: Tensor
+    tokens: Tensor
 
 
 class Policy(GrowthPolicy):
@@ -62,7 +64,7 @@ class Policy(GrowthPolicy):
     _by_context: dict[int, _Seconds] = PrivateAttr(default_factory=dict)
     _seconds: _Seconds = PrivateAttr()
     # Of each level [branch]: what its best 1, 2, ... children added to v, per expanded node, moving means.
-    _yield: list[Tensor] = PrivateAttr(default_factory=list)
+    _yield: list[list[float]] = PrivateAttr(default_factory=list)
     # Rounds of this request, which rows of a batch count alike, and those since its last draft.
     _round: int = PrivateAttr(0)
     _idle: int = PrivateAttr(0)
@@ -96,7 +98,7 @@ class Policy(GrowthPolicy):
 
     def start(self, calibration: Calibration | None) -> None:
         self.reprice(calibration)
-        self._yield = [torch.full((self.branch,), _FIRST_YIELD)] * (self.depth + 1)
+        self._yield = [[_FIRST_YIELD] * self.branch] * (self.depth + 1)
         self._round = self._idle = 0
 
     def reprice(self, calibration: Calibration | None) -> None:
@@ -108,50 +110,63 @@ class Policy(GrowthPolicy):
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
             draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
-            at_least = verify.flip(0).cummin(0).values.flip(0)
-            self._by_context[near] = _Seconds(verify, at_least, draft, seconds_a_token(verify))
+            token = seconds_a_token(verify)
+            self._by_context[near] = _Seconds(
+                verify.tolist(),
+                at_least(verify).tolist(),
+                draft if draft is None else draft.tolist(),
+                token.tolist(),
+                verify,
+                token,
+            )
         self._seconds = self._by_context[near]
         self._level, self._ranked = 0, None
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
             steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
-            added = steps.exp().mean(0).cumsum(0).clamp(max=1)
+            added = steps.exp().mean(0).cumsum(0).clamp(max=1).tolist()
             before = self._yield[self._level]
             # A small vocabulary may have fewer children than `branch`.
-            added = torch.cat([added, added[-1:].expand(len(before) - len(added))])
-            self._yield[self._level] = torch.lerp(added, before, _YIELD_FADE)
+            added += added[-1:] * (len(before) - len(added))
+            self._yield[self._level] = [new + _YIELD_FADE * (old - new) for old, new in zip(before, added, strict=True)]
             self._level += 1
-        keep = torch.ones(len(log_probs), dtype=torch.bool)
-        if self.threshold:
-            keep &= log_probs >= math.log(self.threshold)
-        return keep
+        if not self.threshold:
+            return super().children(tree, log_probs, expanded)
+        return log_probs >= math.log(self.threshold)
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
-        verify, at_least, draft, token = self._seconds
-        if draft is None or not len(candidates) or not self._most:
+        seconds = self._seconds
+        if seconds.draft is None or not len(candidates) or not self._most:
             return candidates[:0]
-        v = tree.log_probs[candidates].exp()
-        order = v.argsort(descending=True, stable=True)[: self._most]
+        # Lists, not tensors: there are few nodes here, most often the root alone.
+        v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
+        order = sorted(candidates.tolist(), key=lambda node: -v[node])[: self._most]
+        # What a child adds: its share of what no child of that node claims yet,
+        room = [*v]
+        for node in range(1, len(tree)):
+            room[parents[node]] -= v[node]
+        # in seconds, by how many children of each node are verified.
+        each = [hit * seconds.token[int(hit * _GRID)] for hit in self._yield[self._level]]
+        share, worths = 0.0, []
+        for node in order:
+            share += max(0.0, room[node])
+            worths.append([share * worth for worth in each])
         # What the draft cache lacks besides the root would have to be fed sooner or later, so it is not charged here.
-        cost = draft[1 : len(order) + 1]
-        # What a child adds: its share of what no child of that node claims yet.
-        claimed = torch.zeros(len(tree)).index_add_(0, tree.parents[1:], tree.log_probs[1:].exp())[candidates]
-        room = (v - claimed).clamp(min=0)[order]
-        hit = self._yield[self._level]
-        # [nodes expanded, children of each that are verified]
-        worth = room.cumsum(0)[:, None] * (hit * token[(hit * _GRID).long()])
-        gain, n = worth - cost[:, None], 0
-        if (gain > 0).any():
+        gains = [[worth - cost for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
+        n = 0
+        if max(map(max, gains)) > 0:
             n = self._best(tree)
-            wider = (n + 1 + torch.arange(len(hit))).clamp(max=self._most)
-            gain = gain - (at_least[wider] - verify[n]).clamp(min=0)
-        best, j = divmod(int(gain.argmax()), len(hit))
+            widths = [min(n + j, self._most) for j in range(1, 1 + len(each))]
+            wider = [max(0.0, seconds.at_least[width] - seconds.verify[n]) for width in widths]
+            gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
+        gain, best, j = max((gain, -i, -j) for i, row in enumerate(gains) for j, gain in enumerate(row))
         due = self._level == 0 and len(tree) == 1 and self._probing
-        if gain[best, j] <= 0 and not due:
+        if gain <= 0 and not due:
             return candidates[:0]
-        self._offer = Offer(best + 1, float(worth[best, j]), n, min(j + 1, self._most - n), due)
-        return candidates[order[: best + 1]].sort().values
+        best, j = -best, -j
+        self._offer = Offer(best + 1, worths[best][j], n, min(j + 1, self._most - n), due)
+        return torch.tensor(sorted(order[: best + 1]))
 
     @property
     def _probing(self) -> bool:
@@ -164,18 +179,20 @@ class Policy(GrowthPolicy):
     def gains(self, tree: TokenTree) -> Tensor:
         worth = self._worth(tree)[1]
         rest = worth[-1:].expand(self._most + 1 - len(worth))
-        return torch.cat([worth, rest]) - self._seconds.verify[: self._most + 1]
+        return torch.cat([worth, rest]) - self._seconds.curve[: self._most + 1]
 
     def fill(self, tree: TokenTree, width: int) -> Tensor:
-        return torch.cat([torch.zeros(1, dtype=torch.long), self._worth(tree)[0][:width].sort().values])
+        return ROOT if len(tree) == 1 else torch.cat([ROOT, self._worth(tree)[0][:width].sort().values])
 
     def select(self, tree: TokenTree) -> Tensor:
         return self.fill(tree, self._best(tree))
 
     def _best(self, tree: TokenTree) -> int:
         """How many nodes to verify, of the nodes ranked by v."""
+        if len(tree) == 1:
+            return 0
         worth = self._worth(tree)[1]
-        return int((worth - self._seconds.verify[: len(worth)]).argmax())
+        return int((worth - self._seconds.curve[: len(worth)]).argmax())
 
     def _worth(self, tree: TokenTree) -> tuple[Tensor, Tensor]:
         """The nodes [n] ranked by v, and what the best 0..n of them are worth together [n + 1], in seconds."""
@@ -183,7 +200,7 @@ class Policy(GrowthPolicy):
             ranking = tree.ranking()[: self._most]
             log_v = tree.log_probs[ranking]
             step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
-            worth = (log_v.exp() * self._seconds.token[(step * _GRID).long()]).cumsum(0)
+            worth = (log_v.exp() * self._seconds.tokens[(step * _GRID).long()]).cumsum(0)
             self._ranked = tree, (ranking, torch.cat([torch.zeros(1), worth]))
         return self._ranked[1]
 

@@ -53,7 +53,7 @@ def main() -> None:
         fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
         machine = provenance.describe(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
-        loaded = {role: loading.load(folder, a.dtype, a.device) for role, folder in folders.items()}
+        loaded = loading.load_pair(folders, a.dtype, a.device)
         target = loaded["target"]
 
         def build(method: dict[str, Any]) -> Any:

@@ -31,7 +31,7 @@ def main() -> None:
         folders = options.folders(a)
         fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = (loading.load(folder, a.dtype, a.device) for folder in folders.values())
+        target, drafter = loading.load_pair(folders, a.dtype, a.device).values()
         with measure.alone():
             passages = drafter_report.follow(target, texts, a.limit, a.length)
             found = drafter_report.report(target, drafter, passages, measured)
