@@ -1,5 +1,6 @@
 """Measures a machine and a pair: seconds of forwards, and how often drafted tokens are right on tuning text."""
 
+import math
 import statistics
 import sys
 import time
@@ -21,7 +22,7 @@ from dynatree.drafting import lookup
 from dynatree.drafting.model import Drafter
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
-from dynatree.processors import Processors
+from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
@@ -39,8 +40,11 @@ RATED = 8
 LEAST_HANDLED = 20
 
 # What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
-DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 8, "branch": 3, "threshold": 0.01, "budget": 63}
+DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 8, "branch": 4, "threshold": 0.01, "budget": 63}
 NEW_TEXT = Processors(repetition_penalty=1.2)
+# Tokens at which a drafter is taken to be right as often as it says, besides those that were seen.
+_BORNE_OUT = 200
+Continuations = Sequence[tuple[list[int], list[int]]]
 
 Step = Callable[[list[KeyValueCache], int], None]
 
@@ -71,11 +75,14 @@ def pair(
         longest, limit = max(map(len, prompts)), drafter.context_limit
         if limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
-    # Greedy continuations, whichever way they are decoded.
+    # Whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
-    continuations = [(prompt, decoder.decode(prompt, output_tokens).output) for prompt in prompts]
+    greedy, new = (
+        [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
+        for processors in (PLAIN, NEW_TEXT)
+    )
     fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
-    known = steps(continuations, drafter)
+    known = steps(greedy, drafter, new)
     with measure.alone():
         table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints, batches)
         if drafter:
@@ -161,7 +168,7 @@ def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
         drafter.draft(root, cache)
         cache.crop(context)
 
-    room = (drafter.context_limit or 2**31) - context - 2
+    room = ((drafter.context_limit or 2**31) - context - 2) // 2
     whole, bare = _medians(drafter, [level, forward], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
@@ -218,34 +225,51 @@ def _curve(
 
 
 def _medians(model: LanguageModel, steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike."""
+    """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
+
+    Each turn is two steps, of which the second counts: a plain step behind a forward over 128 tokens takes a tenth
+    longer than behind one of its like, as in decoding.
+    """
     taken: list[list[float]] = [[] for _ in steps]
-    for repeat in range(repeats + 1):
+    for _ in range(repeats):
         for step, seconds in zip(steps, taken, strict=True):
+            step()
+            measure.synchronise(model.device)
             begin = time.perf_counter()
             step()
             measure.synchronise(model.device)
-            if repeat:  # the first turn warms up
-                seconds.append(time.perf_counter() - begin)
+            seconds.append(time.perf_counter() - begin)
     return [statistics.median(seconds) for seconds in taken]
 
 
-def steps(continuations: Sequence[tuple[list[int], list[int]]], drafter: LanguageModel | None) -> StepCalibration:
-    """Fitted on the target's greedy (prompt, output) pairs; without a `drafter` only lookup's rates are."""
+def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuations = ()) -> StepCalibration:
+    """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
+
+    The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
+    sure of it, but what it is asked for is the rest.
+    """
     ranks, rates = [(0.0, 1.0)], [0.0]
     if drafter:
-        found = [teacher_forced(drafter, *pair) for pair in continuations]
-        stated, hits = (torch.cat(part) for part in zip(*found, strict=True))
-        ranks, rates = fit_ranks(stated[:, :RANKS], hits[:, :RANKS]), hits.float().mean(0).tolist()
-    return StepCalibration(ranks=ranks, rates=[round(r, 4) for r in rates], lookup=lookup.rates(continuations))
+        found = [teacher_forced(drafter, *pair) for pair in greedy]
+        rates = torch.cat([hits for _, hits in found]).float().mean(0).tolist()
+        found += [teacher_forced(drafter, *pair, NEW_TEXT) for pair in new]
+        stated, hits = (torch.cat(part)[:, :RANKS] for part in zip(*found, strict=True))
+        ranks = fit_ranks(stated, hits)
+    return StepCalibration(ranks=ranks, rates=[round(r, 4) for r in rates], lookup=lookup.rates(greedy))
 
 
-def teacher_forced(drafter: LanguageModel, prompt: list[int], output: list[int]) -> tuple[Tensor, Tensor]:
+@torch.inference_mode()
+def teacher_forced(
+    drafter: LanguageModel, prompt: list[int], output: list[int], processors: Processors = PLAIN
+) -> tuple[Tensor, Tensor]:
     """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
     fed = torch.tensor([*prompt, *output[:-1]])
     if drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
     logits = drafter.draft(fed, KeyValueCache())[len(prompt) - 1 :]
+    followed = fed[len(prompt) :]
+    path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
+    logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.draft_columns)
     best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
     tokens = best.indices.cpu()
     if drafter.draft_vocabulary is not None:
@@ -256,17 +280,18 @@ def teacher_forced(drafter: LanguageModel, prompt: list[int], output: list[int])
 def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:
     """A curve a rank from stated log-probabilities [n, b] and whether each was the target's choice [n, b].
 
-    A slope is never negative, and a rank that never hit (or always did) keeps its mean rate.
+    Drawn to what the drafter says, as by `_BORNE_OUT` more tokens at which that was borne out: without them a curve
+    fits the few hits of a low rank, or the loops of one prompt. A slope is never negative.
     """
     curves = []
     for rank in range(stated.shape[1]):
-        odds, hit = log_odds(stated[:, rank]), hits[:, rank]
-        # One more hit and one more miss, so that no rate is 0 or 1.
-        rate = (float(hit.sum()) + 1) / (len(hit) + 2)
-        intercept, slope = float(torch.logit(torch.tensor(rate))), 0.0
-        if 0 < int(hit.sum()) < len(hit):
-            fitted = LogisticRegression().fit(odds[:, None].numpy(), hit.int().numpy())
-            if float(fitted.coef_[0, 0]) > 0:
-                intercept, slope = float(fitted.intercept_[0]), float(fitted.coef_[0, 0])
-        curves.append((round(intercept, 4), round(slope, 4)))
+        odds, hit = log_odds(stated[:, rank]).double(), hits[:, rank].double()
+        right, weight = torch.sigmoid(odds), _BORNE_OUT / len(odds)
+        weights = torch.cat([torch.ones(len(odds)), weight * right, weight * (1 - right)])
+        outcomes = torch.cat([hit, torch.ones(len(odds)), torch.zeros(len(odds))])
+        # Without a penalty, which would draw the slope to 0.
+        fitted = LogisticRegression(C=math.inf).fit(odds.repeat(3)[:, None].numpy(), outcomes.numpy(), weights.numpy())
+        slope = float(fitted.coef_[0, 0])
+        intercept = float(fitted.intercept_[0]) if slope > 0 else float(torch.logit(hit.mean().clamp(1e-4, 1 - 1e-4)))
+        curves.append((round(intercept, 4), round(max(0.0, slope), 4)))
     return curves

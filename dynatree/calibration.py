@@ -56,25 +56,22 @@ class StepCalibration(Knobs):
 
 
 class OnlineCorrection:
-    """How much more or less often proposals of each rank are right in this request than the calibration says.
+    """How much more or less often proposals are right in this request than the calibration says.
 
     A ratio of decayed counts, drawn to 1 by as many hits as `_PRIOR_HITS`: text differs from tuning text, and logits
-    processors change it more.
+    processors change it more. One for all ranks: each alone is hit too seldom to learn from.
     """
 
-    def __init__(self, ranks: int):
-        # Decayed counts [2, ranks] of hits, and of those that the calibration stated.
-        self._counts = torch.zeros(2, ranks)
+    def __init__(self) -> None:
+        self._hits = self._stated = 0.0
 
     def steps(self, log_probs: Tensor) -> Tensor:
         """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
-        hits, stated = _first(self._counts + _PRIOR_HITS, log_probs.shape[1])
-        return normalised(log_probs.exp() * (hits / stated))
+        return normalised(log_probs.exp() * ((_PRIOR_HITS + self._hits) / (_PRIOR_HITS + self._stated)))
 
-    def observe(self, log_probs: Tensor, hits: Tensor) -> None:
-        """One node's calibrated proposals [b], likeliest first, and which of them [b] was the target's choice."""
-        seen = torch.stack([hits.float(), log_probs.exp()])[:, : self._counts.shape[1]]
-        self._counts[:, : seen.shape[1]].mul_(_MEMORY).add_(seen)
+    def observe(self, stated: float, hit: bool) -> None:
+        """One node's calibrated proposals, of which one was the target's choice with probability `stated`, or `hit`."""
+        self._hits, self._stated = _MEMORY * self._hits + hit, _MEMORY * self._stated + stated
 
 
 class Calibration(NamedTuple):

@@ -64,6 +64,11 @@ class LanguageModel:
         self._draft_head: nn.Module | None = (
             None if self.draft_vocabulary is None else self._restricted_head(self.draft_vocabulary)
         )
+        # Where each token stands in the logits of `draft` [vocabulary], -1 for not at all; None: they are of all.
+        self.draft_columns: Tensor | None = None
+        if self.draft_vocabulary is not None:
+            self.draft_columns = torch.full((self.vocabulary_size,), -1)
+            self.draft_columns[self.draft_vocabulary] = torch.arange(len(self.draft_vocabulary))
         self.packed = pack(model, name, rounded) if packed else None
         if self.packed and isinstance(self._draft_head, nn.Linear):
             self._draft_head = PackedLinear(self._draft_head, self.packed)
@@ -81,7 +86,7 @@ class LanguageModel:
     def over_all_tokens(self) -> "LanguageModel":
         """A view of the same model that drafts over the whole vocabulary."""
         view = copy(self)
-        view.draft_vocabulary = view._draft_head = None
+        view.draft_vocabulary = view.draft_columns = view._draft_head = None
         return view
 
     @cached_property

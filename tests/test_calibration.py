@@ -54,7 +54,10 @@ def test_calibrated_siblings_are_probabilities(stated: list[float]) -> None:
 
 
 def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
-    """Guards against a sign or a rank mixed up: rank 0 is over-confident, rank 1 never right, rank 2 always."""
+    """Guards against a sign or a rank mixed up: rank 0 is over-confident, rank 1 never right, rank 2 always.
+
+    Of few tokens the drafter's own word is kept.
+    """
     torch.manual_seed(0)
     stated = torch.rand(4000, 3).clamp(0.02, 0.98).log()
     hits = torch.rand(4000) < stated[:, 0].exp() / 2
@@ -62,7 +65,11 @@ def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
     calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
     first = calibration.steps(stated[:, :1]).exp()
     assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
-    assert calibration.ranks[1][1] == 0 and calibration.ranks[1][0] < -5 and calibration.ranks[2][0] > 5
+    (_, never, always) = calibration.ranks
+    at_half = torch.sigmoid(torch.tensor([never[0], always[0]]))
+    assert float(at_half[0]) < 0.05 and float(at_half[1]) > 0.95 and never[1] >= 0 and always[1] >= 0
+    for intercept, slope in calibrate.fit_ranks(stated[:20], everything[:20]):
+        assert abs(intercept) < 0.5 and abs(slope - 1) < 0.3
 
 
 def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, drafter: Build) -> None:
@@ -105,13 +112,13 @@ def test_of_two_measurements_the_smaller_counts(target: Build, drafter: Build, m
 def test_the_online_correction_follows_what_happens() -> None:
     """Guards against proposals that go on claiming what this request does not bear out."""
     stated = torch.tensor([[0.5, 0.2]]).log()
-    never, always, untouched = OnlineCorrection(2), OnlineCorrection(2), OnlineCorrection(2)
+    never, always, untouched = OnlineCorrection(), OnlineCorrection(), OnlineCorrection()
     for _ in range(40):
-        never.observe(stated[0], torch.tensor([False, False]))
-        always.observe(stated[0], torch.tensor([True, False]))
+        never.observe(0.7, False)
+        always.observe(0.7, True)
     assert torch.allclose(untouched.steps(stated), stated)
     assert float(never.steps(stated)[0, 0].exp()) < 0.15
-    assert float(always.steps(stated)[0, 0].exp()) > 0.7
+    assert float(always.steps(stated)[0, 0].exp()) > 0.6
     assert float(always.steps(stated).exp().sum()) <= 1 + 1e-5
     assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
 

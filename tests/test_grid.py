@@ -135,11 +135,12 @@ def test_a_changed_knob_is_another_folder() -> None:
     """Guards against results of old parameters being taken for new ones."""
     methods = {**RAW["methods"], "dynatree": {**RAW["methods"]["dynatree"], "depth": 5}}
     old, new = set(grid.expand(changed())), set(grid.expand(changed(methods=methods)))
+    branch = RAW["methods"]["dynatree"]["branch"]
     assert {folder for folder in old - new if folder.startswith("runs/")} == {
-        f"runs/dynatree/D63_B3_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
+        f"runs/dynatree/D63_B{branch}_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
     }
     assert {folder for folder in new - old if folder.startswith("runs/")} == {
-        f"runs/dynatree/D5_B3_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
+        f"runs/dynatree/D5_B{branch}_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
     }
 
 

@@ -186,7 +186,8 @@ def test_any_change_is_taken_or_refused_in_one_line(place: tuple[Any, ...], valu
 
 def test_a_full_tree_without_bound_is_refused() -> None:
     """Guards against 3^8 nodes."""
-    methods = {**RAW["methods"], "dynatree": {**RAW["methods"]["dynatree"], "threshold": None, "budget": None}}
+    unbounded = {**RAW["methods"]["dynatree"], "branch": 3, "threshold": None, "budget": None}
+    methods = {**RAW["methods"], "dynatree": unbounded}
     assert "leave 3^8 nodes; set one of them" in said({**RAW, "methods": methods}, knobs=True)
 
 

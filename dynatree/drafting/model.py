@@ -24,10 +24,6 @@ class Drafter:
     def __init__(self, model: LanguageModel, calibration: StepCalibration | None = None):
         self._model = model
         self._calibration = calibration
-        self._columns = None
-        if model.draft_vocabulary is not None:
-            self._columns = torch.full((model.vocabulary_size,), -1)
-            self._columns[model.draft_vocabulary] = torch.arange(len(model.draft_vocabulary))
         self.start()
 
     def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
@@ -36,9 +32,10 @@ class Drafter:
         self._cache = cache or KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
-        self._online = OnlineCorrection(len(self._calibration.ranks)) if self._calibration else None
-        self._proposed: dict[int, tuple[Tensor, Tensor]] = {}
-        self._awaiting: list[tuple[int, Tensor, Tensor]] = []
+        self._online = OnlineCorrection() if self._calibration else None
+        # Of each node that was drafted below: the tokens and how likely they are together.
+        self._proposed: dict[int, tuple[list[int], float]] = {}
+        self._awaiting: list[tuple[int, list[int], float]] = []
 
     def depth_limit(self, committed: int) -> int:
         """Levels that the drafter's context admits behind `committed` tokens (the root is the last of them)."""
@@ -72,7 +69,7 @@ class Drafter:
 
         `logits` [f, v]: what the model gave for what was asked.
         """
-        logits = self._processors.process(logits, text, tree, frontier, self._columns)
+        logits = self._processors.process(logits, text, tree, frontier, self._model.draft_columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
         tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
@@ -81,7 +78,8 @@ class Drafter:
         if self._calibration is None or self._online is None:
             return tokens, steps
         steps = self._calibration.steps(steps)
-        self._proposed |= {node: (tokens[row], steps[row]) for row, node in enumerate(frontier.tolist())}
+        stated = steps.exp().sum(1).tolist()
+        self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
         return tokens, self._online.steps(steps)
 
     def accept(self, kept: Tensor) -> None:
@@ -99,7 +97,7 @@ class Drafter:
 
     def _learn(self, committed: list[int]) -> None:
         # Scored against what was committed, whether or not the proposals were verified.
-        for place, tokens, steps in self._awaiting:
+        for place, tokens, stated in self._awaiting:
             if self._online and place < len(committed):
-                self._online.observe(steps, tokens == committed[place])
+                self._online.observe(stated, committed[place] in tokens)
         self._awaiting = []

@@ -96,4 +96,4 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
             _, steps = models.proposed(calibrated, drafter(kind), tree, root, 2, committed[:size])
             calibrated.accept(torch.zeros(1, dtype=torch.long))
         rates[kind] = float(steps[0, 0].exp())
-    assert rates["same"] > 0.8 and rates["wrong"] < 0.25
+    assert rates["same"] > 0.7 and rates["wrong"] < 0.25

@@ -117,7 +117,9 @@ def tuned(
                 measure.warm_up(decoder, prompts[0].ids, output_tokens)
             seconds = benchmark.tune(decoders, prompts, output_tokens, processors)
         best = tried[seconds.index(min(seconds))]
-        edges = [knob for knob, values in grid.items() if len(values) > 2 and best[knob] in (values[0], values[-1])]
+        # One token, level or child is the least there is.
+        ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
+        edges = [knob for knob, end in ends.items() if best[knob] in end]
         files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "seconds": seconds})
     found = files.read_json(path)
     edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
