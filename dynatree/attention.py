@@ -61,7 +61,7 @@ def grouped(
     scores, mask = torch.matmul(rows, key.transpose(2, 3)).view(b, groups, -1, n, m), attention_mask[:, :, None]
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     output = torch.matmul(scores.softmax(-1).view(b, groups, -1, m), value)
-    return output.view(b, heads, n, size).transpose(1, 2).contiguous(), None
+    return output.view(b, heads, n, -1).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(NAME, grouped)

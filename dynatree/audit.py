@@ -64,7 +64,7 @@ def audit(
     # The logits before each emitted token; the last token's own are not needed.
     scores = target.score(tokens[:-1], last=len(output)).float().cpu()
     path = TokenTree.root(prompt[-1]).chain(tokens[len(prompt) : -1], torch.zeros(len(output) - 1))
-    logits = processors.process(scores.clone(), tokens[: len(prompt)], path)
+    logits = processors.process(scores.clone() if processors.active else scores, tokens[: len(prompt)], path)
     emitted = torch.tensor(output)[:, None]
     own = logits.gather(1, emitted).squeeze(1)
     gaps = logits.max(dim=1).values - own

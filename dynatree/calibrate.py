@@ -292,6 +292,7 @@ def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:
         # Without a penalty, which would draw the slope to 0.
         fitted = LogisticRegression(C=math.inf).fit(odds.repeat(3)[:, None].numpy(), outcomes.numpy(), weights.numpy())
         slope = float(fitted.coef_[0, 0])
-        intercept = float(fitted.intercept_[0]) if slope > 0 else float(torch.logit(hit.mean().clamp(1e-4, 1 - 1e-4)))
+        rate = (hit.sum() + _BORNE_OUT * right.mean()) / (len(hit) + _BORNE_OUT)
+        intercept = float(fitted.intercept_[0]) if slope > 0 else float(torch.logit(rate))
         curves.append((round(intercept, 4), round(max(0.0, slope), 4)))
     return curves

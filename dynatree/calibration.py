@@ -5,7 +5,7 @@ curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls a
 """
 
 import logging
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -46,13 +46,8 @@ class StepCalibration(Knobs):
 
     def steps(self, log_probs: Tensor) -> Tensor:
         """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
-        intercepts, slopes = _first(self._curves, log_probs.shape[1])
+        intercepts, slopes = _first(_curves(tuple(self.ranks)), log_probs.shape[1])
         return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
-
-    @cached_property
-    def _curves(self) -> Tensor:
-        """[2, ranks]: intercepts and slopes."""
-        return torch.tensor(self.ranks).T.contiguous()
 
 
 class OnlineCorrection:
@@ -114,6 +109,12 @@ class Calibration(NamedTuple):
             there, here = ([m.get(key) for key in differing] for m in (calibration.costs.machine, machine))
             log.warning("calibration %s: measured with %s %s, here %s", folder, ", ".join(differing), there, here)
         return calibration
+
+
+@cache
+def _curves(ranks: tuple[tuple[float, float], ...]) -> Tensor:
+    """[2, ranks]: intercepts and slopes."""
+    return torch.tensor(ranks).T.contiguous()
 
 
 def _first(curves: Tensor, ranks: int) -> Tensor:

@@ -69,10 +69,13 @@ class LanguageModel:
         if self.draft_vocabulary is not None:
             self.draft_columns = torch.full((self.vocabulary_size,), -1)
             self.draft_columns[self.draft_vocabulary] = torch.arange(len(self.draft_vocabulary))
+        # torch wants a mask of the queries' type, which is known where all weights are of one.
+        self._mask_dtype = self.dtype if len({p.dtype for p in model.parameters()}) == 1 else torch.bool
+        # Before packing, which compares with the model as it is here.
+        self._probe()
         self.packed = pack(model, name, rounded) if packed else None
         if self.packed and isinstance(self._draft_head, nn.Linear):
             self._draft_head = PackedLinear(self._draft_head, self.packed)
-        self._probe()
         self._counted[0] = 0
 
     def _count(self, *_: Any) -> None:
@@ -180,13 +183,14 @@ class LanguageModel:
 
     def _call(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
         device = self.device
-        if mask is not None:
-            # Of the scores' type, once a forward: torch would convert it in every layer.
-            mask = torch.zeros(mask.shape, dtype=self.dtype).masked_fill_(~mask, -torch.inf)
+        mask = None if mask is None else mask.to(device)[:, None]
+        if mask is not None and self._mask_dtype != torch.bool:
+            # Added to the scores, once a forward: torch would convert it in every layer.
+            mask = torch.zeros(mask.shape, dtype=self._mask_dtype, device=device).masked_fill_(~mask, -torch.inf)
         return {
             "input_ids": tokens.to(device),
             "position_ids": positions.to(device),
-            "attention_mask": None if mask is None else mask.to(device)[:, None],
+            "attention_mask": mask,
             "cache": cache.states,
             "use_cache": True,
         }
@@ -263,9 +267,7 @@ class LanguageModel:
         spread = float(path.std())
         error = float((branch - path).abs().max())
         # Near-uniform attention hides a wrong position from any tolerance, so a position must also have an effect.
-        if (far > 2 and torch.equal(branch, shifted)) or not error <= _PROBE_TOLERANCE[
-            self.packed or self.dtype
-        ] * spread + 1e-6:
+        if (far > 2 and torch.equal(branch, shifted)) or not error <= _PROBE_TOLERANCE[self.dtype] * spread + 1e-6:
             raise UserError(
                 f"{self.name} ({type(self.model).__name__}): a tree branch and the same path decoded plainly differ by "
                 f"{error:.3g} in logits (spread {spread:.3g}); "

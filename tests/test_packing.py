@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,22 @@ from dynatree.model import LanguageModel
 from tests import models
 
 
+def biased(architecture: str) -> Any:
+    """A random model whose biases, if it has any, are not 0."""
+    model = models.random_model(architecture, dtype=torch.float32)
+    drawn = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, 0.3, generator=drawn)
+    return model
+
+
 @pytest.mark.parametrize("architecture", models.CONFIGS)
 def test_packed_logits_are_the_plain_models(architecture: str) -> None:
     """Guards against a lost bias, a transposed weight, or a head that is not packed with its tie kept."""
-    plain, tokens = models.random_model(architecture, dtype=torch.float32), torch.arange(20)
-    expected = LanguageModel(models.random_model(architecture, dtype=torch.float32)).forward(tokens, KeyValueCache())
+    plain, tokens = biased(architecture), torch.arange(20)
+    expected = LanguageModel(biased(architecture)).forward(tokens, KeyValueCache())
     model = LanguageModel(plain, packed=True)
     assert (model.packed is not None) == packing.available(models.random_model(dtype=torch.float32))
     assert torch.allclose(model.forward(tokens, KeyValueCache()), expected, rtol=1e-4, atol=1e-3)
@@ -27,9 +39,10 @@ def test_packed_logits_are_the_plain_models(architecture: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells no memory maps")
-def test_a_packed_model_lets_go_of_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+def test_a_packed_model_lets_go_of_its_file(architecture: str, tmp_path: Path) -> None:
     """Guards against the dense weights staying in memory, mapped from the file, beside the packed ones."""
-    models.random_model(dtype=torch.float32).save_pretrained(tmp_path)
+    biased(architecture).save_pretrained(tmp_path)
     model = load(tmp_path)
     assert (model.packed is not None) == packing.available(models.random_model(dtype=torch.float32))
     if model.packed:
@@ -48,8 +61,8 @@ def test_a_drafter_is_rounded_where_the_cpu_multiplies_bfloat16(
         pytest.skip("this CPU has no bfloat16")
     monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: native)
     tokens = torch.arange(20)
-    exact = LanguageModel(models.random_model(architecture, dtype=torch.float32), packed=True)
-    rounded = LanguageModel(models.random_model(architecture, dtype=torch.float32), packed=True, rounded=True)
+    exact = LanguageModel(biased(architecture), packed=True)
+    rounded = LanguageModel(biased(architecture), packed=True, rounded=True)
     assert (exact.packed, rounded.packed) == (torch.float32, torch.bfloat16 if native else torch.float32)
     expected, found = (model.forward(tokens, KeyValueCache()) for model in (exact, rounded))
     assert found.dtype == torch.float32 and torch.equal(found, expected) is not native

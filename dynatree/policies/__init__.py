@@ -51,7 +51,8 @@ class GrowthPolicy(Knobs):
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         """Mask [k] of the proposed children to keep: path `log_probs` [k], equally many of each node of `expanded` [f].
 
-        A node's children stand together, likeliest first. A chain that needed no draft has no `expanded` node.
+        A node's children stand together, likeliest first. A chain that needed no draft has no `expanded` node, and
+        is kept from its beginning.
         """
         return torch.ones(len(log_probs), dtype=torch.bool)
 
