@@ -65,8 +65,8 @@ def pack(model: nn.Module, name: str = "model", rounded: bool = False) -> torch.
     """Pack every `nn.Linear` of a causal LM in place, if that is possible here and leaves its logits as they were.
 
     A tied head keeps the embedding's dense weight beside the packed one. Returns the type of the packed weights, None
-    where the model is not packed; a log line says why a type is not taken. `rounded`: logits may be a little off, so that
-    bfloat16 will do, half of what float32 reads, where the CPU multiplies that.
+    where the model is not packed; a log line says why a type is not taken. `rounded`: logits may be a little off, so
+    that bfloat16 will do, half of what float32 reads, where the CPU multiplies that.
     """
     if not available(model):
         return None
