@@ -57,12 +57,9 @@ touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(call alone,$(SNAKEMAKE) --touch --forceall all)
 
-# The raw records and tables that dvc.lock names, into a DVC remote that is a folder of this repository, and beside them
-# the benchmark's, where it was run: DVC does not know it.
+# What dvc.lock names of results and figures, with the benchmark's records: published/<scale>, laid out as here.
 publish: $(STAMP)
-	rm -rf published/files
-	$(BIN)/dvc list --recursive --dvc-only . results | sed 's,^,results/,' | xargs $(BIN)/dvc push --remote published
-	test ! -f results/benchmark.parquet || { rm -rf published/benchmark; cp -r results/benchmark results/benchmark.parquet published; }
+	$(BIN)/python workflow/scripts/publish.py --out published
 
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)

@@ -1,9 +1,11 @@
 """The scripts, each called as its rule calls it, on a tiny model and made-up text: one chain in one folder."""
 
 import fcntl
+import hashlib
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -127,6 +129,31 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
     files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     without_torch("prune", "--results kept", folder)
     assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
+
+
+def test_what_the_lock_names_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against a published folder that lacks a record, or that holds one of another run."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    outs = {}
+    for name in ("results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.html", "models/c/config.json"):
+        files.write_text(name, name)
+        outs[name] = hashlib.md5(name.encode()).hexdigest()
+    stage = {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
+    files.write_text("dvc.lock", json.dumps({"stages": {"one": stage}}))
+    files.write_text("dvc.yaml", "")
+    files.write_text("published/laptop/results/old.json", "")
+    without_torch("publish", "--out published", tmp_path)
+    published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
+    assert published == {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg"}
+    files.write_text("results/runs/a/outputs.jsonl", "of another run")
+    monkeypatch.setattr(sys, "argv", ["publish", "--out", "published"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(SCRIPTS / "publish.py"), run_name="__main__")
+    assert "results/runs/a/outputs.jsonl: not as dvc.lock names it" in capsys.readouterr().err
+    assert Path("published/laptop/results/runs/a/outputs.jsonl").read_text() == "results/runs/a/outputs.jsonl"
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,55 @@
+"""Copy what dvc.lock names of results and figures into a folder, laid out as here; the benchmark's records with it."""
+
+import argparse
+import hashlib
+import shutil
+from pathlib import Path
+
+import yaml
+
+from dynatree import params
+from dynatree.errors import UserError, reported
+
+STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
+# Drawn again in seconds, and each as large as all records of a run.
+LEFT_OUT = ".html"
+
+
+def named(lock: Path) -> dict[Path, str]:
+    """MD5 by path of the results and figures that `lock` names."""
+    stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
+    outs = {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage["outs"]}
+    return {path: md5 for path, md5 in outs.items() if path.parts[0] in ("results", "figures")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into, below the name of the scale")
+    a = parser.parse_args()
+    with reported():
+        out = a.out / params.read("params.yaml").scale
+        files = {path: md5 for path, md5 in named(Path("dvc.lock")).items() if path.suffix != LEFT_OUT}
+        for path, md5 in files.items():
+            if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != md5:
+                raise UserError(f"{path}: not as dvc.lock names it; dvc repro, or dvc commit --force")
+        # Written aside, then renamed: what is there is the old one or the new one.
+        new = out.with_name(f".{out.name}.part")
+        shutil.rmtree(new, ignore_errors=True)
+        for path in (*map(Path, STATE), *files):
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, new / path)
+        benchmark = Path("results/benchmark.parquet")
+        if benchmark.is_file():
+            shutil.copytree(benchmark.with_suffix(""), new / benchmark.with_suffix(""))
+            shutil.copyfile(benchmark, new / benchmark)
+            for figure in Path("figures").glob("benchmark.*"):
+                if figure.suffix != LEFT_OUT:
+                    shutil.copyfile(figure, new / figure)
+        shutil.rmtree(out, ignore_errors=True)
+        new.rename(out)
+        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        print(f"{out}: {len(files)} files of dvc.lock, {size / 2**20:.1f} MiB in all")
+
+
+if __name__ == "__main__":
+    main()
