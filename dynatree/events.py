@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from dynatree import files
-from dynatree.metrics import Records, prompt_key, run_key
+from dynatree.metrics import Records, prompt_key, reference, run_key
 
 Row = dict[str, Any]
 Decode = Callable[[list[int]], str]
 
 TOKEN_SEPARATOR = "\u241f"
+REPEATED_NGRAM = 17  # tokens whose last one the audit marks (audit.py, which needs a model)
 
 
 def rounds(records: list[Records]) -> list[Row]:
@@ -116,6 +117,7 @@ def _part_rows(record: Records) -> list[Row]:
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         if timing["batch"] > 1:
             continue
+        repeated = _whole(audit["repeated"])
         # Seconds of each token. Those of the first commit came with the prefill, and are left out.
         seconds: dict[int, float] = {}
         for fact, (begin, end) in zip(output["rounds"], pairwise(timing["commits"]), strict=True):
@@ -126,12 +128,20 @@ def _part_rows(record: Records) -> list[Row]:
         members: dict[str, list[float]] = {}
         for place, taken in seconds.items():
             members.setdefault(f"quarter {1 + 4 * place // total}", []).append(taken)
-            members.setdefault("loops" if audit["repeated"][place] else "new text", []).append(taken)
+            members.setdefault("loops" if repeated[place] else "new text", []).append(taken)
         key = {**record.key, **{n: output[n] for n in ("prompt_id", "repeat", "document_id", "prompt_tokens")}}
-        reference = (timing["reference_before"] + timing["reference_after"]) / 2
         rows += [
             {**key, "batch": timing["batch"], "part": part, "tokens": len(taken)}
-            | {"steps_a_token": sum(taken) / len(taken) / reference}
+            | {"steps_a_token": sum(taken) / len(taken) / reference(timing)}
             for part, taken in members.items()
         ]
     return rows
+
+
+def _whole(ends: list[bool]) -> list[bool]:
+    """Whether each token belongs to an n-gram that occurred earlier, of whether one ends there."""
+    marked, left = [], 0
+    for end in reversed(ends):
+        left = REPEATED_NGRAM if end else left - 1
+        marked.append(left > 0)
+    return marked[::-1]

@@ -17,7 +17,18 @@ from dynatree.schema import TABLES
 
 Row = dict[str, Any]
 MIB = 2**20
-GEOMETRIC = ("throughput", "decode_throughput", "speedup", "speedup_transformers", "perplexity")
+GEOMETRIC = (
+    "seconds",
+    "normalised_seconds",
+    "reference_step_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "throughput",
+    "decode_throughput",
+    "speedup",
+    "speedup_transformers",
+    "perplexity",
+)
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
 COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers")
 
@@ -67,7 +78,8 @@ def same_machine(machines: Mapping[str, Row]) -> Row:
 
 def runs(records: list[Records]) -> list[Row]:
     """Rows of the table `runs`: one a prompt, method and repeat."""
-    rows = [row for record in records for row in _run_rows(record)]
+    usual = statistics.median([reference(timing) for record in records for timing in record.timings])
+    rows = [row for record in records for row in _run_rows(record, usual)]
     plain = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
     theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
     for row in rows:
@@ -78,20 +90,26 @@ def runs(records: list[Records]) -> list[Row]:
     return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
 
 
+def reference(timing: Row) -> float:
+    """Seconds of a plain step around a request, by which its own are seen: machines have faster and slower minutes."""
+    before, after = timing["reference_before"], timing["reference_after"]
+    return float(before + after) / 2
+
+
 def prompt_key(row: Row) -> tuple[Any, ...]:
     return tuple(row[key] for key in ("experiment", "dataset", "prompt_tokens", "batch", "prompt_id", "repeat"))
 
 
-def _run_rows(record: Records) -> Iterable[Row]:
+def _run_rows(record: Records, usual: float) -> Iterable[Row]:
     # Only the last group of a repeat may be smaller than the others.
     batch, place = max((timing["batch"] for timing in record.timings), default=1), Counter[int]()
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
-        seconds, first = timing["seconds"], timing["commits"][0]
-        tpot = (timing["commits"][-1] - first) / later if later else None
-        before, after = timing["reference_before"], timing["reference_after"]
-        reference = (before + after) / 2
+        step = reference(timing)
+        pace = usual / step
+        seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
+        tpot = (pace * timing["commits"][-1] - first) / later if later else None
         drafted = sum(r["drafted"] for r in rounds)
         depth = sum(r["depth"] for r in rounds)
         accepted = sum(r["accepted"] for r in rounds)
@@ -105,14 +123,15 @@ def _run_rows(record: Records) -> Iterable[Row]:
             "batch": timing["batch"],
             "group": place[output["repeat"]] // batch,
             "output_tokens": emitted,
-            "seconds": seconds,
+            "seconds": timing["seconds"],
+            "pace": pace,
             "throughput": timing["batch_tokens"] / seconds,
             "ttft_ms": 1000 * first,
             "tpot_ms": 1000 * tpot if tpot is not None else None,
             "decode_throughput": 1 / tpot if tpot else None,
-            "reference_step_ms": 1000 * reference,
-            "reference_spread": abs(after - before) / reference,
-            "normalised_seconds": seconds / reference,
+            "reference_step_ms": 1000 * step,
+            "reference_spread": abs(timing["reference_after"] - timing["reference_before"]) / step,
+            "normalised_seconds": timing["seconds"] / step,
             "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
             "iterations": len(rounds),
             "tokens_per_iteration": later / len(rounds) if rounds else None,
@@ -192,6 +211,8 @@ def _summarise(rows: list[Row], metric: str) -> Row:
     return {
         "prompts": len({row["prompt_id"] for row in rows}),
         "documents": len(set(documents)),
+        "measurements": measured,
+        "output_tokens": max(row["output_tokens"] for row in rows),
         "value": statistics.mean(values, geometric),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
@@ -214,11 +235,15 @@ HEADLINE = (
 
 
 def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
-    """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine."""
+    """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine.
+
+    `reference`: what a plain step took around each request of all experiments, and how it moved meanwhile.
+    """
     rows = [row for row in run_rows if row["experiment"] == "headline"]
     lengths = ("prompt_tokens", "output_tokens")
     result: Row = {
         "machine": machine,
+        "reference": _reference(run_rows),
         "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
         "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
     }
@@ -230,13 +255,21 @@ def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> R
     return result
 
 
+def _reference(rows: list[Row]) -> Row:
+    steps, spreads = ([row[name] for row in rows] for name in ("reference_step_ms", "reference_spread"))
+    found = {"usual_ms": statistics.median(steps), "least_ms": min(steps), "most_ms": max(steps)}
+    found |= {"usual_spread": statistics.median(spreads), "most_spread": max(spreads)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
 def _headline(rows: list[Row]) -> Row:
     values: Row = {}
     for metric in HEADLINE:
         present = [row[metric] for row in rows if row[metric] is not None]
         values[metric] = round(statistics.mean(present, metric in GEOMETRIC), 4) if present else None
     values["flips"] = sum(row["flips"] for row in rows)
-    values["identical"] = sum(bool(row["identical"]) for row in rows) / len(rows)
+    compared = [row["identical"] for row in rows if row["identical"] is not None]
+    values["identical"] = sum(compared) / len(compared) if compared else None
     return values
 
 

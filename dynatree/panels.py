@@ -10,11 +10,14 @@ from typing import Any, NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import statistics, theme
+from dynatree.errors import UserError
 
 BASELINE = "autoregressive"
+# Plain decoding under other names: what others are measured by.
+PLAIN = (BASELINE, "autoregressive_again", "transformers")
 RESOLVED = [
-    ("resolved: interval excludes 1, enough prompts", theme.QUIET, theme.QUIET),
+    (f"resolved: 95 % interval excludes 1, {statistics.MINIMUM_PROMPTS} prompts or more", theme.QUIET, theme.QUIET),
     ("not resolved", "white", theme.QUIET),
 ]
 LINE = 13.0  # pixels a label of a line
@@ -39,24 +42,80 @@ def places(rows: Sequence[theme.Row], *columns: str) -> list[tuple[str, list[the
 
 
 def prompts(rows: Sequence[theme.Row]) -> str:
-    """`4 prompts`, or `2 to 4 prompts` where rows have different numbers of them."""
+    """`4 prompts, 200 tokens each`, or `2 to 4 prompts` where rows have different numbers of them."""
     least, most = min(row["prompts"] for row in rows), max(row["prompts"] for row in rows)
-    return theme.plural(most, "prompt") if least == most else f"{least} to {theme.plural(most, 'prompt')}"
+    text = theme.plural(most, "prompt") if least == most else f"{least} to {theme.plural(most, 'prompt')}"
+    tokens = sorted({row["output_tokens"] for row in rows if row.get("output_tokens")})
+    if not tokens:
+        return text
+    given = " to ".join(f"{count:,}" for count in dict.fromkeys((tokens[0], tokens[-1])))
+    return f"{text}, {given} tokens{' each' if most > 1 else ''}"
 
 
 def verdict(row: theme.Row) -> str:
-    """Whether a speedup differs from 1: `not resolved with 4 prompts`."""
-    return f"{'resolved' if row['resolved'] else 'not resolved'} with {theme.plural(row['prompts'], 'prompt')}"
+    """Whether a speedup differs from 1: `not resolved with 4 prompts`, or `with 2 batches`."""
+    counted = theme.plural(row["prompts"], "prompt")
+    if row.get("batch", 1) > 1:
+        counted = theme.plural(row["measurements"], "batch", "batches")
+    return f"{'resolved' if row['resolved'] else 'not resolved'} with {counted}"
+
+
+def paired(row: theme.Row, other: theme.Row, runs: Sequence[theme.Row]) -> theme.Row:
+    """Of two rows of `summary`: `ratio` of their speedups, a geometric mean prompt by prompt, its interval's `ends`,
+    and whether it `differs` from 1; `alike`: they did the same, so that only chance can part them.
+
+    Raises UserError if `runs`, rows of that table, have no prompt of both.
+    """
+    own, theirs = _of(row, runs), _of(other, runs)
+    keys = sorted(set(own) & set(theirs))
+    if not keys:
+        raise UserError(
+            f"{row['experiment']}: {row['method']} and {other['method']} have no prompt of {row['dataset']} in common"
+        )
+    ratios = [own[key]["speedup"] / theirs[key]["speedup"] for key in keys]
+    ends = statistics.interval(ratios, [own[key]["document_id"] for key in keys], geometric=True)
+    work = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
+    work = tuple(name for name in work if name in own[keys[0]])
+    return {
+        "ratio": statistics.mean(ratios, geometric=True),
+        "ends": ends,
+        "differs": statistics.resolved(ends, len({prompt for prompt, _ in keys})),
+        "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
+    }
+
+
+def _of(row: theme.Row, runs: Sequence[theme.Row]) -> dict[tuple[str, int], theme.Row]:
+    """The runs by (prompt, repeat) that a row of `summary` is the mean of."""
+    same = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch")
+    return {
+        (run["prompt_id"], run["repeat"]): run
+        for run in runs
+        if run["speedup"] is not None and all(run[name] == row[name] for name in same)
+    }
+
+
+def percent(ratio: float) -> str:
+    """A ratio as a change: `+12 %`, with one decimal below ten."""
+    change = 100 * (ratio - 1)
+    digits = f"{abs(change):.0f}" if abs(change) >= 9.95 else f"{abs(change):.1f}"
+    sign = "" if float(digits) == 0 else "+" if change > 0 else "\u2212"
+    return f"{sign}{digits} %"
+
+
+def change(compared: theme.Row) -> str:
+    """What `paired` found: `+12 % [+5.0 %, +18 %], resolved`."""
+    ends = f" [{', '.join(percent(end) for end in compared['ends'])}]" if compared["ends"] else ""
+    return f"{percent(compared['ratio'])}{ends}, {'resolved' if compared['differs'] else 'not resolved'}"
 
 
 def fastest(rows: Sequence[theme.Row], names: Names) -> str:
-    """Of speedups over plain decoding: who is ahead, by how much, whether resolved, and who is next."""
+    """Of speedups over plain decoding: `fastest is` who, by how much, whether resolved, and who is next."""
     ranked = sorted(rows, key=lambda row: (-row["value"], row["method"], row["settings"]))
     best, *others = ranked
-    text = f"{names[best['method'], best['settings']]} with {theme.interval(best, '×')}, {verdict(best)}"
+    text = f"is {names[best['method'], best['settings']]} with {theme.interval(best, '×')}, {verdict(best)}"
     if others:
         text += f" (next {names[others[0]['method'], others[0]['settings']]}, {theme.number(others[0]['value'])}×)"
-    return text if best["value"] > 1 else f"no method beats plain decoding; closest is {text}"
+    return f"fastest {text}" if best["value"] > 1 else f"no method beats plain decoding; closest {text}"
 
 
 def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:

@@ -5,6 +5,8 @@ Knows no model and no figure. `results/<name>.parquet` holds the table `<name>`.
 
 import pyarrow as pa
 
+from dynatree.statistics import MINIMUM_GROUPS, MINIMUM_PROMPTS
+
 
 def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
     return pa.field(name, kind, metadata={"meaning": meaning})
@@ -31,9 +33,15 @@ TABLES: dict[str, pa.Schema] = {
             _column("group", _int, "which of the run's groups of requests; one alone is a group, too"),
             _column("output_tokens", _int, "tokens emitted"),
             _column("seconds", _real, "wall seconds of the whole request (of its batch), prefill included"),
-            _column("throughput", _real, "tokens/s: tokens emitted (by the whole batch) / seconds"),
-            _column("ttft_ms", _real, "ms from the request's start to the first commit"),
-            _column("tpot_ms", _real, "ms per token after the first commit; null if nothing came after it"),
+            _column(
+                "pace",
+                _real,
+                "median of all runs' reference steps / this one's; times and tokens/s are at that usual pace, so that "
+                "runs of different minutes compare",
+            ),
+            _column("throughput", _real, "tokens/s: tokens emitted (by the whole batch) / (seconds * pace)"),
+            _column("ttft_ms", _real, "ms from the request's start to the first commit, times pace"),
+            _column("tpot_ms", _real, "ms per token after the first commit, times pace; null if nothing came after it"),
             _column("decode_throughput", _real, "tokens/s after the first commit: 1000 / tpot_ms"),
             _column("reference_step_ms", _real, "ms of a plain target step, mean of the references around the prompt"),
             _column("reference_spread", _real, "|after - before| / mean of the two references around the prompt"),
@@ -85,7 +93,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("document_id", _text, "document of the prompt; the unit of the bootstrap"),
             _column("prompt_tokens", _int, "tokens in the prompt"),
             _column("part", _text, "of an output decoded alone: `quarter 1` to `quarter 4`, or `loops` and `new text`"),
-            _column("tokens", _int, "tokens in it, those of the first commit left out; `loops` as in `repetition`"),
+            _column(
+                "tokens", _int, "tokens in it but those of the first commit; `loops`: of 17-grams that occurred earlier"
+            ),
             _column("steps_a_token", _real, "seconds a token in it / seconds of one reference step"),
             _column("speedup", _real, "steps_a_token of our autoregressive loop / that of this run, same prompt"),
         ]
@@ -97,10 +107,10 @@ TABLES: dict[str, pa.Schema] = {
             _column("node", _int, "index in the verified tree; 0 is the root, parents precede children"),
             _column("parent", _int, "index of the parent; -1 for the root"),
             _column("depth", _int, "distance from the root"),
-            _column("rank", _int, "0-based order among its siblings by the drafter's probability; 0 for the root"),
+            _column("rank", _int, "0-based order among its siblings by their probability; 0 for the root"),
             _column("token", _int, "token id"),
             _column("text", _text, "the token as text"),
-            _column("path_log_probability", _real, "sum of the drafter's log-probabilities from the root"),
+            _column("path_log_probability", _real, "sum of the log-probabilities of the steps from the root"),
             _column("accepted", _flag, "on the accepted path (the root always is)"),
             _column("hit", _flag, "the target's token, given its parent was accepted; null if the parent was not"),
         ]
@@ -128,10 +138,20 @@ TABLES: dict[str, pa.Schema] = {
             _column("metric", _text, "a real-valued column of `runs`"),
             _column("prompts", _int, "prompts with a value"),
             _column("documents", _int, "documents they come from"),
-            _column("value", _real, "mean over prompts (geometric for speedup*, tokens/s, perplexity)"),
-            _column("low", _real, "lower end of the 95 % bootstrap interval over documents; null if fewer than two"),
+            _column("measurements", _int, "prompts, or groups of them that were decoded together"),
+            _column("output_tokens", _int, "tokens emitted a prompt, at most"),
+            _column("value", _real, "mean over prompts (geometric for times, speedup*, tokens/s, perplexity)"),
+            _column(
+                "low",
+                _real,
+                f"lower end of the 95 % bootstrap interval over documents or batches; null below {MINIMUM_GROUPS}",
+            ),
             _column("high", _real, "upper end"),
-            _column("resolved", _flag, "for speedup*: the interval excludes 1 and there are at least 10 prompts"),
+            _column(
+                "resolved",
+                _flag,
+                f"for speedup*: the interval excludes 1, of at least {MINIMUM_PROMPTS} measurements",
+            ),
         ]
     ),
     "costs": pa.schema(
@@ -186,10 +206,12 @@ TABLES: dict[str, pa.Schema] = {
             _column("prompts", _int, "prompts measured"),
             _column("documents", _int, "documents they come from"),
             _column("value", _real, "geometric mean of the ratios"),
-            _column("low", _real, "lower end of the 95 % bootstrap interval over documents; null if fewer than two"),
+            _column(
+                "low", _real, f"lower end of the 95 % bootstrap interval over documents; null below {MINIMUM_GROUPS}"
+            ),
             _column("high", _real, "upper end"),
             _column("worst", _real, "smallest ratio of a prompt"),
-            _column("resolved", _flag, "the interval excludes 1 and there are at least 10 prompts"),
+            _column("resolved", _flag, f"the interval excludes 1, of at least {MINIMUM_PROMPTS} prompts"),
             _column("throughput", _real, "tokens/s, geometric mean"),
             _column("repetition", _real, "share of output tokens whose 17-gram ending there occurred earlier, mean"),
             _column("identical", _real, "share of outputs equal to those of our autoregressive loop"),

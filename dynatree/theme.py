@@ -24,6 +24,7 @@ COLOURS = {
     "linear": "#0072b2",
     "hybrid_chain": "#332288",
     "fixed_tree": "#009e73",
+    "fixed_d5_b2": "#009e73",
     "optimal": "#44aa99",
     "confidence": "#999933",
     "dynatree_threshold": "#cc79a7",
@@ -145,9 +146,9 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def plural(count: int, thing: str) -> str:
-    """`1 prompt`, `4 prompts`."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+def plural(count: int, thing: str, things: str = "") -> str:
+    """`1 prompt`, `4 prompts`; `things` where an s does not do."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 
 def visible(text: str) -> str:

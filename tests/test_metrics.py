@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree import events, files, metrics
+from dynatree import audit, events, files, metrics, statistics
 from dynatree.errors import UserError
 from dynatree.metrics import Records
 from dynatree.schema import TABLES
@@ -156,6 +156,18 @@ def test_speedup_is_of_normalised_times() -> None:
     assert own["reference_spread"] == pytest.approx(0.2 / 0.2)
 
 
+def test_times_are_at_the_usual_pace() -> None:
+    """Guards against tokens a second of a slow minute beside those of a fast one; raw seconds stay what they were."""
+    records = [record("autoregressive", [STEP], [1.0, 2.0], references=(0.1, 0.1), prompt=f"d/a/{n}") for n in range(2)]
+    slow = record("dynatree", [STEP], [2.0, 4.0], references=(0.2, 0.2))
+    rows = metrics.runs([*records, slow])
+    own = next(row for row in rows if row["method"] == "dynatree")
+    assert (own["seconds"], own["pace"], own["ttft_ms"], own["tpot_ms"]) == pytest.approx((4.0, 0.5, 1000, 1000))
+    assert own["throughput"] == pytest.approx(rows[0]["throughput"]) == pytest.approx(1.0)
+    found = metrics.headline(rows, [], {})["reference"]
+    assert found == {"usual_ms": 100, "least_ms": 100, "most_ms": 200, "usual_spread": 0, "most_spread": 0}
+
+
 def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
     """Guards against a baseline of other lengths or another text."""
     plain = record("autoregressive", [STEP], [1.0, 2.0])
@@ -198,21 +210,23 @@ def test_memory_size_does_not_make_a_machine_another() -> None:
     assert metrics.same_machine(machines)["threads"] == 2
 
 
-def test_summary_takes_geometric_means_of_ratios() -> None:
+def test_summary_takes_geometric_means_of_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a mean of ratios that favours the method, and against one for additive metrics."""
+    monkeypatch.setattr(statistics, "MINIMUM_GROUPS", 2)
     records = []
     for document, seconds in (("a", 1.0), ("b", 4.0)):
-        where = {"prompt": f"d/{document}/0", "document": document}
+        where = {"prompt": f"d/{document}/0", "document": document, "audit": {"largest_gap": seconds}}
         records.append(record("autoregressive", [STEP], [0.5, 2.0], **where))
         records.append(record("dynatree", [SPECULATED], [0.5, seconds], **where))
     rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
     assert rows["speedup"]["value"] == pytest.approx(1.0)
-    assert rows["seconds"]["value"] == pytest.approx(2.5)
+    assert rows["seconds"]["value"] == pytest.approx(2.0)
+    assert rows["largest_gap"]["value"] == pytest.approx(2.5)
     assert rows["speedup"]["low"] == pytest.approx(0.5)
     assert rows["speedup"]["high"] == pytest.approx(2.0)
     assert rows["speedup"]["resolved"] is False
     assert rows["seconds"]["resolved"] is None
-    assert (rows["speedup"]["prompts"], rows["speedup"]["documents"]) == (2, 2)
+    assert {rows["speedup"][name] for name in ("prompts", "documents", "measurements")} == {2}
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [(9, False), (10, True)])
@@ -242,8 +256,10 @@ def test_rounds_count_tokens_up_to_each_commit() -> None:
     assert [r["round"] for r in rows] == [0, 1]
 
 
-def test_parts_share_a_rounds_time_among_its_tokens() -> None:
-    """Guards speed by place: prefill left out, quarters by tokens, loops as the audit flags them, paired by prompt."""
+def test_parts_share_a_rounds_time_among_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards speed by place: prefill left out, quarters by tokens, loops whole, paired by prompt."""
+    assert events.REPEATED_NGRAM == audit.REPETITION_ORDER
+    monkeypatch.setattr(events, "REPEATED_NGRAM", 2)
     flags = {"repeated": [0, 0, 0, 1, 1, 1, 0, 0]}
     plain = record("autoregressive", [STEP] * 7, [1.0 + 0.5 * i for i in range(8)], audit=flags)
     pair = {**STEP, "emitted": [5, 5]}
@@ -254,18 +270,20 @@ def test_parts_share_a_rounds_time_among_its_tokens() -> None:
     own = {part: r for (method, part), r in rows.items() if method == "dynatree"}
     # Tokens 1 to 7 took 0.25, 0.25, 0.125, 0.125, 0.5, 0.125, 0.125 s, a reference step 0.2 s.
     assert own["quarter 2"]["steps_a_token"] == pytest.approx((0.25 + 0.125) / 2 / 0.2)
-    assert own["loops"]["tokens"] == 3 and own["new text"]["tokens"] == 4
-    assert own["loops"]["speedup"] == pytest.approx(5 / (0.75 / 3 / 0.2))
-    assert own["new text"]["steps_a_token"] == pytest.approx(0.75 / 4 / 0.2)
+    # Flagged are tokens 3 to 5, each the last of two that occurred earlier.
+    assert own["loops"]["tokens"] == 4 and own["new text"]["tokens"] == 3
+    assert own["loops"]["speedup"] == pytest.approx(5 / (1.0 / 4 / 0.2))
+    assert own["new text"]["steps_a_token"] == pytest.approx(0.5 / 3 / 0.2)
     assert metrics.table("parts", list(rows.values())).num_rows == len(rows) == 12
 
 
-@pytest.mark.parametrize(("batch", "groups", "interval"), [(1, 4, True), (2, 2, True), (4, 1, False)])
+@pytest.mark.parametrize(("batch", "groups", "interval"), [(1, 24, True), (4, 6, True), (8, 3, False)])
 def test_what_was_decoded_together_is_one_measurement(batch: int, groups: int, interval: bool) -> None:
     """Guards against an interval, and a verdict, from one batch counted once a prompt."""
     records = []
     for method in ("autoregressive", "dynatree"):
-        parts = [record(method, [STEP], [1.0, 2.0 + n // batch], document=f"d{n}", prompt=f"d/{n}/0") for n in range(4)]
+        places = [(2.0 + n // batch, {"document": f"d{n}", "prompt": f"d/{n}/0"}) for n in range(24)]
+        parts = [record(method, [STEP], [1.0, end], **where) for end, where in places]
         for part in parts:
             part.timings[0]["batch"] = batch
         joined = {name: [getattr(part, name)[0] for part in parts] for name in ("outputs", "timings", "audit")}
@@ -273,7 +291,7 @@ def test_what_was_decoded_together_is_one_measurement(batch: int, groups: int, i
     rows = metrics.runs(records)
     assert len({row["group"] for row in rows}) == groups
     found = next(row for row in metrics.summary(rows) if (row["method"], row["metric"]) == ("dynatree", "throughput"))
-    assert found["prompts"] == 4 and (found["low"] is not None) == interval
+    assert (found["prompts"], found["measurements"]) == (24, groups) and (found["low"] is not None) == interval
 
 
 def test_requests_decoded_together_have_no_parts() -> None:

@@ -16,16 +16,30 @@ def test_no_interval_from_a_single_document() -> None:
     assert statistics.interval([1.0, 2.0, 3.0], ["a", "a", "a"], geometric=False) is None
 
 
-def test_whole_documents_are_drawn() -> None:
+def test_no_interval_from_few_documents() -> None:
+    """Guards against the range of a handful of values that is called a 95 % interval."""
+    documents = ["a", "b", "c", "d", "e", "f"]
+    assert statistics.interval([1.0, 2.0, 3.0, 4.0, 5.0], documents[:5], geometric=False) is None
+    assert statistics.interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], documents, geometric=False) is not None
+
+
+def test_the_median_is_a_value_that_was_measured() -> None:
+    """Guards against a usual step that no request saw."""
+    assert [statistics.median(values) for values in ([3.0], [4.0, 1.0, 2.0], [1.0, 2.0])] == [3.0, 2.0, 2.0]
+
+
+def test_whole_documents_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a bootstrap over prompts: equal documents leave no spread, however their prompts differ."""
+    monkeypatch.setattr(statistics, "MINIMUM_GROUPS", 2)
     values, documents = [1.0, 3.0, 1.0, 3.0], ["a", "a", "b", "b"]
     assert statistics.interval(values, documents, geometric=False) == (2.0, 2.0)
     low, high = statistics.interval(values, ["a", "b", "c", "d"], geometric=False)  # type: ignore[misc]
     assert low < 2.0 < high
 
 
-def test_a_long_document_weighs_by_its_prompts() -> None:
+def test_a_long_document_weighs_by_its_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a mean of document means, which is another quantity than the one reported."""
+    monkeypatch.setattr(statistics, "MINIMUM_GROUPS", 2)
     values, documents = [0.0, 0.0, 0.0, 4.0], ["a", "a", "a", "b"]
     assert statistics.interval(values, documents, geometric=False) == (0.0, 4.0)
     # Half of the draws hold each document once; their mean over prompts is 1, over document means it would be 2.
@@ -34,7 +48,7 @@ def test_a_long_document_weighs_by_its_prompts() -> None:
 
 def test_equal_input_gives_an_equal_interval_in_any_order() -> None:
     """Guards against numbers that change when tables are made again."""
-    values, documents = [1.0, 1.2, 0.9, 1.4], ["a", "b", "c", "d"]
+    values, documents = [1.0, 1.2, 0.9, 1.4, 1.1, 1.3], ["a", "b", "c", "d", "e", "f"]
     ends = statistics.interval(values, documents, geometric=True)
     assert ends == statistics.interval(values, documents, geometric=True)
     assert ends == statistics.interval(values[::-1], documents[::-1], geometric=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, statistics, theme
+from dynatree import panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary", "runs")
@@ -23,6 +23,7 @@ REMOVED = "without_"  # begins the name of a method that is the default less a p
 RIVAL = "optimal"
 OFF = ("None", "False")
 KNOBS = {"tau": "pruning", "N": "node budget"}
+NOTES = {"without_draft_vocabulary": "goes by costs and probabilities that were measured with it"}
 WIDTH, STEP = 210, 24
 VALUES, CHANGES = WIDTH + 8, WIDTH + 46  # pixels from the left: the numbers beside the panel
 
@@ -51,8 +52,10 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
     tone = theme.colour(block.full["method"])
     shown = []
     for row in block.rows:
-        own = theme.colour(RIVAL) if row["method"] == RIVAL else tone
-        changed = {"change": "" if row is block.full else _percent(row["ratio"])}
+        own = tone if row["method"].startswith((block.full["method"], REMOVED)) else theme.colour(row["method"])
+        changed = {
+            "change": "" if row is block.full else "same rounds" if row["alike"] else panels.percent(row["ratio"])
+        }
         changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
         fill = {"tone": own, "fill": own if row["resolved"] else "white"}
         shown.append(row | changed | fill | {"words": f"{theme.number(row['value'])}×"})
@@ -83,17 +86,9 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
     return alt.layer(*layers).properties(width=WIDTH, height=alt.Step(STEP), title=block.title)
 
 
-def _percent(ratio: float) -> str:
-    """`+12 %`, with one decimal below ten."""
-    percent = 100 * (ratio - 1)
-    digits = f"{abs(percent):.0f}" if abs(percent) >= 9.95 else f"{abs(percent):.1f}"
-    sign = "" if float(digits) == 0 else "+" if percent > 0 else "\u2212"
-    return f"{sign}{digits} %"
-
-
 def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
     found = theme.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
-    runs = [run for run in theme.rows(tables, "runs", experiment=EXPERIMENT) if run["speedup"] is not None]
+    runs = theme.rows(tables, "runs", experiment=EXPERIMENT)
     rows = [row for row in found if row["method"] != panels.BASELINE and row["value"] is not None]
     blocks = []
     for place, here in panels.places(rows, "prompt_tokens", "batch"):
@@ -103,7 +98,7 @@ def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
                 continue
             full = _full(variants)
             chosen = [full, *(row for row in variants if row is not full), *_others(method, here)]
-            paired = [row | {"label": _label(row, full)} | _ratio(row, full, runs) for row in chosen]
+            paired = [row | {"label": _label(row, full)} | panels.paired(row, full, runs) for row in chosen]
             blocks.append(Block(f"{title}: {place} ({panels.prompts(paired)})", paired[0], paired))
     if not blocks:
         raise UserError(f"{EXPERIMENT}: none of {', '.join(BLOCKS)} was run; found {', '.join(_methods(found))}")
@@ -151,31 +146,6 @@ def _changed(name: str, value: str) -> str:
     return f"without {KNOBS.get(name, name)} ({text})" if value in OFF else text
 
 
-def _ratio(row: theme.Row, full: theme.Row, runs: Sequence[theme.Row]) -> theme.Row:
-    """Geometric mean of this row's speedups over the full variant's, prompt by prompt, and its interval's ends."""
-    own, whole = _speedups(row, runs), _speedups(full, runs)
-    keys = sorted(set(own) & set(whole))
-    if not keys:
-        raise UserError(
-            f"{EXPERIMENT}: {row['method']} and {full['method']} have no prompt of {row['dataset']} in common"
-        )
-    ratios = [own[key][0] / whole[key][0] for key in keys]
-    ends = statistics.interval(ratios, [own[key][1] for key in keys], geometric=True)
-    prompts = len({prompt for prompt, _ in keys})
-    mean = statistics.mean(ratios, geometric=True)
-    return {"ratio": mean, "ends": ends, "differs": statistics.resolved(ends, prompts)}
-
-
-def _speedups(row: theme.Row, runs: Sequence[theme.Row]) -> dict[tuple[str, int], tuple[float, str]]:
-    """(Speedup, document) by (prompt, repeat) of the runs that a row of `summary` is the mean of."""
-    same = ("method", "settings", "dataset", "prompt_tokens", "batch")
-    return {
-        (run["prompt_id"], run["repeat"]): (run["speedup"], run["document_id"])
-        for run in runs
-        if all(run[name] == row[name] for name in same)
-    }
-
-
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Per block: the full method's speedup, what each variant changes and whether that is resolved, the static tree."""
     parts = ["Speedup over our autoregressive loop (dashed) of the full method and of variants, on the same prompts."]
@@ -186,8 +156,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(f"{text}.")
         changes = [row for row in block.rows if row is not full]
         if changes:
-            best = max(block.rows, key=lambda row: row["value"])
-            parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}; {_resolved(changes)}.")
+            # What does the same as the full method is no variant: its difference is what chance does to a ratio.
+            best = max((row for row in block.rows if row is full or not row["alike"]), key=lambda row: row["value"])
+            parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}.")
             parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'plain decoding'}.")
     given = any(row["low"] is not None for block in blocks for row in block.rows)
     means = "Lines are 95 % bootstrap intervals over documents; " if given else "Too few documents for intervals; "
@@ -197,13 +168,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
 
 
 def _difference(row: theme.Row) -> str:
-    text = f"{row['label']} {_percent(row['ratio'])}"
-    return f"{text} [{', '.join(_percent(end) for end in row['ends'])}]" if row["ends"] else text
-
-
-def _resolved(changes: Sequence[theme.Row]) -> str:
-    """Which differences to the full variant are resolved."""
-    found = [row["label"] for row in changes if row["differs"]]
-    if len(found) == len(changes):
-        return f"resolved ({panels.prompts(changes)})"
-    return f"resolved: {theme.joined(found) or 'none'} ({panels.prompts(changes)})"
+    if row["alike"]:
+        return f"{row['label']} goes the very same rounds, so its {panels.percent(row['ratio'])} is chance"
+    note = f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""
+    return f"{row['label']}{note} {panels.change(row)}"

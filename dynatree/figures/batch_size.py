@@ -59,7 +59,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         "process's peak of memory."
     ]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
-        parts.append(f"On {title} ({panels.prompts(here)} a size):")
+        parts.append(f"On {title} ({panels.prompts(here)}, at every size):")
         ratios = [row for row in here if row["metric"] == "speedup"]
         for label in dict.fromkeys(row["label"] for row in ratios):
             parts.append(_gain(label, [row for row in ratios if row["label"] == label]))
@@ -67,7 +67,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
     given = any(row["low"] is not None for rows in found.values() for row in rows)
     lines = "lines are 95 % bootstrap intervals over documents, or over batches, which are measured as one"
-    means = f"Geometric means over prompts; {lines if given else 'too few documents for intervals'}."
+    means = "Geometric means over prompts (of memory arithmetic), throughput at the machine's usual pace; "
+    means += f"{lines if given else 'too few documents or batches for intervals'}."
     return " ".join([*filter(None, parts), means])
 
 

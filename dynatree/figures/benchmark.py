@@ -5,12 +5,13 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, theme
 
 TABLES: tuple[str, ...] = ("benchmark",)
 SECTION = "Speed"
 
 BASELINE = "transformers"
+AGAIN = "autoregressive_again"
 WIDTH, STEP = 330, 22
 
 
@@ -22,12 +23,13 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     ends = [value for row in rows for value in (row["worst"], row["high"] or row["value"])]
     scale = alt.Scale(type="log", domain=[min(0.8, min(ends) * 0.9), max(1.3, max(ends) * 1.35)], nice=False)
     ticks = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
-    panels = []
+    columns = []
     for place, text in enumerate(dict.fromkeys(row["text"] for row in rows)):
         here = [
             row
             | {"name": theme.display(row["method"]), "end": row["high"] or row["value"]}
             | {"words": theme.number(row["value"])}
+            | {"fill": theme.colour(row["method"]) if row["resolved"] or row["method"] == BASELINE else "white"}
             for row in rows
             if row["text"] == text
         ]
@@ -42,31 +44,52 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         )
         x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over transformers' greedy (×)", values=ticks))
         colour = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
+        stroke = alt.Stroke("method:N", scale=theme.colour_scale(methods), legend=None)
         base = alt.Chart(theme.data(here), width=WIDTH, height=alt.Step(STEP), title=title).encode(y=y)
         one = alt.Chart(theme.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
         layers = [
             one,
             base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour),
-            base.mark_point(filled=True, size=70, opacity=1).encode(x=x, color=colour),
+            base.mark_point(size=70, strokeWidth=2, opacity=1).encode(
+                x=x, stroke=stroke, fill=alt.Fill("fill:N", scale=None)
+            ),
             base.mark_tick(thickness=2, size=11).encode(x=alt.X("worst:Q", scale=scale), color=colour),
             theme.words(base.encode(x=alt.X("end:Q", scale=scale), text="words:N"), 7),
         ]
-        panels.append(alt.layer(*layers))
-    return theme.finish(alt.hconcat(*panels, spacing=24))
+        columns.append(alt.layer(*layers))
+    key = theme.key([*panels.RESOLVED, ("tick: worst prompt", "white", "white")], 2 * WIDTH)
+    return theme.finish(alt.vconcat(key, alt.hconcat(*columns, spacing=24)))
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on each kind of text, by how much, whether resolved, and its worst prompt."""
+    """Who is fastest on each kind of text, by how much, whether resolved, its worst prompt, and who is not apart."""
     rows = theme.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
     parts = ["All methods of a prompt side by side in one process; dots are geometric means, ticks the worst prompt."]
     for text in dict.fromkeys(row["text"] for row in rows):
-        ranked = sorted((row for row in rows if row["text"] == text), key=lambda row: -row["value"])
-        best, second = ranked[0], ranked[1]
-        verdict = "resolved" if best["resolved"] else "not resolved"
-        parts.append(
-            f"On {text} text {theme.display(best['method'])} is fastest, {theme.interval(best, '×')} transformers' "
-            f"greedy decoding ({verdict} with {theme.plural(best['prompts'], 'prompt')}) and "
-            f"{theme.number(best['worst'])}× on its worst prompt; next is {theme.display(second['method'])} with "
-            f"{theme.interval(second, '×')}."
+        here = [row for row in rows if row["text"] == text]
+        ranked = sorted((row for row in here if row["method"] not in panels.PLAIN), key=lambda row: -row["value"])
+        if ranked:
+            parts.append(_sentences(text, ranked))
+        again = next((row for row in here if row["method"] == AGAIN), None)
+        if again:
+            name = theme.display(again["method"])
+            parts.append(f"{name}, which differs by chance alone, has {theme.number(again['worst'])}× on its worst.")
+    given = any(row["low"] is not None for row in rows)
+    return " ".join([*parts, "Lines are 95 % bootstrap intervals over documents." if given else "No intervals."])
+
+
+def _sentences(text: str, ranked: list[theme.Row]) -> str:
+    best, *others = ranked
+    given = f"{theme.interval(best, '×')} transformers' greedy decoding ({panels.verdict(best)}) and "
+    given += f"{theme.number(best['worst'])}× on its worst prompt"
+    if best["value"] <= 1:
+        return f"On {text} text no method beats it; closest is {theme.display(best['method'])}, {given}."
+    sentence = f"On {text} text {theme.display(best['method'])} is fastest, {given}"
+    if others:
+        sentence += f"; next is {theme.display(others[0]['method'])} with {theme.interval(others[0], '×')}"
+    level = [row for row in others if best["low"] is not None and row["high"] and row["high"] >= best["low"]]
+    if level:
+        sentence += (
+            f". Not clearly behind, by their intervals: {theme.joined([theme.display(r['method']) for r in level])}"
         )
-    return " ".join(parts)
+    return sentence + "."

@@ -13,7 +13,8 @@ TABLES: tuple[str, ...] = ("costs", "rounds")
 SECTION = "Costs"
 
 WIDTH, HEIGHT, STEP = 520, 230, 24
-PARTS = {"verify": ("target forward", theme.INK), "draft": ("draft level", "#0072b2")}
+PARTS = {"verify": ("target forward", theme.INK), "draft": ("draft level", theme.QUIET)}
+TICKS = [digit * 10.0**power for power in range(-3, 5) for digit in (1, 2, 5)]
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 
 
@@ -21,6 +22,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Milliseconds by new tokens, a line per context; below, shares of rounds. Raises UserError without costs."""
     costs, chosen = theme.rows(tables, "costs", batch=1), _chosen(tables)
     contexts = sorted({row["context"] for row in costs})
+    least, most = (choose(row["ms"] for row in costs) for choose in (min, max))
     widest = max([row["tokens"] for row in costs] + [row["tokens"] for row in chosen])
     x = alt.X(
         "tokens:Q",
@@ -31,7 +33,11 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     dashes = alt.Scale(domain=contexts, range=[DASHES[i % len(DASHES)] for i in range(len(contexts))])
     base = alt.Chart(theme.data(costs), width=WIDTH, height=HEIGHT).encode(
         x=x,
-        y=alt.Y("ms:Q", scale=alt.Scale(domainMin=0, zero=True), axis=alt.Axis(title="ms, median", tickCount=6)),
+        y=alt.Y(
+            "ms:Q",
+            scale=alt.Scale(type="log", domain=[least / 1.2, most * 1.2], nice=False),
+            axis=alt.Axis(title="ms, median", values=[t for t in TICKS if least / 1.2 <= t <= most * 1.2]),
+        ),
         color=alt.Color("part:N", scale=colours, legend=None),
     )
     lines = base.mark_line(strokeWidth=2).encode(
@@ -80,8 +86,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     context = min(row["context"] for row in verify)
     curve = {row["tokens"]: row["ms"] for row in verify if row["context"] == context}
     steps = [n for n in (2, 8, 32, 128) if n in curve]
-    text = f"Behind {theme.plural(context, 'token')} a target forward over one token takes {curve[1]:.1f} ms; over "
-    text += theme.joined([f"{n} {curve[n] / curve[1]:.2f}" for n in steps]) + " times that."
+    text = f"Behind {theme.plural(context, 'token')} a target forward over one token takes {curve[1]:.1f} ms; "
+    text += theme.joined([f"{curve[n] / curve[1]:.2f} times that over {n}" for n in steps]) + "."
     level = [row["ms"] for row in costs if row["part"] == "draft" and row["context"] == context and row["tokens"] == 1]
     if level:
         text += f" A draft of one token costs {level[0] / curve[1]:.1%} of it."
@@ -90,5 +96,5 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         mean = sum(row["tokens"] * row["share"] for row in own)
         plain = sum(row["share"] for row in own if row["tokens"] == 1)
         text += f" {theme.display(method)} verified {mean:.1f} tokens a round on average"
-        text += f", {plain:.0%} of its rounds plain steps." if plain else "."
+        text += f", {plain:.0%} of its rounds plain steps." if plain >= 0.005 else "."
     return text

@@ -98,7 +98,10 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         for row in theme.rows(tables, "summary", experiment="headline", metric="speedup")
         if row["value"] is not None and row["method"] != panels.BASELINE
     ]
-    parts = ["Wait for the first token, pace after it, and tokens over the whole request."]
+    parts = [
+        "Wait for the first token, time of each after it, and tokens over the whole request, at the machine's usual "
+        "pace. The first token is the prefill's, with nothing drafted but by transformers' assistant and lookup."
+    ]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
         clauses = []
         for metric, (what, unit, better) in METRICS.items():
@@ -110,24 +113,17 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if ratios:
             parts.append(f"Speedup of whole requests over plain decoding: {panels.fastest(ratios, names)}.")
     given = any(row["low"] is not None for rows in found.values() for row in rows)
-    means = "Means over prompts (of tokens/s geometric)"
-    return " ".join(
-        [*parts, means + ("; lines are 95 % bootstrap intervals over documents." if given else "; no intervals.")]
-    )
+    lines = "lines are 95 % bootstrap intervals over documents" if given else "too few documents for intervals"
+    return " ".join([*parts, f"Geometric means over prompts; {lines}."])
 
 
 def _ranked(rows: list[theme.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:
-    """The best with its interval, the next and how far it is behind, and whether their intervals are apart."""
+    """The best with its interval, the next and how far it is behind."""
     ranked = sorted(rows, key=lambda row: (-better * row["value"], row["method"], row["settings"]))
     best = ranked[0]
-    text = f"{names[best['method'], best['settings']]} has the best, {theme.interval(best)} {unit}"
+    text = f"{names[best['method'], best['settings']]} {theme.interval(best)} {unit}"
     if len(ranked) > 1:
         second = ranked[1]
-        behind = abs(second["value"] / best["value"] - 1)
-        text += (
-            f", {names[second['method'], second['settings']]} next, {behind:.0%} {'below' if better > 0 else 'above'}"
-        )
-        if best["low"] is not None and second["low"] is not None:
-            apart = best["low"] > second["high"] if better > 0 else best["high"] < second["low"]
-            text += " (their intervals are apart)" if apart else " (their intervals overlap)"
+        name, behind = names[second["method"], second["settings"]], abs(second["value"] / best["value"] - 1)
+        text += f", next {name}, {behind:.0%} {'below' if better > 0 else 'above'}"
     return text

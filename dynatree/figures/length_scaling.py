@@ -21,8 +21,8 @@ LENGTHS = (100, 200, 300, 500, 1000)
 METRICS = {"throughput": "tokens/s", "speedup": "speedup (×)"}
 SIZE = (270, 170)
 
-# (ms until the length is reached, the same in reference steps, document)
-Timed = tuple[float, float, str]
+# (ms until the length is reached, at the machine's usual pace; document)
+Timed = tuple[float, str]
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -94,7 +94,7 @@ def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tu
         for length in {*LENGTHS, shortest}:
             ms = min((ms for tokens, ms in commits[_run(run)] if tokens >= length), default=None)
             if ms is not None:
-                at[length] = (ms, ms / run["reference_step_ms"], run["document_id"])
+                at[length] = (ms * run["pace"], run["document_id"])
         result[run["dataset"], run["method"], run["settings"]][run["prompt_id"], run["repeat"]] = at
     return result
 
@@ -104,11 +104,11 @@ def _run(row: theme.Row) -> tuple[str, ...]:
 
 
 def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> theme.Row:
-    """Geometric mean over prompts of tokens/s, or of the ratio of normalised times, with its interval."""
+    """Geometric mean over prompts of tokens/s, or of the ratio of times, with its interval."""
     keys = sorted(pairs)
     speedup = metric == "speedup"
-    values = [pairs[k][1][1] / pairs[k][0][1] if speedup else 1000 * length / pairs[k][0][0] for k in keys]
-    documents = [pairs[key][0][2] for key in keys]
+    values = [(pairs[k][1][0] if speedup else 1000 * length) / pairs[k][0][0] for k in keys]
+    documents = [pairs[key][0][1] for key in keys]
     ends = statistics.interval(values, documents, geometric=True)
     prompts = len({prompt for prompt, _ in keys})
     return {

@@ -35,7 +35,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     entries = [(name, tone, tone) for name, (_, tone) in PARTS.items()] + [
         ("allocated for keys and values", "white", theme.INK)
     ]
-    return theme.finish(alt.vconcat(theme.key(entries, sum(WIDTHS) + 150), *charts))
+    return theme.finish(alt.vconcat(theme.key(entries, sum(WIDTHS)), *charts))
 
 
 def _panel(
@@ -49,7 +49,7 @@ def _panel(
         axis=alt.Axis(ticks=False, domain=False, labels=first, labelPadding=6),
     )
     ends = [max(row[total], 0.0 if first else row["allocated"] or 0.0) for row in everywhere]
-    scale = alt.Scale(domain=[0, max(ends) * 1.22], nice=False)
+    scale = alt.Scale(domain=[0, max(ends) * (1.12 if first else 1.45)], nice=False)
     bars, words, outlines = [], [], []
     for row in rows:
         end = 0.0
@@ -60,7 +60,8 @@ def _panel(
         words.append({"label": row["label"], "end": end, "words": theme.number(row[total])})
         if not first and row["allocated"] is not None:
             outlines.append({"label": row["label"], "start": 0.0, "end": row["allocated"]})
-            words[-1]["end"] = max(end, row["allocated"])
+            words[-1] |= {"end": max(end, row["allocated"])}
+            words[-1]["words"] += f" of {theme.number(row['allocated'])}"
     base = alt.Chart(theme.data(bars), width=WIDTHS[0 if first else 1], height=alt.Step(STEP))
     x = alt.X("start:Q", scale=scale, axis=alt.Axis(title=title, tickCount=5 if first else 4))
     layers = [base.mark_bar(height=14).encode(x=x, x2="end:Q", y=y, color=alt.Color("tone:N", scale=None))]

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "costs")
@@ -14,59 +15,88 @@ SECTION = "Speed"
 
 WIDTH, STEP = 420, 26
 MOST = 63  # tokens that the oracle drafts in a round
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A row a method, a dot a data set: share of the oracle's speed. Raises UserError without runs or costs."""
-    shares = _shares(tables)
-    methods = theme.ordered(method for method, _ in shares)
-    datasets = sorted({dataset for _, dataset in shares})
-    rows: list[theme.Row] = [
-        {"name": theme.display(m), "method": m, "dataset": d, "share": s, "words": f"{s:.0%}"}
-        for (m, d), s in shares.items()
-    ]
-    highest = {method: max(s for (m, _), s in shares.items() if m == method) for method in methods}
-    labels = [row for row in rows if row["share"] == highest[row["method"]]]
+    found = _shares(tables)
+    methods = theme.ordered(row["method"] for row in found)
+    datasets = sorted({row["dataset"] for row in found})
     names = [theme.display(method) for method in methods]
+    rows = [row | {"name": theme.display(row["method"]), "words": f"{row['value']:.0%}"} for row in found]
+    # Which of a method's numbers stand right of their dots, the others left: they may be close.
+    right = [row for row in rows if row["value"] == max(r["value"] for r in rows if r["method"] == row["method"])]
+    left = [row for row in rows if row not in right]
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
-    scale = alt.Scale(domain=[0, max(highest.values()) * 1.15], nice=False)
-    x = alt.X("share:Q", scale=scale, axis=alt.Axis(title="share of the oracle's speed", format="%", tickCount=6))
-    shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
+    highest = max(row["high"] or row["value"] for row in rows)
+    scale = alt.Scale(domain=[0, highest * 1.15], nice=False)
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="share of the oracle's speed", format="%", tickCount=6))
+    shapes = theme.shape_scale(datasets)
+    colour = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
     base = alt.Chart(theme.data(rows), width=WIDTH, height=alt.Step(STEP)).encode(x=x, y=y)
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(
-        color=alt.Color("method:N", scale=theme.colour_scale(methods), legend=None),
-        shape=alt.Shape("dataset:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
+        color=colour, shape=alt.Shape("dataset:N", scale=shapes, legend=None)
     )
-    words = (
-        alt.Chart(theme.data(labels)).mark_text(align="left", dx=8, color=theme.INK).encode(x=x, y=y, text="words:N")
-    )
-    return theme.finish(alt.layer(dots, words))
+    layers: list[Any] = []
+    if ranged := [row for row in rows if row["low"] is not None]:
+        rule = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=1.5)
+        layers.append(rule.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
+    layers.append(dots)
+    for own, dx, end in ((right, 8, "high"), (left, -8, "low")):
+        if own:
+            shown = [row | {"value": row[end] or row["value"]} for row in own]
+            layers.append(theme.words(alt.Chart(theme.data(shown)).encode(x=x, y=y, text="words:N"), dx))
+    key = theme.shape_key([(name, shape, theme.INK) for name, shape in zip(datasets, shapes.range, strict=True)])
+    return theme.finish(alt.vconcat(key, alt.layer(*layers)))
 
 
-def _shares(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str], float]:
-    """Mean share of the oracle's speed after the first commit, by method and data set."""
+def _shares(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+    """Share of the oracle's speed after the first commit, by method and data set: geometric means, intervals.
+
+    Both in plain steps, a run's in those around it, the oracle's in the table's: a run and the calibration saw the
+    machine at different minutes.
+    """
     runs = theme.rows(tables, "runs", experiment="headline")
     costs = [row for row in theme.rows(tables, "costs", batch=1) if row["part"] == "verify"]
     if not costs:
         raise UserError("no verification costs; run the calibration first")
-    found: dict[tuple[str, str], list[float]] = {}
+    step = _curve(costs, min(row["context"] for row in costs))[0][1]
+    found: dict[tuple[str, str], list[theme.Row]] = {}
     for run in runs:
         later = run["output_tokens"] - 1
         if run["tpot_ms"] and later > 0:
             context = run["prompt_tokens"] + run["output_tokens"] // 2
-            found.setdefault((run["method"], run["dataset"]), []).append(
-                _oracle_ms(costs, context, later) / (run["tpot_ms"] * later)
-            )
+            own = run["tpot_ms"] / (run["pace"] * run["reference_step_ms"]) * later
+            share = _oracle_ms(_curve(costs, context), later) / step / own
+            found.setdefault((run["method"], run["dataset"]), []).append(run | {"share": share})
     if not found:
         raise UserError(f"no headline run emitted more than one token; runs: {len(runs)}")
-    return {key: sum(values) / len(values) for key, values in found.items()}
+    rows = []
+    for (method, dataset), own_runs in found.items():
+        shares, documents = ([run[name] for run in own_runs] for name in ("share", "document_id"))
+        ends = statistics.interval(shares, documents, geometric=True)
+        rows.append(
+            {
+                "method": method,
+                "dataset": dataset,
+                "prompts": len({run["prompt_id"] for run in own_runs}),
+                "output_tokens": max(run["output_tokens"] for run in own_runs),
+                "value": statistics.mean(shares, geometric=True),
+                "low": ends[0] if ends else None,
+                "high": ends[1] if ends else None,
+            }
+        )
+    return rows
 
 
-def _oracle_ms(costs: list[theme.Row], context: int, tokens: int) -> float:
-    """Milliseconds of verifying `tokens` right tokens, at most MOST drafted and one more a round."""
+def _curve(costs: list[theme.Row], context: int) -> list[tuple[int, float]]:
+    """(Tokens, ms) of a forward, ascending, at the measured context nearest to `context`."""
     near = min({row["context"] for row in costs}, key=lambda measured: abs(measured - context))
-    curve = sorted((row["tokens"], row["ms"]) for row in costs if row["context"] == near)
+    return sorted((row["tokens"], row["ms"]) for row in costs if row["context"] == near)
+
+
+def _oracle_ms(curve: list[tuple[int, float]], tokens: int) -> float:
+    """Milliseconds of verifying `tokens` right tokens, at most MOST drafted and one more a round."""
 
     def ms(count: int) -> float:
         for (low, before), (high, after) in pairwise(curve):
@@ -83,16 +113,21 @@ def _oracle_ms(costs: list[theme.Row], context: int, tokens: int) -> float:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who comes nearest to the oracle on each data set."""
-    shares = _shares(tables)
+    found = _shares(tables)
     parts = [
         f"An oracle drafts the target's own continuation for nothing, at most {MOST} tokens a round, and pays the "
         "measured cost of verifying them; prefill left out."
     ]
-    for dataset in sorted({dataset for _, dataset in shares}):
-        ranked = sorted((item for item in shares.items() if item[0][1] == dataset), key=lambda item: -item[1])
-        (best, _), share = ranked[0]
-        text = f"On {dataset} {theme.display(best)} comes nearest with {share:.0%} of its speed"
-        if len(ranked) > 1:
-            text += f"; next {theme.display(ranked[1][0][0])}, {ranked[1][1]:.0%}"
+    for dataset in sorted({row["dataset"] for row in found}):
+        here = [row for row in found if row["dataset"] == dataset]
+        best, *others = sorted(here, key=lambda row: -row["value"])
+        ends = f" [{best['low']:.0%}, {best['high']:.0%}]" if best["low"] is not None else ""
+        text = f"On {dataset} ({panels.prompts(here)}) {theme.display(best['method'])} comes nearest with "
+        text += f"{best['value']:.0%}{ends} of its speed"
+        if others:
+            text += f"; next {theme.display(others[0]['method'])}, {others[0]['value']:.0%}"
         parts.append(text + ".")
-    return " ".join(parts)
+    given = any(row["low"] is not None for row in found)
+    means = "Geometric means over prompts; "
+    means += "lines are 95 % bootstrap intervals over documents." if given else "too few documents for intervals."
+    return " ".join([*parts, means])

@@ -14,7 +14,7 @@ SECTION = "Acceptance"
 
 BASELINE = "autoregressive"
 SIDE, COLUMNS = 150, 4
-TICKS = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
+TICKS = (1, 1.2, 1.4, 1.6, 1.8, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -22,24 +22,22 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     found, texts = _found(tables)
     names = theme.labels((row["method"], row["settings"]) for row in found)
     datasets = sorted({row["dataset"] for row in found})
-    ends = [value for row in found for value in (row["x"], row["y"])] + list(texts.values())
+    ends = [value for row in found for value in (row["x"], row["y"])]
     scale = alt.Scale(type="log", domain=[min(ends) / 1.15, max(ends) * 1.15], nice=False)
     shapes = theme.shape_scale(datasets)
     charts = [
-        _panel([row for row in found if (row["method"], row["settings"]) == key], name, texts, scale, shapes, place)
+        _panel([row for row in found if (row["method"], row["settings"]) == key], name, scale, shapes, place)
         for place, (key, name) in enumerate(names.items())
     ]
     entries = [(f"{name} (text: {theme.number(texts[name])})", shape, theme.INK) for name, shape in zip(
         datasets, shapes.range, strict=True)]  # fmt: skip
     entries += [("filled: same tokens", "circle", theme.INK), ("hollow: other tokens", "circle", "white")]
-    entries.append(("pale: the text", "circle", theme.FAINT))
     return theme.finish(alt.vconcat(theme.shape_key(entries), alt.concat(*charts, columns=COLUMNS, spacing=18)))
 
 
 def _panel(
     rows: Sequence[theme.Row],
     name: str,
-    texts: Mapping[str, float],
     scale: alt.Scale,
     shapes: alt.Scale,
     place: int,
@@ -52,11 +50,9 @@ def _panel(
     y = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=None if place % COLUMNS else "perplexity, this method", **axis))
     shape = alt.Shape("dataset:N", scale=shapes, legend=None)
     line = alt.Chart(theme.data([{"x": low, "y": low}, {"x": high, "y": high}]), width=SIDE, height=SIDE, title=name)
-    own = alt.Chart(theme.data([{"dataset": key, "x": value, "y": value} for key, value in texts.items()]))
     marks = alt.Chart(theme.data([row | {"fill": tone if row["identical"] else "white"} for row in rows]))
     return alt.layer(
         line.mark_line(color=theme.QUIET, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y),
-        own.mark_point(size=70, opacity=1, fill=theme.FAINT, stroke=theme.QUIET).encode(x=x, y=y, shape=shape),
         marks.mark_point(size=50, opacity=0.9, stroke=tone, strokeWidth=1.5).encode(
             x=x, y=y, shape=shape, fill=alt.Fill("fill:N", scale=None)
         ),

@@ -14,11 +14,11 @@ SECTION = "Costs"
 WIDTH, STEP = 460, 34
 # Prefill comes once a request and is left out; `other` is what lies between the phases.
 PHASES = {
-    "draft": ("draft", "#e69f00"),
-    "select": ("select nodes", "#56b4e9"),
-    "verify": ("verify", "#0072b2"),
-    "cache": ("keep path", "#009e73"),
-    "other": ("other", "#bbbbbb"),
+    "draft": ("draft", "#c9c9c9"),
+    "select": ("select nodes", "#222222"),
+    "verify": ("verify", "#5a5a5a"),
+    "cache": ("keep path", "#8a6d3b"),
+    "other": ("other", "#e6e6e6"),
 }
 
 
@@ -88,4 +88,10 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         total = sum(phases.values())
         shares = [f"{PHASES[name][0]} {ms / total:.0%}" for name, ms in phases.items() if ms / total >= 0.005]
         parts.append(f"{theme.display(method)} takes {theme.number(total)} ms a token: {', '.join(shares)}.")
-    return " ".join(["One prompt, instrumented, prefill left out.", *parts])
+    return " ".join(
+        [
+            "One prompt, instrumented, prefill left out. The passes ran one after another, and machines have faster and "
+            "slower minutes: shares compare, milliseconds roughly.",
+            *parts,
+        ]
+    )

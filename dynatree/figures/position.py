@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     for title, here in panels.places(rows):
         quarters = [row | {"x": QUARTERS[row["part"]]} for row in here if row["part"] in QUARTERS]
         texts = [row | {"x": row["part"]} for row in here if row["part"] in KINDS]
-        axis = panels.values("speedup over our autoregressive loop (×)", here, one=True, log=True)
+        axis = panels.values("speedup (×)", here, one=True, log=True)
         head = f"{title} ({panels.prompts(quarters)})"
         left = panels.lines(quarters, along, axis, SIZE, title=head, one=True, labelled=False)
         share = f"{_share(tables, title):.0%} of the tokens are in loops"
@@ -86,14 +86,17 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
     parts = [
         "Speed of each quarter of an output, prefill left out, and of tokens inside and outside of verbatim "
-        "repetition (17 tokens or more that stood in prompt or output before)."
+        "repetition (spans of 17 tokens or more that stood in prompt or output before)."
     ]
     for title, here in panels.places(rows):
         clauses = []
         for kind, words in zip(KINDS, ("In loops", "on new text"), strict=True):
             if those := [row for row in here if row["part"] == kind]:
-                clauses.append(f"{words} fastest is {panels.fastest(those, names)}")
+                clauses.append(f"{words} {panels.fastest(those, names)}")
         text = "; ".join(clauses)
         parts.append(f"On {title} {_share(tables, title):.0%} of the tokens are in loops.")
         parts.append(f"{text[:1].upper()}{text[1:]}.")
-    return " ".join(parts)
+    given = any(row["low"] is not None for row in rows)
+    means = "Geometric means over prompts; "
+    means += "lines are 95 % bootstrap intervals over documents." if given else "too few documents for intervals."
+    return " ".join([*parts, means])

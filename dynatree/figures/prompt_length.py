@@ -44,11 +44,11 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     parts = ["Speedup over our autoregressive loop on the same prompts, and time to the first token, by prompt length."]
     for title, here in panels.places([row for rows in found.values() for row in rows]):
         ratios = [row for row in here if row["metric"] == "speedup"]
-        parts.append(f"On {title} there are {panels.prompts(here)} of each length.")
+        parts.append(f"On {title} ({panels.prompts(here)}, of every length):")
         parts.append(panels.fastest_along(ratios, names, "prompt tokens"))
         parts.append(_waits([row for row in here if row["metric"] == "ttft_ms"]))
     given = any(row["low"] is not None for rows in found.values() for row in rows)
-    means = "Means over prompts (of speedups geometric)"
+    means = "Geometric means over prompts, times at the machine's usual pace"
     means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
     return " ".join([*parts, means])
 

@@ -5,13 +5,12 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
-BASELINE = "autoregressive"
 WIDTH, STEP = 420, 30
 TEXTS = {"headline": "plain greedy text", "penalised": "penalised text"}
 
@@ -45,9 +44,10 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     )
     colours = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
     plain, other = repeated["headline"], repeated["penalised"]
-    title = f"{dataset}: {plain:.0%} of the plain text is repetition, {other:.0%} of the penalised"
+    said = [_sizes(rows), f"{plain:.0%} of the plain text is repetition, {other:.0%} of the penalised"]
+    title = alt.TitleParams(dataset, subtitle=said)
     one = alt.Chart(theme.data([{"value": 1.0}]), width=WIDTH, height=alt.Step(STEP), title=title)
-    joined = alt.Chart(theme.data(lines)).mark_rule(strokeWidth=2, opacity=0.5)
+    joined = alt.Chart(theme.data(lines)).mark_rule(strokeWidth=2, opacity=0.25)
     joined = joined.encode(x=alt.X("x:Q", scale=scale), x2="x2:Q", y=y, color=colours)
     base = alt.Chart(theme.data(shown)).encode(x=x, y=y)
     dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
@@ -57,13 +57,22 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     right = [row for row in shown if row["value"] == largest_of[row["method"]]]
     left = [row for row in shown if row not in right]
     labels = [
-        theme.words(alt.Chart(theme.data(own)).encode(x=x, y=y, text="words:N"), dx)
-        for own, dx in ((right, 9), (left, -9))
+        theme.words(
+            alt.Chart(theme.data([row | {"value": row[end] or row["value"]} for row in own])).encode(
+                x=x, y=y, text="words:N"
+            ),
+            dx,
+        )
+        for own, dx, end in ((right, 9, "high"), (left, -9, "low"))
         if own
     ]
     rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
+    layers = [rule, joined]
+    if ranged := [row for row in shown if row["low"] is not None]:
+        interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colours))
     key = theme.key([(TEXTS["headline"], theme.QUIET, theme.QUIET), (TEXTS["penalised"], "white", theme.QUIET)], WIDTH)
-    return theme.finish(alt.vconcat(key, alt.layer(rule, joined, dots, *labels)))
+    return theme.finish(alt.vconcat(key, alt.layer(*layers, dots, *labels)))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[str, float]]:
@@ -74,18 +83,26 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[s
         raise UserError("no penalised run to compare with plain greedy text; see `penalised` in params.yaml")
     dataset = penalised[0]["dataset"]
     here = [row for row in every if row["dataset"] == dataset and row["experiment"] in TEXTS]
-    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != BASELINE]
+    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
     both = [
         row
         for row in speedups
         if {other["experiment"] for other in speedups if other["method"] == row["method"]} == set(TEXTS)
     ]
     repeated = {
-        row["experiment"]: row["value"] for row in here if row["metric"] == "repetition" and row["method"] == BASELINE
+        row["experiment"]: row["value"]
+        for row in here
+        if row["metric"] == "repetition" and row["method"] == panels.BASELINE
     }
     if not both or set(repeated) != set(TEXTS):
         raise UserError(f"repetition: {dataset} lacks headline or penalised runs of the same method")
     return dataset, both, repeated
+
+
+def _sizes(rows: list[theme.Row]) -> str:
+    """Prompts and tokens, of both texts where they differ: then length tells in their difference, too."""
+    plain, other = (panels.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
+    return plain if plain == other else f"plain {plain}; penalised {other}"
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
@@ -93,20 +110,20 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     dataset, rows, repeated = _found(tables)
     value = {(row["experiment"], row["method"]): row for row in rows}
     methods = theme.ordered(row["method"] for row in rows)
-    prompts = {name: max(row["prompts"] for row in rows if row["experiment"] == name) for name in TEXTS}
     parts = [
-        f"{theme.display(method)} {theme.number(value['headline', method]['value'])} and "
-        f"{theme.number(value['penalised', method]['value'])}"
+        f"{theme.display(method)} {theme.interval(value['headline', method])} and "
+        f"{theme.interval(value['penalised', method])}"
         for method in methods
     ]
-    best = max(methods, key=lambda method: value["penalised", method]["value"])
-    gained = value["penalised", best]["value"]
-    verdict = "resolved" if value["penalised", best]["resolved"] else "not resolved"
+    names = theme.labels((row["method"], row["settings"]) for row in rows)
+    ranked = [row for row in rows if row["experiment"] == "penalised" and row["method"] not in panels.PLAIN]
     text = (
-        f"On {dataset} {repeated['headline']:.0%} of the plain greedy text repeats itself verbatim, with the penalty "
-        f"{repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)} ({prompts['headline']} and "
-        f"{theme.plural(prompts['penalised'], 'prompt')}). Without loops "
+        f"On {dataset} ({_sizes(rows)}) {repeated['headline']:.0%} of the plain greedy text repeats itself verbatim, "
+        f"with the penalty {repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)}."
     )
-    if gained <= 1:
-        return text + "no speculative method beats plain decoding."
-    return text + f"{theme.display(best)} is fastest ({verdict})."
+    if ranked:
+        text += f" With the penalty {panels.fastest(ranked, names)}."
+    given = any(row["low"] is not None for row in rows)
+    return text + (
+        " Lines are 95 % bootstrap intervals over documents." if given else " Too few documents for intervals."
+    )

@@ -151,4 +151,6 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 f"{theme.display(lane.method)} drafts for {theme.number(100 * spent)} % of its time and"
                 f" {drafted} of its {theme.plural(len(lane.tokens), 'token')} were drafted."
             )
-    return " ".join([*parts, "A stack is read downwards; one prompt shows the mechanism, not the mean."])
+    return " ".join(
+        [*parts, "A stack is read downwards; one prompt and one pass each show the mechanism, not the mean."]
+    )

@@ -1,6 +1,6 @@
 """Speedup by the shape of the tree: depth D, branch B and pruning tau, one at a time, and D with B as a heat map.
 
-Drawn is the method that was run with several settings; the others are level lines beside it. Knows only the summary.
+Drawn is the method that was run with several settings; the others are level lines beside it.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import pyarrow as pa
 from dynatree import panels, theme
 from dynatree.errors import UserError
 
-TABLES: tuple[str, ...] = ("summary",)
+TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Settings"
 
 EXPERIMENT = "tree_shape"
@@ -141,7 +141,7 @@ def _grid(rows: Sequence[theme.Row]) -> list[theme.Row]:
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Per knob the best and the worst value; the best shape of all against the level lines and plain decoding."""
     parts = ["Speedup over our autoregressive loop (dashed) on the same prompts by the shape of the tree."]
-    found = _found(tables)
+    found, runs = _found(tables), theme.rows(tables, "runs", experiment=EXPERIMENT)
     for shapes in found:
         method = theme.display(shapes.swept[0]["method"])
         for knob, name in KNOBS.items():
@@ -150,11 +150,14 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 parts.append(
                     f"{shapes.title}, {name}: best of {len(line)} values at {theme.knob_value(best['knobs'][knob])}, "
                     f"{theme.interval(best, '×')} ({panels.verdict(best)}), worst at "
-                    f"{theme.knob_value(worst['knobs'][knob])}, {theme.number(worst['value'])}×."
+                    f"{theme.knob_value(worst['knobs'][knob])}, {theme.number(worst['value'])}× "
+                    f"({panels.change(panels.paired(worst, best, runs))})."
                 )
-        best = max(shapes.swept, key=lambda row: row["value"])
+        best, *others = sorted(shapes.swept, key=lambda row: -row["value"])
         text = f"Best of all {len(shapes.swept)} settings of {method} is {theme.knob_text(best['knobs'])}, "
-        parts.append(f"{text}{theme.interval(best, '×')} ({panels.verdict(best)}){_against(best, shapes.steady)}.")
+        text += f"{theme.interval(best, '×')} ({panels.verdict(best)})"
+        against = others[:1] + shapes.steady
+        parts.append(text + "".join(f"; {_against(row, best, runs)}" for row in against) + ".")
         if best["value"] <= 1:
             parts.append("No setting beats plain decoding.")
     given = any(row["low"] is not None for shapes in found for row in shapes.swept)
@@ -162,12 +165,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     return " ".join(parts)
 
 
-def _against(best: theme.Row, steady: Sequence[theme.Row]) -> str:
-    """How the level lines compare with the best setting."""
-    text = ""
-    for row in steady:
-        share = 100 * (row["value"] / best["value"] - 1)
-        compared = f"{theme.number(abs(share))} % {'faster' if share > 0 else 'slower'}"
-        text += f"; {theme.display(row['method'])} is {compared} than that, {theme.interval(row, '×')}"
-        text += f" ({panels.verdict(row)})"
-    return text
+def _against(row: theme.Row, best: theme.Row, runs: Sequence[theme.Row]) -> str:
+    """How a row compares with the best setting: the next best setting, or a level line."""
+    name = theme.display(row["method"]) if row["method"] != best["method"] else f"next {theme.knob_text(row['knobs'])}"
+    compared = panels.change(panels.paired(row, best, runs))
+    return f"{name} has {theme.interval(row, '×')}, against it {compared}"

@@ -36,7 +36,7 @@ def add(
     """Append rows of every experiment; `few`: the fewest values of each that still make a figure."""
     for dataset in datasets:
         _length_scaling(rows, chance, winner, dataset, prompts, 60 if few else 1000)
-        _tree_shape(rows["summary"], chance, winner, dataset, prompts, intervals, few)
+        _tree_shape(rows, chance, winner, dataset, prompts, intervals, few)
         _ablation(rows, chance, winner, dataset, prompts, intervals, few)
         for length in (200,) if few else (50, 100, 200, 500, 1000):
             _prompt_length(rows["summary"], chance, winner, dataset, prompts, intervals, length)
@@ -65,11 +65,24 @@ def _summary(
         "metric": metric,
         "prompts": prompts,
         "documents": prompts,
+        "measurements": prompts,
+        "output_tokens": 200,
         "value": value,
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
         "resolved": bool(ends) and prompts >= 10 and not ends[0] <= 1 <= ends[1] if metric == "speedup" else None,
     }
+
+
+def _runs(
+    rows: list[Row], chance: random.Random, experiment: str, method: str, settings: str, dataset: str, prompts: int,
+    value: float,
+) -> None:  # fmt: skip
+    """A run a prompt about the value; two that differ in their name alone took other trees."""
+    for prompt in range(prompts):
+        speedup = value * chance.uniform(0.96, 1.04) if method != "autoregressive" else 1.0
+        key = _key(experiment, method, settings, dataset, prompt) | {"prompt_tokens": 128, "batch": 1}
+        rows.append(key | {"output_tokens": 200, "speedup": speedup, "drafted": chance.randrange(10**6)})
 
 
 def _ends(chance: random.Random, value: float, given: bool, exact: bool = False) -> tuple[float, float] | None:
@@ -99,13 +112,19 @@ def _length_scaling(
                 number += 1
             rows["runs"].append(
                 key
-                | {"prompt_tokens": 128, "batch": 1, "output_tokens": ends, "reference_step_ms": reference}
+                | {"prompt_tokens": 128, "batch": 1, "output_tokens": ends, "pace": 46.0 / reference}
                 | {"seconds": now / 1000, "iterations": number}
             )
 
 
 def _tree_shape(
-    rows: list[Row], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool, few: bool
+    rows: dict[str, list[Row]],
+    chance: random.Random,
+    winner: str,
+    dataset: str,
+    prompts: int,
+    intervals: bool,
+    few: bool,
 ) -> None:
     best = 0.3 if winner == "dynatree" else -0.3
     grid = {(d, b, "0.03") for d in range(3, 9) for b in (2, 3, 4)}
@@ -117,7 +136,8 @@ def _tree_shape(
     values |= {("dynatree", SETTINGS["dynatree"]): 1.1 + 2 * best, ("autoregressive", "default"): 1.0}
     for (method, settings), value in values.items():
         ends = _ends(chance, value, intervals, exact=method == "autoregressive")
-        rows.append(_summary("tree_shape", method, settings, dataset, prompts, 128, "speedup", value, ends))
+        _runs(rows["runs"], chance, "tree_shape", method, settings, dataset, prompts, value)
+        rows["summary"].append(_summary("tree_shape", method, settings, dataset, prompts, 128, "speedup", value, ends))
 
 
 def _ablation(
@@ -134,10 +154,7 @@ def _ablation(
             continue
         if winner == "linear" and method == "without_lookup":
             value = 2.3
-        own = [value * chance.uniform(0.96, 1.04) if method != "autoregressive" else 1.0 for _ in range(prompts)]
-        for prompt, speedup in enumerate(own):
-            key = _key("ablation", method, settings, dataset, prompt)
-            rows["runs"].append(key | {"prompt_tokens": 128, "batch": 1, "output_tokens": 200, "speedup": speedup})
+        _runs(rows["runs"], chance, "ablation", method, settings, dataset, prompts, value)
         ends = _ends(chance, value, intervals, exact=method == "autoregressive")
         rows["summary"].append(_summary("ablation", method, settings, dataset, prompts, 128, "speedup", value, ends))
 

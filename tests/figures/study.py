@@ -58,6 +58,7 @@ def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, e
                 rows.append(
                     {"experiment": "batch_size", "method": method, "settings": settings, "dataset": dataset}
                     | {"prompt_tokens": 128, "batch": batch, "metric": metric, "prompts": prompts, "documents": prompts}
+                    | {"measurements": -(-prompts // batch), "output_tokens": 48}
                     | {"value": value, "low": low if ends else None, "high": high if ends else None}
                     | {"resolved": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
                 )

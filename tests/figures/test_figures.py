@@ -105,10 +105,10 @@ def test_caption_follows_the_data(figure: ModuleType) -> None:
 def test_a_winning_baseline_is_said_to_win() -> None:
     """Guards against hiding that no speculative method beats plain decoding."""
     caption = plugins.load("figures", "datasets").caption(synthetic.make(winner="autoregressive"))
-    assert "Autoregressive is fastest" in caption and "no other method beats it" in caption
+    assert "no method beats plain decoding; closest is" in caption
 
 
-@pytest.mark.parametrize(("prompts", "said"), [(4, "not resolved with 4 prompts"), (12, "(resolved with 12 prompts)")])
+@pytest.mark.parametrize(("prompts", "said"), [(4, "not resolved with 4 prompts"), (12, ", resolved with 12 prompts")])
 def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
     """Guards against claiming a speedup that the number of prompts does not carry."""
     assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))
@@ -119,8 +119,8 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
     caption = plugins.load("figures", "drafter").caption
     won, lost = (caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear"))
     assert "a static tree (D 3, B 2, N 6) with 1.70×; a chain (K 3) with 1.50× is the best chain" in won
-    assert "a chain (K 3) with 1.50×, ahead of every tree" in lost
-    assert "Lookup alone is slower: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
+    assert "a chain (K 3) with 1.50×, and no tree is faster" in lost
+    assert "Lookup alone is no faster: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
     rows = synthetic.make()["drafter"].to_pylist()
     slow = [row | {"speedup": row["speedup"] and row["speedup"] / 2} for row in rows]
     assert "slower than plain" in caption({"drafter": pa.Table.from_pylist(slow, schema=TABLES["drafter"])})
