@@ -108,7 +108,7 @@ def parts(records: list[Records]) -> list[Row]:
     for row in rows:
         own = plain.get((*prompt_key(row), row["part"]))
         row["speedup"] = own["steps_a_token"] / row["steps_a_token"] if own else None
-        del row["batch"]
+        del row["batch"], row["output_tokens"]
     return rows
 
 
@@ -131,7 +131,7 @@ def _part_rows(record: Records) -> list[Row]:
             members.setdefault("loops" if repeated[place] else "new text", []).append(taken)
         key = {**record.key, **{n: output[n] for n in ("prompt_id", "repeat", "document_id", "prompt_tokens")}}
         rows += [
-            {**key, "batch": timing["batch"], "part": part, "tokens": len(taken)}
+            {**key, "batch": timing["batch"], "output_tokens": total, "part": part, "tokens": len(taken)}
             | {"steps_a_token": sum(taken) / len(taken) / reference(timing)}
             for part, taken in members.items()
         ]

@@ -96,8 +96,12 @@ def reference(timing: Row) -> float:
     return float(before + after) / 2
 
 
+COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "prompt_id", "repeat")
+
+
 def prompt_key(row: Row) -> tuple[Any, ...]:
-    return tuple(row[key] for key in ("experiment", "dataset", "prompt_tokens", "batch", "prompt_id", "repeat"))
+    """What runs have in common that are compared; no longer output than another, which a run of other sizes left."""
+    return tuple(row[key] for key in COMPARED)
 
 
 def _run_rows(record: Records, usual: float) -> Iterable[Row]:

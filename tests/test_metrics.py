@@ -178,6 +178,13 @@ def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
         assert got["speedup"] is got["speedup_transformers"] is got["identical"] is None
 
 
+def test_outputs_of_other_lengths_are_not_compared() -> None:
+    """Guards against a speedup over plain decoding's shorter output, left by a run of other sizes."""
+    longer = record("autoregressive", [STEP] * 2, [1.0, 2.0, 3.0])
+    rows = metrics.runs([longer, record("dynatree", [STEP], [1.0, 2.0])])
+    assert [row["speedup"] for row in rows] == [1.0, None]
+
+
 def test_identical_compares_tokens() -> None:
     """Guards against calling outputs equal because they are equally long."""
     plain = record("autoregressive", [{**STEP, "emitted": [7]}, {**STEP, "emitted": [4]}], [1.0, 2.0, 3.0])
@@ -216,7 +223,7 @@ def test_summary_takes_geometric_means_of_ratios(monkeypatch: pytest.MonkeyPatch
     records = []
     for document, seconds in (("a", 1.0), ("b", 4.0)):
         where = {"prompt": f"d/{document}/0", "document": document, "audit": {"largest_gap": seconds}}
-        records.append(record("autoregressive", [STEP], [0.5, 2.0], **where))
+        records.append(record("autoregressive", [STEP] * 2, [0.5, 1.0, 2.0], **where))
         records.append(record("dynatree", [SPECULATED], [0.5, seconds], **where))
     rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
     assert rows["speedup"]["value"] == pytest.approx(1.0)
@@ -235,7 +242,7 @@ def test_a_speedup_is_resolved_from_ten_prompts_on(prompts: int, expected: bool)
     records = []
     for number in range(prompts):
         where = {"prompt": f"d/{number}/0", "document": str(number)}
-        records.append(record("autoregressive", [STEP], [0.5, 2.0], **where))
+        records.append(record("autoregressive", [STEP] * 2, [0.5, 1.0, 2.0], **where))
         records.append(record("dynatree", [SPECULATED], [0.5, 1.0], **where))
     rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
     assert rows["speedup"]["resolved"] is expected

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 
-from dynatree.errors import UserError
+from dynatree.errors import UserError, reported
 from dynatree.files import write_text
 from dynatree.plugins import load
 from dynatree.render import render
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--figure", required=True, help="name of a file in dynatree/figures")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     arguments = parser.parse_args()
-    try:
+    with reported():
         figure = load("figures", arguments.figure)
         paths = {name: arguments.tables / f"{name}.parquet" for name in figure.TABLES}
         if missing := [str(path) for path in paths.values() if not path.is_file()]:
@@ -26,8 +26,6 @@ def main() -> None:
         caption = figure.caption(tables)
         render(figure.draw(tables), arguments.out, arguments.figure, caption)
         write_text(arguments.out / f"{arguments.figure}.caption.txt", caption + "\n")
-    except UserError as error:
-        parser.exit(2, f"{error}\n")
 
 
 if __name__ == "__main__":
