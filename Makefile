@@ -49,7 +49,7 @@ drills: $(STAMP)
 # jobs need not run alone: two at a time, of one thread each.
 quick: $(STAMP)
 	$(BIN)/python workflow/scripts/sandbox.py --out build/quick
-	cd build/quick && $(abspath $(BIN))/snakemake --cores 2 --resources machine=200 -- all
+	cd build/quick && "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources machine=200 -- all
 	@echo "figures: build/quick/figures"
 
 # After `dvc checkout` or `dvc pull`: what DVC finds unchanged counts as up to date for Snakemake, too.

@@ -1,8 +1,8 @@
 """Attention on a CPU whose query heads share keys and values: the same numbers, without copying keys for every head.
 
-With a mask transformers repeats keys and values in memory before it calls torch, in each layer of each forward; torch's
-CPU kernel reads them where they are. What is verified always has a mask. Few new tokens are multiplied here: that
-kernel works through them head by head, while the heads that share a key are rows of one product.
+With a mask, as every tree has, transformers repeats keys and values in memory before it calls torch, in each layer of
+each forward; torch's CPU kernel reads them where they are. Few new tokens are multiplied here: that kernel works
+through them head by head, while the heads that share a key are rows of one product.
 """
 
 from typing import Any

@@ -18,14 +18,16 @@ from dynatree.trace import Clock, OnCommit, Recorder, Trace
 class _Commits(BaseStreamer):
     """Turns what `generate` streams into rounds: the prompt comes first, then one call a commit."""
 
-    def __init__(self, recorder: Recorder, prompt_length: int):
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, prompt_length: int, limit: int):
+        self._recorder, self._limit = recorder, limit
         self._prompt_length = prompt_length
         self._prompt_seen = False
         self.fed: list[int] = []  # new tokens of each target forward
 
     def watch(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the target."""
+        if self._recorder.clock.stopped:
+            return
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         self.fed.append(ids.shape[1] - (0 if self.fed else self._prompt_length - 1))
 
@@ -37,7 +39,8 @@ class _Commits(BaseStreamer):
         if not self._recorder.trace.commits:
             self._recorder.first(tokens, accepted=len(tokens) - 1)
         else:
-            drafted = self.fed[-1] - 1
+            # What it looks up beyond the last wanted token can never be emitted.
+            drafted = min(self.fed[-1] - 1, self._limit - len(self._recorder.trace.output) - 1)
             self._recorder.round(tokens, accepted=len(tokens) - 1, drafted=drafted, depth=drafted)
 
     def end(self) -> None:
@@ -63,7 +66,7 @@ def generate(
     forwards = target.forwards
     draft_forwards = drafter.forwards if drafter else 0
     recorder = Recorder(eos_ids, on_commit, clock)
-    commits = _Commits(recorder, len(prompt))
+    commits = _Commits(recorder, len(prompt), max_new_tokens)
     ids = torch.tensor([prompt], device=target.device)
     # A configuration of our own: the model's may sample or penalise.
     config = GenerationConfig(

@@ -1,9 +1,9 @@
 """The paired benchmark: all methods of a prompt in one process, in rotating order, so that a slow spell hits all alike.
 
-Timings of separate jobs can only be compared through a reference; these are compared directly.
+Within a prompt's turn the machine has faster and slower seconds, too: what is compared is a method's time in plain
+steps that were timed meanwhile (measure.py).
 """
 
-import time
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -26,13 +26,20 @@ def combinations(knobs: dict[str, Any], grid: dict[str, list[Any]]) -> list[dict
     return [knobs | dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
-def tune(decoders: Sequence[Any], prompts: Sequence[Prompt], output_tokens: int, processors: Processors) -> list[float]:
-    """Seconds of each decoder over all `prompts`, which are of the tuning split; they take turns prompt by prompt."""
-    seconds = [0.0] * len(decoders)
+def tune(
+    target: LanguageModel,
+    decoders: Sequence[Any],
+    prompts: Sequence[Prompt],
+    output_tokens: int,
+    processors: Processors,
+) -> list[float]:
+    """Time of each decoder over all `prompts`, which are of the tuning split, in plain steps; they take turns."""
+    steps, reference = [0.0] * len(decoders), measure.Reference(target)
     for prompt in prompts:
         for place, decoder in enumerate(decoders):
-            seconds[place] += decoder.decode(prompt.ids, output_tokens, processors=processors).seconds
-    return seconds
+            (trace,), clock = measure.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
+            steps[place] += trace.seconds / statistics.mean(clock.samples, geometric=False)
+    return steps
 
 
 def paired(
@@ -50,8 +57,9 @@ def paired(
     """
     names = list(decoders)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    rows = [_run(target, decoders[name], name, prompt, output_tokens, processors) for name in order]
-    rows.append(_run(target, decoders["autoregressive"], AGAIN, prompt, output_tokens, processors))
+    asked = [*((name, decoders[name]) for name in order), (AGAIN, decoders["autoregressive"])]
+    reference = measure.Reference(target)
+    rows = [_run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == "autoregressive")
     for row in rows:
         row["identical"] = row["output_ids"] == plain
@@ -64,18 +72,22 @@ _AUDITED = ("flips", "largest_gap", "repetition")
 
 
 def _run(
-    target: LanguageModel, decoder: Any, name: str, prompt: Prompt, output_tokens: int, processors: Processors
+    target: LanguageModel,
+    decoder: Any,
+    reference: measure.Reference,
+    name: str,
+    prompt: Prompt,
+    output_tokens: int,
+    processors: Processors,
 ) -> Row:
-    measure.synchronise(target.device)
-    begin = time.perf_counter()
-    trace = decoder.decode(prompt.ids, output_tokens, processors=processors)
-    measure.synchronise(target.device)
+    (trace,), clock = measure.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
     return {
         "method": name,
         "prompt_id": prompt.prompt_id,
         "document_id": prompt.document_id,
         "dataset": prompt.dataset,
-        "seconds": time.perf_counter() - begin,
+        "seconds": trace.seconds,
+        "references": clock.samples,
         "commits": trace.commits,
         "emitted": [trace.first, *(len(r.emitted) for r in trace.rounds)],
         "output_ids": trace.output,
@@ -89,13 +101,16 @@ def _run(
 def summary(text: str, rows: Sequence[Row]) -> list[Row]:
     """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them."""
     result = []
+    step = [statistics.mean(row["references"], geometric=False) for row in rows]
+    usual = statistics.median(step)
+    rows = [row | {"even": row["seconds"] * usual / own} for row, own in zip(rows, step, strict=True)]
     for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:
         here = [row for row in rows if dataset in ("all", row["dataset"])]
-        seconds = {(row["method"], row["prompt_id"]): row["seconds"] for row in here}
+        seconds = {(row["method"], row["prompt_id"]): row["even"] for row in here}
         for baseline in BASELINES:
             for method in dict.fromkeys(row["method"] for row in here):
                 own = [row for row in here if row["method"] == method]
-                ratios = [seconds[baseline, row["prompt_id"]] / row["seconds"] for row in own]
+                ratios = [seconds[baseline, row["prompt_id"]] / row["even"] for row in own]
                 ends = statistics.interval(ratios, [row["document_id"] for row in own], geometric=True)
                 result.append(
                     {
@@ -111,7 +126,7 @@ def summary(text: str, rows: Sequence[Row]) -> list[Row]:
                         "worst": min(ratios),
                         "resolved": statistics.resolved(ends, len(own)),
                         "throughput": statistics.mean(
-                            [len(row["output_ids"]) / row["seconds"] for row in own], geometric=True
+                            [len(row["output_ids"]) / row["even"] for row in own], geometric=True
                         ),
                         "repetition": statistics.mean([row["repetition"] for row in own], geometric=False),
                         "identical": statistics.mean([float(row["identical"]) for row in own], geometric=False),

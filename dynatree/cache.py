@@ -170,10 +170,6 @@ class KeyValueCache:
                     held[:, prefix_length:end] = held[:, slots]
         self.crop(end)
 
-    def bytes(self) -> tuple[int, int]:
-        """(bytes of the slots in use, bytes of the storage held) of all rows, each as long as the longest."""
-        return state_bytes(self.states)
-
 
 def state_bytes(states: Cache) -> tuple[int, int]:
     """(bytes of the slots in use, bytes of the storage held) of keys and values, ours or transformers' own."""

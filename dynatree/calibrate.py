@@ -40,7 +40,7 @@ RATED = 8
 LEAST_HANDLED = 20
 
 # What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
-DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 8, "branch": 4, "threshold": 0.01, "budget": 63}
+DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
 NEW_TEXT = Processors(repetition_penalty=1.2)
 # Tokens at which a drafter is taken to be right as often as it says, besides those that were seen.
 _BORNE_OUT = 200
@@ -77,13 +77,14 @@ def pair(
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
     # Whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
-    greedy, new = (
-        [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
-        for processors in (PLAIN, NEW_TEXT)
-    )
     fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
-    known = steps(greedy, drafter, new)
+    # Nor is another job slowed down.
     with measure.alone():
+        greedy, new = (
+            [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
+            for processors in (PLAIN, NEW_TEXT)
+        )
+        known = steps(greedy, drafter, new)
         table = costs(target, drafter, contexts, repeats, provenance.describe(dtype, device), fingerprints, batches)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
@@ -118,7 +119,8 @@ def costs(
 
     def table() -> CostTable:
         alone = curves(1, contexts, VERIFIED, DRAFTED)
-        middle = [sorted(contexts)[len(contexts) // 2]]
+        fitting = sorted(_fitting(target, contexts))
+        middle = [fitting[len(fitting) // 2]]
         together = []
         for rows in sorted({*batches} - {1}):
             sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
@@ -186,16 +188,23 @@ def while_decoding(
     texts that do not loop: in loops hardly a level is drafted.
     """
     decoder = measure.build(target, drafter, "speculative", DECODING, calibration)
-    draft, beyond = calibration.costs.draft, []
+    draft = calibration.costs.draft
+    beyond: dict[int, list[float]] = {}
     assert draft is not None, "the table has the drafter's costs"
     for prompt in prompts:
         trace = decoder.decode(prompt, output_tokens, clock=Clock(instrumented=True), processors=NEW_TEXT)
         taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
+        context = len(prompt)
         for number, fact in enumerate(trace.rounds):
             if fact.draft_forwards:
-                beyond.append(taken[number] / fact.draft_forwards - float(draft.at(len(prompt), 1)[1]))
-    found = max(0.0, statistics.median(beyond)) if beyond else 0.0
-    print(f"calibrate: a level takes {1000 * found:.1f} ms more in decoding ({len(beyond)} rounds)", file=sys.stderr)
+                level = taken[number] / fact.draft_forwards - float(draft.at(context, 1)[1])
+                beyond.setdefault(fact.draft_forwards, []).append(level)
+            context += len(fact.emitted)
+    # Of the fewest levels, most often one, below the root alone: later ones are over more tokens.
+    counted = beyond[min(beyond)] if beyond else [0.0]
+    found = max(0.0, statistics.median(counted))
+    rounds = len(counted) if beyond else 0
+    print(f"calibrate: a level takes {1000 * found:.1f} ms more in decoding ({rounds} rounds)", file=sys.stderr)
     return found
 
 
@@ -208,7 +217,7 @@ def _curve(
 ) -> Curve:
     limit = model.context_limit or max(contexts) + max(sizes)
     fitting = _fitting(model, contexts)
-    seconds = []
+    seconds: list[list[float]] = []
     for context in fitting:
         caches = KeyValueCache.together(rows)
         for row, cache in enumerate(caches):
@@ -217,8 +226,11 @@ def _curve(
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
         median = _medians(model, [partial(step, caches, n) for n in within], repeats)
-        # A context near the limit lacks its last sizes; they are never asked for there.
-        seconds.append(median + [median[-1] * n / within[-1] for n in sizes[len(within) :]])
+        # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
+        # as behind the context before it, or by the token.
+        shape = seconds[-1] if seconds else sizes
+        last = len(within) - 1
+        seconds.append(median + [median[-1] * shape[place] / shape[last] for place in range(last + 1, len(sizes))])
         what = model.name if rows == 1 else f"{model.name}, {rows} rows"
         print(f"calibrate: {what} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
     return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)

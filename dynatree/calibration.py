@@ -24,8 +24,10 @@ _LEAST, _MOST = 1e-4, 0.995
 # Of the online correction: hits that a request starts with, and what an observation keeps of the older ones.
 _PRIOR_HITS, _MEMORY = 3.0, 0.97
 # Parts of a machine's description that move the table; versions of Python do not.
-_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch")
+_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers")
 COSTS, STEPS = "costs.json", "steps.json"
+# Raised where what is measured, or how, changes what the numbers mean.
+VERSION = 2
 
 
 class StepCalibration(Knobs):
@@ -37,6 +39,7 @@ class StepCalibration(Knobs):
     ranks: list[tuple[float, float]] = Field(min_length=1)
     rates: list[float] = Field(min_length=1)
     lookup: list[float]
+    version: int = 0
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
@@ -82,13 +85,13 @@ class Calibration(NamedTuple):
     def write(self, folder: Path) -> None:
         """Write `costs.json` and `steps.json`."""
         files.write_json(folder / COSTS, self.costs.model_dump(mode="json"))
-        files.write_json(folder / STEPS, self.steps.model_dump(mode="json"))
+        files.write_json(folder / STEPS, {**self.steps.model_dump(mode="json"), "version": VERSION})
 
     @staticmethod
     def read(folder: Path, models: dict[str, str], machine: dict[str, Any]) -> "Calibration":
         """What `write` wrote, for the pair with these fingerprints.
 
-        Raises UserError if it is missing, damaged, or of other models; a table of another machine is used with a
+        Raises UserError if it is missing, damaged, old, or of other models; a table of another machine is used with a
         warning, since it may choose trees badly but never changes an output.
         """
         try:
@@ -97,6 +100,10 @@ class Calibration(NamedTuple):
             )
         except (OSError, ValueError, TypeError, ValidationError) as error:
             raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
+        if calibration.steps.version != VERSION:
+            raise UserError(
+                f"calibration {folder}: of version {calibration.steps.version}, this is {VERSION}; measure it again"
+            )
         measured = calibration.costs.models
         for role, fingerprint in models.items():
             if measured.get(role) != fingerprint:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from dynatree import grid, measure, plugins, weights
 from dynatree.errors import UserError
+from dynatree.files import drafter_of
 from dynatree.knobs import checked
 from dynatree.params import Params
 from dynatree.processors import Processors
@@ -35,6 +37,12 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
     for name, pair in params.pairs.items():
         checked(f"pairs.{name}.target", weights.parse, pair.target)
         checked(f"pairs.{name}.drafter", weights.parse, pair.drafter)
+        for role, model, built in (("target", pair.target, name), ("drafter", pair.drafter, drafter_of(name))):
+            folder = Path("models", built)
+            if Path(model.get("path", ".")).resolve() == folder.resolve():
+                raise UserError(
+                    f"pairs.{name}.{role}.path: {folder} is where the model is built, anew; move yours elsewhere"
+                )
         for dataset in pair.drafter.get("mix", {}):
             if dataset not in params.sources:
                 known = ", ".join(params.sources)

@@ -42,7 +42,7 @@ def _report(arguments: argparse.Namespace) -> None:
         try:
             print(reference.describe())
         except ImportError as error:  # of a source's library
-            raise UserError(f"report: {error}; pip install 'dynatree[workflow]'") from error
+            raise UserError(f"report: {error}; pip install '.[workflow]' in the checkout") from error
 
 
 def _refuse(message: str) -> NoReturn:

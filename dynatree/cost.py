@@ -76,7 +76,7 @@ class Curve(Knobs):
         rows = [len(row) for row in self.seconds]
         if rows != [len(self.tokens)] * len(self.contexts) or sorted(set(self.tokens)) != self.tokens:
             raise ValueError("seconds: expected a row a context and a value a token count, counts ascending")
-        if any(value <= 0 for row in self.seconds for value in row):
+        if any(not value > 0 for row in self.seconds for value in row):
             raise ValueError("seconds: expected positive numbers")
         return self
 

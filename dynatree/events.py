@@ -3,12 +3,12 @@
 Knows no model; token ids become text through a function that the caller gives.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from dynatree import files
+from dynatree import files, statistics
 from dynatree.metrics import Records, prompt_key, reference, run_key
 
 Row = dict[str, Any]
@@ -76,20 +76,28 @@ def node_rows(fact: Row, decode: Decode) -> list[Row]:
     ]
 
 
-def phases(results: Path, folder: Path, decode: Decode) -> list[Row]:
-    """Rows of the table `phases` from one instrumented pass."""
-    record = files.read_json(folder / files.PHASES)
+def phases(results: Path, folders: Sequence[Path], decode: Decode) -> list[Row]:
+    """Rows of the table `phases` from instrumented passes, all at the pace that is usual among them."""
+    records = [files.read_json(folder / files.PHASES) for folder in folders]
+    usual = statistics.median([reference(record) for record in records]) if records else 0.0
+    rows = []
+    for folder, record in zip(folders, records, strict=True):
+        rows += _phase_rows(run_key(results, folder), record, usual / reference(record), decode)
+    return rows
+
+
+def _phase_rows(run: Row, record: Row, pace: float, decode: Decode) -> list[Row]:
     facts = {-1: (record["output_ids"][: record["first"]], 0)}
     facts |= {number: (fact["emitted"], fact["accepted"]) for number, fact in enumerate(record["rounds"])}
-    key = {**run_key(results, folder), "repeat": 0}
+    key = {**run, "repeat": 0}
     return [
         {
             **key,
             "prompt_id": record["prompt_id"],
             "round": number,
             "phase": name,
-            "start_ms": 1000 * start,
-            "end_ms": 1000 * end,
+            "start_ms": 1000 * pace * start,
+            "end_ms": 1000 * pace * end,
             "emitted": len(facts[number][0]),
             "text": TOKEN_SEPARATOR.join(decode([token]) for token in facts[number][0]),
             "accepted": facts[number][1],

@@ -17,6 +17,9 @@ DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
 # Files of a run folder: what is deterministic, what was timed, what the audit found; of a pass: phases, memory.
 OUTPUTS, TIMINGS, AUDIT, PHASES, MEMORY = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json", "memory.json"
 
+# Beside the benchmark's records: which of their folders the table is made of.
+CURRENT = "current.json"
+
 
 def drafter_of(target: str) -> str:
     """The name of the model folder of a target's drafter."""

@@ -103,6 +103,10 @@ def with_settings(knobs: dict[str, Any], text: str) -> dict[str, Any]:
     if unknown:
         raise UserError(f"settings {text!r}: the method has no {', '.join(unknown)}; it has {settings(knobs)}")
     merged = {**knobs, **changed}
+    if unsaid := [knob for knob in knobs if knob not in {*SYMBOLS, *PLUGGED}]:
+        raise UserError(
+            f"settings {text!r}: {', '.join(unsaid)} of this method has no symbol; name the settings in `also`"
+        )
     if settings(merged) != text:
         raise UserError(f"settings {text!r}: write it as {settings(merged)}")
     return merged

@@ -1,6 +1,7 @@
 """Run one method over prompts and record what happened: deterministic outputs apart from timings.
 
-A reference of plain target steps brackets each prompt, so that jobs timed at different moments can be compared.
+Plain target steps are timed between a request's rounds, its clock stopped: machines that others share have faster and
+slower seconds, and what was timed at different moments is compared by what a plain step took meanwhile.
 """
 
 import fcntl
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from dynatree.errors import UserError, readable
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
-from dynatree.trace import Clock, Trace
+from dynatree.trace import REFERENCE_EVERY, REFERENCE_STEPS, Clock, Trace
 from dynatree.verification.greedy import greedy_tokens
 from dynatree.watermark import HighWater
 
@@ -50,19 +52,62 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def reference_step(target: LanguageModel, seconds: float) -> float:
-    """Median seconds of a plain target step at a fixed context, over at least `seconds` of such steps."""
-    context = min(REFERENCE_CONTEXT, (target.context_limit or REFERENCE_CONTEXT + 1) - 1)
-    cache = KeyValueCache()
-    token = greedy_tokens(target.forward(torch.arange(context) % target.vocabulary_size, cache, last_only=True))
-    steps: list[float] = []
-    begin = time.perf_counter()
-    while not steps or time.perf_counter() - begin < seconds:
-        cache.crop(context)
-        start = time.perf_counter()
-        greedy_tokens(target.forward(token, cache))
-        steps.append(time.perf_counter() - start)
-    return sorted(steps)[len(steps) // 2]
+class Reference:
+    """Plain steps of `target` at a fixed context, apart from any request's cache and counts."""
+
+    def __init__(self, target: LanguageModel):
+        self._target, self._cache, self.device = target, KeyValueCache(), target.device
+        self._context = min(REFERENCE_CONTEXT, (target.context_limit or REFERENCE_CONTEXT + 1) - 1)
+        prompt = torch.arange(self._context) % target.vocabulary_size
+        with torch.inference_mode():
+            self._token = greedy_tokens(target.forward(prompt, self._cache, last_only=True))
+
+    @torch.inference_mode()
+    def sample(self) -> float:
+        """Median seconds of a few steps."""
+        with self._target.uncounted():
+            edges = [self._step() for _ in range(REFERENCE_STEPS)]
+        seconds = sorted(end - begin for begin, end in pairwise(edges))
+        return seconds[len(seconds) // 2]
+
+    def _step(self) -> float:
+        self._cache.crop(self._context)
+        greedy_tokens(self._target.forward(self._token, self._cache))
+        return time.perf_counter()
+
+
+class PacedClock(Clock):
+    """A request's clock that stops behind a commit, every REFERENCE_EVERY seconds, to sample `reference`."""
+
+    def __init__(self, reference: Reference, instrumented: bool = False):
+        super().__init__(instrumented)
+        self._reference, self._stopped = reference, 0.0
+        self.samples = [reference.sample()]
+        self._due = REFERENCE_EVERY
+        self.start = time.perf_counter()
+
+    def now(self) -> float:
+        return super().now() - self._stopped
+
+    def lull(self) -> None:
+        if self.now() >= self._due:
+            self.sample()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with super().phase(name):
+            yield
+            if self.instrumented:
+                # What was only sent to the device is no part of the next phase.
+                synchronise(self._reference.device)
+
+    def sample(self) -> None:
+        """Take a sample now, outside of the request's time."""
+        begin, self.stopped = time.perf_counter(), True
+        self.samples.append(self._reference.sample())
+        self.stopped = False
+        self._stopped += time.perf_counter() - begin
+        self._due = self.now() + REFERENCE_EVERY
 
 
 def build(
@@ -112,46 +157,31 @@ def generate(
     decoder: Any,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
-    repeats: int,
-    reference_seconds: float,
+    repeats: int = 1,
+    batch: int = 1,
     processors: Processors = PLAIN,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike."""
-    return generate_batches(target, decoder, prompts, 1, max_new_tokens, repeats, reference_seconds, processors)
+    """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike.
 
-
-def generate_batches(
-    target: LanguageModel,
-    decoder: Any,
-    prompts: Sequence[Prompt],
-    batch: int,
-    max_new_tokens: int,
-    repeats: int,
-    reference_seconds: float,
-    processors: Processors = PLAIN,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """As `generate`, for groups of `batch` prompts decoded together, in order; the last group may be smaller.
-
-    `seconds` of a timing are those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens
-    that it emitted; `commits` are the prompt's own, from the group's start. `peak_bytes`: the most memory that the
-    process had in use meanwhile; null where the system does not tell.
+    Groups of `batch` prompts are decoded together, in order; the last group may be smaller. `seconds` of a timing are
+    those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens that it emitted; `commits`
+    are the prompt's own, from the group's start; `references` are seconds of a plain step, sampled before, between and
+    after the group's rounds. `peak_bytes`: the most memory that the process had in use meanwhile; null where the system
+    does not tell.
     """
     check_batch(decoder, batch)
     groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
     water = HighWater(target.device)
     outputs, timings = [], []
     with alone():
-        decode_all(decoder, [prompt.ids for prompt in groups[0]], min(WARM_UP_TOKENS, max_new_tokens))
-        before = reference_step(target, reference_seconds)
+        warm_up(decoder, [prompt.ids for prompt in groups[0]], max_new_tokens)
+        reference = Reference(target)
         for repeat in range(repeats):
             for group in groups:
                 if water.told:
                     water.reset()
-                synchronise(target.device)
-                traces = decode_all(decoder, [p.ids for p in group], max_new_tokens, processors=processors)
-                synchronise(target.device)
+                traces, clock = timed(target, decoder, reference, [p.ids for p in group], max_new_tokens, processors)
                 peak = water.peak() if water.told else None
-                after = reference_step(target, reference_seconds)
                 seconds = max(trace.seconds for trace in traces)
                 tokens = sum(len(trace.output) for trace in traces)
                 for prompt, trace in zip(group, traces, strict=True):
@@ -164,15 +194,31 @@ def generate_batches(
                             "batch_tokens": tokens,
                             "seconds": seconds,
                             "commits": trace.commits,
-                            "reference_before": before,
-                            "reference_after": after,
+                            "references": clock.samples,
                             "peak_bytes": peak,
                         }
                     )
-                before = after
                 names = ", ".join(prompt.prompt_id for prompt in group)
                 print(f"generate: {names}: {tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     return outputs, timings
+
+
+def timed(
+    target: LanguageModel,
+    decoder: Any,
+    reference: Reference,
+    prompts: Sequence[list[int]],
+    max_new_tokens: int,
+    processors: Processors = PLAIN,
+    instrumented: bool = False,
+) -> tuple[list[Trace], PacedClock]:
+    """The traces of `prompts`, several of them decoded together, and their clock with its samples of `reference`."""
+    synchronise(target.device)
+    clock = PacedClock(reference, instrumented)
+    traces = decode_all(decoder, prompts, max_new_tokens, clock=clock, processors=processors)
+    synchronise(target.device)
+    clock.sample()
+    return traces, clock
 
 
 def check_batch(decoder: Any, batch: int) -> None:
@@ -191,9 +237,9 @@ def decode_all(decoder: Any, prompts: Sequence[list[int]], max_new_tokens: int, 
     return traces
 
 
-def warm_up(decoder: Any, prompt: list[int], max_new_tokens: int) -> None:
+def warm_up(decoder: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
     """A short generation that is not recorded."""
-    decoder.decode(prompt, min(WARM_UP_TOKENS, max_new_tokens))
+    decode_all(decoder, prompts, min(WARM_UP_TOKENS, max_new_tokens))
 
 
 def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:
@@ -210,8 +256,9 @@ def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:
 
 
 def phases(target: LanguageModel, decoder: Any, prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
-    """One instrumented generation: output record and the span of each phase, in seconds since the start."""
+    """One instrumented generation: output record, the span of each phase in seconds since the start, references."""
     with alone():
-        warm_up(decoder, prompt.ids, max_new_tokens)
-        trace = decoder.decode(prompt.ids, max_new_tokens, clock=Clock(instrumented=True))
-    return {"prompt_id": prompt.prompt_id, **output_record(prompt, trace), "spans": trace.spans}
+        warm_up(decoder, [prompt.ids], max_new_tokens)
+        (trace,), clock = timed(target, decoder, Reference(target), [prompt.ids], max_new_tokens, instrumented=True)
+    record = {"prompt_id": prompt.prompt_id, **output_record(prompt, trace)}
+    return {**record, "spans": trace.spans, "references": clock.samples}

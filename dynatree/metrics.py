@@ -91,9 +91,8 @@ def runs(records: list[Records]) -> list[Row]:
 
 
 def reference(timing: Row) -> float:
-    """Seconds of a plain step around a request, by which its own are seen: machines have faster and slower minutes."""
-    before, after = timing["reference_before"], timing["reference_after"]
-    return float(before + after) / 2
+    """Seconds of a plain step while a request ran, by which its own are seen: machines have slower minutes."""
+    return statistics.mean(timing["references"], geometric=False)
 
 
 COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "prompt_id", "repeat")
@@ -134,7 +133,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "tpot_ms": 1000 * tpot if tpot is not None else None,
             "decode_throughput": 1 / tpot if tpot else None,
             "reference_step_ms": 1000 * step,
-            "reference_spread": abs(timing["reference_after"] - timing["reference_before"]) / step,
+            "reference_spread": statistics.deviation(timing["references"]) / step,
             "normalised_seconds": timing["seconds"] / step,
             "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
             "iterations": len(rounds),
@@ -241,7 +240,7 @@ HEADLINE = (
 def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
     """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine.
 
-    `reference`: what a plain step took around each request of all experiments, and how it moved meanwhile.
+    `reference`: what a plain step took during each request of all experiments, and how it varied meanwhile.
     """
     rows = [row for row in run_rows if row["experiment"] == "headline"]
     lengths = ("prompt_tokens", "output_tokens")

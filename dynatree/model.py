@@ -4,7 +4,8 @@ All contact with transformers' forward is here and in cache.py; knows no tree, n
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from typing import Any
@@ -85,6 +86,13 @@ class LanguageModel:
     def forwards(self) -> int:
         """Forwards so far, counted at the model call."""
         return self._counted[0]
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within, forwards are not counted: they belong to no request."""
+        before = self._counted[0]
+        yield
+        self._counted[0] = before
 
     def over_all_tokens(self) -> "LanguageModel":
         """A view of the same model that drafts over the whole vocabulary."""

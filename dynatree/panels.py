@@ -14,6 +14,8 @@ from dynatree import statistics, theme
 from dynatree.errors import UserError
 
 BASELINE = "autoregressive"
+# Columns of `runs` that say what was done, and not how long it took.
+WORK = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
 # Plain decoding under other names: what others are measured by.
 PLAIN = (BASELINE, "autoregressive_again", "transformers")
 RESOLVED = [
@@ -74,8 +76,7 @@ def paired(row: theme.Row, other: theme.Row, runs: Sequence[theme.Row]) -> theme
         )
     ratios = [own[key]["speedup"] / theirs[key]["speedup"] for key in keys]
     ends = statistics.interval(ratios, [own[key]["document_id"] for key in keys], geometric=True)
-    work = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
-    work = tuple(name for name in work if name in own[keys[0]])
+    work = [name for name in WORK if name in own[keys[0]]]
     return {
         "ratio": statistics.mean(ratios, geometric=True),
         "ends": ends,

@@ -5,6 +5,7 @@ the plug-ins that take them (checks.py), which does import them.
 """
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,6 +18,9 @@ from dynatree.files import read_json, write_json
 from dynatree.knobs import Knobs, explain
 from dynatree.options import MOST_THREADS
 
+# Names become parts of paths and of commands; those of methods are keys of metrics.json, beside others of its own.
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+TAKEN = ("machine", "reference", "lengths", "datasets")
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
 # Folders of results, and what the main runs are called in the tables.
@@ -65,7 +69,6 @@ class Scale(Knobs):
     repeats: int = Field(ge=1)  # of every prompt
     experiments: dict[str, Size]  # sizes of experiments; `default` for those not named
     timeline_tokens: int = Field(ge=2)  # of the passes that time phases
-    reference_seconds: float = Field(gt=0)  # of plain target steps around each prompt
     perplexity_tokens: int = Field(ge=2)  # of a data set's evaluation split, at most
     perplexity_window: int = Field(ge=2)  # tokens of one forward
     perplexity_stride: int = Field(ge=1)  # tokens from window to window
@@ -282,6 +285,13 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         if value not in choices:
             raise UserError(f"{origin}: {key}: no {value!r}; choose one of {', '.join(choices)}")
 
+    for key in ("methods", "experiments", "scales", "pairs", "sources"):
+        for name in getattr(params, key):
+            if not re.fullmatch(NAME, name) or (key == "methods" and name in TAKEN):
+                raise UserError(
+                    f"{origin}: {key}: {name!r} is no name; take letters, digits, _, . and -, beginning with a letter "
+                    f"or digit{', and none of ' + ', '.join(TAKEN) if key == 'methods' else ''}"
+                )
     among("scale", params.scale, list(params.scales))
     among("pair", params.pair, list(params.pairs))
     for dataset in params.datasets:
@@ -317,6 +327,12 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
             if name in methods:
                 raise UserError(f"{origin}: {key}.also: {name!r} is one of `methods`; choose another name")
         among(f"{key}.methods", "autoregressive", experiment.methods)
+        count = params.sizes.of(title).prompts
+        if wrong := [batch for batch in experiment.batches if count % batch]:
+            raise UserError(
+                f"{origin}: {key}.batches: {wrong[0]} does not divide the {count} prompts of "
+                f"scales.{params.scale}.experiments; a smaller batch would be left over"
+            )
     for title, scale in params.scales.items():
         for name, size in scale.experiments.items():
             among(f"scales.{title}.experiments", name, ["default", *params.experiments])
@@ -329,6 +345,8 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         among(f"scales.{title}.experiments", "default", list(scale.experiments))
     for name, method in params.benchmark.also.items():
         check_plugs(f"benchmark.also.{name}", method)
+        if name in methods:
+            raise UserError(f"{origin}: benchmark.also: {name!r} is one of `methods`; choose another name")
     for name in params.benchmark.methods:
         among("benchmark.methods", name, methods)
     for name in ("autoregressive", "transformers"):

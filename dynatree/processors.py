@@ -41,10 +41,11 @@ class Processors(Knobs):
         nodes: Tensor | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Processed `logits` [n, v] in float32: row i follows `text` [t] and the path to the i-th of `nodes` [n].
+        """Processed `logits` [n, v]: row i follows `text` [t] and the path to the i-th of `nodes` [n].
 
-        `text` ends with the tree's root. Without `nodes` the rows are all nodes, without a `tree` the root alone.
-        `columns` [vocabulary] is where each token stands in `logits`, -1 for not at all; without it v is the whole.
+        In float32 where a processor is on. `text` ends with the tree's root. Without `nodes` the rows are all nodes,
+        without a `tree` the root alone. `columns` [vocabulary] is where each token stands in `logits`, -1 for not at
+        all; without it v is the whole.
         Float32 logits are overwritten: a copy of a whole vocabulary costs more than the rest.
         """
         if not self.active:

@@ -43,8 +43,10 @@ TABLES: dict[str, pa.Schema] = {
             _column("ttft_ms", _real, "ms from the request's start to the first commit, times pace"),
             _column("tpot_ms", _real, "ms per token after the first commit, times pace; null if nothing came after it"),
             _column("decode_throughput", _real, "tokens/s after the first commit: 1000 / tpot_ms"),
-            _column("reference_step_ms", _real, "ms of a plain target step, mean of the references around the prompt"),
-            _column("reference_spread", _real, "|after - before| / mean of the two references around the prompt"),
+            _column(
+                "reference_step_ms", _real, "ms of a plain target step, mean of the samples taken between the rounds"
+            ),
+            _column("reference_spread", _real, "standard deviation of these samples / their mean"),
             _column("normalised_seconds", _real, "seconds / seconds of one reference step"),
             _column("speedup", _real, "normalised time of our autoregressive loop / that of this run, same prompt"),
             _column("speedup_transformers", _real, "the same against transformers' own greedy generate"),
@@ -120,7 +122,7 @@ TABLES: dict[str, pa.Schema] = {
             *_RUN_KEY,
             _column("round", _int, "0-based round; -1 for prefill"),
             _column("phase", _text, "`draft`, `select`, `verify`, `cache`; prefill is `prefill`"),
-            _column("start_ms", _real, "ms from the request's start, instrumented pass"),
+            _column("start_ms", _real, "ms from the request's start, instrumented pass, at the passes' usual pace"),
             _column("end_ms", _real, "ms from the request's start"),
             _column("emitted", _int, "tokens emitted by the round, repeated on each of its phases"),
             _column("text", _text, "text of the emitted tokens, one per token joined with U+241F"),
@@ -202,7 +204,9 @@ TABLES: dict[str, pa.Schema] = {
             _column("text", _text, "`greedy`, or `penalised`: with the logits processors of params.yaml"),
             _column("dataset", _text, "name of the data set, or `all`"),
             _column("method", _text, "name of the method; `autoregressive_again` shows what chance does to a ratio"),
-            _column("baseline", _text, "the method whose seconds are divided by this one's, prompt by prompt"),
+            _column(
+                "baseline", _text, "the method whose time is divided by this one's, prompt by prompt, in plain steps"
+            ),
             _column("prompts", _int, "prompts measured"),
             _column("documents", _int, "documents they come from"),
             _column("value", _real, "geometric mean of the ratios"),
@@ -212,7 +216,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("high", _real, "upper end"),
             _column("worst", _real, "smallest ratio of a prompt"),
             _column("resolved", _flag, f"the interval excludes 1, of at least {MINIMUM_PROMPTS} prompts"),
-            _column("throughput", _real, "tokens/s, geometric mean"),
+            _column("throughput", _real, "tokens/s at the machine's usual pace, geometric mean"),
             _column("repetition", _real, "share of output tokens whose 17-gram ending there occurred earlier, mean"),
             _column("identical", _real, "share of outputs equal to those of our autoregressive loop"),
         ]

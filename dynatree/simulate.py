@@ -180,7 +180,7 @@ def simulate(drafter: LanguageModel, pairs: Sequence[Pair], calibration: Calibra
         return [[one._replace(fed=()) for one in tree_rounds(chain(tokens), of)] for of in right]
 
     rates = calibration.steps.rates[:BRANCH]
-    trees = {tree.children for depth in range(1, DEPTH + 1) for tree in best_trees(rates, depth, BUDGET)}
+    trees = {tree.children for found in best_trees(rates, DEPTH, BUDGET)[1:] for tree in found}
     rows = [
         row("plain", "", walked(chain(0))),
         *(row("chain", f"K{tokens}", walked(chain(tokens))) for tokens in CHAINS),

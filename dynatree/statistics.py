@@ -17,6 +17,12 @@ def mean(values: Sequence[float], geometric: bool) -> float:
     return math.fsum(values) / len(values)
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of non-empty `values` about their mean."""
+    middle = mean(values, geometric=False)
+    return math.sqrt(math.fsum((value - middle) ** 2 for value in values) / len(values))
+
+
 def median(values: Sequence[float]) -> float:
     """The middle one of non-empty `values`, of two the larger: a value that was measured."""
     return sorted(values)[len(values) // 2]

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+# Seconds of a request from one sample of its reference (measure.py) to the next, and the steps of a sample, of which
+# the first does not count: it still feels the forward before it.
+REFERENCE_EVERY, REFERENCE_STEPS = 0.4, 4
+
 # Called with (tokens committed, how many of them were drafted); the prefill's token comes first.
 OnCommit = Callable[[list[int], int], None]
 
@@ -26,6 +30,8 @@ class Round:
 class Clock:
     """Seconds since the request's start; phases are recorded only by an instrumented pass."""
 
+    stopped = False  # what runs while it is belongs to no request
+
     def __init__(self, instrumented: bool = False):
         self.instrumented = instrumented
         self.start = time.perf_counter()
@@ -35,6 +41,9 @@ class Clock:
     def now(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.start
+
+    def lull(self) -> None:
+        """Called behind each commit, where a clock may stop."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -94,6 +103,7 @@ class Recorder:
         self.trace.commits.append(self.clock.now())
         if self._on_commit is not None:
             self._on_commit(emitted, min(accepted, len(emitted)))
+        self.clock.lull()
         return emitted
 
     def close(self, target_forwards: int, draft_forwards: int) -> Trace:

@@ -79,6 +79,8 @@ class TokenTree:
         nodes = twin[known].int().argmax(1)
         rise = (log_probs[known] - self.log_probs[nodes]).clamp(min=0)
         raised = self.log_probs + (self.ancestors[:, nodes] * rise).sum(1)
+        # Sums round: no node by a hair above those that it hangs from.
+        raised = torch.where(self.ancestors, raised, torch.inf).min(1).values
         tree = replace(self, log_probs=raised)
         fresh = ~known
         return tree.extend(parents[fresh], tokens[fresh], log_probs[fresh]) if fresh.any() else tree

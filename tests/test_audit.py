@@ -52,7 +52,7 @@ def test_logits_that_are_no_numbers_fail(target: Build, monkeypatch: pytest.Monk
     """Guards against a comparison with NaN that lets everything pass."""
     model = target()
     monkeypatch.setattr(model, "score", lambda tokens, last: torch.full((last, models.VOCABULARY), math.nan))
-    with pytest.raises(UserError, match="not exact"):
+    with pytest.raises(UserError, match="logits are not numbers"):
         audit.audit(model, PROMPT, [1, 2], 1e-3)
 
 

@@ -437,7 +437,7 @@ def test_a_damaged_part(home: Path, call: Call, tmp_path: Path, name: str, conte
 
 SCRIPTS = ROOT / "workflow/scripts"
 METHOD = ("--target", "target", "--decoder", "autoregressive", "--output-tokens", "4", "--threads", "1")
-GENERATE = (SCRIPTS / "generate.py", *METHOD, "--count", "1", "--reference-seconds", "0.001", "--out", "run")
+GENERATE = (SCRIPTS / "generate.py", *METHOD, "--count", "1", "--out", "run")
 
 
 @pytest.mark.parametrize("table", [*JUNK, None])

@@ -56,10 +56,15 @@ def test_an_inexact_method_stops_the_benchmark(target: Build, drafter: Build, mo
 def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     """Guards against dividing means, which a single long prompt would decide."""
     rows = [
-        {"method": method, "prompt_id": name, "document_id": name, "dataset": "d", "seconds": seconds}
-        | {"output_ids": [1, 2], "repetition": 0.5, "identical": True}
+        {"method": method, "prompt_id": name, "document_id": name, "dataset": "d", "seconds": seconds * step}
+        | {"output_ids": [1, 2], "repetition": 0.5, "identical": True, "references": [0.5 * step, 1.5 * step]}
         for name, plain in (("a", 1.0), ("b", 100.0))
-        for method, seconds in (("autoregressive", plain), ("transformers", 2 * plain), ("chain", plain / 4))
+        for method, seconds, step in (
+            ("autoregressive", plain, 1.0),
+            ("transformers", 2 * plain, 1.0),
+            # In a minute in which the machine was half as fast.
+            ("chain", plain / 4, 2.0),
+        )
     ]
     table = benchmark.summary("greedy", rows)
     assert all(set(row) == set(TABLES["benchmark"].names) for row in table)
@@ -74,15 +79,16 @@ class Recorded:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def decode(self, ids: list[int], max_new_tokens: int, processors: Processors) -> Any:
+    def decode(self, ids: list[int], max_new_tokens: int, clock: Any, processors: Processors) -> Any:
         self.asked.append((ids, max_new_tokens, processors))
         return SimpleNamespace(seconds=2.0)
 
 
-def test_tuning_is_on_the_kind_of_text_that_is_timed() -> None:
+def test_tuning_is_on_the_kind_of_text_that_is_timed(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against rivals tuned on plain text and timed on penalised."""
+    monkeypatch.setattr(measure.Reference, "sample", lambda self: 0.5)
     decoder, processors = Recorded(), Processors(repetition_penalty=1.2)
-    assert benchmark.tune([decoder], [prompt("a"), prompt("b")], 6, processors) == [4.0]
+    assert benchmark.tune(target(), [decoder], [prompt("a"), prompt("b")], 6, processors) == [8.0]
     assert decoder.asked == [(prompt(name).ids, 6, processors) for name in "ab"]
 
 
@@ -90,5 +96,6 @@ def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: 
     """Guards against a baseline that had fewer tries, or other prompts, than its rival."""
     tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})
     assert tried == [{"policy": "chain", "draft_tokens": k, "x": 3} for k in (1, 2)]
-    seconds = benchmark.tune(list(decoders(target, drafter).values()), [prompt("a"), prompt("b")], 6, Processors())
-    assert len(seconds) == 3 and all(value > 0 for value in seconds)
+    built = list(decoders(target, drafter).values())
+    steps = benchmark.tune(target(), built, [prompt("a"), prompt("b")], 6, Processors())
+    assert len(steps) == 3 and all(value > 0 for value in steps)

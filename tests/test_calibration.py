@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dynatree import calibrate
-from dynatree.calibration import Calibration, OnlineCorrection, StepCalibration
+from dynatree.calibration import VERSION, Calibration, OnlineCorrection, StepCalibration
 from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting.lookup import PRIOR
+from dynatree.errors import UserError
 from dynatree.policies import cost_aware
 from tests import models
 from tests.conftest import Build
@@ -206,3 +209,23 @@ def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> N
     small = models.language_model("gpt2", seed=3, n_positions=20)
     table = calibrate.costs(target(), small, [18], 1, {}, {})
     assert table.draft is not None and table.draft.contexts == [18]
+
+
+def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
+    """Guards against numbers that meant something else when they were written."""
+    models.calibration().write(tmp_path)
+    kept = Calibration.read(tmp_path, {}, {})
+    assert kept.steps.version == VERSION
+    path = tmp_path / "steps.json"
+    path.write_text(path.read_text().replace(f'"version": {VERSION}', '"version": 1'))
+    with pytest.raises(UserError, match=f"of version 1, this is {VERSION}; measure it again"):
+        Calibration.read(tmp_path, {}, {})
+
+
+def test_a_context_near_the_limit_stands_for_shorter_ones() -> None:
+    """Guards against the price by the token of sizes that had no room behind it, but have behind what it stands for."""
+    small = models.language_model("gpt2", seed=3, n_positions=160)
+    verification = partial(calibrate._verification, small)
+    curve = calibrate._curve(small, 1, calibrate.VERIFIED, [4, 130], 1, verification)
+    behind, near = (dict(zip(curve.tokens, row, strict=True)) for row in curve.seconds)
+    assert near[128] / near[24] == pytest.approx(behind[128] / behind[24])

@@ -30,7 +30,7 @@ def test_a_run_is_added_up_from_what_was_measured() -> None:
     for method, speed in (("autoregressive", 1), ("dynatree", 4), ("linear", 1)):
         place = next(place for place, run in enumerate(runs) if run.method == method)
         decoding = sizes.output_tokens * 0.1 / speed
-        wanted = 5 + sizes.prompts * (decoding + forwards) + (sizes.prompts + 1) * sizes.reference_seconds
+        wanted = 5 + sizes.prompts * (decoding + forwards + 0.4 * (2 + decoding / 0.4))
         assert found["runs"].seconds[place] == pytest.approx(wanted), method
 
 

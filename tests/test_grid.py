@@ -18,7 +18,7 @@ _NUMBERS = st.one_of(st.none(), st.integers(0, 2048), st.floats(0, 1, allow_nan=
 
 def changed(**sections: Any) -> params.Params:
     scales = {
-        name: {**sizes, "experiments": {"default": {"prompts": 2, "output_tokens": 8}}}
+        name: {**sizes, "experiments": {"default": {"prompts": 8, "output_tokens": 8}}}
         for name, sizes in RAW["scales"].items()
     }
     return params.check({**RAW, "scales": scales, **sections})

@@ -3,7 +3,7 @@
 import fcntl
 import json
 import tempfile
-from itertools import pairwise
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dynatree.text.prompts import Prompt
 from tests import models
 from tests.conftest import Build
 
+SAME = ("output", "rounds", "first", "target_forwards", "draft_forwards")
 TREE = {"policy": "threshold", "depth": 3, "branch": 2, "threshold": 0.01, "budget": 8}
 PHASES = {"draft", "select", "verify", "cache"}
 
@@ -32,9 +33,9 @@ def prompt(*ids: int) -> Prompt:
 PROMPTS = [prompt(5, 9, 3), prompt(17, 2, 8)]
 
 
-def run(target: Build, drafter: Build, repeats: int = 1, seconds: float = 0.001) -> Any:
+def run(target: Build, drafter: Build, repeats: int = 1) -> Any:
     decoder = measure.build(target(), drafter("related"), "speculative", TREE)
-    return measure.generate(target(), decoder, PROMPTS, 12, repeats, seconds)
+    return measure.generate(target(), decoder, PROMPTS, 12, repeats)
 
 
 def locked() -> bool:
@@ -46,8 +47,8 @@ def locked() -> bool:
     return False
 
 
-def test_references_bracket_each_prompt(target: Build, drafter: Build) -> None:
-    """Guards against normalising by the speed of another moment: each bracket's end is the next one's begin."""
+def test_references_are_sampled_around_each_prompt(target: Build, drafter: Build) -> None:
+    """Guards against normalising by the speed of another moment."""
     _, timings = run(target, drafter, repeats=2)
     assert [(t["prompt_id"], t["repeat"]) for t in timings] == [
         ("d/5/0", 0),
@@ -55,8 +56,31 @@ def test_references_bracket_each_prompt(target: Build, drafter: Build) -> None:
         ("d/5/0", 1),
         ("d/17/0", 1),
     ]
-    for earlier, later in pairwise(timings):
-        assert later["reference_before"] == earlier["reference_after"] > 0
+    assert all(len(timing["references"]) >= 2 and min(timing["references"]) > 0 for timing in timings)
+
+
+@pytest.mark.parametrize("decoder", ["autoregressive", "speculative", "transformers", "assisted", "prompt_lookup"])
+def test_a_clock_that_stops_changes_nothing_but_time(
+    target: Build, drafter: Build, decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against samples that count as a request's forwards, tokens or seconds, or that change what it decodes."""
+    built = measure.build(target(), drafter("related"), decoder, TREE if decoder == "speculative" else {})
+    plain = built.decode(PROMPTS[0].ids, 12)
+    monkeypatch.setattr(measure, "REFERENCE_EVERY", 0.0)
+    sample = measure.Reference.sample
+
+    def slow(self: measure.Reference) -> float:
+        time.sleep(0.02)
+        return sample(self)
+
+    monkeypatch.setattr(measure.Reference, "sample", slow)
+    reference, forwards = measure.Reference(target()), target().forwards
+    (trace,), clock = measure.timed(target(), built, reference, [PROMPTS[0].ids], 12)
+    assert len(clock.samples) == len(trace.commits) + 2
+    stopped = 0.02 * (len(clock.samples) - 2)
+    assert trace.seconds < plain.seconds + stopped
+    assert [getattr(trace, name) for name in SAME] == [getattr(plain, name) for name in SAME]
+    assert target().forwards - forwards == trace.target_forwards + 1
 
 
 def test_outputs_are_deterministic_and_apart_from_timings(target: Build, drafter: Build) -> None:
@@ -87,7 +111,7 @@ def test_end_of_sequence_does_not_end_a_measured_run(target: Build, monkeypatch:
     plain = models.generated(target(), PROMPTS[0].ids, 12)
     monkeypatch.setattr(target().model.generation_config, "eos_token_id", plain[3])
     decoder = measure.build(target(), None, "autoregressive", {})
-    outputs, _ = measure.generate(target(), decoder, PROMPTS[:1], 12, 1, 0.001)
+    outputs, _ = measure.generate(target(), decoder, PROMPTS[:1], 12)
     assert outputs[0]["output_ids"] == plain
 
 
@@ -101,16 +125,9 @@ def test_the_lock_is_held_while_measuring_and_released_after(target: Build) -> N
             raise UserError("enough")
 
     with pytest.raises(UserError, match="enough"):
-        measure.generate(target(), Decoder(), PROMPTS, 12, 1, 0.001)
+        measure.generate(target(), Decoder(), PROMPTS, 12)
     assert seen == [True]
     assert not locked()
-
-
-def test_a_reference_takes_at_least_one_step(target: Build) -> None:
-    """Guards against an empty reference where the time is over before the first step."""
-    before = target().forwards
-    assert measure.reference_step(target(), 1e-9) > 0
-    assert target().forwards == before + 2
 
 
 def test_a_reference_always_steps_at_the_same_context(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +141,8 @@ def test_a_reference_always_steps_at_the_same_context(target: Build, monkeypatch
         return real(tokens, cache, **options)
 
     monkeypatch.setattr(model, "forward", forward)
-    measure.reference_step(model, 0.02)
+    reference = measure.Reference(model)
+    assert min(reference.sample() for _ in range(3)) > 0
     assert lengths == {measure.REFERENCE_CONTEXT}
 
 
@@ -141,6 +159,7 @@ def test_spans_cover_every_round(target: Build, drafter: Build) -> None:
     edges = [moment for _, _, begin, end in spans for moment in (begin, end)]
     assert edges == sorted(edges)
     assert record["output_ids"] == models.generated(target(), PROMPTS[0].ids, 12)
+    assert len(record["references"]) >= 2
 
 
 def test_timed_runs_record_no_spans(target: Build, drafter: Build) -> None:
@@ -159,16 +178,15 @@ def test_a_batch_is_timed_as_one_and_recorded_by_prompt(target: Build, drafter: 
     """Guards throughput: tokens of all rows over the group's seconds, once; outputs as of single prompts."""
     prompts = [*PROMPTS, prompt(40, 41, 42, 43)]
     decoder = measure.build(target(), drafter("related"), "speculative", TREE)
-    outputs, timings = measure.generate_batches(target(), decoder, prompts, 2, 12, 1, 0.001)
-    alone, single = measure.generate(target(), decoder, prompts, 12, 1, 0.001)
+    outputs, timings = measure.generate(target(), decoder, prompts, 12, batch=2)
+    alone, single = measure.generate(target(), decoder, prompts, 12)
     assert outputs == alone
     assert [t["prompt_id"] for t in timings] == [p.prompt_id for p in prompts]
     assert [(t["batch"], t["batch_tokens"]) for t in timings] == [(2, 24), (2, 24), (1, 12)]
     assert {(t["batch"], t["batch_tokens"]) for t in single} == {(1, 12)}
     first, second, last = timings
-    shared = ("seconds", "reference_before", "reference_after")
-    assert [first[key] for key in shared] == [second[key] for key in shared]
-    assert last["reference_before"] == first["reference_after"]
+    assert [first[key] for key in ("seconds", "references")] == [second[key] for key in ("seconds", "references")]
+    assert last["references"] != first["references"]
     assert all(t["commits"][-1] <= t["seconds"] for t in timings) and first["commits"] != second["commits"]
 
 
@@ -176,7 +194,7 @@ def test_a_method_without_batches_refuses_them(target: Build) -> None:
     """Guards against prompts decoded one after another and told as a batch."""
     decoder = measure.build(target(), None, "transformers", {})
     with pytest.raises(UserError, match="batch: 2; transformers decodes one prompt at a time, batches are for auto"):
-        measure.generate_batches(target(), decoder, PROMPTS, 2, 4, 1, 0.001)
+        measure.generate(target(), decoder, PROMPTS, 4, batch=2)
 
 
 def test_a_drafter_that_is_needed_and_not_given_is_said(target: Build) -> None:

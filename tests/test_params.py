@@ -1,6 +1,7 @@
 """params.yaml is refused with one line that names the key, the value and the choices."""
 
 import os
+import re
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,31 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
     assert params.read().scale == RAW["scale"]
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed("scale", "tiny")), encoding="utf-8")
     assert params.read().scale == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("experiments.batch_size.batches", [1, 3], "3 does not divide"),
+        ("methods.my method", {"decoder": "autoregressive"}, "'my method' is no name"),
+        ("methods.machine", {"decoder": "autoregressive"}, "'machine' is no name"),
+        ("sources.-x", {"kind": "text", "start": "body", "evaluation_share": 0.5}, "'-x' is no name"),
+        ("benchmark.also.linear", {"decoder": "autoregressive"}, "'linear' is one of `methods`"),
+    ],
+)
+def test_what_would_be_found_out_late_is_refused(key: str, value: Any, said: str) -> None:
+    """Guards against batches left over, names that break a path or a command, and a method that hides another."""
+    with pytest.raises(UserError, match=re.escape(said)):
+        params.check(changed(key, value))
+
+
+def test_a_model_is_not_built_over_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a user's own weights, which the job graph would remove before it reads them."""
+    monkeypatch.chdir(tmp_path)
+    local = {"kind": "local", "path": "models/mine"}
+    pair = {"target": local, "drafter": {"kind": "local", "path": "elsewhere"}}
+    with pytest.raises(UserError, match=r"pairs\.mine\.target\.path: models/mine is where the model is built"):
+        checks.check(params.check(changed("pairs.mine", pair)))
 
 
 def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,3 +125,12 @@ def test_graft_merges_equal_children_and_raises_what_hangs_below(tree: TokenTree
     for token, step in zip(tokens, steps, strict=True):
         node = next(n for n in range(1, len(grown)) if grown.parents[n] == parent and grown.tokens[n] == token)
         assert not grown.log_probs[node] < tree.log_probs[parent] + step - 1e-2
+
+
+def test_graft_leaves_no_node_above_its_parent() -> None:
+    """Guards against a sum that rounds up, by which a budget would take a child without its parent."""
+    tree = TokenTree.root(0).chain(torch.tensor([1, 2]), torch.tensor([-(2.0**-4 + 2.0**-27), -3.0]))
+    parent = tree.log_probs[1:2]
+    grafted = tree.graft(torch.tensor([1]), torch.tensor([2]), parent)
+    assert grafted.log_probs[2] <= grafted.log_probs[1]
+    assert grafted.top(1).tolist() == [0, 1]

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
     )
     target, decoder, prompts = request.load(arguments, known, knobs, find_model)
-    measure.warm_up(decoder, prompts[0], arguments.max_new_tokens)
+    measure.warm_up(decoder, prompts[:1], arguments.max_new_tokens)
     eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
     stream = None if arguments.json or len(prompts) > 1 else _Stream(target.tokenizer)
     if len(prompts) == 1:

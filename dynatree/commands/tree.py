@@ -66,7 +66,9 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     try:
         from dynatree import render, theme
     except ImportError as error:
-        raise UserError(f"tree: drawing needs a package more ({error}); pip install 'dynatree[workflow]'") from error
+        raise UserError(
+            f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
+        ) from error
 
     if arguments.out is not None:
         if arguments.out.suffix not in render.SUFFIXES:

@@ -5,7 +5,7 @@ A decoder is one file with a class `Decoder` of (target, drafter, calibration, *
     check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
     needs(knobs) -> Needs  what must or may be given besides the target
     decode(prompt, max_new_tokens, eos_ids, on_commit, clock, processors) -> Trace
-    decode_batch(prompts, max_new_tokens, eos_ids, processors) -> list[Trace]
+    decode_batch(prompts, max_new_tokens, eos_ids, clock, processors) -> list[Trace]
                            the same for each of several prompts, decoded together; left out where it cannot be
 """
 
@@ -79,7 +79,10 @@ class Batched:
         clock: Clock | None = None,
         processors: Processors = PLAIN,
     ) -> Trace:
-        """Up to `max_new_tokens` tokens after `prompt`, greedily; ends behind the first token of `eos_ids`."""
+        """Up to `max_new_tokens` tokens after `prompt`, greedily; ends behind the first token of `eos_ids`.
+
+        Raises UserError for a prompt that does not fit.
+        """
         # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
         with torch.inference_mode():
             return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
@@ -89,8 +92,13 @@ class Batched:
         prompts: Sequence[list[int]],
         max_new_tokens: int,
         eos_ids: frozenset[int] = frozenset(),
+        clock: Clock | None = None,
         processors: Processors = PLAIN,
     ) -> list[Trace]:
-        """Of each prompt what `decode` gives for it alone; each forward is over all of them that are not finished."""
+        """Of each prompt the output that `decode` gives for it alone; each forward is over all that are not finished.
+
+        Trees and rounds differ where the policy reckons with what is decoded besides. Raises UserError for a prompt
+        that does not fit.
+        """
         with torch.inference_mode():
-            return self._decode(prompts, max_new_tokens, eos_ids, None, None, processors)
+            return self._decode(prompts, max_new_tokens, eos_ids, None, clock, processors)

@@ -4,6 +4,7 @@ The embedding and the head are the target's own and are not kept, so a part is s
 """
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dynatree import files, loading, weights
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, shrink, trained_part
 from dynatree.errors import UserError, readable
+from dynatree.text.splits import EVALUATION, SplitDocument
 from dynatree.tokenizer import require_tokenizer
 
 LAYERS, RECORD = "layers.safetensors", "record.json"
@@ -52,6 +54,23 @@ def read_record(folder: Path) -> dict[str, Any]:
         Recipe(**record["recipe"])
         str(record["target"]["sha256"])
     return record
+
+
+def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDocument]]) -> None:
+    """Raise UserError if the part was trained by another recipe, or on what is evaluation text of `datasets` now."""
+    record, retrain = read_record(folder), "distil.retrain: true trains one afresh"
+    asked, had = recipe.model_dump(), Recipe(**record["recipe"]).model_dump()
+    if differing := [key for key in asked if asked[key] != had[key]]:
+        key = differing[0]
+        raise UserError(f"{folder}: trained with {key} {had[key]}, the parameters say {asked[key]}; {retrain}")
+    for name, documents in datasets.items():
+        data = record["data"].get(name, {})
+        seen = {*data.get("training", []), *data.get("held_out", [])}
+        if both := sorted(d.document_id for d in documents if d.split == EVALUATION and d.document_id in seen):
+            raise UserError(
+                f"{folder}: trained on {both[0]} of {name}, which is evaluation text with this seed and "
+                f"evaluation_share; {retrain}"
+            )
 
 
 def assemble(folder: Path, target_folder: Path, out: Path) -> None:

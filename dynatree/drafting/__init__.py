@@ -5,7 +5,7 @@ A drafter is one file with `MODEL`, whether it is "unused", "optional" or "requi
 
     start(processors, cache)           forget the last request; the next one's logits processors, an empty cache
     free(committed, limit)             tokens and log-probabilities [k], k <= limit: a chain below the root that needs
-                                       no model call, and no longer than that
+                                       no model call
     depth_limit(committed) -> levels   how many levels it can draft behind so many committed tokens; where that is
                                        never above 0, the next two are left out
     ask(tree, frontier, text)          what to feed the model for a level; level 0 has frontier [0]. Whoever decodes

@@ -13,6 +13,7 @@ from torch import Tensor
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
 from dynatree.drafting import NOTHING
+from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 
@@ -61,6 +62,10 @@ class Drafter:
     ):
         self._candidates = candidates
         self._prior = tuple(calibration.lookup) if calibration else PRIOR
+        if len(self._prior) != len(BUCKETS):
+            raise UserError(
+                f"calibration: {len(self._prior)} rates of lookup, {len(BUCKETS)} expected; measure it again"
+            )
         self.start()
 
     def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:

@@ -32,7 +32,7 @@ class Drafter:
         self._cache = cache or KeyValueCache()
         self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
-        self._online = OnlineCorrection() if self._calibration else None
+        self._online = OnlineCorrection()
         # Of each node that was drafted below: the tokens and how likely they are together.
         self._proposed: dict[int, tuple[list[int], float]] = {}
         self._awaiting: list[tuple[int, list[int], float]] = []
@@ -71,11 +71,12 @@ class Drafter:
         """
         logits = self._processors.process(logits, text, tree, frontier, self._model.draft_columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
-        # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers.
-        tokens, steps = best.indices.cpu(), best.values.cpu().clamp(min=-1e4, max=0)
+        # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
+        # where no token is possible, or logits overflowed, there are none.
+        tokens, steps = best.indices.cpu(), best.values.cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
         if self._model.draft_vocabulary is not None:
             tokens = self._model.draft_vocabulary[tokens]
-        if self._calibration is None or self._online is None:
+        if self._calibration is None:
             return tokens, steps
         steps = self._calibration.steps(steps)
         stated = steps.exp().sum(1).tolist()
@@ -98,6 +99,6 @@ class Drafter:
     def _learn(self, committed: list[int]) -> None:
         # Scored against what was committed, whether or not the proposals were verified.
         for place, tokens, stated in self._awaiting:
-            if self._online and place < len(committed):
+            if place < len(committed):
                 self._online.observe(stated, committed[place] in tokens)
         self._awaiting = []

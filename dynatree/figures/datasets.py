@@ -93,7 +93,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     names = theme.labels((row["method"], row["settings"]) for row in speeds)
     parts = [
         "Throughput (left) and speedup over our autoregressive loop on the same prompts (right), both at the machine's "
-        "usual pace: a request's seconds are seen by those of the plain steps around it."
+        "usual pace: a request's seconds are seen by those of the plain steps timed between its rounds."
     ]
     for dataset in sorted({row["dataset"] for row in speeds}):
         here = [row for row in ratios if row["dataset"] == dataset]
@@ -102,7 +102,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     steps, spreads = ([run[name] for run in runs] for name in ("reference_step_ms", "reference_spread"))
     parts.append(
         f"A plain step took {theme.number(statistics.median(steps))} ms, from request to request "
-        f"{theme.number(min(steps))} to {theme.number(max(steps))}; before and after one request it differed by "
+        f"{theme.number(min(steps))} to {theme.number(max(steps))}; within a request its standard deviation was "
         f"{statistics.median(spreads):.1%} (median), at most {max(spreads):.0%}."
     )
     given = any(row["low"] is not None for row in ratios)

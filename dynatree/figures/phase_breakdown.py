@@ -90,8 +90,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(f"{theme.display(method)} takes {theme.number(total)} ms a token: {', '.join(shares)}.")
     return " ".join(
         [
-            "One prompt, instrumented, prefill left out. The passes ran one after another, and machines have faster "
-            "and slower minutes: shares compare, milliseconds roughly.",
+            "One prompt, instrumented, prefill left out; milliseconds at the pace that was usual among the passes.",
             *parts,
         ]
     )

@@ -12,7 +12,8 @@ TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
 WIDTH, STEP = 420, 30
-TEXTS = {"headline": "plain greedy text", "penalised": "penalised text"}
+EXPERIMENT = "penalised"
+TEXTS = {"headline": "plain greedy text", EXPERIMENT: "penalised text"}
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:

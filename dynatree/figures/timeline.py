@@ -134,7 +134,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     ranked = sorted(lanes, key=lambda lane: lane.end / len(lane.tokens))
     best = ranked[0]
     parts = [
-        f"The first {theme.plural(len(best.tokens), 'token')} after the prefill's on prompt {prompt}, instrumented.",
+        f"The first {theme.plural(len(best.tokens), 'token')} after the prefill's on prompt {prompt}, instrumented, at "
+        "the passes' usual pace.",
         f"{theme.display(best.method)} is quickest: {theme.number(best.end)} ms in {theme.plural(best.rounds, 'round')}"
         + "".join(
             f"; {theme.display(lane.method)} takes {theme.number(lane.end)} ms in {theme.plural(lane.rounds, 'round')},"

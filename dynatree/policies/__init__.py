@@ -30,6 +30,7 @@ class Offer(NamedTuple):
 class GrowthPolicy(Knobs):
     """Besides what stands here a policy has `branch` and `depth`: most children of a node, most levels."""
 
+    # Such a policy has `without_costs`, too.
     needs_costs: ClassVar[bool] = False
     # Whether a tree may begin with lookup's chain.
     takes_lookup: ClassVar[bool] = True
@@ -38,6 +39,10 @@ class GrowthPolicy(Knobs):
     def uses_calibration(self) -> bool:
         """Whether the drafter's step probabilities are to be calibrated."""
         return False
+
+    def without_costs(self) -> "GrowthPolicy":
+        """The policy that takes over where nothing was measured; asked only of one that `needs_costs`."""
+        raise NotImplementedError
 
     def start(self, calibration: Calibration | None) -> None:
         """A new request: forget what adapted."""

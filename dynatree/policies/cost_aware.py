@@ -47,7 +47,7 @@ class _Seconds(NamedTuple):
 
 
 class Policy(GrowthPolicy):
-    """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no limit of that kind.
+    """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no threshold, or 127 nodes.
 
     If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
     """
@@ -61,9 +61,9 @@ class Policy(GrowthPolicy):
     needs_costs: ClassVar[bool] = True
 
     _costs: CostTable = PrivateAttr()
-    _by_context: dict[int, _Seconds] = PrivateAttr(default_factory=dict)
+    _by_context: dict[tuple[int, int], _Seconds] = PrivateAttr(default_factory=dict)
     _seconds: _Seconds = PrivateAttr()
-    # Of each level [branch]: what its best 1, 2, ... children added to v, per expanded node, moving means.
+    # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means.
     _yield: list[list[float]] = PrivateAttr(default_factory=list)
     # Rounds of this request, which rows of a batch count alike, and those since its last draft.
     _round: int = PrivateAttr(0)
@@ -106,10 +106,11 @@ class Policy(GrowthPolicy):
         self._costs, self._by_context = calibration.costs, {}
 
     def begin(self, context: int) -> None:
-        near = self._costs.verify.nearest(context)
+        draft_curve = self._costs.draft
+        near = self._costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
-            draft = self._costs.draft.at(context, max(1, self._most)) if self._costs.draft else None
+            draft = draft_curve.at(context, max(1, self._most)) if draft_curve else None
             token = seconds_a_token(verify)
             self._by_context[near] = _Seconds(
                 verify.tolist(),
@@ -170,7 +171,10 @@ class Policy(GrowthPolicy):
 
     @property
     def _probing(self) -> bool:
-        """After `_PROBE_EVERY` rounds without a draft, or after half as many where rows of a batch do so together."""
+        """After `_PROBE_EVERY` rounds without a draft, or after half as many where their number is a multiple of it.
+
+        All rows of a batch do so in the same round, so that they share its forward.
+        """
         return self._idle >= _PROBE_EVERY or (self._idle >= _PROBE_EVERY // 2 and self._round % _PROBE_EVERY == 0)
 
     def offer(self) -> Offer | None:

@@ -90,15 +90,14 @@ def fastest(
             level = below
         return tree.expected / seconds
 
-    trees = [tree for levels in range(depth + 1) for tree in best_trees(rates, levels, budget)]
-    return max(trees, key=rate)
+    return max((tree for trees in best_trees(rates, depth, budget) for tree in trees), key=rate)
 
 
-def best_trees(rates: Sequence[float], depth: int, budget: int) -> list[StaticTree]:
-    """For each number of nodes 0..`budget` besides the root: the tree that expects most tokens in `depth` levels.
+def best_trees(rates: Sequence[float], depth: int, budget: int) -> list[list[StaticTree]]:
+    """For at most 0, 1, ... `depth` levels and each number of nodes 0..`budget` besides the root: the best tree.
 
-    `rates[b]` is the probability that the child of rank b is right, given its parent is. Numbers of nodes that no such
-    tree has are left out.
+    It expects most tokens. `rates[b]` is the probability that the child of rank b is right, given its parent is.
+    Numbers of nodes that no such tree has are left out.
     """
     # value[l][m][b]: most tokens of a tree with m nodes, the root among them, at most l levels and exactly b children;
     # last[l][m][b]: nodes of its last child's subtree.
@@ -115,14 +114,18 @@ def best_trees(rates: Sequence[float], depth: int, budget: int) -> list[StaticTr
                     found = value[level][m - size][b - 1] + rates[b - 1] * below[size]
                     if found > value[level][m][b]:
                         value[level][m][b], last[level][m][b] = found, size
-    trees = []
-    for m in range(1, nodes + 1):
-        b = max(range(branch + 1), key=lambda count: value[depth][m][count])
-        if value[depth][m][b] > none:
-            children: list[list[int]] = [[]]
-            _unfold(value, last, depth, m, b, 0, children)
-            trees.append(StaticTree(tuple(map(tuple, children)), value[depth][m][b]))
-    return trees
+    best = []
+    for levels in range(depth + 1):
+        trees = []
+        for m in range(1, nodes + 1):
+            row = value[levels][m]
+            b = max(range(branch + 1), key=row.__getitem__)
+            if row[b] > none:
+                children: list[list[int]] = [[]]
+                _unfold(value, last, levels, m, b, 0, children)
+                trees.append(StaticTree(tuple(map(tuple, children)), row[b]))
+        best.append(trees)
+    return best
 
 
 def _unfold(

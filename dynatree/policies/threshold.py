@@ -37,7 +37,8 @@ class Policy(GrowthPolicy):
             keep &= log_probs >= math.log(self.threshold)
         pool = torch.cat([tree.log_probs[1:], log_probs])
         if self.budget is not None and len(pool) > self.budget:
-            # Below the best N of all so far a node can never be selected; dropping it now bounds the tree.
+            # Below the best N of all so far a node can never be selected; dropping it now bounds the tree. (What lookup
+            # proposed too counts twice: the tree may then stay a node smaller.)
             keep &= log_probs >= pool.topk(self.budget).values[-1] if self.budget else torch.zeros_like(keep)
         return keep
 

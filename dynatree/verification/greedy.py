@@ -2,12 +2,22 @@
 
 from torch import Tensor
 
+from dynatree.errors import UserError
 from dynatree.tree import TokenTree
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`."""
-    return logits.float().argmax(-1).cpu()
+    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`.
+
+    Raises UserError if the first row holds NaN, as overflowing half precision gives: a drafted token that overflows
+    leaves its NaN in the whole tree, and the first row is the root, which plain decoding would have fed too.
+    """
+    best = logits.float().max(-1)
+    if best.values[:1].isnan().any():
+        raise UserError(
+            f"the target's logits are not numbers ({logits.dtype}): they overflow in half precision, or weights are bad"
+        )
+    return best.indices.cpu()
 
 
 def verify(tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:

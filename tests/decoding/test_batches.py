@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dynatree import plugins
 from dynatree.audit import audit
-from dynatree.cache import KeyValueCache
+from dynatree.cache import KeyValueCache, state_bytes
 from dynatree.calibration import Calibration
 from dynatree.cost import BatchCosts, Curve
 from dynatree.decoding import speculative
@@ -195,10 +195,10 @@ def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
     caches = KeyValueCache.together(3)
     for row, size in zip(caches, (4, 6, 5), strict=True):
         target().forward(torch.arange(size), row)
-    held, kept = caches[0].bytes()[1], caches[2].states.layers[0].keys[2].clone()
+    held, kept = state_bytes(caches[0].states)[1], caches[2].states.layers[0].keys[2].clone()
     KeyValueCache.retain([caches[0], caches[2]])
     assert [caches[0].length, caches[2].length] == [4, 5]
-    assert caches[0].bytes()[1] == held * 2 // 3
+    assert state_bytes(caches[0].states)[1] == held * 2 // 3
     assert torch.equal(caches[2].states.layers[0].keys[1], kept)
 
 

@@ -4,8 +4,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from dynatree import plugins
+from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.trace import Clock, Trace
 from tests import models
@@ -133,3 +135,26 @@ def test_accepted_end_token_counts_as_accepted(target: Build, drafter: Build) ->
     for eos in dict.fromkeys(reference(model, PROMPT, 16)):
         for round in decode("chain", model, drafter("same"), PROMPT, 16, eos).rounds:
             assert len(round.emitted) - 1 <= round.accepted <= len(round.emitted)
+
+
+def test_what_transformers_looks_up_beyond_the_end_is_not_counted(target: Build) -> None:
+    """Guards against an acceptance that compares what was cut with what was not: our trees end with the output."""
+    trace = plugins.load("decoding", "prompt_lookup").Decoder(target(), draft_tokens=8).decode([*PROMPT] * 3, 12)
+    left = 12 - trace.first
+    for round in trace.rounds:
+        assert round.drafted <= left - 1
+        left -= len(round.emitted)
+
+
+def test_a_target_without_numbers_is_refused(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against the token that argmax finds among NaN: a drafted node that overflows leaves them at the root."""
+    model = target()
+    forward = model.forward_batch
+
+    def overflowing(feeds: Any) -> Any:
+        return [logits * torch.nan if len(logits) > 1 else logits for logits in forward(feeds)]
+
+    monkeypatch.setattr(model, "forward_batch", overflowing)
+    decoder = plugins.load("decoding", "speculative").Decoder(model, drafter("related"), policy="chain", draft_tokens=2)
+    with pytest.raises(UserError, match="the target's logits are not numbers"):
+        decoder.decode([*PROMPT], 12)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from transformers import AutoModelForCausalLM
 from dynatree import files
 from dynatree.distil import part
 from dynatree.distil.make import make
+from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
+from dynatree.text.splits import EVALUATION
 from tests.distil.worlds import DATASETS, recipe, target_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,3 +125,15 @@ def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path) 
     subprocess.run(command(killed), env=environment, check=True, capture_output=True)
     (one,), (other,) = (list(work.glob(f"*/part/{part.LAYERS}")) for work in (killed, whole))
     assert files.sha256(one) == files.sha256(other)
+
+
+def test_a_part_of_another_recipe_or_of_evaluation_text_is_refused(made: Path) -> None:
+    """Guards against a drafter that is measured on what it was trained on, and against keys that change nothing."""
+    record = part.read_record(made)
+    part.check(made, Recipe(**record["recipe"]), DATASETS)
+    with pytest.raises(UserError, match=r"trained with vocabulary .*, the parameters say 11; distil\.retrain"):
+        part.check(made, Recipe(**{**record["recipe"], "vocabulary": 11}), DATASETS)
+    name = next(iter(record["data"]))
+    moved = [replace(document, split=EVALUATION) for document in DATASETS[name]]
+    with pytest.raises(UserError, match=f"of {name}, which is evaluation text"):
+        part.check(made, Recipe(**record["recipe"]), {**DATASETS, name: moved})

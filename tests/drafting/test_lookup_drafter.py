@@ -1,11 +1,14 @@
 """Lookup against a naive search for the longest earlier match, and what it learns of its own hits."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynatree.calibration import StepCalibration
 from dynatree.drafting import lookup
 from dynatree.drafting.lookup import BUCKETS, PRIOR, Drafter, bucket
+from dynatree.errors import UserError
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
@@ -75,3 +78,9 @@ def test_rates_are_counted_up_to_each_miss() -> None:
     # (1, 2, 1, 2, 1) has five tokens when 2 is proposed and 9 comes.
     assert rates[bucket(5)] < PRIOR[bucket(5)] or rates[bucket(6)] < PRIOR[bucket(6)]
     assert rates[bucket(41)] == PRIOR[bucket(41)]
+
+
+def test_rates_of_other_buckets_are_refused() -> None:
+    """Guards against a calibration whose rates belong to other lengths, or an IndexError behind a long match."""
+    with pytest.raises(UserError, match="2 rates of lookup, 12 expected"):
+        lookup.Drafter(calibration=StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], lookup=[0.1, 0.2]))

@@ -1,9 +1,14 @@
 """The model drafter against the same model fed every path from its start."""
 
+import math
+from typing import Any
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dynatree import measure
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import StepCalibration
 from dynatree.drafting.model import Drafter
@@ -97,3 +102,23 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
             calibrated.accept(torch.zeros(1, dtype=torch.long))
         rates[kind] = float(steps[0, 0].exp())
     assert rates["same"] > 0.7 and rates["wrong"] < 0.25
+
+
+@pytest.mark.parametrize("policy", ["chain", "cost_aware", "confidence"])
+def test_a_drafter_without_numbers_is_never_right_and_stops_nothing(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Guards against NaN in a tree or record: half precision overflows, a draft vocabulary may be banned whole."""
+    helper = drafter("related")
+    knobs: dict[str, Any] = {"chain": {"draft_tokens": 2}}
+    knobs["confidence"] = {"depth": 3, "base_depth": 2, "threshold": 0.05, "budget": 9}
+    knobs["cost_aware"] = {"depth": 3, "branch": 2, "threshold": 0.01, "budget": 9}
+    wrong = measure.build(
+        target(), helper, "speculative", {"policy": policy, **knobs[policy]}, models.calibration(1e-4)
+    )
+    draft_batch = helper.draft_batch
+    monkeypatch.setattr(helper, "draft_batch", lambda feeds: [x * torch.nan for x in draft_batch(feeds)])
+    trace = wrong.decode([3, 1, 4], 12)
+    assert trace.output == models.generated(target(), [3, 1, 4], 12)
+    assert trace.draft_forwards > 0
+    assert all(math.isfinite(value) for fact in trace.rounds for value in (fact.tree or {"log_probs": []})["log_probs"])

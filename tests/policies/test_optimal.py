@@ -36,7 +36,7 @@ def worth(shape: tuple, rates: list[float]) -> float:
 @given(RATES, st.integers(0, 3))
 def test_no_tree_expects_more(rates: list[float], depth: int) -> None:
     """Guards the recurrence, against all trees of up to six nodes."""
-    found = {len(tree.children): tree for tree in best_trees(rates, depth, 5)}
+    found = {len(tree.children): tree for tree in best_trees(rates, depth, 5)[depth]}
     for nodes in range(1, 7):
         every = shapes(nodes, depth, len(rates))
         assert (nodes in found) is bool(every)

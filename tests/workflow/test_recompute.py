@@ -138,6 +138,39 @@ def test_changed_condition_runs_the_new_value_alone(world: World, condition: str
     assert {name for name in ran if name.startswith("choose")} == {f"choose_prompts:P20/{DATASET}"}
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "rules"),
+    [
+        ("timeline_tokens", 17, {"timeline"}),
+        ("calibration__repeats", 2, {"calibrate", "drafter_report", "generate", "timeline", "memory"}),
+        ("experiments__default__prompts", 2, {"generate"}),
+        ("repeats", 2, {"generate"}),
+        ("output_tokens", 23, {"generate", "memory"}),
+    ],
+)
+def test_changed_sizes_measure_again(world: World, key: str, value: int, rules: set[str]):
+    """Guards against sizes that Snakemake does not compare: it drops what is not of Python's own types, silently."""
+    before = (world.folder / "params.yaml").read_text()
+    world.edit(**{f"scales__tiny__{key}": value})
+    planned = world.snakemake("--dry-run")
+    (world.folder / "params.yaml").write_text(before)
+    assert {name.partition(":")[0] for name in planned} - {"aggregate", "draw"} == rules
+    measured = {name.removeprefix("generate:") for name in planned if name.startswith("generate:")}
+    if key in ("repeats", "output_tokens"):  # of the main runs
+        assert measured == {folder for folder, run in runs(world).items() if run.top == "runs"}
+    if key.startswith("experiments"):
+        assert measured == {folder for folder, run in runs(world).items() if run.top != "runs"}
+
+
+def test_changed_precision_measures_all_again(world: World):
+    """Guards against passes that keep their old precision, and are refused beside the new runs after hours."""
+    before = (world.folder / "params.yaml").read_text()
+    world.edit(dtype="float64")
+    planned = {name.partition(":")[0] for name in world.snakemake("--dry-run")}
+    (world.folder / "params.yaml").write_text(before)
+    assert planned >= {"calibrate", "generate", "timeline", "memory", "drafter_report", "perplexity"}
+
+
 def test_a_stopped_benchmark_goes_on(world: World):
     """Guards against measuring again what a killed benchmark had measured, against keeping what other code had
     measured, and against a benchmark in `all`."""

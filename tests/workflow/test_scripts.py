@@ -26,7 +26,7 @@ RANDOM = {"kind": "random", "architecture": "llama", "configuration": SHAPE}
 SCRIPTS = ROOT / "workflow/scripts"
 RUN = "results/runs/autoregressive/default/made_up"
 METHOD = "--target models/target --decoder autoregressive --prompts prompts.parquet --output-tokens 12"
-GENERATE = f"{METHOD} --tokens tokens.parquet --count 2 --reference-seconds 0.001"
+GENERATE = f"{METHOD} --tokens tokens.parquet --count 2"
 
 
 def without_torch(script: str, arguments: str, folder: Path) -> None:
@@ -170,7 +170,7 @@ def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.C
 def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against work between two timings, and against an audit that slows another job's timing down."""
     happened = []
-    step, judge = measure.reference_step, audit.audit
+    step, judge = measure.Reference.sample, audit.audit
 
     def timed(*arguments: Any) -> float:
         happened.append("reference")
@@ -182,10 +182,10 @@ def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.Mon
         happened.append("audit")
         return judge(*arguments)
 
-    monkeypatch.setattr(measure, "reference_step", timed)
+    monkeypatch.setattr(measure.Reference, "sample", timed)
     monkeypatch.setattr(audit, "audit", judged)
     here("generate", f"{GENERATE} --repeats 2 --out ordered")
-    assert happened == ["reference"] * 5 + ["audit"] * 4
+    assert happened == ["reference"] * 8 + ["audit"] * 4
     outputs, audited = (files.read_jsonl(f"ordered/{name}") for name in (files.OUTPUTS, files.AUDIT))
     keys = [(row["prompt_id"], row["repeat"]) for row in outputs]
     assert keys == [(row["prompt_id"], row["repeat"]) for row in audited]

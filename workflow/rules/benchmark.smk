@@ -27,13 +27,13 @@ rule benchmark:
         grids=json.dumps(PARAMS.benchmark.grids),
         texts=json.dumps(PARAMS.benchmark.texts),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
-        sizes=SIZES.benchmark,
+        sizes=SIZES.benchmark.model_dump(),
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
         machine=MACHINE,
     shell:
         "python {input.script} {params.models} --methods {params.methods:q} --grids {params.grids:q} --texts {params.texts:q} "
-        "--tokens {input.tokens} --start {params.start} --prompts {params.sizes.prompts} "
-        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes.output_tokens} "
-        "--tuning-prompts {params.sizes.tuning_prompts} --tuning-output-tokens {params.sizes.tuning_output_tokens} --seed {params.seed} "
+        "--tokens {input.tokens} --start {params.start} --prompts {params.sizes[prompts]} "
+        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes[output_tokens]} "
+        "--tuning-prompts {params.sizes[tuning_prompts]} --tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} "
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"

@@ -26,7 +26,7 @@ rule calibrate:
     params:
         models=lambda w, input: model_options(input.models),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
-        sizes=SIZES.calibration,
+        sizes=SIZES.calibration.model_dump(),
         batches=sorted({1} | {run.batch for run in RUNS.values()}),
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
@@ -34,6 +34,6 @@ rule calibrate:
         folder=subpath(output[0], parent=True),
     shell:
         "python {input.script} {params.models} --tokens {input.tokens} --start {params.start} "
-        "--prompts {params.sizes.prompts} --prompt-tokens {params.prompt_tokens} "
-        "--output-tokens {params.sizes.output_tokens} --contexts {params.sizes.contexts} "
-        "--repeats {params.sizes.repeats} --batches {params.batches} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "--prompts {params.sizes[prompts]} --prompt-tokens {params.prompt_tokens} "
+        "--output-tokens {params.sizes[output_tokens]} --contexts {params.sizes[contexts]} "
+        "--repeats {params.sizes[repeats]} --batches {params.batches} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"

@@ -8,7 +8,7 @@ from modulefinder import ModuleFinder
 from pathlib import Path
 
 from dynatree import grid, params, plugins
-from dynatree.errors import reported
+from dynatree.errors import UserError, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
 from dynatree.schema import APART, TABLES
 
@@ -16,10 +16,12 @@ from dynatree.schema import APART, TABLES
 configfile: "params.yaml"
 
 
-# The interpreter that runs Snakemake runs the scripts, on the library of this checkout.
+# The interpreter that runs Snakemake runs the scripts, but for a rule's own environment; on the library of this checkout.
 shell.executable("bash")
 shell.prefix(
-    f"set -euo pipefail; export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH PYTHONPATH={shlex.quote(str(Path.cwd()))}; "
+    'set -euo pipefail; [[ "${{CONDA_PREFIX:-}}" == */.snakemake/* ]] || '
+    f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
+    f"export PYTHONPATH={shlex.quote(str(Path.cwd()))}; "
 )
 
 with reported():
@@ -29,6 +31,13 @@ with reported():
     PASSES = grid.passes(PARAMS)
     PROMPTS = grid.prompts(PARAMS)
     NEEDS = params.check_plugins_once(PARAMS, Path(".cache/checked"))
+
+    for figure in PARAMS.figures:
+        shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)
+        if shown and shown not in PARAMS.experiments:
+            raise UserError(
+                f"figures: {figure} shows experiment {shown}, which is not there; leave the figure out, too"
+            )
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
@@ -122,13 +131,19 @@ def model_options(manifests, calibration=()):
     return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)
 
 
-def pass_options(run, files):
-    """What the script of a pass is told: models, method, prompts, machine. `files`: the inputs of its job."""
-    return (
-        f"{model_options(files.models, files.calibration)} --decoder {run.decoder} "
-        f"--knobs {shlex.quote(json.dumps(dict(run.knobs)))} --prompts {files.prompts} "
-        f"--output-tokens {run.output_tokens} {MACHINE}"
-    )
+# Snakemake compares a job's params with those it was last run with, but only such as are of Python's own types and not
+# made of its inputs; what a job is asked for is therefore told in strings.
+
+
+def method_options(run):
+    """The method of a run or pass, how many tokens it decodes, and the machine."""
+    knobs = shlex.quote(json.dumps(dict(run.knobs)))
+    return f"--decoder {run.decoder} --knobs {knobs} --output-tokens {run.output_tokens} {MACHINE}"
+
+
+def size_options(run):
+    """How many prompts of a run, how many at once, and how often."""
+    return f"--count {run.prompts} --batch {run.batch} --repeats {run.repeats}"
 
 
 def complete(folder):

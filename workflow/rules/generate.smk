@@ -22,18 +22,14 @@ rule generate:
     resources:
         machine=100,
     params:
-        run=run_of,
-        knobs=lambda w: json.dumps(dict(run_of(w).knobs)),
-        processors=lambda w: json.dumps(dict(run_of(w).processors)),
         models=lambda w, input: model_options(input.models, input.calibration),
-        reference=SIZES.reference_seconds,
-        machine=MACHINE,
+        method=lambda w: method_options(run_of(w)),
+        sizes=lambda w: size_options(run_of(w)),
+        processors=lambda w: json.dumps(dict(run_of(w).processors)),
         folder=subpath(output.outputs, parent=True),
     shell:
-        "python {input.script} {params.models} --decoder {params.run.decoder} "
-        "--knobs {params.knobs:q} --prompts {input.prompts} --tokens {input.tokens} --count {params.run.prompts} --batch {params.run.batch} "
-        "--output-tokens {params.run.output_tokens} --repeats {params.run.repeats} --processors {params.processors:q} "
-        "--reference-seconds {params.reference} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} {params.models} {params.method} {params.sizes} --prompts {input.prompts} "
+        "--tokens {input.tokens} --processors {params.processors:q} --out {params.folder} 2>&1 | tee {log:q}"
 
 
 rule timeline:
@@ -52,10 +48,12 @@ rule timeline:
     resources:
         machine=100,
     params:
-        options=lambda w, input: pass_options(pass_of(w, "timeline"), input),
+        models=lambda w, input: model_options(input.models, input.calibration),
+        method=lambda w: method_options(pass_of(w, "timeline")),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} {params.models} {params.method} --prompts {input.prompts} "
+        "--out {params.folder} 2>&1 | tee {log:q}"
 
 
 rule memory:
@@ -72,7 +70,9 @@ rule memory:
     conda:
         "../envs/dynatree.yaml"
     params:
-        options=lambda w, input: pass_options(pass_of(w, "memory"), input),
+        models=lambda w, input: model_options(input.models, input.calibration),
+        method=lambda w: method_options(pass_of(w, "memory")),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.options} --out {params.folder} 2>&1 | tee {log:q}"
+        "python {input.script} {params.models} {params.method} --prompts {input.prompts} "
+        "--out {params.folder} 2>&1 | tee {log:q}"

@@ -36,15 +36,15 @@ def main() -> None:
 
         records = [metrics.Records.read(a.results, folder) for folder in a.runs]
         machines = {str(folder): record.machine for folder, record in zip(a.runs, records, strict=True)}
-        others = [folder / files.PHASES for folder in a.timeline] + [folder / files.MEMORY for folder in a.memory]
-        others += [path for path in (a.costs, a.drafter) if path]
+        # Not those of memory, which is no timing: on a cluster its jobs share a node.
+        others = [folder / files.PHASES for folder in a.timeline] + [path for path in (a.costs, a.drafter) if path]
         machine = metrics.same_machine(machines | {str(path): files.read_json(path)["machine"] for path in others})
         rows = {
             "runs": metrics.runs(records),
             "rounds": events.rounds(records),
             "parts": events.parts(records),
             "nodes": events.nodes(records, decode),
-            "phases": [row for folder in a.timeline for row in events.phases(a.results, folder, decode)],
+            "phases": events.phases(a.results, a.timeline, decode),
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": metrics.costs(a.costs) if a.costs else [],
             "drafter": metrics.drafter(a.drafter) if a.drafter else [],

@@ -66,6 +66,7 @@ def main() -> None:
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
         home = a.records / digest(asked)
         files.write_json(home / "machine.json", machine)
+        files.write_json(a.records / files.CURRENT, home.name)
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
@@ -73,7 +74,9 @@ def main() -> None:
             for name, grid in json.loads(a.grids).items():
                 print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
                 path = home / f"tuned_{text}" / f"{name}.json"
-                methods[name] = tuned(path, methods[name], grid, build, tuning, a.tuning_output_tokens, processors)
+                methods[name] = tuned(
+                    path, methods[name], grid, target, build, tuning, a.tuning_output_tokens, processors
+                )
             decoders = {name: build(method) for name, method in methods.items()}
             rows, warm = [], False
             for turn, prompt in enumerate(evaluated):
@@ -82,7 +85,7 @@ def main() -> None:
                     with measure.alone():
                         if not warm:
                             for decoder in decoders.values():
-                                measure.warm_up(decoder, prompt.ids, a.output_tokens)
+                                measure.warm_up(decoder, [prompt.ids], a.output_tokens)
                             warm = True
                         measured = benchmark.paired(
                             target, decoders, prompt, a.output_tokens, processors, turn, tolerance
@@ -103,6 +106,7 @@ def tuned(
     path: Path,
     method: dict[str, Any],
     grid: dict[str, list[Any]],
+    target: Any,
     build: Any,
     prompts: list[Prompt],
     output_tokens: int,
@@ -114,13 +118,13 @@ def tuned(
         decoders = [build(one) for one in tried]
         with measure.alone():
             for decoder in decoders:
-                measure.warm_up(decoder, prompts[0].ids, output_tokens)
-            seconds = benchmark.tune(decoders, prompts, output_tokens, processors)
-        best = tried[seconds.index(min(seconds))]
+                measure.warm_up(decoder, [prompts[0].ids], output_tokens)
+            steps = benchmark.tune(target, decoders, prompts, output_tokens, processors)
+        best = tried[steps.index(min(steps))]
         # One token, level or child is the least there is.
         ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
         edges = [knob for knob, end in ends.items() if best[knob] in end]
-        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "seconds": seconds})
+        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
     found = files.read_json(path)
     edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
     print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)

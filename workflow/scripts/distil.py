@@ -27,13 +27,15 @@ def main() -> None:
     a = parser.parse_args()
     with reported():
         provenance.set_threads(a.threads)
+        with readable("--source"):
+            recipe = weights.parse(json.loads(a.source))
+        datasets = {path.stem: read_tokens(path) for path in a.tokens}
         trained = a.part
         if trained is None:
-            with readable("--source"):
-                recipe = weights.parse(json.loads(a.source))
-            datasets = {path.stem: read_tokens(path) for path in a.tokens}
             keys = {"seed": a.seed, "work": a.work, "device": a.device}
             trained = make(a.target, datasets, recipe, command=shlex.join(["python", *sys.argv]), **keys)
+        else:
+            part.check(trained, recipe, datasets)
         part.assemble(trained, a.target, a.out)
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from dynatree import audit, files, measure, options, provenance
-from dynatree.errors import readable, reported
+from dynatree.errors import UserError, readable, reported
 from dynatree.processors import Processors
 from dynatree.text.prompts import read_prompts
 from dynatree.text.splits import read_tokens
@@ -20,20 +20,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=options.at_least_one, default=1, metavar="N", help="prompts decoded together")
     parser.add_argument("--processors", default="{}", help="JSON object: logits processors (dynatree/processors.py)")
-    parser.add_argument("--reference-seconds", type=float, required=True, help="of plain steps around each prompt")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
         provenance.set_threads(a.threads)
         prompts = read_prompts(a.prompts)[: a.count]
+        if len(prompts) < a.count:
+            raise UserError(f"{a.prompts}: {len(prompts)} prompts, {a.count} asked for; choose them again")
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
         with readable("--processors"):
             processors = Processors(**json.loads(a.processors))
         target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        outputs, timings = measure.generate_batches(
-            target, decoder, prompts, a.batch, a.output_tokens, a.repeats, a.reference_seconds, processors
-        )
+        outputs, timings = measure.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.batch, processors)
         # Behind the last timing, and not beside another job's.
         with measure.alone():
             audited = audit.records(

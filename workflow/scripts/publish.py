@@ -3,14 +3,18 @@
 import argparse
 import hashlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import yaml
 
 from dynatree import params
 from dynatree.errors import UserError, reported
+from dynatree.files import CURRENT, read_json
 
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
+BENCHMARK = "figures/benchmark.svg"
 # Drawn again in seconds, and each as large as all records of a run.
 LEFT_OUT = ".html"
 
@@ -20,6 +24,13 @@ def named(lock: Path) -> dict[Path, str]:
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
     outs = {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage["outs"]}
     return {path: md5 for path, md5 in outs.items() if path.parts[0] in ("results", "figures")}
+
+
+def up_to_date(target: str) -> bool:
+    """Whether the job graph has made `target` from what is here now."""
+    command = ["snakemake", "--cores", "1", "--dry-run", target]
+    said = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=False)
+    return Path(target).is_file() and "Nothing to be done" in said.stdout + said.stderr
 
 
 def main() -> None:
@@ -38,13 +49,13 @@ def main() -> None:
         for path in (*map(Path, STATE), *files):
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / path)
-        benchmark = Path("results/benchmark.parquet")
-        if benchmark.is_file():
-            shutil.copytree(benchmark.with_suffix(""), new / benchmark.with_suffix(""))
-            shutil.copyfile(benchmark, new / benchmark)
-            for figure in Path("figures").glob("benchmark.*"):
-                if figure.suffix != LEFT_OUT:
-                    shutil.copyfile(figure, new / figure)
+        if up_to_date(BENCHMARK):
+            records = Path("results/benchmark")
+            home = records / read_json(records / CURRENT)
+            shutil.copytree(home, new / home)
+            for path in (records / CURRENT, records.with_suffix(".parquet"), *Path("figures").glob("benchmark.*")):
+                if path.suffix != LEFT_OUT:
+                    shutil.copyfile(path, new / path)
         shutil.rmtree(out, ignore_errors=True)
         new.rename(out)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

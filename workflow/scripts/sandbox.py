@@ -29,7 +29,8 @@ def tiny(text: str) -> str:
         if name in SETTINGS:
             experiment["settings"] = SETTINGS[name]
         if "also" in experiment:
-            experiment["also"] = {method: experiment["also"][method] for method in ALSO}
+            few = {method: experiment["also"][method] for method in ALSO if method in experiment["also"]}
+            experiment["also"] = few or experiment["also"]
         experiment |= {key: few for key, few in CONDITIONS.items() if key in experiment}
     return yaml.safe_dump(values, sort_keys=False)
 

@@ -44,7 +44,7 @@ READ: dict[str, tuple[str, ...]] = {
     "drafter_report": (*MACHINE, "datasets", *of_scale("prompt_tokens", "drafter_report_tokens")),
     "calibrate": (*MACHINE, "seed", "sources", "datasets", *of_scale("prompt_tokens", "calibration")),
     "perplexity": (*MACHINE, *of_scale("perplexity_tokens", "perplexity_window", "perplexity_stride")),
-    "generate": (*MACHINE, *of_scale("reference_seconds")),
+    "generate": MACHINE,
     "timeline": (*MACHINE, *of_scale("timeline_tokens")),
     "memory": (*MACHINE, *of_scale("output_tokens")),
     "aggregate": ("scale", "datasets", "methods", "experiments", "timeline", "memory"),
