@@ -44,8 +44,8 @@ SKIPPED = {
     "dvc repro --force --no-run-cache": WORKFLOW,
     "dvc exp run -S methods.dynatree.threshold=0.1": WORKFLOW,
     "dvc checkout && make touch": WORKFLOW,
-    "cp -r published/study/. .": "would overwrite this checkout; tests/test_published.py reads what it copies",
-    "python workflow/scripts/draw.py --tables published/study/results --figure datasets --out build": "as above",
+    "cp -r published/laptop/. .": "would overwrite this checkout; tests/test_published.py reads what it copies",
+    "python workflow/scripts/draw.py --tables published/laptop/results --figure datasets --out build": "as above",
     "python -m pytest tests/policies -k budget": "a test within a test",
 }
 
