@@ -91,7 +91,7 @@ def runs(records: list[Records]) -> list[Row]:
 
 
 def usual_step(records: list[Records]) -> float:
-    """Seconds of a plain step while the main runs of plain decoding ran: whatever is measured anew, others' times stay."""
+    """Seconds of a plain step while plain decoding's main runs ran: others' times stay, whatever is measured anew."""
     plain = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
     return statistics.median([reference(timing) for record in plain or records for timing in record.timings])
 

@@ -36,8 +36,8 @@ TABLES: dict[str, pa.Schema] = {
             _column(
                 "pace",
                 _real,
-                "median reference step of plain decoding's main runs / this one's; times and tokens/s are at that pace, "
-                "the usual one, so that runs of different minutes compare",
+                "median reference step of plain decoding's main runs / this one's; times and tokens/s are at that "
+                "pace, the usual one, so that runs of different minutes compare",
             ),
             _column("throughput", _real, "tokens/s: tokens emitted (by the whole batch) / (seconds * pace)"),
             _column("ttft_ms", _real, "ms from the request's start to the first commit, times pace"),
