@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
-from dynatree import measure, statistics
+from dynatree import measure, metrics, statistics
 from dynatree.audit import audit
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
@@ -101,7 +101,7 @@ def _run(
 def summary(text: str, rows: Sequence[Row]) -> list[Row]:
     """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them."""
     result = []
-    step = [statistics.mean(row["references"], geometric=False) for row in rows]
+    step = [metrics.reference(row) for row in rows]
     usual = statistics.median(step)
     rows = [row | {"even": row["seconds"] * usual / own} for row, own in zip(rows, step, strict=True)]
     for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:

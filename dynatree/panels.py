@@ -17,7 +17,8 @@ BASELINE = "autoregressive"
 # Columns of `runs` that say what was done, and not how long it took.
 WORK = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
 # Plain decoding under other names: what others are measured by.
-PLAIN = (BASELINE, "autoregressive_again", "transformers")
+AGAIN = "autoregressive_again"
+PLAIN = (BASELINE, AGAIN, "transformers")
 RESOLVED = [
     (f"resolved: 95 % interval excludes 1, {statistics.MINIMUM_PROMPTS} prompts or more", theme.QUIET, theme.QUIET),
     ("not resolved", "white", theme.QUIET),
@@ -286,6 +287,23 @@ def _labels(points: Sequence[theme.Row], x: alt.X, axis: Values, size: tuple[flo
     words = alt.Chart(theme.data([{"value": place["high"], "label": place["label"]} for place in places]))
     words = words.mark_text(align="left", color=theme.INK)
     return [leaders, words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N")]
+
+
+def numbers(
+    rows: Sequence[theme.Row], x: alt.X, y: alt.Y, dx: float, group: str = "name", value: str = "value"
+) -> list[alt.LayerChart]:
+    """The `words` of `rows` beside their dots and intervals: of each `group` the largest to the right, others left.
+
+    Dots of one line may be close.
+    """
+    largest = {row[group]: max(r[value] for r in rows if r[group] == row[group]) for row in rows}
+    layers = []
+    for end, way in (("high", dx), ("low", -dx)):
+        own = [row for row in rows if (row[value] == largest[row[group]]) == (end == "high")]
+        placed = [row | {value: row.get(end) or row[value]} for row in own]
+        if placed:
+            layers.append(theme.words(alt.Chart(theme.data(placed)).encode(x=x, y=y, text="words:N"), way))
+    return layers
 
 
 def apart(positions: Sequence[float], gap: float) -> list[float]:

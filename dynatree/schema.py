@@ -14,11 +14,14 @@ def _column(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
 
 _text, _int, _real, _flag = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 
-_RUN_KEY = [
+_METHOD_KEY = [
     _column("experiment", _text, "`headline`, or an experiment of params.yaml"),
     _column("method", _text, "name of the method in params.yaml"),
     _column("settings", _text, "the method's knobs, as in the run's folder name (D8_B3_tau0.03_N64)"),
     _column("dataset", _text, "name of the data set in params.yaml"),
+]
+_RUN_KEY = [
+    *_METHOD_KEY,
     _column("prompt_id", _text, "prompt identifier: data set, document, first token"),
     _column("repeat", _int, "0-based repeat of the same prompt"),
 ]
@@ -131,10 +134,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "summary": pa.schema(
         [
-            _column("experiment", _text, "`headline`, or an experiment of params.yaml"),
-            _column("method", _text, "name of the method in params.yaml"),
-            _column("settings", _text, "the method's knobs"),
-            _column("dataset", _text, "name of the data set"),
+            *_METHOD_KEY,
             _column("prompt_tokens", _int, "tokens in the prompts"),
             _column("batch", _int, "requests decoded together"),
             _column("metric", _text, "a real-valued column of `runs`"),

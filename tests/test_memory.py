@@ -80,8 +80,9 @@ def test_watching_sees_committed_and_tree_tokens(target: Build, drafter: Build, 
         emitted += len(round.emitted)
     heads = ours.model.config.num_key_value_heads
     bytes_a_token = 2 * 2 * heads * 8 * 4
-    # transformers' lookup goes beyond the last wanted token, and its record does not.
-    assert cache.used == max(lengths) * bytes_a_token or (method == "prompt_lookup" and cache.used > max(lengths) * 4)
+    # transformers' lookup feeds up to draft_tokens - 2 = 2 positions beyond the last wanted token; its record does not.
+    beyond = len(PROMPT) + 20 + 2 - max(lengths) if method == "prompt_lookup" else 0
+    assert max(lengths) * bytes_a_token <= cache.used <= (max(lengths) + beyond) * bytes_a_token
     assert cache.allocated >= cache.used
     assert not ours.model.base_model._forward_hooks
 

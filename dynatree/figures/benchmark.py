@@ -11,7 +11,6 @@ TABLES: tuple[str, ...] = ("benchmark",)
 SECTION = "Speed"
 
 BASELINE = "transformers"
-AGAIN = "autoregressive_again"
 WIDTH, STEP = 330, 22
 
 
@@ -70,7 +69,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         ranked = sorted((row for row in here if row["method"] not in panels.PLAIN), key=lambda row: -row["value"])
         if ranked:
             parts.append(_sentences(text, ranked))
-        again = next((row for row in here if row["method"] == AGAIN), None)
+        again = next((row for row in here if row["method"] == panels.AGAIN), None)
         if again:
             name = theme.display(again["method"])
             parts.append(f"{name}, which differs by chance alone, has {theme.number(again['worst'])}× on its worst.")

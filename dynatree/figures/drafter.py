@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, theme
 
 TABLES: tuple[str, ...] = ("drafter",)
 SECTION = "Costs"
@@ -66,12 +66,8 @@ def _speeds(rows: list[theme.Row]) -> theme.Layers:
     names, methods = list(dict.fromkeys(row["name"] for row in rows)), {row["like"] for row in rows}
     datasets = sorted({row["dataset"] for row in rows})
     rows = [row | {"words": f"{theme.number(row['speedup'])}×"} for row in rows]
-    highest = {name: max(row["speedup"] for row in rows if row["name"] == name) for name in names}
-    # The fastest of a row speaks to the right, the others to the left: they may be close.
-    right = [row for row in rows if row["speedup"] == highest[row["name"]]]
-    left = [row for row in rows if row not in right]
-    lowest = min(row["speedup"] for row in rows)
-    domain = [min(0.8, lowest * 0.9) / 1.8, max(highest.values()) * 1.8]
+    lowest, highest = (choose(row["speedup"] for row in rows) for choose in (min, max))
+    domain = [min(0.8, lowest * 0.9) / 1.8, highest * 1.8]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
     x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over plain decoding (×)", values=ticks))
@@ -85,11 +81,7 @@ def _speeds(rows: list[theme.Row]) -> theme.Layers:
         color=alt.Color("like:N", scale=theme.colour_scale(methods), legend=None),
         shape=alt.Shape("dataset:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
     )
-    layers = [one, dots]
-    for own, dx in ((right, 9), (left, -9)):
-        if own:
-            layers.append(theme.words(alt.Chart(theme.data(own)).encode(x=x, y=y, text="words:N"), dx))
-    return alt.layer(*layers).properties(
+    return alt.layer(one, dots, *panels.numbers(rows, x, y, 9, value="speedup")).properties(
         width=WIDTH, height=alt.Step(STEP), title="Simulated speed by this machine's costs"
     )
 

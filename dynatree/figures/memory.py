@@ -60,7 +60,7 @@ def _panel(
         words.append({"label": row["label"], "end": end, "words": theme.number(row[total])})
         if not first and row["allocated"] is not None:
             outlines.append({"label": row["label"], "start": 0.0, "end": row["allocated"]})
-            words[-1] |= {"end": max(end, row["allocated"])}
+            words[-1]["end"] = max(end, row["allocated"])
             words[-1]["words"] += f" of {theme.number(row['allocated'])}"
     base = alt.Chart(theme.data(bars), width=WIDTHS[0 if first else 1], height=alt.Step(STEP))
     x = alt.X("start:Q", scale=scale, axis=alt.Axis(title=title, tickCount=5 if first else 4))

@@ -24,9 +24,6 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     datasets = sorted({row["dataset"] for row in found})
     names = [theme.display(method) for method in methods]
     rows = [row | {"name": theme.display(row["method"]), "words": f"{row['value']:.0%}"} for row in found]
-    # Which of a method's numbers stand right of their dots, the others left: they may be close.
-    right = [row for row in rows if row["value"] == max(r["value"] for r in rows if r["method"] == row["method"])]
-    left = [row for row in rows if row not in right]
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
     highest = max(row["high"] or row["value"] for row in rows)
     scale = alt.Scale(domain=[0, highest * 1.15], nice=False)
@@ -42,10 +39,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         rule = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=1.5)
         layers.append(rule.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
     layers.append(dots)
-    for own, dx, end in ((right, 8, "high"), (left, -8, "low")):
-        if own:
-            shown = [row | {"value": row[end] or row["value"]} for row in own]
-            layers.append(theme.words(alt.Chart(theme.data(shown)).encode(x=x, y=y, text="words:N"), dx))
+    layers += panels.numbers(rows, x, y, 8)
     key = theme.shape_key([(name, shape, theme.INK) for name, shape in zip(datasets, shapes.range, strict=True)])
     return theme.finish(alt.vconcat(key, alt.layer(*layers)))
 

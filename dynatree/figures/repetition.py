@@ -53,20 +53,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     base = alt.Chart(theme.data(shown)).encode(x=x, y=y)
     dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
     dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None))
-    # The larger of two speaks to the right, the smaller to the left: they may be close.
-    largest_of = {line["method"]: line["x2"] for line in lines}
-    right = [row for row in shown if row["value"] == largest_of[row["method"]]]
-    left = [row for row in shown if row not in right]
-    labels = [
-        theme.words(
-            alt.Chart(theme.data([row | {"value": row[end] or row["value"]} for row in own])).encode(
-                x=x, y=y, text="words:N"
-            ),
-            dx,
-        )
-        for own, dx, end in ((right, 9, "high"), (left, -9, "low"))
-        if own
-    ]
+    labels = panels.numbers(shown, x, y, 9)
     rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
     layers = [rule, joined]
     if ranged := [row for row in shown if row["low"] is not None]:
