@@ -1,4 +1,4 @@
-"""Panels and sentences that several figures share: lines with intervals and direct labels, who is fastest.
+"""Panels that several figures share: lines with intervals and direct labels, heat maps, which rows stand where.
 
 Knows no figure and reads no file; looks and names are those of theme.py.
 """
@@ -11,11 +11,8 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree import statistics, theme
-from dynatree.errors import UserError
 
 BASELINE = "autoregressive"
-# Columns of `runs` that say what was done, and not how long it took.
-WORK = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
 # Plain decoding under other names: what others are measured by.
 AGAIN = "autoregressive_again"
 PLAIN = (BASELINE, AGAIN, "transformers")
@@ -26,8 +23,8 @@ RESOLVED = [
 LINE = 13.0  # pixels a label of a line
 MARGIN = 1.15  # of an axis of lengths, beyond its first and last
 DODGE, LEADER = 3.0, 8.0  # pixels between the dots of two lines, and from a panel to its labels
-
-Names = Mapping[tuple[str, str], str]
+# Which round of which run a node's tree was verified in.
+_TREE = ("method", "settings", "dataset", "prompt_id", "repeat", "round")
 
 
 def places(rows: Sequence[theme.Row], *columns: str) -> list[tuple[str, list[theme.Row]]]:
@@ -42,97 +39,6 @@ def places(rows: Sequence[theme.Row], *columns: str) -> list[tuple[str, list[the
                 title.append(f"{column.replace('_', ' ')} {key[place]}")
         result.append((", ".join(title), here))
     return result
-
-
-def prompts(rows: Sequence[theme.Row]) -> str:
-    """`4 prompts, 200 tokens each`, or `2 to 4 prompts` where rows have different numbers of them."""
-    least, most = min(row["prompts"] for row in rows), max(row["prompts"] for row in rows)
-    text = theme.plural(most, "prompt") if least == most else f"{least} to {theme.plural(most, 'prompt')}"
-    tokens = sorted({row["output_tokens"] for row in rows if row.get("output_tokens")})
-    if not tokens:
-        return text
-    given = " to ".join(f"{count:,}" for count in dict.fromkeys((tokens[0], tokens[-1])))
-    return f"{text}, {given} tokens{' each' if most > 1 else ''}"
-
-
-def verdict(row: theme.Row) -> str:
-    """Whether a speedup differs from 1: `not resolved with 4 prompts`, or `with 2 batches`."""
-    counted = theme.plural(row["prompts"], "prompt")
-    if row.get("batch", 1) > 1:
-        counted = theme.plural(row["measurements"], "batch", "batches")
-    return f"{'resolved' if row['resolved'] else 'not resolved'} with {counted}"
-
-
-def paired(row: theme.Row, other: theme.Row, runs: Sequence[theme.Row]) -> theme.Row:
-    """Of two rows of `summary`: `ratio` of their speedups, a geometric mean prompt by prompt, its interval's `ends`,
-    and whether it `differs` from 1; `alike`: they did the same, so that only chance can part them.
-
-    Raises UserError if `runs`, rows of that table, have no prompt of both.
-    """
-    own, theirs = _of(row, runs), _of(other, runs)
-    keys = sorted(set(own) & set(theirs))
-    if not keys:
-        raise UserError(
-            f"{row['experiment']}: {row['method']} and {other['method']} have no prompt of {row['dataset']} in common"
-        )
-    ratios = [own[key]["speedup"] / theirs[key]["speedup"] for key in keys]
-    ends = statistics.interval(ratios, [own[key]["document_id"] for key in keys], geometric=True)
-    work = [name for name in WORK if name in own[keys[0]]]
-    return {
-        "ratio": statistics.mean(ratios, geometric=True),
-        "ends": ends,
-        "differs": statistics.resolved(ends, len({prompt for prompt, _ in keys})),
-        "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
-    }
-
-
-def _of(row: theme.Row, runs: Sequence[theme.Row]) -> dict[tuple[str, int], theme.Row]:
-    """The runs by (prompt, repeat) that a row of `summary` is the mean of."""
-    same = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch")
-    return {
-        (run["prompt_id"], run["repeat"]): run
-        for run in runs
-        if run["speedup"] is not None and all(run[name] == row[name] for name in same)
-    }
-
-
-def percent(ratio: float) -> str:
-    """A ratio as a change: `+12 %`, with one decimal below ten."""
-    change = 100 * (ratio - 1)
-    digits = f"{abs(change):.0f}" if abs(change) >= 9.95 else f"{abs(change):.1f}"
-    sign = "" if float(digits) == 0 else "+" if change > 0 else "\u2212"
-    return f"{sign}{digits} %"
-
-
-def change(compared: theme.Row) -> str:
-    """What `paired` found: `+12 % [+5.0 %, +18 %], resolved`."""
-    ends = f" [{', '.join(percent(end) for end in compared['ends'])}]" if compared["ends"] else ""
-    return f"{percent(compared['ratio'])}{ends}, {'resolved' if compared['differs'] else 'not resolved'}"
-
-
-def fastest(rows: Sequence[theme.Row], names: Names) -> str:
-    """Of speedups over plain decoding: `fastest is` who, by how much, whether resolved, and who is next."""
-    ranked = sorted(rows, key=lambda row: (-row["value"], row["method"], row["settings"]))
-    best, *others = ranked
-    text = f"is {names[best['method'], best['settings']]} with {theme.interval(best, '×')}, {verdict(best)}"
-    if others:
-        text += f" (next {names[others[0]['method'], others[0]['settings']]}, {theme.number(others[0]['value'])}×)"
-    return f"fastest {text}" if best["value"] > 1 else f"no method beats plain decoding; closest {text}"
-
-
-def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:
-    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the smallest and the largest."""
-    leaders: dict[str, list[str]] = {}
-    lengths = sorted({row["x"] for row in rows})
-    for length in lengths:
-        best = max((row for row in rows if row["x"] == length), key=lambda row: row["value"])
-        name = names[best["method"], best["settings"]] if best["value"] > 1 else "plain decoding"
-        leaders.setdefault(name, []).append(f"{length:,}")
-    parts = [f"{name} at {theme.joined(at)}" for name, at in leaders.items()]
-    text = f"Fastest: {'; '.join(parts)} {unit}." if len(lengths) > 1 else ""
-    for length in dict.fromkeys((lengths[0], lengths[-1])):
-        text += f" At {length:,} {unit}: {fastest([row for row in rows if row['x'] == length], names)}."
-    return text.strip()
 
 
 def along(
@@ -287,6 +193,50 @@ def _labels(points: Sequence[theme.Row], x: alt.X, axis: Values, size: tuple[flo
     words = alt.Chart(theme.data([{"value": place["high"], "label": place["label"]} for place in places]))
     words = words.mark_text(align="left", color=theme.INK)
     return [leaders, words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N")]
+
+
+def heat(
+    cells: Sequence[theme.Row],
+    across: tuple[Sequence[Any], str],
+    down: tuple[Sequence[Any], str],
+    domain: tuple[float, float],
+    size: tuple[float, float],
+    title: Any = "",
+) -> theme.Layers:
+    """The `words` of `cells` (across, down, value, words, framed) on the colours of their values.
+
+    `across`, `down`: the values of each axis in order, and its title; `domain`: the values of the lightest and the
+    darkest colour.
+    """
+    low, high = domain
+    x = alt.X("across:O", sort=across[0], scale=alt.Scale(domain=across[0]))
+    x = x.axis(title=across[1], labelAngle=0, ticks=False, domain=False)
+    y = alt.Y("down:O", sort=down[0], scale=alt.Scale(domain=down[0])).axis(title=down[1], ticks=False, domain=False)
+    colour = alt.Color("value:Q", scale=alt.Scale(scheme="blues", domain=[low, high]), legend=None)
+    layers = [alt.Chart(theme.data(cells)).mark_rect().encode(x=x, y=y, color=colour)]
+    if framed := [row for row in cells if row["framed"]]:
+        frame = alt.Chart(theme.data(framed)).mark_rect(filled=False, stroke=theme.INK, strokeWidth=2)
+        layers.append(frame.encode(x=x, y=y))
+    dark = [high > low and (row["value"] - low) / (high - low) > 0.55 for row in cells]
+    for ink in dict.fromkeys(dark):
+        words = alt.Chart(theme.data([row for row, deep in zip(cells, dark, strict=True) if deep is ink]))
+        words = words.mark_text(fontSize=theme.SMALL - 1, color="white" if ink else theme.INK)
+        layers.append(words.encode(x=x, y=y, text="words:N"))
+    return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)
+
+
+def tested(tables: Mapping[str, pa.Table]) -> dict[str, list[tuple[theme.Row, theme.Row]]]:
+    """By method of the headline, in drawing order: the `nodes` that were put to the test, each with its parent.
+
+    Those are the nodes below an accepted one: all others are rejected with what they hang from.
+    """
+    rows = theme.rows(tables, "nodes", experiment="headline")
+    place = {tuple(row[name] for name in (*_TREE, "node")): row for row in rows}
+    found: dict[str, list[tuple[theme.Row, theme.Row]]] = {}
+    for method in theme.ordered(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method and row["parent"] >= 0 and row["hit"] is not None]
+        found[method] = [(row, place[(*(row[name] for name in _TREE), row["parent"])]) for row in own]
+    return found
 
 
 def numbers(

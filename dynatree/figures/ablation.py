@@ -11,7 +11,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary", "runs")
@@ -54,7 +54,7 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
     for row in block.rows:
         own = tone if row["method"].startswith((block.full["method"], REMOVED)) else theme.colour(row["method"])
         changed = {
-            "change": "" if row is block.full else "same rounds" if row["alike"] else panels.percent(row["ratio"])
+            "change": "" if row is block.full else "same rounds" if row["alike"] else captions.percent(row["ratio"])
         }
         changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
         fill = {"tone": own, "fill": own if row["resolved"] else "white"}
@@ -98,8 +98,8 @@ def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
                 continue
             full = _full(variants)
             chosen = [full, *(row for row in variants if row is not full), *_others(method, here)]
-            paired = [row | {"label": _label(row, full)} | panels.paired(row, full, runs) for row in chosen]
-            blocks.append(Block(f"{title}: {place} ({panels.prompts(paired)})", paired[0], paired))
+            paired = [row | {"label": _label(row, full)} | captions.paired(row, full, runs) for row in chosen]
+            blocks.append(Block(f"{title}: {place} ({captions.prompts(paired)})", paired[0], paired))
     if not blocks:
         raise UserError(f"{EXPERIMENT}: none of {', '.join(BLOCKS)} was run; found {', '.join(_methods(found))}")
     return blocks
@@ -152,7 +152,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     blocks = _blocks(tables)
     for block in blocks:
         full = block.full
-        text = f"{block.title}: {full['label']} reaches {theme.interval(full, '×')} ({panels.verdict(full)})"
+        text = f"{block.title}: {full['label']} reaches {theme.interval(full, '×')} ({captions.verdict(full)})"
         parts.append(f"{text}.")
         changes = [row for row in block.rows if row is not full]
         if changes:
@@ -160,15 +160,13 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             best = max((row for row in block.rows if row is full or not row["alike"]), key=lambda row: row["value"])
             parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}.")
             parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'plain decoding'}.")
-    given = any(row["low"] is not None for block in blocks for row in block.rows)
-    means = "Lines are 95 % bootstrap intervals over documents; " if given else "Too few documents for intervals; "
-    return " ".join(
-        [*parts, means + "differences are geometric means of ratios prompt by prompt, dark where resolved."]
-    )
+    intervals = captions.intervals([row for block in blocks for row in block.rows]).capitalize()
+    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where resolved.")
+    return " ".join(parts)
 
 
 def _difference(row: theme.Row) -> str:
     if row["alike"]:
-        return f"{row['label']} goes the very same rounds, so its {panels.percent(row['ratio'])} is chance"
+        return f"{row['label']} goes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
     note = f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""
-    return f"{row['label']}{note} {panels.change(row)}"
+    return f"{row['label']}{note} {captions.change(row)}"

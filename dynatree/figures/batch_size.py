@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
@@ -41,7 +41,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 speedup = metric == "speedup"
                 axis = panels.values(METRICS[metric], rows, one=speedup)
                 both.append(panels.lines(shown, x, axis, SIZE, one=speedup))
-        lines.append(alt.hconcat(*both, title=f"{title} ({panels.prompts(here)})", spacing=24))
+        lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * SIZE[0]), *lines))
 
 
@@ -58,27 +58,26 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         "Requests decoded together: tokens/s of the whole batch, speedup over our autoregressive loop there, and the "
         "process's peak of memory."
     ]
-    for title, here in panels.places([row for rows in found.values() for row in rows]):
-        parts.append(f"On {title} ({panels.prompts(here)}, at every size):")
+    rows = [row for rows in found.values() for row in rows]
+    for title, here in panels.places(rows):
+        parts.append(f"On {title} ({captions.prompts(here)}, at every size):")
         ratios = [row for row in here if row["metric"] == "speedup"]
         for label in dict.fromkeys(row["label"] for row in ratios):
             parts.append(_gain(label, [row for row in ratios if row["label"] == label]))
         parts.append(_most([row for row in here if row["metric"] == "throughput"]))
         parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
-    given = any(row["low"] is not None for rows in found.values() for row in rows)
-    lines = "lines are 95 % bootstrap intervals over documents, or over batches, which are measured as one"
-    means = "Geometric means over prompts (of memory arithmetic), throughput at the machine's usual pace; "
-    means += f"{lines if given else 'too few documents or batches for intervals'}."
-    return " ".join([*filter(None, parts), means])
+    means = "Geometric means over prompts (of memory arithmetic), throughput at the machine's usual pace"
+    over = "documents, or over batches, which are measured as one"
+    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows, over)}."])
 
 
 def _gain(label: str, rows: list[theme.Row]) -> str:
     """One method's speedup at the ends, and the first size from which on it is not faster than plain decoding."""
     first, last = rows[0], rows[-1]
-    text = f"{label} reaches {theme.interval(first, '×')} at {first['x']} ({panels.verdict(first)})"
+    text = f"{label} reaches {theme.interval(first, '×')} at {first['x']} ({captions.verdict(first)})"
     if len(rows) == 1:
         return text + "."
-    text += f" and {theme.interval(last, '×')} at {last['x']} ({panels.verdict(last)})"
+    text += f" and {theme.interval(last, '×')} at {last['x']} ({captions.verdict(last)})"
     gaining = [row["x"] for row in rows if row["value"] > 1]
     after = [row["x"] for row in rows if row["x"] > max(gaining, default=0)]
     if not gaining:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("benchmark",)
 SECTION = "Speed"
@@ -79,7 +79,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
 
 def _sentences(text: str, ranked: list[theme.Row]) -> str:
     best, *others = ranked
-    given = f"{theme.interval(best, '×')} transformers' greedy decoding ({panels.verdict(best)}) and "
+    given = f"{theme.interval(best, '×')} transformers' greedy decoding ({captions.verdict(best)}) and "
     given += f"{theme.number(best['worst'])}× on its worst prompt"
     if best["value"] <= 1:
         return f"On {text} text no method beats it; closest is {theme.display(best['method'])}, {given}."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("nodes",)
@@ -35,23 +35,14 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
-    """Per method with enough nodes: mean stated probability, hit rate and number of the nodes of each bin.
-
-    Counted are nodes whose parent was accepted, for only those were put to the test.
-    """
-    rows = [row for row in theme.rows(tables, "nodes") if row["experiment"] == "headline"]
-    place = {
-        (row["method"], row["dataset"], row["prompt_id"], row["repeat"], row["round"], row["node"]): row for row in rows
-    }
+    """Per method with enough nodes: mean stated probability, hit rate and number of the nodes of each bin."""
     found: dict[str, list[theme.Row]] = {}
-    for method in theme.ordered(row["method"] for row in rows):
+    for method, nodes in panels.tested(tables).items():
         groups: dict[int, list[tuple[float, bool]]] = {}
-        for key, row in place.items():
-            if key[0] == method and row["parent"] >= 0 and row["hit"] is not None:
-                above = place[(*key[:5], row["parent"])]["path_log_probability"]
-                stated = min(1.0, math.exp(row["path_log_probability"] - above))
-                groups.setdefault(min(BINS - 1, int(stated * BINS)), []).append((stated, row["hit"]))
-        if sum(map(len, groups.values())) >= FEWEST:
+        for row, parent in nodes:
+            stated = min(1.0, math.exp(row["path_log_probability"] - parent["path_log_probability"]))
+            groups.setdefault(min(BINS - 1, int(stated * BINS)), []).append((stated, row["hit"]))
+        if len(nodes) >= FEWEST:
             found[method] = [
                 {
                     "stated": sum(stated for stated, _ in group) / len(group),

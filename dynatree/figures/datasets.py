@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, statistics, theme
+from dynatree import captions, panels, statistics, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
@@ -27,7 +27,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             for metric, rows in found.items()
         ]
         here = [row for row in every if row["dataset"] == dataset]
-        drawn.append(alt.hconcat(*both, title=f"{dataset} ({panels.prompts(here)})", spacing=24))
+        drawn.append(alt.hconcat(*both, title=f"{dataset} ({captions.prompts(here)})", spacing=24))
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * WIDTH), *drawn))
 
 
@@ -105,18 +105,16 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         f"{theme.number(min(steps))} to {theme.number(max(steps))}; within a request its standard deviation was "
         f"{statistics.median(spreads):.1%} (median), at most {max(spreads):.0%}."
     )
-    given = any(row["low"] is not None for row in ratios)
-    means = "Geometric means over prompts; "
-    means += "lines are 95 % bootstrap intervals over documents; " if given else "too few documents for intervals; "
-    return " ".join([*parts, means + "filled dots: resolved against 1."])
+    parts.append(f"Geometric means over prompts; {captions.intervals(ratios)}; filled dots: resolved against 1.")
+    return " ".join(parts)
 
 
 def _sentences(dataset: str, ratios: list[theme.Row], runs: list[theme.Row], names: dict[tuple[str, str], str]) -> str:
     ranked = sorted(ratios, key=lambda row: (-row["value"], row["method"], row["settings"]))
     best, *others = ranked
-    text = f"On {dataset} ({panels.prompts(ratios)}) {panels.fastest(ranked, names)}."
+    text = f"On {dataset} ({captions.prompts(ratios)}) {captions.fastest(ranked, names)}."
     if others and best["value"] > 1:
-        text += f" Against the next it has {panels.change(panels.paired(best, others[0], runs))}."
+        text += f" Against the next it has {captions.change(captions.paired(best, others[0], runs))}."
     slower = [row for row in ranked if row["value"] < 1]
     if slower:
         marked = [

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
@@ -42,7 +42,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             _panel(rows, found[metric], names, METRICS[metric], place == 0, title == places[-1][0])
             for place, (metric, rows) in enumerate((m, r) for m, r in shown.items() if r)
         ]
-        lines.append(alt.hconcat(*charts, title=f"{title} ({panels.prompts(here)})", spacing=22))
+        lines.append(alt.hconcat(*charts, title=f"{title} ({captions.prompts(here)})", spacing=22))
     return theme.finish(alt.vconcat(*lines, spacing=20))
 
 
@@ -102,19 +102,18 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         "Wait for the first token, time of each after it, and tokens over the whole request, at the machine's usual "
         "pace. The first token is the prefill's, with nothing drafted but by transformers' assistant and lookup."
     ]
-    for title, here in panels.places([row for rows in found.values() for row in rows]):
+    everything = [row for rows in found.values() for row in rows]
+    for title, here in panels.places(everything):
         clauses = []
         for metric, (what, unit, better) in METRICS.items():
             rows = [row for row in here if row["metric"] == metric]
             if rows:
                 clauses.append(f"{what.lower()}: {_ranked(rows, names, unit, better)}")
-        parts.append(f"On {title}, {panels.prompts(here)}: {'; '.join(clauses)}.")
+        parts.append(f"On {title}, {captions.prompts(here)}: {'; '.join(clauses)}.")
         ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
         if ratios:
-            parts.append(f"Speedup of whole requests over plain decoding: {panels.fastest(ratios, names)}.")
-    given = any(row["low"] is not None for rows in found.values() for row in rows)
-    lines = "lines are 95 % bootstrap intervals over documents" if given else "too few documents for intervals"
-    return " ".join([*parts, f"Geometric means over prompts; {lines}."])
+            parts.append(f"Speedup of whole requests over plain decoding: {captions.fastest(ratios, names)}.")
+    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(everything)}."])
 
 
 def _ranked(rows: list[theme.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, statistics, theme
+from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
@@ -41,7 +41,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 speedup = metric == "speedup"
                 every = [row for row in rows if row["metric"] == metric]
                 axis = panels.values(unit, every, one=speedup)
-                head = "" if speedup else f"{title} ({panels.prompts(shown)})"
+                head = "" if speedup else f"{title} ({captions.prompts(shown)})"
                 stacked.append(
                     panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
                 )
@@ -129,10 +129,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         lengths = sorted({row["x"] for row in here})
         ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
         reached = f"On {title} all methods reach {theme.joined([f'{n:,}' for n in lengths])} tokens"
-        parts.append(f"{reached} ({panels.prompts(here)}).")
+        parts.append(f"{reached} ({captions.prompts(here)}).")
         if ratios:
-            parts.append(panels.fastest_along(ratios, names, "tokens"))
-    means = "Values are geometric means over prompts"
-    given = any(row["low"] is not None for row in rows)
-    means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
-    return " ".join([*parts, means])
+            parts.append(captions.fastest_along(ratios, names, "tokens"))
+    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(rows)}."])

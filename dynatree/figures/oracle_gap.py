@@ -7,7 +7,7 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, statistics, theme
+from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs", "costs")
@@ -116,12 +116,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         here = [row for row in found if row["dataset"] == dataset]
         best, *others = sorted(here, key=lambda row: -row["value"])
         ends = f" [{best['low']:.0%}, {best['high']:.0%}]" if best["low"] is not None else ""
-        text = f"On {dataset} ({panels.prompts(here)}) {theme.display(best['method'])} comes nearest with "
+        text = f"On {dataset} ({captions.prompts(here)}) {theme.display(best['method'])} comes nearest with "
         text += f"{best['value']:.0%}{ends} of its speed"
         if others:
             text += f"; next {theme.display(others[0]['method'])}, {others[0]['value']:.0%}"
         parts.append(text + ".")
-    given = any(row["low"] is not None for row in found)
-    means = "Geometric means over prompts; "
-    means += "lines are 95 % bootstrap intervals over documents." if given else "too few documents for intervals."
-    return " ".join([*parts, means])
+    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(found)}."])

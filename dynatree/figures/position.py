@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, statistics, theme
+from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("parts",)
@@ -30,7 +30,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         quarters = [row | {"x": QUARTERS[row["part"]]} for row in here if row["part"] in QUARTERS]
         texts = [row | {"x": row["part"]} for row in here if row["part"] in KINDS]
         axis = panels.values("speedup (×)", here, one=True, log=True)
-        head = f"{title} ({panels.prompts(quarters)})"
+        head = f"{title} ({captions.prompts(quarters)})"
         left = panels.lines(quarters, along, axis, SIZE, title=head, one=True, labelled=False)
         share = f"{_share(tables, title):.0%} of the tokens are in loops"
         right = panels.lines(texts, kinds, axis, (SIZE[0] * 0.6, SIZE[1]), title=share, one=True)
@@ -92,11 +92,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         clauses = []
         for kind, words in zip(KINDS, ("In loops", "on new text"), strict=True):
             if those := [row for row in here if row["part"] == kind]:
-                clauses.append(f"{words} {panels.fastest(those, names)}")
+                clauses.append(f"{words} {captions.fastest(those, names)}")
         text = "; ".join(clauses)
         parts.append(f"On {title} {_share(tables, title):.0%} of the tokens are in loops.")
         parts.append(f"{text[:1].upper()}{text[1:]}.")
-    given = any(row["low"] is not None for row in rows)
-    means = "Geometric means over prompts; "
-    means += "lines are 95 % bootstrap intervals over documents." if given else "too few documents for intervals."
-    return " ".join([*parts, means])
+    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(rows)}."])

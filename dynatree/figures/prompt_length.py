@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             if shown:
                 speedup = metric == "speedup"
                 axis = panels.values(METRICS[metric], rows, one=speedup, log=not speedup)
-                head = f"{title} ({panels.prompts(shown)})" if speedup else ""
+                head = f"{title} ({captions.prompts(shown)})" if speedup else ""
                 stacked.append(
                     panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
                 )
@@ -42,15 +42,14 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
     parts = ["Speedup over our autoregressive loop on the same prompts, and time to the first token, by prompt length."]
-    for title, here in panels.places([row for rows in found.values() for row in rows]):
+    rows = [row for rows in found.values() for row in rows]
+    for title, here in panels.places(rows):
         ratios = [row for row in here if row["metric"] == "speedup"]
-        parts.append(f"On {title} ({panels.prompts(here)}, of every length):")
-        parts.append(panels.fastest_along(ratios, names, "prompt tokens"))
+        parts.append(f"On {title} ({captions.prompts(here)}, of every length):")
+        parts.append(captions.fastest_along(ratios, names, "prompt tokens"))
         parts.append(_waits([row for row in here if row["metric"] == "ttft_ms"]))
-    given = any(row["low"] is not None for rows in found.values() for row in rows)
     means = "Geometric means over prompts, times at the machine's usual pace"
-    means += "; lines are 95 % bootstrap intervals over documents." if given else "; too few documents for intervals."
-    return " ".join([*parts, means])
+    return " ".join([*parts, f"{means}; {captions.intervals(rows)}."])
 
 
 def _waits(rows: list[theme.Row]) -> str:

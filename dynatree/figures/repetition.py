@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary",)
@@ -89,7 +89,7 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[s
 
 def _sizes(rows: list[theme.Row]) -> str:
     """Prompts and tokens, of both texts where they differ: then length tells in their difference, too."""
-    plain, other = (panels.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
+    plain, other = (captions.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
     return plain if plain == other else f"plain {plain}; penalised {other}"
 
 
@@ -110,8 +110,5 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         f"with the penalty {repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)}."
     )
     if ranked:
-        text += f" With the penalty {panels.fastest(ranked, names)}."
-    given = any(row["low"] is not None for row in rows)
-    return text + (
-        " Lines are 95 % bootstrap intervals over documents." if given else " Too few documents for intervals."
-    )
+        text += f" With the penalty {captions.fastest(ranked, names)}."
+    return f"{text} {captions.intervals(rows).capitalize()}."

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree import captions, panels, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("summary", "runs")
@@ -43,7 +43,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 charts.append(_panel(knob, line, shapes, axis))
         if _grid(shapes.swept):
             charts.append(_heat(_grid(shapes.swept)))
-        head = f"{shapes.title} ({panels.prompts(shapes.swept)})"
+        head = f"{shapes.title} ({captions.prompts(shapes.swept)})"
         blocks.append(alt.concat(*charts, columns=2, spacing=16).properties(title=head))
     methods = theme.ordered(row["method"] for row in everything)
     entries = [(theme.display(method), theme.colour(method), theme.colour(method)) for method in methods]
@@ -68,28 +68,17 @@ def _panel(knob: str, line: Sequence[theme.Row], shapes: Shapes, axis: panels.Va
 def _heat(cells: Sequence[theme.Row]) -> theme.Layers:
     """The grid's speedups as numbers on their colours; the best is framed."""
     best = max(cells, key=lambda row: row["value"])
-    low, high = min(row["value"] for row in cells), best["value"]
     shown = [
         {"across": row["knobs"][ACROSS], "down": row["knobs"][DOWN], "value": row["value"]}
-        | {"words": theme.number(row["value"])}
-        | {"ink": "white" if high > low and (row["value"] - low) / (high - low) > 0.55 else theme.INK}
-        | {"best": row is best}
+        | {"words": theme.number(row["value"]), "framed": row is best}
         for row in cells
     ]
     columns = sorted({row["across"] for row in shown}, key=theme.knob_key)
     lines = sorted({row["down"] for row in shown}, key=theme.knob_key, reverse=True)
     held = theme.knob_text({name: value for name, value in best["knobs"].items() if name not in (ACROSS, DOWN)})
     title = alt.TitleParams(f"speedup, {held}", fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
-    x = alt.X("across:O", sort=columns, axis=alt.Axis(title=KNOBS[ACROSS], labelAngle=0, ticks=False, domain=False))
-    y = alt.Y("down:O", sort=lines, axis=alt.Axis(title=KNOBS[DOWN], ticks=False, domain=False))
-    colour = alt.Color("value:Q", scale=alt.Scale(scheme="blues", domain=[low, high]), legend=None)
-    boxes = alt.Chart(theme.data(shown)).mark_rect().encode(x=x, y=y, color=colour)
-    frame = alt.Chart(theme.data([row for row in shown if row["best"]]))
-    layers = [boxes, frame.mark_rect(filled=False, stroke=theme.INK, strokeWidth=2).encode(x=x, y=y)]
-    for ink in {row["ink"]: None for row in shown}:
-        words = alt.Chart(theme.data([row for row in shown if row["ink"] == ink]))
-        layers.append(words.mark_text(fontSize=theme.SMALL - 1, color=ink).encode(x=x, y=y, text="words:N"))
-    return alt.layer(*layers).properties(width=SIZE[0], height=SIZE[1], title=title)
+    scale = min(row["value"] for row in cells), best["value"]
+    return panels.heat(shown, (columns, KNOBS[ACROSS]), (lines, KNOBS[DOWN]), scale, SIZE, title)
 
 
 def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
@@ -149,24 +138,23 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 best, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
                 parts.append(
                     f"{shapes.title}, {name}: best of {len(line)} values at {theme.knob_value(best['knobs'][knob])}, "
-                    f"{theme.interval(best, '×')} ({panels.verdict(best)}), worst at "
+                    f"{theme.interval(best, '×')} ({captions.verdict(best)}), worst at "
                     f"{theme.knob_value(worst['knobs'][knob])}, {theme.number(worst['value'])}× "
-                    f"({panels.change(panels.paired(worst, best, runs))})."
+                    f"({captions.change(captions.paired(worst, best, runs))})."
                 )
         best, *others = sorted(shapes.swept, key=lambda row: -row["value"])
         text = f"Best of all {len(shapes.swept)} settings of {method} is {theme.knob_text(best['knobs'])}, "
-        text += f"{theme.interval(best, '×')} ({panels.verdict(best)})"
+        text += f"{theme.interval(best, '×')} ({captions.verdict(best)})"
         against = others[:1] + shapes.steady
         parts.append(text + "".join(f"; {_against(row, best, runs)}" for row in against) + ".")
         if best["value"] <= 1:
             parts.append("No setting beats plain decoding.")
-    given = any(row["low"] is not None for shapes in found for row in shapes.swept)
-    parts.append("Lines and bands are 95 % bootstrap intervals." if given else "Too few documents for intervals.")
-    return " ".join(parts)
+    swept = [row for shapes in found for row in shapes.swept]
+    return " ".join([*parts, f"{captions.intervals(swept, lines='lines and bands').capitalize()}."])
 
 
 def _against(row: theme.Row, best: theme.Row, runs: Sequence[theme.Row]) -> str:
     """How a row compares with the best setting: the next best setting, or a level line."""
     name = theme.display(row["method"]) if row["method"] != best["method"] else f"next {theme.knob_text(row['knobs'])}"
-    compared = panels.change(panels.paired(row, best, runs))
+    compared = captions.change(captions.paired(row, best, runs))
     return f"{name} has {theme.interval(row, '×')}, against it {compared}"

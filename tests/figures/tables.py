@@ -64,7 +64,7 @@ def make(
         for phased in PHASED:
             _phases(rows["phases"], chance, phased, dataset, 0.4 if phased == winner else 1.0, word)
         for method in ("linear", "dynatree"):
-            for number in range(3):
+            for number in range(12):
                 _nodes(rows["nodes"], chance, method, dataset, number, nodes, winner)
     for context in (64, 512):
         for part, first in (("verify", 38.0), ("draft", 4.0)):
@@ -255,7 +255,7 @@ def _nodes(
     rows: list[Row], chance: random.Random, method: str, dataset: str, number: int, size: int, winner: str
 ) -> None:
     tree: list[Row] = [{"parent": -1, "depth": 0, "rank": 0, "path": 0.0, "accepted": True}]
-    for _ in range(size - number if method == "dynatree" else min(size, 6)):
+    for _ in range(max(2, size - number) if method == "dynatree" else min(size, 6)):
         parent = chance.choice(range(max(0, len(tree) - 9), len(tree))) if method == "dynatree" else len(tree) - 1
         rank = sum(node["parent"] == parent for node in tree)
         tree.append(

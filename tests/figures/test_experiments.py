@@ -12,7 +12,7 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree import panels, plugins, theme
+from dynatree import captions, panels, plugins, theme
 from dynatree.errors import UserError
 from dynatree.schema import TABLES
 
@@ -207,14 +207,14 @@ NAMES = {(method, ""): theme.display(method) for method in ("linear", "dynatree"
 
 def test_plain_decoding_is_said_to_win() -> None:
     """Guards against calling the best of slow methods fastest."""
-    said = panels.fastest([ratio("linear", 0.9), ratio("dynatree", 0.95)], NAMES)
+    said = captions.fastest([ratio("linear", 0.9), ratio("dynatree", 0.95)], NAMES)
     assert said.startswith("no method beats plain decoding; closest is DynaTree with 0.95×, not resolved")
 
 
 def test_each_length_has_its_own_winner() -> None:
     """Guards against one winner for all lengths."""
     rows = [ratio("linear", 1.5, 100), ratio("dynatree", 1.2, 100), ratio("linear", 0.8, 1000)]
-    said = panels.fastest_along([*rows, ratio("dynatree", 0.9, 1000)], NAMES, "tokens")
+    said = captions.fastest_along([*rows, ratio("dynatree", 0.9, 1000)], NAMES, "tokens")
     assert "Fastest: Linear chain at 100; plain decoding at 1,000 tokens." in said
 
 

@@ -27,6 +27,7 @@ SHOWN = {
     "benchmark": synthetic.METHODS,
     "phase_breakdown": tuple(synthetic.PHASED),
     "calibration": ("dynatree",),
+    "rank_hits": ("dynatree",),
     "oracle_gap": SPECULATIVE,
     "drafter": ("prompt_lookup", "lookup", "oracle"),
     "cost_curve": SPECULATIVE,
