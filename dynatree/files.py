@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,13 +28,28 @@ def drafter_of(target: str) -> str:
 
 
 @contextmanager
+def written(path: str | Path) -> Iterator[None]:
+    """Within, what the file system refuses is an OSError for `path`, whichever library writes."""
+    try:
+        yield
+    except Exception as error:
+        # Libraries in Rust (safetensors, tokenizers) have exceptions of their own.
+        refused = re.search(r"\(os error (\d+)\)", str(error))
+        if refused is None or isinstance(error, OSError):
+            raise
+        number = int(refused[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success it takes the name `path`, on failure it is removed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        yield temporary
+        with written(path):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -115,10 +115,11 @@ def save(
     names = list(files.MODEL_FILES[:-1])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        # One shard, so that the file names are known beforehand.
-        model.save_pretrained(temporary, max_shard_size="1TB")
-        tokenizer.save_pretrained(temporary)
-        model.generation_config.save_pretrained(temporary)
+        with files.written(folder):
+            # One shard, so that the file names are known beforehand.
+            model.save_pretrained(temporary, max_shard_size="1TB")
+            tokenizer.save_pretrained(temporary)
+            model.generation_config.save_pretrained(temporary)
         if draft_vocabulary is not None:
             files.write_text(Path(temporary) / files.DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
             names.append(files.DRAFT_VOCABULARY)

@@ -1,6 +1,7 @@
 """Whatever the source, a model ends as one folder with known files, or not at all."""
 
 import json
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -45,6 +46,18 @@ def test_manifest_has_origin_and_checksums(made: Path) -> None:
     manifest = files.read_json(made / "manifest.json")
     assert manifest["origin"] == RANDOM
     assert manifest["sha256"] == {name: files.sha256(made / name) for name in files.MODEL_FILES[:-1]}
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """Guards against a traceback of the library that writes weights, and against what it leaves half-written."""
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, usual[1]))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{tmp_path / 'made'}'"):
+            build(RANDOM, tmp_path / "made")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_random_models_depend_on_the_seed_alone(made: Path, tmp_path: Path) -> None:
