@@ -101,11 +101,22 @@ def figure_tables(figure):
 
 
 def run_of(wildcards):
-    return RUNS[f"{wildcards.top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
+    return asked(RUNS, wildcards.top, wildcards)
 
 
 def pass_of(wildcards, top):
-    return PASSES[f"{top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"]
+    return asked(PASSES, top, wildcards)
+
+
+def asked(runs, top, wildcards):
+    """The run of a results folder; UserError where params.yaml asks for none."""
+    folder = f"{top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"
+    if folder not in runs:
+        near = [name for name in runs if name.startswith(f"{top}/{wildcards.method}/")] or sorted(
+            {name.rsplit("/", 2)[0] for name in runs if name.startswith(f"{top}/")}
+        )
+        raise UserError(f"results/{folder}: no run of params.yaml; there are {', '.join(near)}")
+    return runs[folder]
 
 
 def prompts_file(run):
