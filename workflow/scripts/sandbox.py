@@ -1,12 +1,14 @@
 """Copy the checkout's files to another folder with the parameters of scale tiny: random models, made-up text."""
 
 import argparse
+import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import yaml
+from pathspec import GitIgnoreSpec
 
+LEFT = ("/.git/", "/results/", "/figures/", "/published/")
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
 COMPARED = ["autoregressive", "dynatree"]
@@ -36,16 +38,16 @@ def tiny(text: str) -> str:
 
 
 def copy(root: Path, out: Path) -> None:
-    """Copy what version control tracks, and new files that it does not ignore, but no results; earlier runs stay."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=root, check=True, capture_output=True)
-    for name in listed.stdout.decode().split("\0"):
-        source, destination = root / name, out / name
-        if not name or not source.is_file() or Path(name).parts[0] in ("results", "figures", "published"):
-            continue
-        if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
-            destination.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, destination)
+    """Copy the files that .gitignore does not name, but no results; earlier runs stay. Needs no git."""
+    left = GitIgnoreSpec.from_lines([*(root / ".gitignore").read_text(encoding="utf-8").splitlines(), *LEFT])
+    for place, folders, names in os.walk(root):
+        here = Path(place).relative_to(root)
+        folders[:] = [name for name in folders if not left.match_file(f"{here / name}/")]
+        for path in (here / name for name in names if not left.match_file(here / name)):
+            source, destination = root / path, out / path
+            if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, destination)
     (out / "params.yaml").write_text(tiny((root / "params.yaml").read_text(encoding="utf-8")), encoding="utf-8")
 
 
