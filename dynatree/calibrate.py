@@ -78,7 +78,7 @@ def pair(
     # Whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
-    # Nor is another job slowed down.
+    # Continuations are not timed, but would slow down a job that is.
     with measure.alone():
         greedy, new = (
             [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
@@ -258,7 +258,7 @@ def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuatio
     """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
 
     The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
-    sure of it, but what it is asked for is the rest.
+    sure of it, but what it is asked for is the rest. There a short match of lookup's is right half as often.
     """
     ranks, rates = [(0.0, 1.0)], [0.0]
     if drafter:
@@ -267,7 +267,12 @@ def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuatio
         found += [teacher_forced(drafter, *pair, NEW_TEXT) for pair in new]
         stated, hits = (torch.cat(part)[:, :RANKS] for part in zip(*found, strict=True))
         ranks = fit_ranks(stated, hits)
-    return StepCalibration(ranks=ranks, rates=[round(r, 4) for r in rates], lookup=lookup.rates(greedy))
+    return StepCalibration(
+        ranks=ranks,
+        rates=[round(r, 4) for r in rates],
+        lookup=lookup.rates(greedy),
+        lookup_processed=lookup.rates(new) if new else [],
+    )
 
 
 @torch.inference_mode()

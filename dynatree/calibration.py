@@ -27,24 +27,27 @@ _PRIOR_HITS, _MEMORY = 3.0, 0.97
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers")
 COSTS, STEPS = "costs.json", "steps.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 2
+VERSION = 3
 
 
 class StepCalibration(Knobs):
     """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
 
-    `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: see lookup.py.
+    `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
+    proposals are, by the match's length (lookup.py); `lookup_processed`: the same where logits processors are on, which
+    keep text from looping (empty: as without).
     """
 
     ranks: list[tuple[float, float]] = Field(min_length=1)
     rates: list[float] = Field(min_length=1)
     lookup: list[float]
+    lookup_processed: list[float] = Field(default_factory=list)
     version: int = 0
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
-        if wrong := [p for p in (*self.lookup, *self.rates) if not 0 <= p <= 1]:
-            raise ValueError(f"lookup, rates: {wrong[0]} is no probability")
+        if wrong := [p for p in (*self.lookup, *self.lookup_processed, *self.rates) if not 0 <= p <= 1]:
+            raise ValueError(f"lookup, lookup_processed, rates: {wrong[0]} is no probability")
         return self
 
     def steps(self, log_probs: Tensor) -> Tensor:

@@ -62,15 +62,15 @@ class Drafter:
     ):
         self._candidates = candidates
         self._prior = tuple(calibration.lookup) if calibration else PRIOR
-        if len(self._prior) != len(BUCKETS):
-            raise UserError(
-                f"calibration: {len(self._prior)} rates of lookup, {len(BUCKETS)} expected; measure it again"
-            )
+        self._prior_processed = tuple(calibration.lookup_processed if calibration else ()) or self._prior
+        for prior in (self._prior, self._prior_processed):
+            if len(prior) != len(BUCKETS):
+                raise UserError(f"calibration: {len(prior)} rates of lookup, {len(BUCKETS)} expected; measure it again")
         self.start()
 
     def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
         """Forget the last request, what was learnt of it included: a request's trace depends on nothing else."""
-        self._confidence = Confidence(self._prior)
+        self._confidence = Confidence(self._prior_processed if processors.active else self._prior)
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
         self.matched = 0

@@ -9,6 +9,7 @@ from dynatree.calibration import StepCalibration
 from dynatree.drafting import lookup
 from dynatree.drafting.lookup import BUCKETS, PRIOR, Drafter, bucket
 from dynatree.errors import UserError
+from dynatree.processors import PLAIN, Processors
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
@@ -80,7 +81,25 @@ def test_rates_are_counted_up_to_each_miss() -> None:
     assert rates[bucket(41)] == PRIOR[bucket(41)]
 
 
-def test_rates_of_other_buckets_are_refused() -> None:
+@pytest.mark.parametrize("wrong", ["lookup", "lookup_processed"])
+def test_rates_of_other_buckets_are_refused(wrong: str) -> None:
     """Guards against a calibration whose rates belong to other lengths, or an IndexError behind a long match."""
+    rates = {"lookup": list(PRIOR), wrong: [0.1, 0.2]}
     with pytest.raises(UserError, match="2 rates of lookup, 12 expected"):
-        lookup.Drafter(calibration=StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], lookup=[0.1, 0.2]))
+        lookup.Drafter(calibration=StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], **rates))
+
+
+def test_processed_text_starts_with_rates_of_its_own() -> None:
+    """Guards against a request without processors that begins with what was measured under them, or the reverse."""
+    plain, processed = [0.5] * len(PRIOR), [0.25] * len(PRIOR)
+    measured = StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], lookup=plain, lookup_processed=processed)
+    without = measured.model_copy(update={"lookup_processed": []})
+    for calibration, processors, expected in (
+        (measured, PLAIN, 0.5),
+        (measured, Processors(repetition_penalty=1.2), 0.25),
+        (without, Processors(no_repeat_ngram=3), 0.5),
+    ):
+        drafter = lookup.Drafter(calibration=calibration)
+        drafter.start(processors)
+        _, steps = drafter.free([1, 2, 3, 1, 2], 1)
+        assert steps.exp().tolist() == pytest.approx([expected])
