@@ -10,7 +10,11 @@ _LONGEST = 300  # letters of what a library says about a file
 
 
 class UserError(ValueError):
-    """Bad input: the message names the value received and what would have been accepted."""
+    """Bad input: the message, one line, names the value received and what would have been accepted."""
+
+    def __init__(self, message: str):
+        # A name that is wrong may hold a line break.
+        super().__init__(" ".join(message.splitlines()))
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dynatree import checks, params
@@ -175,6 +175,11 @@ VALUES = st.just(...) | st.recursive(
 
 @settings(max_examples=300)
 @given(place=st.sampled_from(places(RAW)), value=VALUES)
+@example(place=("experiments", "tree_shape", "settings"), value={"\n": None})
+@example(place=("experiments", "ablation", "also"), value={"\n": {"decoder": "no"}})
+@example(place=("benchmark", "also"), value={"\n": {"decoder": "no"}})
+@example(place=("benchmark", "grids"), value={"\n": {"\n": []}})
+@example(place=("pairs",), value={"\n": {}})
 def test_any_change_is_taken_or_refused_in_one_line(place: tuple[Any, ...], value: Any) -> None:
     """Guards against a traceback for what nobody thought of: wrong types, odd names, lists for numbers, nothing."""
     refused = "in words"

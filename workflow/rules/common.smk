@@ -112,9 +112,8 @@ def asked(runs, top, wildcards):
     """The run of a results folder; UserError where params.yaml asks for none."""
     folder = f"{top}/{wildcards.method}/{wildcards.settings}/{wildcards.place}"
     if folder not in runs:
-        near = [name for name in runs if name.startswith(f"{top}/{wildcards.method}/")] or sorted(
-            {name.rsplit("/", 2)[0] for name in runs if name.startswith(f"{top}/")}
-        )
+        here = [run for run in runs.values() if run.top == top]
+        near = [run.folder for run in here if run.method == wildcards.method] or sorted({run.method for run in here})
         raise UserError(f"results/{folder}: no run of params.yaml; there are {', '.join(near)}")
     return runs[folder]
 
