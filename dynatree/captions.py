@@ -105,7 +105,7 @@ def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:
     return text.strip()
 
 
-def intervals(rows: Sequence[theme.Row], over: str = "documents", lines: str = "lines") -> str:
-    """`lines are 95 % bootstrap intervals over documents`, or that there are too few for any of `rows`."""
+def intervals(rows: Sequence[theme.Row], over: str = "documents", few: str = "documents", lines: str = "lines") -> str:
+    """`lines are 95 % bootstrap intervals over documents`, or that there are too `few` of them for any of `rows`."""
     given = any(row["low"] is not None for row in rows)
-    return f"{lines} are 95 % bootstrap intervals over {over}" if given else "too few documents for intervals"
+    return f"{lines} are 95 % bootstrap intervals over {over}" if given else f"too few {few} for intervals"

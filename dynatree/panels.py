@@ -203,7 +203,7 @@ def heat(
     size: tuple[float, float],
     title: Any = "",
 ) -> theme.Layers:
-    """The `words` of `cells` (across, down, value, words, framed) on the colours of their values.
+    """The `words` of `cells` (across, down, value, words; framed, if at all) on the colours of their values.
 
     `across`, `down`: the values of each axis in order, and its title; `domain`: the values of the lightest and the
     darkest colour.
@@ -214,7 +214,7 @@ def heat(
     y = alt.Y("down:O", sort=down[0], scale=alt.Scale(domain=down[0])).axis(title=down[1], ticks=False, domain=False)
     colour = alt.Color("value:Q", scale=alt.Scale(scheme="blues", domain=[low, high]), legend=None)
     layers = [alt.Chart(theme.data(cells)).mark_rect().encode(x=x, y=y, color=colour)]
-    if framed := [row for row in cells if row["framed"]]:
+    if framed := [row for row in cells if row.get("framed")]:
         frame = alt.Chart(theme.data(framed)).mark_rect(filled=False, stroke=theme.INK, strokeWidth=2)
         layers.append(frame.encode(x=x, y=y))
     dark = [high > low and (row["value"] - low) / (high - low) > 0.55 for row in cells]

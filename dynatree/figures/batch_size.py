@@ -68,7 +68,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
     means = "Geometric means over prompts (of memory arithmetic), throughput at the machine's usual pace"
     over = "documents, or over batches, which are measured as one"
-    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows, over)}."])
+    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows, over, 'documents or batches')}."])
 
 
 def _gain(label: str, rows: list[theme.Row]) -> str:

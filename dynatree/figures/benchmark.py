@@ -73,8 +73,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if again:
             name = theme.display(again["method"])
             parts.append(f"{name}, which differs by chance alone, has {theme.number(again['worst'])}× on its worst.")
-    given = any(row["low"] is not None for row in rows)
-    return " ".join([*parts, "Lines are 95 % bootstrap intervals over documents." if given else "No intervals."])
+    return " ".join([*parts, f"{captions.intervals(rows).capitalize()}."])
 
 
 def _sentences(text: str, ranked: list[theme.Row]) -> str:

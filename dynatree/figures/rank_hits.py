@@ -25,7 +25,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         depths = _spans(DEPTHS, max(cell["depth"] for cell in cells))
         shown = [
             {"across": ranks[cell["rank"]], "down": depths[cell["depth"]], "value": cell["value"]}
-            | {"words": f"{cell['value']:.0%}", "framed": False}
+            | {"words": f"{cell['value']:.0%}"}
             for cell in cells
         ]
         title = alt.TitleParams(theme.display(method), subtitle=theme.plural(sum(c["nodes"] for c in cells), "node"))

@@ -37,17 +37,25 @@ def tiny(text: str) -> str:
     return yaml.safe_dump(values, sort_keys=False)
 
 
-def copy(root: Path, out: Path) -> None:
-    """Copy the files that .gitignore does not name, but no results; earlier runs stay. Needs no git."""
+def listed(root: Path) -> list[Path]:
+    """Files, from `root` on, that neither .gitignore nor LEFT names. Needs no git."""
     left = GitIgnoreSpec.from_lines([*(root / ".gitignore").read_text(encoding="utf-8").splitlines(), *LEFT])
+    found: list[Path] = []
     for place, folders, names in os.walk(root):
         here = Path(place).relative_to(root)
         folders[:] = [name for name in folders if not left.match_file(f"{here / name}/")]
-        for path in (here / name for name in names if not left.match_file(here / name)):
-            source, destination = root / path, out / path
-            if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
-                destination.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, destination)
+        found += [here / name for name in names if not left.match_file(here / name)]
+    return [path for path in found if (root / path).is_file()]
+
+
+def copy(root: Path, out: Path) -> None:
+    """Copy the files of the checkout but its results; earlier runs stay."""
+    # Listed first: `out` may lie in the checkout.
+    for path in listed(root):
+        source, destination = root / path, out / path
+        if not (destination.is_file() and destination.read_bytes() == source.read_bytes()):
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, destination)
     (out / "params.yaml").write_text(tiny((root / "params.yaml").read_text(encoding="utf-8")), encoding="utf-8")
 
 
