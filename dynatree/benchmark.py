@@ -71,6 +71,33 @@ def paired(
 _AUDITED = ("flips", "largest_gap", "repetition")
 
 
+def slowest(rows: Sequence[Row], method: str) -> str:
+    """Id of the prompt on which `method` is slowest, measured by our plain loop."""
+    steps = {(row["method"], row["prompt_id"]): row["seconds"] / metrics.reference(row) for row in rows}
+    prompts = [row["prompt_id"] for row in rows if row["method"] == method]
+    return str(min(prompts, key=lambda prompt: steps[BASELINES[0], prompt] / steps[method, prompt]))
+
+
+def repeated(
+    target: LanguageModel,
+    decoders: dict[str, Any],
+    method: str,
+    prompt: Prompt,
+    output_tokens: int,
+    processors: Processors,
+    times: int,
+) -> list[Row]:
+    """Records of our plain loop and of `method`, taking turns on `prompt`, `times` times over."""
+    for name in (BASELINES[0], method):
+        measure.warm_up(decoders[name], [prompt.ids], output_tokens)
+    reference = measure.Reference(target)
+    return [
+        _run(target, decoders[name], reference, name, prompt, output_tokens, processors)
+        for turn in range(times)
+        for name in (BASELINES[0], method)[:: 1 if turn % 2 == 0 else -1]
+    ]
+
+
 def _run(
     target: LanguageModel,
     decoder: Any,
@@ -98,9 +125,13 @@ def _run(
     }
 
 
-def summary(text: str, rows: Sequence[Row]) -> list[Row]:
-    """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them."""
+def summary(text: str, rows: Sequence[Row], again: dict[str, Sequence[Row]]) -> list[Row]:
+    """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them.
+
+    `again`: what `repeated` gave, by method.
+    """
     result = []
+    repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
     step = [metrics.reference(row) for row in rows]
     usual = statistics.median(step)
     rows = [row | {"even": row["seconds"] * usual / own} for row, own in zip(rows, step, strict=True)]
@@ -124,6 +155,7 @@ def summary(text: str, rows: Sequence[Row]) -> list[Row]:
                         "low": ends[0] if ends else None,
                         "high": ends[1] if ends else None,
                         "worst": min(ratios),
+                        "worst_again": repeats.get(method) if (dataset, baseline) == ("all", BASELINES[0]) else None,
                         "resolved": statistics.resolved(ends, len(own)),
                         "throughput": statistics.mean(
                             [len(row["output_ids"]) / row["even"] for row in own], geometric=True
@@ -133,3 +165,12 @@ def summary(text: str, rows: Sequence[Row]) -> list[Row]:
                     }
                 )
     return result
+
+
+def _median_ratio(method: str, timed: Sequence[Row]) -> float:
+    """Of our plain loop's steps over those of `method`, turn by turn."""
+    steps = {
+        name: [row["seconds"] / metrics.reference(row) for row in timed if row["method"] == name]
+        for name in (BASELINES[0], method)
+    }
+    return statistics.median([plain / own for plain, own in zip(steps[BASELINES[0]], steps[method], strict=True)])

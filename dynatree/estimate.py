@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dynatree import grid
 from dynatree.errors import UserError
 from dynatree.params import Params
-from dynatree.trace import REFERENCE_EVERY, REFERENCE_STEPS
+from dynatree.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS
 
 PLAIN = "autoregressive"
 
@@ -59,7 +59,7 @@ def parts(params: Params, known: Measured, step: float, job: float) -> list[Part
         # The prompt before the first token, and prompt and output together in the audit.
         forwards = (2 * prompt + run.output_tokens) * known.prompt_token
         # A sample of the reference before and after each request, and every so often meanwhile.
-        samples = 2 + decoding * step / REFERENCE_EVERY
+        samples = 2 + decoding * step / max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * step)
         seconds = job + requests * (decoding + forwards + samples * REFERENCE_STEPS) * step
         part = found.setdefault(run.top, Part(run.top, 0, []))
         found[run.top] = Part(run.top, part.tokens + requests * run.output_tokens, [*part.seconds, seconds])

@@ -25,7 +25,7 @@ from dynatree.errors import UserError, readable
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
 from dynatree.text.prompts import Prompt
-from dynatree.trace import REFERENCE_EVERY, REFERENCE_STEPS, Clock, Trace
+from dynatree.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS, Clock, Trace
 from dynatree.verification.greedy import greedy_tokens
 from dynatree.watermark import HighWater
 
@@ -77,13 +77,13 @@ class Reference:
 
 
 class PacedClock(Clock):
-    """A request's clock that stops behind a commit, every REFERENCE_EVERY seconds, to sample `reference`."""
+    """A request's clock that stops behind a commit, every so often, to sample `reference`."""
 
     def __init__(self, reference: Reference, instrumented: bool = False):
         super().__init__(instrumented)
         self._reference, self._stopped = reference, 0.0
         self.samples = [reference.sample()]
-        self._due = REFERENCE_EVERY
+        self._due = self._pause()
         self.start = time.perf_counter()
 
     def now(self) -> float:
@@ -107,7 +107,10 @@ class PacedClock(Clock):
         self.samples.append(self._reference.sample())
         self.stopped = False
         self._stopped += time.perf_counter() - begin
-        self._due = self.now() + REFERENCE_EVERY
+        self._due = self.now() + self._pause()
+
+    def _pause(self) -> float:
+        return max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * self.samples[-1])
 
 
 def build(

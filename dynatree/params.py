@@ -56,6 +56,7 @@ class BenchmarkSize(Knobs):
 
     prompts: int = Field(ge=1)
     output_tokens: int = Field(ge=2)
+    repeats: int = Field(ge=1)  # of the slowest prompt of each method under `repeated`
     tuning_prompts: int = Field(ge=1)
     tuning_output_tokens: int = Field(ge=2)
 
@@ -160,12 +161,14 @@ class Benchmark(Knobs):
 
     `texts`: kinds of text by name, each with its logits processors (processors.py).
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
+    `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
     """
 
     texts: dict[str, dict[str, Any]]
     methods: list[str]
     also: dict[str, Method]
     grids: dict[str, dict[str, list[Any]]]
+    repeated: list[str] = Field(default_factory=list)
 
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
@@ -351,8 +354,9 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
         among("benchmark.methods", name, methods)
     for name in ("autoregressive", "transformers"):
         among("benchmark.methods", name, params.benchmark.methods)
-    for name in params.benchmark.grids:
-        among("benchmark.grids", name, [*params.benchmark.methods, *params.benchmark.also])
+    for key in ("grids", "repeated"):
+        for name in getattr(params.benchmark, key):
+            among(f"benchmark.{key}", name, [*params.benchmark.methods, *params.benchmark.also])
     for name in params.figures:
         among("figures", name, plugins.names("figures"))
     for name, source in params.sources.items():

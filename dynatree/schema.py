@@ -215,6 +215,11 @@ TABLES: dict[str, pa.Schema] = {
             ),
             _column("high", _real, "upper end"),
             _column("worst", _real, "smallest ratio of a prompt"),
+            _column(
+                "worst_again",
+                _real,
+                "median ratio of that prompt timed again, with its plain loop; null where it was not, and for others",
+            ),
             _column("resolved", _flag, f"the interval excludes 1, of at least {MINIMUM_PROMPTS} prompts"),
             _column("throughput", _real, "tokens/s at the machine's usual pace, geometric mean"),
             _column("repetition", _real, "share of output tokens whose 17-gram ending there occurred earlier, mean"),

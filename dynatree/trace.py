@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-# Seconds of a request from one sample of its reference (measure.py) to the next, and the steps of a sample, of which
-# the first does not count: it still feels the forward before it.
-REFERENCE_EVERY, REFERENCE_STEPS = 0.4, 4
+# Seconds of a request from one sample of its reference (measure.py) to the next, but at least that many times what a
+# sample takes; and the steps of a sample, of which the first does not count: it still feels the forward before it.
+REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS = 0.4, 6, 4
 
 # Called with (tokens committed, how many of them were drafted); the prefill's token comes first.
 OnCommit = Callable[[list[int], int], None]

@@ -66,11 +66,28 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
             ("chain", plain / 4, 2.0),
         )
     ]
-    table = benchmark.summary("greedy", rows)
+    again = [dict(row, seconds=row["seconds"] * 2) if row["method"] == "chain" else row for row in rows]
+    table = benchmark.summary("greedy", rows, {"chain": again})
     assert all(set(row) == set(TABLES["benchmark"].names) for row in table)
     chain = {row["baseline"]: row for row in table if row["method"] == "chain" and row["dataset"] == "all"}
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
     assert not chain["autoregressive"]["resolved"]
+    assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
+
+
+def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(target: Build, drafter: Build) -> None:
+    """Guards against repeating the prompt of a slow minute, and against one method that always runs first."""
+    rows = [
+        {"method": method, "prompt_id": name, "seconds": seconds, "references": [step, step]}
+        for name, step, seconds_of in (("a", 1.0, (8.0, 4.0)), ("b", 9.0, (72.0, 35.0)), ("c", 1.0, (8.0, 5.0)))
+        for method, seconds in zip(("autoregressive", "chain"), seconds_of, strict=True)
+    ]
+    assert benchmark.slowest(rows, "chain") == "c"
+    built = decoders(target, drafter)
+    timed = benchmark.repeated(target(), built, "chain", prompt("a"), 12, Processors(), 3)
+    names = ["autoregressive", "chain"]
+    assert [row["method"] for row in timed] == [*names, *reversed(names), *names]
+    assert len({tuple(row["output_ids"]) for row in timed}) == 1
 
 
 class Recorded:

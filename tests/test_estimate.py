@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dynatree import cli, estimate, grid, params
+from dynatree import cli, estimate, grid, params, trace
 from dynatree.errors import UserError
 
 METRICS = {
@@ -27,10 +27,11 @@ def test_a_run_is_added_up_from_what_was_measured() -> None:
     assert found["runs"].tokens == sum(run.prompts * run.output_tokens for run in runs)
     sizes = known.sizes
     forwards = (2 * sizes.prompt_tokens + sizes.output_tokens) * 0.025 * 0.1
+    every = max(trace.REFERENCE_EVERY, trace.REFERENCE_REST * 0.4)
     for method, speed in (("autoregressive", 1), ("dynatree", 4), ("linear", 1)):
         place = next(place for place, run in enumerate(runs) if run.method == method)
         decoding = sizes.output_tokens * 0.1 / speed
-        wanted = 5 + sizes.prompts * (decoding + forwards + 0.4 * (2 + decoding / 0.4))
+        wanted = 5 + sizes.prompts * (decoding + forwards + 0.4 * (2 + decoding / every))
         assert found["runs"].seconds[place] == pytest.approx(wanted), method
 
 

@@ -66,7 +66,7 @@ def test_a_clock_that_stops_changes_nothing_but_time(
     """Guards against samples that count as a request's forwards, tokens or seconds, or that change what it decodes."""
     built = measure.build(target(), drafter("related"), decoder, TREE if decoder == "speculative" else {})
     plain = built.decode(PROMPTS[0].ids, 12)
-    monkeypatch.setattr(measure, "REFERENCE_EVERY", 0.0)
+    monkeypatch.setattr(measure.PacedClock, "_pause", lambda self: 0.0)
     sample = measure.Reference.sample
 
     def slow(self: measure.Reference) -> float:

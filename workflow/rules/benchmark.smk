@@ -25,6 +25,7 @@ rule benchmark:
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=json.dumps({name: method.model_dump() for name, method in BENCHMARKED.items()}),
         grids=json.dumps(PARAMS.benchmark.grids),
+        repeated=" ".join(PARAMS.benchmark.repeated),
         texts=json.dumps(PARAMS.benchmark.texts),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
         sizes=SIZES.benchmark.model_dump(),
@@ -35,5 +36,6 @@ rule benchmark:
         "python {input.script} {params.models} --methods {params.methods:q} --grids {params.grids:q} --texts {params.texts:q} "
         "--tokens {input.tokens} --start {params.start} --prompts {params.sizes[prompts]} "
         "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes[output_tokens]} "
+        "--repeated {params.repeated} --repeats {params.sizes[repeats]} "
         "--tuning-prompts {params.sizes[tuning_prompts]} --tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} "
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"

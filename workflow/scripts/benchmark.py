@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, required=True, help="a data set")
     parser.add_argument("--prompt-tokens", type=int, required=True)
     parser.add_argument("--output-tokens", type=int, required=True)
+    parser.add_argument("--repeated", nargs="*", default=[], help="methods whose slowest prompt is timed again")
+    parser.add_argument("--repeats", type=int, required=True, help="of that prompt")
     parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
     parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -45,7 +47,9 @@ def main() -> None:
 
         def prompts(count: int, output_tokens: int, split: str) -> list[Prompt]:
             sizes = (count, a.prompt_tokens, output_tokens, a.seed)
-            return [p for name in documents for p in choose(documents[name], name, *sizes, starts[name], split)]
+            chosen = [choose(documents[name], name, *sizes, starts[name], split) for name in documents]
+            # Data sets by turns: what is there of a benchmark that was stopped is of all of them.
+            return [prompt for turn in zip(*chosen, strict=True) for prompt in turn]
 
         evaluated = prompts(a.prompts, a.output_tokens, EVALUATION)
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
@@ -66,6 +70,8 @@ def main() -> None:
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
         home = a.records / digest(asked)
         files.write_json(home / "machine.json", machine)
+        for path in (a.calibration / COSTS, a.calibration / STEPS):
+            files.write_json(home / "calibration" / path.name, files.read_json(path))
         files.write_json(a.records / files.CURRENT, home.name)
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
@@ -93,7 +99,18 @@ def main() -> None:
                     files.write_json(path, measured)
                 rows += files.read_json(path)
                 print(f"benchmark: {text}, {turn + 1} of {len(evaluated)} prompts", file=sys.stderr)
-            table += benchmark.summary(text, rows)
+            again = {}
+            for method in a.repeated:
+                name = benchmark.slowest(rows, method)
+                prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
+                file = f"{name.replace('/', '_')}-{a.repeats}.json"
+                path = home / f"{text}-{digest(methods)}" / "again" / method / file
+                if not path.is_file():
+                    with measure.alone():
+                        sizes = (a.output_tokens, processors, a.repeats)
+                        files.write_json(path, benchmark.repeated(target, decoders, method, prompt, *sizes))
+                again[method] = files.read_json(path)
+            table += benchmark.summary(text, rows, again)
         write_table(a.out, metrics.table("benchmark", table))
 
 
