@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all install report test check quick fast drills clean prune touch publish benchmark dvc.yaml
+.PHONY: all install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -23,7 +23,7 @@ install:
 # Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
 # benchmark's, too, where it was run.
 report: all
-	$(call alone,$(SNAKEMAKE) --report report.html -- all $(if $(wildcard results/benchmark.parquet),figures/benchmark.svg))
+	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/quantised.parquet)))
 
 # The fast tier in parallel, whole files at a time; then the job graphs, which lend one another no core.
 test: fast
@@ -68,6 +68,10 @@ dvc.yaml: $(STAMP)
 # All methods side by side in one process, for some forty minutes at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)
 	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
+
+# Beside it, llama.cpp with 4-bit weights on the same prompts: `make EXTRAS=dev,bench install quantised`.
+quantised: $(STAMP)
+	$(call alone,$(SNAKEMAKE) figures/quantised.svg)
 
 # Remove runs that the parameters no longer ask for.
 prune: $(STAMP)

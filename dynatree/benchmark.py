@@ -4,11 +4,13 @@ Within a prompt's turn the machine has faster and slower seconds, too: what is c
 steps that were timed meanwhile (measure.py).
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from dynatree import measure, metrics, statistics
+from dynatree import files, measure, metrics, statistics
 from dynatree.audit import audit
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
@@ -42,6 +44,35 @@ def tune(
     return steps
 
 
+def tuned(
+    path: Path,
+    method: dict[str, Any],
+    grid: dict[str, list[Any]],
+    target: LanguageModel,
+    build: Callable[[dict[str, Any]], Any],
+    prompts: Sequence[Prompt],
+    output_tokens: int,
+    processors: Processors,
+) -> dict[str, Any]:
+    """The fastest of the method's combinations on the tuning `prompts`; all that were tried are kept at `path`."""
+    if not path.is_file():
+        tried = combinations(method, grid)
+        decoders = [build(one) for one in tried]
+        with measure.alone():
+            for decoder in decoders:
+                measure.warm_up(decoder, [prompts[0].ids], output_tokens)
+            steps = tune(target, decoders, prompts, output_tokens, processors)
+        best = tried[steps.index(min(steps))]
+        # One token, level or child is the least there is.
+        ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
+        edges = [knob for knob, end in ends.items() if best[knob] in end]
+        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
+    found = files.read_json(path)
+    edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
+    print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
+    return dict(found["best"])
+
+
 def paired(
     target: LanguageModel,
     decoders: dict[str, Any],
@@ -59,7 +90,7 @@ def paired(
     order = names[turn % len(names) :] + names[: turn % len(names)]
     asked = [*((name, decoders[name]) for name in order), (AGAIN, decoders["autoregressive"])]
     reference = measure.Reference(target)
-    rows = [_run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
+    rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == "autoregressive")
     for row in rows:
         row["identical"] = row["output_ids"] == plain
@@ -92,13 +123,13 @@ def repeated(
         measure.warm_up(decoders[name], [prompt.ids], output_tokens)
     reference = measure.Reference(target)
     return [
-        _run(target, decoders[name], reference, name, prompt, output_tokens, processors)
+        run(target, decoders[name], reference, name, prompt, output_tokens, processors)
         for turn in range(times)
         for name in (BASELINES[0], method)[:: 1 if turn % 2 == 0 else -1]
     ]
 
 
-def _run(
+def run(
     target: LanguageModel,
     decoder: Any,
     reference: measure.Reference,
@@ -107,6 +138,7 @@ def _run(
     output_tokens: int,
     processors: Processors,
 ) -> Row:
+    """One record: `decoder` on `prompt`, with plain steps of `target` timed meanwhile."""
     (trace,), clock = measure.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
     return {
         "method": name,
@@ -125,10 +157,12 @@ def _run(
     }
 
 
-def summary(text: str, rows: Sequence[Row], again: dict[str, Sequence[Row]]) -> list[Row]:
+def summary(
+    text: str, rows: Sequence[Row], again: dict[str, Sequence[Row]], baselines: Sequence[str] = BASELINES
+) -> list[Row]:
     """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them.
 
-    `again`: what `repeated` gave, by method.
+    `again`: what `repeated` gave, by method; `baselines`: the methods whose times are divided by those of all.
     """
     result = []
     repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
@@ -138,7 +172,7 @@ def summary(text: str, rows: Sequence[Row], again: dict[str, Sequence[Row]]) -> 
     for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:
         here = [row for row in rows if dataset in ("all", row["dataset"])]
         seconds = {(row["method"], row["prompt_id"]): row["even"] for row in here}
-        for baseline in BASELINES:
+        for baseline in baselines:
             for method in dict.fromkeys(row["method"] for row in here):
                 own = [row for row in here if row["method"] == method]
                 ratios = [seconds[baseline, row["prompt_id"]] / row["even"] for row in own]

@@ -27,6 +27,11 @@ def drafter_of(target: str) -> str:
     return f"{target}-drafter"
 
 
+def digest(asked: Any) -> str:
+    """A name for what was asked, short enough for a folder."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @contextmanager
 def written(path: str | Path) -> Iterator[None]:
     """Within, what the file system refuses is an OSError for `path`, whichever library writes."""

@@ -162,6 +162,7 @@ class Benchmark(Knobs):
     `texts`: kinds of text by name, each with its logits processors (processors.py).
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
+    `quantised`: values of `draft_tokens` and `max_ngram` to try in llama.cpp's prompt lookup (`make quantised`).
     """
 
     texts: dict[str, dict[str, Any]]
@@ -169,6 +170,7 @@ class Benchmark(Knobs):
     also: dict[str, Method]
     grids: dict[str, dict[str, list[Any]]]
     repeated: list[str] = Field(default_factory=list)
+    quantised: dict[str, list[int]] = Field(default_factory=dict)
 
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
@@ -357,6 +359,8 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
     for key in ("grids", "repeated"):
         for name in getattr(params.benchmark, key):
             among(f"benchmark.{key}", name, [*params.benchmark.methods, *params.benchmark.also])
+    for name in params.benchmark.quantised:
+        among("benchmark.quantised", name, ["draft_tokens", "max_ngram"])
     for name in params.figures:
         among("figures", name, plugins.names("figures"))
     for name, source in params.sources.items():

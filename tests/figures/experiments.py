@@ -165,6 +165,7 @@ def _prompt_length(
     for method in PROMPT_METHODS:
         settings, speed = SETTINGS.get(method, "default"), _speed(method, winner)
         speed = 1 + (speed - 1) * (1.2 - length / 2500)
-        for metric, value in (("speedup", speed), ("ttft_ms", 45 + 1.1 * length * chance.uniform(0.97, 1.06))):
+        first = 45 + 1.1 * length * chance.uniform(0.97, 1.06)
+        for metric, value in (("speedup", speed), ("tpot_ms", (45 + length / 100) / speed), ("ttft_ms", first)):
             ends = _ends(chance, value, intervals, exact=speed == 1.0 and metric == "speedup")
             rows.append(_summary("prompt_length", method, settings, dataset, prompts, length, metric, value, ends))

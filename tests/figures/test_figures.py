@@ -25,6 +25,7 @@ SHOWN = {
     "repetition": ("prompt_lookup", "linear", "dynatree"),
     "position": synthetic.METHODS[1:],
     "benchmark": synthetic.METHODS,
+    "quantised": (*synthetic.METHODS, "llama_cpp", "llama_cpp_lookup"),
     "phase_breakdown": tuple(synthetic.PHASED),
     "calibration": ("dynatree",),
     "rank_hits": ("dynatree",),

@@ -39,3 +39,37 @@ rule benchmark:
         "--repeated {params.repeated} --repeats {params.sizes[repeats]} "
         "--tuning-prompts {params.sizes[tuning_prompts]} --tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} "
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
+
+
+# llama.cpp on the 4-bit file that the target comes from, on the same prompts; needs the extra `bench`.
+rule quantised:
+    input:
+        script="workflow/scripts/quantised.py",
+        library=library("workflow/scripts/quantised.py"),
+        model=f"{TARGET}/manifest.json",
+        benchmark="results/benchmark.parquet",
+        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+    output:
+        "results/quantised.parquet",
+    log:
+        "logs/quantised/quantised.log",
+    conda:
+        "../envs/dynatree.yaml"
+    resources:
+        machine=100,
+    params:
+        source=json.dumps(PAIR.target),
+        grid=json.dumps(PARAMS.benchmark.quantised),
+        texts=json.dumps(PARAMS.benchmark.texts),
+        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
+        sizes=SIZES.benchmark.model_dump(),
+        prompt_tokens=SIZES.prompt_tokens,
+        seed=PARAMS.seed,
+        machine=MACHINE,
+    shell:
+        "python {input.script} --target $(dirname {input.model}) --source {params.source:q} --cache .cache/downloads "
+        "--grid {params.grid:q} --texts {params.texts:q} --benchmark results/benchmark "
+        "--tokens {input.tokens} --start {params.start} --prompt-tokens {params.prompt_tokens} "
+        "--output-tokens {params.sizes[output_tokens]} --tuning-prompts {params.sizes[tuning_prompts]} "
+        "--tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} {params.machine} "
+        "--records results/quantised --out {output} 2>&1 | tee {log:q}"

@@ -52,7 +52,7 @@ MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
 
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
-    figure="|".join([*PARAMS.figures, "benchmark"]),
+    figure="|".join([*PARAMS.figures, *APART]),
     top="|".join(sorted({run.top for run in RUNS.values()})),
     method="[^/]+",
     settings="[^/]+",

@@ -1,7 +1,6 @@
 """Time all methods side by side, prompt by prompt; what was measured before is kept, so that a killed run goes on."""
 
 import argparse
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -68,7 +67,7 @@ def main() -> None:
         read = (a.calibration / COSTS, a.calibration / STEPS, *a.decoding, Path(__file__), Path(benchmark.__file__))
         asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
-        home = a.records / digest(asked)
+        home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
         for path in (a.calibration / COSTS, a.calibration / STEPS):
             files.write_json(home / "calibration" / path.name, files.read_json(path))
@@ -80,13 +79,13 @@ def main() -> None:
             for name, grid in json.loads(a.grids).items():
                 print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
                 path = home / f"tuned_{text}" / f"{name}.json"
-                methods[name] = tuned(
+                methods[name] = benchmark.tuned(
                     path, methods[name], grid, target, build, tuning, a.tuning_output_tokens, processors
                 )
             decoders = {name: build(method) for name, method in methods.items()}
             rows, warm = [], False
             for turn, prompt in enumerate(evaluated):
-                path = home / f"{text}-{digest(methods)}" / f"{prompt.prompt_id.replace('/', '_')}.json"
+                path = home / f"{text}-{files.digest(methods)}" / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():
                     with measure.alone():
                         if not warm:
@@ -104,7 +103,7 @@ def main() -> None:
                 name = benchmark.slowest(rows, method)
                 prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
                 file = f"{name.replace('/', '_')}-{a.repeats}.json"
-                path = home / f"{text}-{digest(methods)}" / "again" / method / file
+                path = home / f"{text}-{files.digest(methods)}" / "again" / method / file
                 if not path.is_file():
                     with measure.alone():
                         sizes = (a.output_tokens, processors, a.repeats)
@@ -112,40 +111,6 @@ def main() -> None:
                 again[method] = files.read_json(path)
             table += benchmark.summary(text, rows, again)
         write_table(a.out, metrics.table("benchmark", table))
-
-
-def digest(asked: Any) -> str:
-    """A name for what was asked, short enough for a folder."""
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def tuned(
-    path: Path,
-    method: dict[str, Any],
-    grid: dict[str, list[Any]],
-    target: Any,
-    build: Any,
-    prompts: list[Prompt],
-    output_tokens: int,
-    processors: Processors,
-) -> dict[str, Any]:
-    """The fastest of the method's combinations on the tuning prompts; all that were tried are kept at `path`."""
-    if not path.is_file():
-        tried = benchmark.combinations(method, grid)
-        decoders = [build(one) for one in tried]
-        with measure.alone():
-            for decoder in decoders:
-                measure.warm_up(decoder, [prompts[0].ids], output_tokens)
-            steps = benchmark.tune(target, decoders, prompts, output_tokens, processors)
-        best = tried[steps.index(min(steps))]
-        # One token, level or child is the least there is.
-        ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
-        edges = [knob for knob, end in ends.items() if best[knob] in end]
-        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
-    found = files.read_json(path)
-    edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
-    print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
-    return dict(found["best"])
 
 
 if __name__ == "__main__":

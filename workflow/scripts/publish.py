@@ -1,4 +1,5 @@
-"""Copy what dvc.lock names of results and figures into a folder, laid out as here; the benchmark's records with it."""
+"""Copy what dvc.lock names of results and figures into a folder, laid out as here; with it, records of what was made
+when asked for (schema.APART)."""
 
 import argparse
 import hashlib
@@ -12,9 +13,9 @@ import yaml
 from dynatree import params
 from dynatree.errors import UserError, reported
 from dynatree.files import CURRENT, read_json
+from dynatree.schema import APART
 
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
-BENCHMARK = "figures/benchmark.svg"
 # Drawn again in seconds, and each as large as all records of a run.
 LEFT_OUT = ".html"
 
@@ -49,11 +50,13 @@ def main() -> None:
         for path in (*map(Path, STATE), *files):
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, new / path)
-        if up_to_date(BENCHMARK):
-            records = Path("results/benchmark")
+        for name in APART:
+            if not up_to_date(f"figures/{name}.svg"):
+                continue
+            records = Path("results", name)
             home = records / read_json(records / CURRENT)
             shutil.copytree(home, new / home)
-            for path in (records / CURRENT, records.with_suffix(".parquet"), *Path("figures").glob("benchmark.*")):
+            for path in (records / CURRENT, records.with_suffix(".parquet"), *Path("figures").glob(f"{name}.*")):
                 if path.suffix != LEFT_OUT:
                     shutil.copyfile(path, new / path)
         shutil.rmtree(out, ignore_errors=True)
