@@ -5,13 +5,15 @@ steps that were timed meanwhile (measure.py).
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dynatree import files, measure, metrics, statistics
 from dynatree.audit import audit
+from dynatree.audit import repeated as repetition
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
 from dynatree.text.prompts import Prompt
@@ -54,7 +56,9 @@ def tuned(
     output_tokens: int,
     processors: Processors,
 ) -> dict[str, Any]:
-    """The fastest of the method's combinations on the tuning `prompts`; all that were tried are kept at `path`."""
+    """`best`: the fastest of the method's combinations on the tuning `prompts`; `at_the_edge_of`: the knobs of which it
+    has the largest or smallest value. With all that were tried it is kept at `path`.
+    """
     if not path.is_file():
         tried = combinations(method, grid)
         decoders = [build(one) for one in tried]
@@ -67,10 +71,10 @@ def tuned(
         ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
         edges = [knob for knob, end in ends.items() if best[knob] in end]
         files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
-    found = files.read_json(path)
+    found: dict[str, Any] = files.read_json(path)
     edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
     print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
-    return dict(found["best"])
+    return found
 
 
 def paired(
@@ -81,21 +85,27 @@ def paired(
     processors: Processors,
     turn: int,
     tolerance: float,
+    others: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Row]:
     """One record a method, and `AGAIN`, in the order run: that of `decoders`, begun at the method number `turn`.
 
-    Raises UserError if an output is not exact.
+    `others`: decoders of other weights, whose outputs are not audited. Raises UserError if one of `decoders` is not
+    exact.
     """
-    names = list(decoders)
+    every = {**decoders, **others}
+    names = list(every)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, decoders[name]) for name in order), (AGAIN, decoders["autoregressive"])]
+    asked = [*((name, every[name]) for name in order), (AGAIN, decoders["autoregressive"])]
     reference = measure.Reference(target)
     rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == "autoregressive")
     for row in rows:
         row["identical"] = row["output_ids"] == plain
-        audited = audit(target, prompt.ids, row["output_ids"], tolerance, processors)
-        row |= {key: audited[key] for key in _AUDITED}
+        if row["method"] in others:
+            row["repetition"] = statistics.mean(repetition(prompt.ids, row["output_ids"]), geometric=False)
+        else:
+            audited = audit(target, prompt.ids, row["output_ids"], tolerance, processors)
+            row |= {key: audited[key] for key in _AUDITED}
     return rows
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from dynatree import files
-from dynatree.cost import CostTable
+from dynatree.cost import BatchTable, CostTable
 from dynatree.errors import UserError
 from dynatree.knobs import Knobs
 
@@ -25,7 +25,7 @@ _LEAST, _MOST = 1e-4, 0.995
 _PRIOR_HITS, _MEMORY = 3.0, 0.97
 # Parts of a machine's description that move the table; versions of Python do not.
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers")
-COSTS, STEPS = "costs.json", "steps.json"
+COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
 VERSION = 2
 
@@ -86,22 +86,34 @@ class Calibration(NamedTuple):
         return self if rows == 1 else self._replace(costs=self.costs.shared(rows))
 
     def write(self, folder: Path) -> None:
-        """Write `costs.json` and `steps.json`."""
-        files.write_json(folder / COSTS, self.costs.model_dump(mode="json"))
+        """Write `costs.json`, `steps.json` and, if batches were measured, `batches.json`."""
+        files.write_json(folder / COSTS, self.costs.model_dump(mode="json", exclude={"batches"}))
+        if self.costs.batches:
+            self.write_batches(folder)
         files.write_json(folder / STEPS, {**self.steps.model_dump(mode="json"), "version": VERSION})
+
+    def write_batches(self, folder: Path) -> None:
+        """Write `batches.json` alone."""
+        files.write_json(folder / BATCHES, self.costs.together.model_dump(mode="json"))
 
     @staticmethod
     def read(folder: Path, models: dict[str, str], machine: dict[str, Any]) -> "Calibration":
         """What `write` wrote, for the pair with these fingerprints.
 
         Raises UserError if it is missing, damaged, old, or of other models; a table of another machine is used with a
-        warning, since it may choose trees badly but never changes an output.
+        warning, since it may choose trees badly but never changes an output. Batches measured with other models than
+        the rest are left out, with a warning: theirs is a file of its own.
         """
         try:
-            calibration = Calibration(
-                CostTable(**files.read_json(folder / COSTS)), StepCalibration(**files.read_json(folder / STEPS))
-            )
-        except (OSError, ValueError, TypeError, ValidationError) as error:
+            table = files.read_json(folder / COSTS)
+            if (folder / BATCHES).is_file():
+                together = BatchTable(**files.read_json(folder / BATCHES))
+                if together.models == table["models"]:
+                    table["batches"] = together.batches
+                else:
+                    log.warning("calibration %s: %s is of other models, and not used", folder, BATCHES)
+            calibration = Calibration(CostTable(**table), StepCalibration(**files.read_json(folder / STEPS)))
+        except (OSError, LookupError, ValueError, TypeError, ValidationError) as error:
             raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
         if calibration.steps.version != VERSION:
             raise UserError(

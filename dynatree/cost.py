@@ -3,7 +3,7 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -89,17 +89,28 @@ class BatchCosts(Knobs):
     draft: Curve | None = None
 
 
+class BatchTable(Knobs):
+    """Seconds of forwards over several requests at once; on which machine, of which weights (fingerprints)."""
+
+    machine: dict[str, Any]
+    models: dict[str, str]
+    batches: list[BatchCosts]
+
+
 class CostTable(Knobs):
     """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
 
-    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`. `batches`: the same for several
-    requests at once, where that was measured.
+    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`. `handling`, `surcharge`: what `draft`
+    has besides forwards, for a row's own work and for what a level takes more in decoding. `batches`: the same for
+    several requests at once, where that was measured.
     """
 
     machine: dict[str, Any]
     models: dict[str, str]
     verify: Curve
     draft: Curve | None = None
+    handling: float = Field(default=0.0, ge=0)
+    surcharge: float = Field(default=0.0, ge=0)
     batches: list[BatchCosts] = Field(default_factory=list)
 
     @property
@@ -129,21 +140,22 @@ class CostTable(Knobs):
             raise ValueError(f"batches: draft costs of {wrong[0]} rows or of one row, but not of both")
         return self
 
-    def least(self, other: "CostTable") -> "CostTable":
-        """The smaller seconds of two measurements of the same pair on the same machine."""
-        batches = [
-            one.model_copy(update=_least(one, two)) for one, two in zip(self.batches, other.batches, strict=True)
-        ]
-        return self.model_copy(update={**_least(self, other), "batches": batches})
-
     def drafting_plus(self, seconds: float) -> "CostTable":
-        """The table with draft forwards, also those of batches, that take `seconds` more."""
-        batches = [
-            batch.model_copy(update={"draft": batch.draft and batch.draft.plus(seconds)}) for batch in self.batches
-        ]
-        return self.model_copy(update={"draft": self.draft and self.draft.plus(seconds), "batches": batches})
+        """The table with draft forwards that take `seconds` more in decoding. Batches are measured after it."""
+        return self.model_copy(
+            update={"draft": self.draft and self.draft.plus(seconds), "surcharge": self.surcharge + seconds}
+        )
+
+    @property
+    def together(self) -> BatchTable:
+        """Its batches as a table of their own."""
+        return BatchTable(machine=self.machine, models=self.models, batches=self.batches)
 
 
-def _least(one: "CostTable | BatchCosts", two: "CostTable | BatchCosts") -> dict[str, Curve | None]:
+Table = TypeVar("Table", CostTable, BatchCosts)
+
+
+def least(one: Table, two: Table) -> Table:
+    """The smaller seconds of two measurements of the same pair on the same machine."""
     draft = one.draft and two.draft and one.draft.least(two.draft)
-    return {"verify": one.verify.least(two.verify), "draft": draft}
+    return one.model_copy(update={"verify": one.verify.least(two.verify), "draft": draft})

@@ -167,7 +167,7 @@ def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
 
 def _experiment(params: Params, title: str) -> Iterator[Run]:
     experiment, sizes = params.experiments[title], params.sizes.of(title)
-    lengths: Sequence[int | None] = experiment.prompt_tokens or [None]
+    lengths: Sequence[int | None] = [*experiment.prompt_tokens, *sizes.prompt_tokens] or [None]
     for key, name, method in methods(params, title):
         for dataset in experiment.datasets:
             for tokens in lengths:

@@ -165,11 +165,12 @@ def memory(results: Path, folder: Path) -> list[Row]:
 
 
 def costs(path: Path) -> list[Row]:
-    """Rows of the table `costs` from a calibration's `costs.json`."""
+    """Rows of the table `costs` from a calibration's `costs.json` or `batches.json`."""
     table = files.read_json(path)
+    alone = [(1, table)] if "verify" in table else []
     return [
         {"part": part, "batch": batch, "context": context, "tokens": tokens, "ms": 1000 * seconds}
-        for batch, curves in [(1, table), *((measured["rows"], measured) for measured in table["batches"])]
+        for batch, curves in [*alone, *((measured["rows"], measured) for measured in table.get("batches", []))]
         for part in ("verify", "draft")
         if (curve := curves[part])
         for context, row in zip(curve["contexts"], curve["seconds"], strict=True)

@@ -17,6 +17,7 @@ from dynatree.errors import UserError
 from dynatree.files import read_json, write_json
 from dynatree.knobs import Knobs, explain
 from dynatree.options import MOST_THREADS
+from dynatree.scales import DataType, Device, Scale, from_one, once
 
 # Names become parts of paths and of commands; those of methods are keys of metrics.json, beside others of its own.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -24,70 +25,7 @@ TAKEN = ("machine", "reference", "lengths", "datasets")
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
 # Folders of results, and what the main runs are called in the tables.
-RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "calibration", "perplexity")
-
-
-class Calibration(Knobs):
-    """Tuning prompts a data set and tokens of their continuations; contexts to time behind, forwards of each size."""
-
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    contexts: list[int] = Field(min_length=1)
-    repeats: int = Field(ge=1)
-
-    @field_validator("contexts")
-    @classmethod
-    def _ascending(cls, contexts: list[int]) -> list[int]:
-        if contexts != sorted(set(contexts)) or contexts[0] < 1:
-            raise ValueError("expected ascending numbers of tokens, 1 or more")
-        return contexts
-
-
-class Size(Knobs):
-    """Of an experiment: prompts a data set and tokens of their outputs; `settings`: further ones at this scale."""
-
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    settings: dict[str, list[str]] = Field(default_factory=dict)
-
-
-class BenchmarkSize(Knobs):
-    """Prompts a data set and tokens of their outputs; the same for tuning."""
-
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    repeats: int = Field(ge=1)  # of the slowest prompt of each method under `repeated`
-    tuning_prompts: int = Field(ge=1)
-    tuning_output_tokens: int = Field(ge=2)
-
-
-class Scale(Knobs):
-    """How much of everything; lengths in tokens."""
-
-    prompts: int = Field(ge=1)  # a data set, of the main runs
-    prompt_tokens: int = Field(ge=1)  # of each prompt
-    output_tokens: int = Field(ge=2)  # decoded behind it
-    repeats: int = Field(ge=1)  # of every prompt
-    experiments: dict[str, Size]  # sizes of experiments; `default` for those not named
-    timeline_tokens: int = Field(ge=2)  # of the passes that time phases
-    perplexity_tokens: int = Field(ge=2)  # of a data set's evaluation split, at most
-    perplexity_window: int = Field(ge=2)  # tokens of one forward
-    perplexity_stride: int = Field(ge=1)  # tokens from window to window
-    drafter_report_tokens: int = Field(ge=1)  # of each evaluation split, at most
-    calibration: Calibration  # of costs and step probabilities
-    benchmark: BenchmarkSize  # of `make benchmark`
-
-    def of(self, experiment: str) -> Size:
-        """The size of an experiment."""
-        return self.experiments.get(experiment, self.experiments["default"])
-
-    @model_validator(mode="after")
-    def _overlapping(self) -> Self:
-        if self.perplexity_stride >= self.perplexity_window:
-            raise ValueError(
-                f"perplexity_stride {self.perplexity_stride}: choose less than the window, {self.perplexity_window}"
-            )
-        return self
+RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "quantised", "calibration", "perplexity")
 
 
 class Method(BaseModel):
@@ -128,19 +66,17 @@ class Experiment(Knobs):
     @field_validator("datasets", "methods", "prompt_tokens", "batches")
     @classmethod
     def _once(cls, values: list[Any]) -> list[Any]:
-        return _refuse_twins(values)
+        return once(values)
 
     @field_validator("settings")
     @classmethod
     def _each_once(cls, settings: dict[str, list[str]]) -> dict[str, list[str]]:
-        return {method: _refuse_twins(listed) for method, listed in settings.items()}
+        return {method: once(listed) for method, listed in settings.items()}
 
     @field_validator("prompt_tokens", "batches")
     @classmethod
     def _positive(cls, values: list[int]) -> list[int]:
-        if values and min(values) < 1:
-            raise ValueError(f"{min(values)}; give numbers from 1")
-        return values
+        return from_one(values)
 
     @model_validator(mode="after")
     def _apart(self) -> Self:
@@ -148,12 +84,6 @@ class Experiment(Knobs):
         if twins := sorted({name for name in named if named.count(name) > 1}):
             raise ValueError(f"{twins[0]} stands in more than one of methods, settings, also")
         return self
-
-
-def _refuse_twins(values: list[Any]) -> list[Any]:
-    if twins := sorted({str(value) for value in values if values.count(value) > 1}):
-        raise ValueError(f"{', '.join(twins)} stands there twice")
-    return values
 
 
 class Benchmark(Knobs):
@@ -217,8 +147,8 @@ class Params(Knobs):
     pair: str  # target and drafter: one of `pairs`
     datasets: list[str] = Field(min_length=1)  # of `sources`; every method runs on each
     seed: int = Field(ge=0)  # of splits, prompts, training and random models
-    dtype: Literal["float32", "float64", "bfloat16", "float16"]  # of the models
-    device: Literal["cpu", "cuda"]  # where they compute
+    dtype: DataType  # of the models
+    device: Device  # where they compute
     threads: int | None = Field(ge=1, le=MOST_THREADS)  # of timed jobs; null: the physical cores
     distil: Distil  # whether the drafter is trained afresh
     methods: dict[str, Method]  # by name
@@ -236,6 +166,16 @@ class Params(Knobs):
     def sizes(self) -> Scale:
         """The active scale."""
         return self.scales[self.scale]
+
+    def at_its_scale(self) -> "Params":
+        """With what the active scale has instead."""
+        given = {key: value for key, value in self.sizes.instead if value is not None}
+        renamed = dict(zip(self.datasets, given.get("datasets", self.datasets), strict=True))
+        experiments = {
+            title: experiment.model_copy(update={"datasets": [renamed.get(name, name) for name in experiment.datasets]})
+            for title, experiment in self.experiments.items()
+        }
+        return self.model_copy(update={**given, "experiments": experiments})
 
 
 def default_path() -> Path:
@@ -298,6 +238,17 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
                     f"or digit{', and none of ' + ', '.join(TAKEN) if key == 'methods' else ''}"
                 )
     among("scale", params.scale, list(params.scales))
+    for title, scale in params.scales.items():
+        key = f"scales.{title}.instead"
+        if scale.instead.pair is not None:
+            among(f"{key}.pair", scale.instead.pair, list(params.pairs))
+        for name in scale.instead.datasets or ():
+            among(f"{key}.datasets", name, list(params.sources))
+    instead = params.sizes.instead.datasets
+    if instead is not None and len(instead) != len(params.datasets):
+        place = f"scales.{params.scale}.instead.datasets"
+        raise UserError(f"{origin}: {place}: {instead}; give one for each of {params.datasets}, in order")
+    params = params.at_its_scale()
     among("pair", params.pair, list(params.pairs))
     for dataset in params.datasets:
         among("datasets", dataset, list(params.sources))
@@ -347,6 +298,12 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
                 among(key, swept, list(known))
                 if twins := sorted({text for text in listed if [*listed, *known[swept]].count(text) > 1}):
                     raise UserError(f"{origin}: {key}.{swept}: {twins[0]} stands there twice")
+            lengths = params.experiments[name].prompt_tokens if name in params.experiments else []
+            key = f"{origin}: scales.{title}.experiments.{name}.prompt_tokens"
+            if size.prompt_tokens and not lengths:
+                raise UserError(f"{key}: the experiment has no prompt_tokens, to which these could be added")
+            if known_already := sorted(set(lengths) & set(size.prompt_tokens)):
+                raise UserError(f"{key}: {known_already[0]} is one of the experiment's already")
         among(f"scales.{title}.experiments", "default", list(scale.experiments))
     for name, method in params.benchmark.also.items():
         check_plugs(f"benchmark.also.{name}", method)

@@ -11,26 +11,36 @@ from dynatree.errors import UserError
 from dynatree.processors import PLAIN, Processors
 from dynatree.trace import Clock, OnCommit, Recorder, Trace
 
-PLAIN_NAME, LOOKUP_NAME = "llama_cpp", "llama_cpp_lookup"
+NAME, LOOKUP = "llama_cpp", "llama_cpp_lookup"
+
+
+class Engine:
+    """llama.cpp with the weights of a GGUF `file`, for texts of `context` tokens, on `threads` threads.
+
+    `every`: it keeps the logits of every position, which its prompt lookup needs. Raises UserError where it is not
+    installed.
+    """
+
+    def __init__(self, file: Path, context: int, threads: int, every: bool = False):
+        try:
+            from llama_cpp import Llama
+            from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+        except ImportError as error:
+            raise UserError(
+                f"llama.cpp is not installed ({error}); `make EXTRAS=dev,bench install` builds it, with a C++ compiler"
+            ) from error
+        threaded = {"n_threads": threads, "n_threads_batch": threads}
+        self.model: Any = Llama(str(file), n_ctx=context, logits_all=every, verbose=False, **threaded)
+        self.lookup: Any = LlamaPromptLookupDecoding
+        self.version = metadata.version("llama-cpp-python")
 
 
 class Decoder:
-    """Greedy decoding by llama.cpp, by its prompt lookup where `draft_tokens` are given."""
+    """Greedy decoding by an engine, by its prompt lookup where `draft_tokens` and `max_ngram` are given."""
 
-    def __init__(
-        self, file: Path, context: int, threads: int, draft_tokens: int | None = None, max_ngram: int | None = None
-    ):
-        llama, lookup = _imported()
-        drafter = lookup(max_ngram_size=max_ngram, num_pred_tokens=draft_tokens) if draft_tokens else None
-        self._llama = llama(
-            str(file),
-            n_ctx=context,
-            n_threads=threads,
-            n_threads_batch=threads,
-            draft_model=drafter,
-            logits_all=drafter is not None,
-            verbose=False,
-        )
+    def __init__(self, engine: Engine, draft_tokens: int | None = None, max_ngram: int | None = None):
+        self._model = engine.model
+        self._drafter = engine.lookup(max_ngram_size=max_ngram, num_pred_tokens=draft_tokens) if draft_tokens else None
 
     def decode(
         self,
@@ -45,11 +55,12 @@ class Decoder:
 
         Raises UserError for logits processors, whose definitions differ there.
         """
-        if processors != PLAIN:
+        if processors.active:
             raise UserError(f"llama.cpp: {processors}; it is compared without logits processors")
         recorder = Recorder(eos_ids, on_commit, clock)
-        self._llama.reset()
-        for token in self._llama.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0):
+        self._model.reset()
+        self._model.draft_model = self._drafter
+        for token in self._model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0):
             if not recorder.trace.output:
                 recorder.first([token])
             else:
@@ -57,19 +68,3 @@ class Decoder:
             if recorder.finished or len(recorder.trace.output) == max_new_tokens:
                 break
         return recorder.close(target_forwards=1, draft_forwards=0)
-
-
-def version() -> str:
-    """Of the engine."""
-    return metadata.version("llama-cpp-python")
-
-
-def _imported() -> tuple[Any, Any]:
-    try:
-        from llama_cpp import Llama
-        from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
-    except ImportError as error:
-        raise UserError(
-            f"llama.cpp is not installed ({error}); `make EXTRAS=dev,bench install` builds it, with a C++ compiler"
-        ) from error
-    return Llama, LlamaPromptLookupDecoding

@@ -98,6 +98,8 @@ def _kind(annotation: Any) -> str:
 
 def _written(value: Any) -> str:
     """A default as YAML has it."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(exclude_defaults=True)
     return json.dumps([*value] if isinstance(value, tuple) else value, default=str)
 
 

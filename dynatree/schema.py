@@ -207,6 +207,10 @@ TABLES: dict[str, pa.Schema] = {
             _column(
                 "baseline", _text, "the method whose time is divided by this one's, prompt by prompt, in plain steps"
             ),
+            _column("settings", _text, "the method's knobs, tuned where params.yaml has a grid of them"),
+            _column(
+                "edges", pa.list_(_text), "knobs tuned to the largest or smallest value of their grid; null: not tuned"
+            ),
             _column("prompts", _int, "prompts measured"),
             _column("documents", _int, "documents they come from"),
             _column("value", _real, "geometric mean of the ratios"),

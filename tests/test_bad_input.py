@@ -408,7 +408,7 @@ def test_a_damaged_calibration(home: Path, call: Call, content: bytes, place: st
     """Guards against costs that are none, whether they are named or found."""
     shutil.copytree(home / "target", home / "models/target", dirs_exist_ok=True)
     found = home / "results/calibration"
-    for name in ("costs.json", "steps.json"):
+    for name in ("costs.json", "steps.json", "batches.json"):
         files.write_text(found / name, "")
         (found / name).write_bytes(content)
     given = ("--calibration", "results/calibration") if place == "given" else ()

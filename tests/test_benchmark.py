@@ -68,7 +68,7 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     ]
     again = [dict(row, seconds=row["seconds"] * 2) if row["method"] == "chain" else row for row in rows]
     table = benchmark.summary("greedy", rows, {"chain": again})
-    assert all(set(row) == set(TABLES["benchmark"].names) for row in table)
+    assert all(set(row) == set(TABLES["benchmark"].names) - {"settings", "edges"} for row in table)
     chain = {row["baseline"]: row for row in table if row["method"] == "chain" and row["dataset"] == "all"}
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
     assert not chain["autoregressive"]["resolved"]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dynatree import calibrate
+from dynatree import calibrate, timing
 from dynatree.calibration import VERSION, Calibration, OnlineCorrection, StepCalibration
 from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting.lookup import PRIOR
@@ -87,13 +87,13 @@ def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, draft
 def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:
     """Guards against a table that a policy cannot read, for models with a short context too."""
     for architecture in ("llama", "gpt2"):
-        table = calibrate.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
-        assert table.verify.tokens == list(calibrate.VERIFIED) and table.draft is not None
+        table = timing.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
+        assert table.verify.tokens == list(timing.VERIFIED) and table.draft is not None
         assert table.verify.contexts[:2] == [16, 64]
         assert (table.verify.at(64, 127)[1:] > 0).all()
     looping = [([3, 1, 4], [3, 1, 4] * 9)]
     steps = calibrate.steps(looping, drafter("same"), [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])])
-    assert len(steps.ranks) == calibrate.RANKS and len(steps.lookup) == len(PRIOR)
+    assert len(steps.ranks) == timing.RANKS and len(steps.lookup) == len(PRIOR)
     # Where text does not loop, a match of one token is right less often.
     assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]
 
@@ -103,14 +103,16 @@ def test_of_two_measurements_the_smaller_counts(target: Build, drafter: Build, m
     asked: list[int] = []
 
     def medians(model: object, steps: Sequence[object], repeats: int) -> list[float]:
-        # Of the pair, then of two rows, twice; one size of each is slow in its first measurement, all others later.
+        # Target and drafter, twice; one size of each is slow in its first measurement, all others later.
         asked.append(repeats)
-        return [3.0 if (len(asked) > 5) == (place > 0) else 1.0 for place in range(len(steps))]
+        again = len([one for one in asked if one == 3]) in (3, 4, 7, 8)
+        return [3.0 if again == (place > 0) else 1.0 for place in range(len(steps))]
 
-    monkeypatch.setattr(calibrate, "_medians", medians)
-    table = calibrate.costs(target(), drafter("related"), [16], 5, {}, {}, [1, 2])
-    assert asked == [calibrate.LEAST_HANDLED, *[3] * 8]
-    for curve in (table.verify, table.batches[0].verify):
+    monkeypatch.setattr(timing, "_medians", medians)
+    table = timing.costs(target(), drafter("related"), [16], 5, {}, {})
+    (pair,) = timing.together(target(), drafter("related"), [16], 5, [1, 2], table)
+    assert asked == [timing.LEAST_HANDLED, *[3] * 8]
+    for curve in (table.verify, pair.verify):
         assert curve.seconds[0][:4] == [1.0] * 4
     assert table.draft is not None and len({*table.draft.seconds[0][:4]}) == 1
 
@@ -131,12 +133,41 @@ def test_the_online_correction_follows_what_happens() -> None:
 
 def test_batches_are_measured_beside_single_requests(target: Build, drafter: Build) -> None:
     """Guards against a table without the batches asked for, or one that takes as long as all sizes of all batches."""
-    table = calibrate.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {}, [1, 4, 2])
-    assert [batch.rows for batch in table.batches] == [2, 4]
-    for batch in table.batches:
+    table = timing.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {})
+    found = timing.together(target(), drafter("related"), [16, 32, 64, 100], 1, [1, 4, 2], table)
+    assert [batch.rows for batch in found] == [2, 4]
+    for batch in found:
         assert batch.draft is not None and batch.verify.contexts == batch.draft.contexts == [32]
-        assert max(batch.verify.tokens) * batch.rows <= max(calibrate.VERIFIED)
+        assert max(batch.verify.tokens) * batch.rows <= max(timing.VERIFIED)
+    table = table.model_copy(update={"batches": found})
     assert CostTable(**table.model_dump(mode="json")) == table
+
+
+def test_a_level_of_a_batch_takes_its_rows_own_work_and_the_surcharge(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against batches that go on by costs of forwards in a tight loop."""
+    monkeypatch.setattr(timing, "_medians", lambda model, steps, repeats: [1.0] * len(steps))
+    costs = models.calibration().costs.model_copy(update={"handling": 0.25, "surcharge": 0.5})
+    found = timing.together(target(), drafter("related"), [16], 1, [2, 4], costs)
+    assert [batch.draft.seconds[0][0] for batch in found if batch.draft] == [1 + 2 * 0.25 + 0.5, 1 + 4 * 0.25 + 0.5]
+    assert [batch.verify.seconds[0][0] for batch in found] == [1.0, 1.0]
+
+
+def test_batches_are_a_file_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against single requests that depend on how many are decoded together, and batches of other models."""
+    alone = models.calibration()
+    alone.write(tmp_path)
+    assert not (tmp_path / "batches.json").exists() and Calibration.read(tmp_path, {}, {}).costs == alone.costs
+    before = (tmp_path / "costs.json").read_bytes()
+    two = BatchCosts(rows=2, verify=alone.costs.verify, draft=alone.costs.draft)
+    both = alone._replace(costs=alone.costs.model_copy(update={"batches": [two]}))
+    both.write_batches(tmp_path)
+    assert (tmp_path / "costs.json").read_bytes() == before
+    assert Calibration.read(tmp_path, {}, {}).costs == both.costs and not caplog.text
+    other = both._replace(costs=both.costs.model_copy(update={"models": {"target": "of another day"}}))
+    other.write_batches(tmp_path)
+    assert Calibration.read(tmp_path, {}, {}).costs == alone.costs and "batches.json is of other models" in caplog.text
 
 
 def test_a_row_pays_its_share_of_the_batch() -> None:
@@ -199,18 +230,18 @@ def test_levels_cost_what_they_take_while_decoding(
     assert paid.verify == calibration.costs.verify
 
 
-def test_a_slower_level_is_slower_in_batches_too() -> None:
-    """Guards against batches that go on by costs of forwards in a tight loop."""
+def test_a_slower_level_is_kept_for_batches() -> None:
+    """Guards against a surcharge that the costs of batches, measured later, would lack."""
     costs = models.calibration().costs
-    table = costs.model_copy(update={"batches": [BatchCosts(rows=2, verify=costs.verify, draft=costs.draft)]})
-    assert table.drafting_plus(0.5).batches[0].draft == costs.draft.plus(0.5)
+    slower = costs.drafting_plus(0.5)
+    assert slower.draft == costs.draft.plus(0.5) and slower.surcharge == costs.surcharge + 0.5
     assert costs.model_copy(update={"draft": None}).drafting_plus(0.5).draft is None
 
 
 def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> None:
     """Guards against a median of nothing where a context leaves no room for repeats."""
     small = models.language_model("gpt2", seed=3, n_positions=20)
-    table = calibrate.costs(target(), small, [18], 1, {}, {})
+    table = timing.costs(target(), small, [18], 1, {}, {})
     assert table.draft is not None and table.draft.contexts == [18]
 
 
@@ -228,7 +259,7 @@ def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
 def test_a_context_near_the_limit_stands_for_shorter_ones() -> None:
     """Guards against the price by the token of sizes that had no room behind it, but have behind what it stands for."""
     small = models.language_model("gpt2", seed=3, n_positions=160)
-    verification = partial(calibrate._verification, small)
-    curve = calibrate._curve(small, 1, calibrate.VERIFIED, [4, 130], 1, verification)
+    verification = partial(timing._verification, small)
+    curve = timing._curve(small, 1, timing.VERIFIED, [4, 130], 1, verification)
     behind, near = (dict(zip(curve.tokens, row, strict=True)) for row in curve.seconds)
     assert near[128] / near[24] == pytest.approx(behind[128] / behind[24])

@@ -77,7 +77,7 @@ def test_every_run_has_its_own_folder() -> None:
     beside = sum(
         len(list(grid.methods(known, title)))
         * len(experiment.datasets)
-        * max(1, len(experiment.prompt_tokens))
+        * max(1, len(experiment.prompt_tokens) + len(known.sizes.of(title).prompt_tokens))
         * max(1, len(experiment.batches))
         for title, experiment in known.experiments.items()
     )
@@ -86,6 +86,23 @@ def test_every_run_has_its_own_folder() -> None:
     passes = grid.passes(known)
     assert len(passes) == len(known.timeline) + len(known.memory)
     assert not set(passes) & set(runs)
+
+
+@pytest.mark.parametrize(("scale", "context"), [("laptop", 8192), ("study", 8192), ("paper", 2048)])
+def test_every_scale_fits_the_models_that_it_is_for(scale: str, context: int) -> None:
+    """Guards against a length beyond the context of SmolLM2, or of Pythia: a night's work, refused in its middle."""
+    known = params.check({**RAW, "scale": scale})
+    for run in grid.expand(known).values():
+        assert (run.prompt_tokens or known.sizes.prompt_tokens) + run.output_tokens <= context, run.folder
+
+
+def test_a_scale_adds_lengths_of_its_own() -> None:
+    """Guards against a length that only one scale can afford, or none."""
+    lengths = {
+        scale: {run.prompt_tokens for run in grid.expand(params.check({**RAW, "scale": scale})).values()}
+        for scale in ("laptop", "study")
+    }
+    assert lengths["study"] - lengths["laptop"] == {4096} and lengths["study"] > lengths["laptop"]
 
 
 def test_headline_and_experiments_have_their_own_sizes() -> None:

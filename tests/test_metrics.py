@@ -401,9 +401,11 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
     wide = {**curve, "seconds": [[0.05, 0.06]]}
     files.write_json(
         tmp_path / "costs.json",
-        {"verify": curve, "draft": None, "batches": [{"rows": 8, "verify": wide, "draft": curve}]},
+        {"verify": curve, "draft": None},
     )
-    rows = metrics.costs(tmp_path / "costs.json")
+    together = {"batches": [{"rows": 8, "verify": wide, "draft": curve}]}
+    files.write_json(tmp_path / "batches.json", together)
+    rows = [row for name in ("costs.json", "batches.json") for row in metrics.costs(tmp_path / name)]
     assert [(r["part"], r["batch"], r["tokens"], r["ms"]) for r in rows] == [
         ("verify", 1, 1, 10.0),
         ("verify", 1, 2, 20.0),

@@ -52,6 +52,20 @@ def test_the_projects_own_parameters_pass() -> None:
     checks.check(params.check(RAW))
 
 
+def test_a_scale_brings_its_own_models_text_and_machine() -> None:
+    """Guards against a scale of other models that takes an edit of five keys, of which one is forgotten."""
+    paper = params.check(changed("scale", "paper"))
+    assert (paper.pair, paper.dtype, paper.device) == ("pythia-2.8b", "float16", "cuda")
+    assert paper.datasets == ["wikitext", "pg19"]
+    assert {name for experiment in paper.experiments.values() for name in experiment.datasets} == {*paper.datasets}
+    laptop = params.check(RAW)
+    assert (laptop.pair, laptop.datasets) == (RAW["pair"], RAW["datasets"])
+    # Fewer data sets are nobody's mistake while another scale is active.
+    few = changed("datasets", ["wikipedia"])
+    few["experiments"]["prompt_length"]["datasets"] = ["wikipedia"]
+    assert params.check(few).datasets == ["wikipedia"]
+
+
 @pytest.mark.parametrize(
     ("place", "value", "parts"),
     [
@@ -102,6 +116,15 @@ def test_the_projects_own_parameters_pass() -> None:
         ("scales.tiny.prompts", "two", ["scales.tiny.prompts", "'two'"]),
         ("scales.tiny.output_tokens", ..., ["scales.tiny.output_tokens", "required"]),
         ("scales.tiny.colour", "red", ["scales.tiny.colour", "not permitted", "'red'"]),
+        ("scales.study.experiments.prompt_length.prompt_tokens", [0], ["prompt_tokens", "0; give numbers from 1"]),
+        ("scales.study.experiments.prompt_length.prompt_tokens", [50], ["prompt_tokens: 50 is one of", "already"]),
+        ("scales.study.experiments.batch_size.prompt_tokens", [50], ["batch_size.prompt_tokens", "has no prompt_tok"]),
+        ("benchmark.quantised", {"tokens": [1]}, ["benchmark.quantised", "'tokens'", "draft_tokens, max_ngram"]),
+        ("scales.paper.instead.pair", "nobody", ["scales.paper.instead.pair", "'nobody'", "pythia-2.8b"]),
+        ("scales.paper.instead.datasets", ["nothing", "pg19"], ["scales.paper.instead.datasets", "'nothing'"]),
+        ("scales.laptop.instead", {"datasets": ["pg19"]}, ["instead.datasets: ['pg19']", "['wikipedia', 'gutenberg']"]),
+        ("scales.paper.instead.dtype", "float8", ["scales.paper.instead.dtype", "'float8'"]),
+        ("benchmark.repeated", ["nobody"], ["benchmark.repeated", "'nobody'", "dynatree"]),
         ("sede", 3, ["sede", "not permitted"]),
     ],
 )

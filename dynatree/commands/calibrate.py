@@ -55,7 +55,9 @@ def register(
         help="numbers of prompts decoded together to time (default: 1)",
     )
     parser.add_argument("--repeats", type=options.at_least_one, default=7, metavar="N", help="of a size (default: 7)")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="costs.json and steps.json")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="costs.json, steps.json, batches.json"
+    )
     options.machine(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
     return parser
@@ -72,7 +74,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     }
 
     # Imported late, so that errors in the arguments come at once.
-    from dynatree import calibrate, provenance
+    from dynatree import calibrate, provenance, timing
     from dynatree.sources.text import token_ids
     from dynatree.tokenizer import require_tokenizer
 
@@ -88,6 +90,9 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         starts = [place * (len(ids) - length) // max(1, count - 1) for place in range(count)]
         prompts += [ids[start : start + length] for start in starts]
     sizes = (arguments.output_tokens, sorted(set(arguments.contexts)), arguments.repeats)
-    measured = calibrate.pair(folders, prompts, *sizes, arguments.dtype, arguments.device, arguments.batches)
+    machine = (arguments.dtype, arguments.device)
+    measured = calibrate.pair(folders, prompts, *sizes, *machine)
+    if {*arguments.batches} - {1}:
+        measured = timing.batched(folders, measured, *sizes[1:], *machine, arguments.batches)
     measured.write(arguments.out)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -112,16 +112,6 @@ def _prompt(dataset: str, document: SplitDocument, first: int, prompt_tokens: in
     )
 
 
-def at(documents: Sequence[SplitDocument], prompt_id: str, prompt_tokens: int) -> Prompt:
-    """The prompt of that id again. Raises UserError if `documents`, of its data set, have no such document."""
-    dataset, _, place = prompt_id.partition("/")
-    document_id, _, first = place.rpartition("/")
-    for document in documents:
-        if document.document_id == document_id:
-            return _prompt(dataset, document, int(first), prompt_tokens)
-    raise UserError(f"prompt {prompt_id}: {dataset} has no document {document_id!r}; was it measured on other text?")
-
-
 def prompts_table(prompts: Sequence[Prompt]) -> pa.Table:
     """Prompts as a table, one row each; write it with `documents.write_table`."""
     return pa.Table.from_pylist([asdict(prompt) for prompt in prompts], schema=_PROMPTS)

@@ -38,7 +38,7 @@ def test_generate_uses_what_was_measured(
     pair = ["--target", "target", *drafter, "--threads", "1"]
     batches = ["--batches", "1", "2"]
     assert call(capsys, "calibrate", *pair, "--text", "text.txt", "--out", "costs", *SMALL, *batches)[0] == 0
-    assert [batch["rows"] for batch in json.loads(Path("costs/costs.json").read_text())["batches"]] == [2]
+    assert [batch["rows"] for batch in json.loads(Path("costs/batches.json").read_text())["batches"]] == [2]
     asked = ["--method", "dynatree", "--prompt", "The tree", "--max-new-tokens", "12", "--json"]
     _, found, _ = call(capsys, "generate", *pair, *asked, "--calibration", "costs")
     _, plain, _ = call(capsys, "generate", *pair, "--method", "autoregressive", *asked[2:])

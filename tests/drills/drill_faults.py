@@ -17,8 +17,8 @@ from tests.drills.transcript import STEPS, Running, Transcript, make
 from tests.workflow.world import World
 
 RULES = (
-    *("download_data", "download_model", "tokenise", "choose_prompts", "distil", "calibrate", "generate"),
-    *("memory", "timeline", "drafter_report", "perplexity", "aggregate", "draw"),
+    *("download_data", "download_model", "tokenise", "choose_prompts", "distil", "calibrate", "calibrate_batches"),
+    *("generate", "memory", "timeline", "drafter_report", "perplexity", "aggregate", "draw"),
 )
 
 

@@ -1,15 +1,16 @@
 """The paper's pair and text through the whole graph, without its weights: local folders stand for the hub's."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as parquet
 import pytest
-import yaml
 
-from dynatree import params
+from dynatree import grid, params
 from tests.workflow import hub
-from tests.workflow.world import World
+from tests.workflow.world import ROOT, World
 
 pytestmark = pytest.mark.slow
 
@@ -31,17 +32,38 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made.make()
     changes: dict[str, Any] = {f"pairs__{PAIR}__{role}__repository": str(home / role) for role in ("target", "drafter")}
     changes |= {f"sources__{name}__repository": str(home / name) for name in DATASETS}
-    tiny = yaml.safe_load((made.folder / "params.yaml").read_text())["scales"]["tiny"]
+    tiny = made.params["scales"]["tiny"]
     default = tiny["experiments"]["default"]
+    instead = params.load(ROOT / "params.yaml")["scales"]["paper"]["instead"] | {"dtype": "bfloat16", "device": "cpu"}
+    assert (instead["pair"], instead["datasets"]) == (PAIR, DATASETS)
     changes |= {
-        "scales": {"tiny": tiny | {"experiments": {"default": default}}},
+        "scales": {"tiny": tiny | {"experiments": {"default": default}, "instead": instead}},
         "experiments": {},
         "figures": FIGURES,
         "memory": ["dynatree"],
     }
-    made.edit(pair=PAIR, dtype="bfloat16", datasets=DATASETS, **changes)
+    made.edit(datasets=["tiny_articles", "tiny_books"], **changes)
     made.run("env", f"HF_HOME={home}", "HF_HUB_OFFLINE=1", "snakemake", "--cores", 1, "all")
     return made
+
+
+@pytest.mark.parametrize("scale", ["study", "paper"])
+def test_another_scale_is_one_key(tmp_path: Path, scale: str) -> None:
+    """Guards against a scale that only one tool plans, or that stops before its first job."""
+    made = World(tmp_path)
+    made.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", tmp_path, cwd=ROOT)
+    text = (ROOT / "params.yaml").read_text().replace("\nscale: laptop ", f"\nscale: {scale} ")
+    (tmp_path / "params.yaml").write_text(text)
+    runs = grid.expand(params.read(tmp_path / "params.yaml"))
+    planned = made.snakemake("--dry-run")
+    assert {name for name in planned if name.startswith("generate:")} == {f"generate:{folder}" for folder in runs}
+    made.run("python", "workflow/scripts/stages.py")
+    made.run("git", "init", "-q")
+    names = made.run("dvc", "stage", "list", "--name-only").split()
+    known = params.read(tmp_path / "params.yaml")
+    assert {f"generate_dynatree@{dataset}" for dataset in known.datasets} <= {*names}
+    kinds = "|".join(["generate", *known.experiments])
+    assert len([name for name in names if re.match(rf"({kinds})_", name)]) == len(runs)
 
 
 def test_the_models_are_the_ones_of_the_repositories(world: World) -> None:

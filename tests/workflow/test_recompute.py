@@ -138,11 +138,31 @@ def test_changed_condition_runs_the_new_value_alone(world: World, condition: str
     assert {name for name in ran if name.startswith("choose")} == {f"choose_prompts:P20/{DATASET}"}
 
 
+def test_changed_batch_size_measures_batches_alone(world: World):
+    """Guards against single requests that are calibrated and measured again when a batch size is added."""
+    world.edit(experiments__batch_size__batches=[1, 4])
+    ran = world.snakemake()
+    # A calibrated method depends on the costs of all batch sizes, the others on their own.
+    found = runs(world).items()
+    batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
+    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches", "aggregate"}
+    assert {name for name in ran if not name.startswith("draw:")} == wanted
+    world.run("dvc", "commit", "--force", "--quiet")
+    world.edit(experiments__batch_size__batches=[1, 4, 8])
+    done = {name.partition("@")[0] for name in world.repro()["ran"]}
+    batched = {"calibrate_batches", "batch_size_dynatree", "batch_size_autoregressive", "aggregate"}
+    assert {name for name in done if not name.startswith("draw")} == batched
+
+
 @pytest.mark.parametrize(
     ("key", "value", "rules"),
     [
         ("timeline_tokens", 17, {"timeline"}),
-        ("calibration__repeats", 2, {"calibrate", "drafter_report", "generate", "timeline", "memory"}),
+        (
+            "calibration__repeats",
+            2,
+            {"calibrate", "calibrate_batches", "drafter_report", "generate", "timeline", "memory"},
+        ),
         ("experiments__default__prompts", 2, {"choose_prompts", "generate"}),
         ("repeats", 2, {"generate"}),
         # Whose prompts leave room for as many.
@@ -202,6 +222,52 @@ def test_a_stopped_benchmark_goes_on(world: World):
     assert len(records()) == 2 * len(before)
     policy.write_text(written)
     world.run("snakemake", "--cores", 1, "--until", "library", "--", "all")  # as it was, for the next test
+
+
+FIGURE = """
+import altair as alt
+
+from dynatree import theme
+
+TABLES = ("runs",)
+SECTION = "Speed"
+
+
+def draw(tables):
+    rows = theme.data(theme.rows(tables, "runs"))
+    return theme.finish(alt.Chart(rows).mark_point().encode(x="method:N", y="seconds:Q"))
+
+
+def caption(tables):
+    return f"{len(theme.rows(tables, 'runs'))} runs."
+"""
+
+
+def test_a_figure_is_one_file_and_one_line(world: World):
+    """Guards the promise of CONTRIBUTING: nothing else is edited, and nothing else is made again."""
+    (world.folder / "dynatree/figures/extra.py").write_text(FIGURE)
+    world.edit(figures=[*world.params["figures"], "extra"])
+    ran = world.snakemake()
+    assert set(ran) == {"draw:extra", "library:draw-figures.extra"}
+    assert (world.folder / "figures/extra.caption.txt").read_text().strip().endswith(" runs.")
+    world.run("python", "workflow/scripts/stages.py")
+    assert "draw_extra" in world.run("dvc", "stage", "list", "--name-only")
+
+
+def test_a_data_set_is_one_entry_and_its_name(world: World):
+    """The same for text: it gets runs of its own, those of the others are asked for as before."""
+    more = {**world.params["sources"][DATASET], "documents": 10}
+    before = (world.folder / "params.yaml").read_text()
+    world.edit(sources__more=more, datasets=[DATASET, "more"])
+    planned = world.snakemake("--dry-run")
+    assert {f"{rule}:more" for rule in ("download_data", "tokenise", "perplexity")} <= set(planned)
+    methods = world.params["methods"]
+    own = {f"generate:{folder}" for folder, run in runs(world).items() if (run.top, run.dataset) == ("runs", "more")}
+    assert len(own) == len(methods) and own <= set(planned)
+    # Drafter and calibration are of the tuning text of all data sets: what uses them is measured again, nothing else.
+    again = {name.split("/")[1] for name in planned if name.startswith("generate:runs/") and name not in own}
+    assert not again & {"autoregressive", "transformers", "prompt_lookup"}
+    (world.folder / "params.yaml").write_text(before)
 
 
 def test_changed_seed_runs_everything_that_draws(world: World):

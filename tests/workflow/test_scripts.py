@@ -163,11 +163,17 @@ def test_what_the_lock_names_is_published(
 class Engine:
     """In llama.cpp's place: every request counts up from the prompt's last token."""
 
-    made: ClassVar[list[dict[str, Any]]] = []
+    made: ClassVar[list[tuple[Any, ...]]] = []
+    asked: ClassVar[list[Any]] = []
+    version = "0"
 
-    def __init__(self, file: str, **options: Any):
-        self.made.append({"file": file, **options})
-        self.held = False
+    def __init__(self, *arguments: Any):
+        self.made.append(arguments)
+        self.model = self
+        self.draft_model: Any = None
+
+    def lookup(self, **knobs: int) -> dict[str, int]:
+        return knobs
 
     def reset(self) -> None:
         self.held = False
@@ -175,60 +181,56 @@ class Engine:
     def generate(self, prompt: list[int], **options: Any) -> Iterator[int]:
         assert not self.held and options == {"top_k": 1, "temp": 0.0, "repeat_penalty": 1.0}
         self.held = True
+        self.asked.append(self.draft_model)
         return itertools.count(prompt[-1])
 
 
-def test_another_engine_is_timed_on_the_benchmark_s_prompts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against other prompts or lengths than the benchmark's, a tree of its own prompts, and lost records."""
+def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against an audit of what other weights give, a tuning that is not taken, and lost records."""
 
     def given(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
 
-    sizes = "--tokens tokens.parquet --start body --prompt-tokens 16 --output-tokens 12 --tuning-prompts 1"
-    sizes += f" --tuning-output-tokens 4 --seed 0 --texts {given({'slow': {'repetition_penalty': 1.2}, 'greedy': {}})}"
-    methods = {name: {"decoder": name} for name in benchmark.BASELINES}
-    pair = "--target models/target --drafter models/drafter --calibration results/calibration"
-    asked = f"{sizes} --prompts 2 --methods {given(methods)} --grids {given({})} --repeats 1 --decoding tokens.parquet"
-    here("benchmark", f"{pair} {asked} --records results/benchmark --out results/benchmark.parquet")
     monkeypatch.setattr(weights, "gguf_file", lambda source, cache: Path("prompts.parquet"))
-    monkeypatch.setattr(quantised, "_imported", lambda: (Engine, lambda **knobs: knobs))
-    monkeypatch.setattr(quantised, "version", lambda: "0")
-    grid = {"draft_tokens": [2, 3], "max_ngram": [4]}
-    asked = f"--target models/target --source {given(RANDOM)} --cache . --grid {given(grid)} {sizes}"
-    asked += " --benchmark results/benchmark --records results/quantised --out results/quantised.parquet"
-    here("quantised", asked)
-    made = {(row["n_ctx"], row["n_threads"], given(row["draft_model"])) for row in Engine.made}
-    lookups = [given({"max_ngram_size": 4, "num_pred_tokens": tokens}) for tokens in grid["draft_tokens"]]
-    assert made == {(28, 1, drafter) for drafter in ("null", *lookups)}
+    monkeypatch.setattr(quantised, "Engine", Engine)
+    methods = {"autoregressive": {"decoder": "autoregressive"}}
+    asked = "--target models/target --drafter models/drafter --calibration results/calibration --tokens tokens.parquet"
+    asked += f" --start body --prompts 2 --prompt-tokens 16 --output-tokens 12 --methods {given(methods)} --repeats 1"
+    asked += f" --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {given({'greedy': {}})}"
+    asked += f" --source {given(RANDOM)} --cache . --lookup {given({'draft_tokens': [2, 3], 'max_ngram': [4]})}"
+    asked += " --decoding tokens.parquet --records results/quantised --out results/quantised.parquet"
+    here("benchmark", asked)
+    assert Engine.made == [(Path("prompts.parquet"), 28, 1, every) for every in (False, True)]
+    lookups = [{"max_ngram_size": 4, "num_pred_tokens": tokens} for tokens in (2, 3)]
+    (tuned,) = Path("results/quantised").glob("*/tuned_greedy/llama_cpp_lookup.json")
+    best = lookups[files.read_json(tuned)["best"]["draft_tokens"] - 2]
+    # Each combination warm and timed, the two engines warm, then both on both prompts.
+    assert Engine.asked[:4] == [*lookups, *lookups]
+    assert [one for one in Engine.asked[4:] if one] == [best] * 3 and Engine.asked.count(None) == 3
     rows = parquet.read_table("results/quantised.parquet").to_pylist()
-    assert {row["method"] for row in rows} == {*benchmark.BASELINES, benchmark.AGAIN, "llama_cpp", "llama_cpp_lookup"}
-    assert {(row["text"], row["baseline"], row["prompts"]) for row in rows} == {
-        ("greedy", "llama_cpp", 2),
-        ("greedy", "llama_cpp_lookup", 2),
-    }
-    records = {path: path.stat().st_mtime_ns for path in Path("results/quantised").glob("*/*.json")}
-    outputs = [row["output_ids"] for path in records if "_" in path.name for row in files.read_json(path)]
+    engines = ("llama_cpp", "llama_cpp_lookup")
+    assert {row["method"] for row in rows} == {"autoregressive", benchmark.AGAIN, *engines}
+    assert {(row["text"], row["baseline"], row["prompts"]) for row in rows} == {("greedy", name, 2) for name in engines}
+    assert {row["weight_bytes"] for row in rows if row["method"] in engines} == {Path("prompts.parquet").stat().st_size}
+    records = {path: path.stat().st_mtime_ns for path in Path("results/quantised").glob("*/greedy-*/*.json")}
+    outputs = [row["output_ids"] for path in records for row in files.read_json(path) if row["method"] in engines]
     assert len(outputs) == 4 and all(list(range(ids[0], ids[0] + 12)) == ids for ids in outputs)
-    here("quantised", asked)
-    assert {path: path.stat().st_mtime_ns for path in records if "machine" not in path.name} == {
-        path: at for path, at in records.items() if "machine" not in path.name
-    }
+    here("benchmark", asked)
+    assert {path: path.stat().st_mtime_ns for path in records} == records
 
 
-def test_the_engine_is_asked_for_what_it_has(tmp_path: Path) -> None:
+def test_the_engine_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a traceback where it is not installed, a model without its file, and other processors."""
     with pytest.raises(UserError, match="kind 'random' has no GGUF file"):
         weights.gguf_file(weights.parse(RANDOM), tmp_path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "llama_cpp", None)
-        with pytest.raises(UserError, match="make EXTRAS=dev,bench install"):
-            quantised.Decoder(tmp_path, 8, 1)
-        patch.setattr(quantised, "_imported", lambda: (Engine, None))
-        decoder = quantised.Decoder(tmp_path, 8, 1)
-        assert decoder.decode([3], 5).output == [3, 4, 5, 6, 7]
-        assert decoder.decode([3], 5, frozenset({5})).output == [3, 4, 5]
-        with pytest.raises(UserError, match="without logits processors"):
-            decoder.decode([3], 5, processors=Processors(repetition_penalty=1.2))
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)
+    with pytest.raises(UserError, match="make EXTRAS=dev,bench install"):
+        quantised.Engine(tmp_path, 8, 1)
+    decoder = quantised.Decoder(Engine())
+    assert decoder.decode([3], 5).output == [3, 4, 5, 6, 7]
+    assert decoder.decode([3], 5, frozenset({5})).output == [3, 4, 5]
+    with pytest.raises(UserError, match="without logits processors"):
+        decoder.decode([3], 5, processors=Processors(repetition_penalty=1.2))
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

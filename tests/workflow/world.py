@@ -32,10 +32,10 @@ class World:
         """Copy, shrink, and put under version control."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
         # Enough to tell what a change recomputes; `make quick` runs every experiment and figure.
-        experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length")}
+        experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length", "batch_size")}
         figures = ["datasets", "tree_shape", "memory"]
         self.edit(datasets=["tiny_articles"], threads=None, experiments=experiments, figures=figures)
-        sizes = {"default": self.params["scales"]["tiny"]["experiments"]["default"]}
+        sizes = {name: self.params["scales"]["tiny"]["experiments"][name] for name in ("default", "batch_size")}
         self.edit(scales={"tiny": {**self.params["scales"]["tiny"], "experiments": sizes}})
         self.run("python", "workflow/scripts/stages.py")
         (self.folder / "dvc.lock").unlink(missing_ok=True)

@@ -1,18 +1,31 @@
-# The paired benchmark: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
+# Methods side by side: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
 include: "common.smk"
 
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
+BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
+# What both rules read and are told.
+BESIDE = {
+    "script": "workflow/scripts/benchmark.py",
+    "models": [f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+    "calibration": CALIBRATION,
+    "tokens": expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+}
+SIDE_BY_SIDE = {
+    "start": " ".join(PARAMS.sources[dataset].start for dataset in PARAMS.datasets),
+    "sizes": f"--prompts {SIZES.benchmark.prompts} --prompt-tokens {SIZES.prompt_tokens} "
+    f"--output-tokens {SIZES.benchmark.output_tokens} --repeats {SIZES.benchmark.repeats} "
+    f"--tuning-prompts {SIZES.benchmark.tuning_prompts} "
+    f"--tuning-output-tokens {SIZES.benchmark.tuning_output_tokens} --seed {PARAMS.seed}",
+    "machine": MACHINE,
+}
 
 
 rule benchmark:
     input:
-        script="workflow/scripts/benchmark.py",
+        **BESIDE,
         library=library("workflow/scripts/benchmark.py"),
-        decoding=sorted({decoding_library("workflow/scripts/generate.py", method) for method in BENCHMARKED.values()}),
-        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
-        calibration=CALIBRATION,
-        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        decoding=decoding_of(BENCHMARKED),
     output:
         "results/benchmark.parquet",
     log:
@@ -22,54 +35,41 @@ rule benchmark:
     resources:
         machine=100,
     params:
+        **SIDE_BY_SIDE,
         models=lambda w, input: model_options(input.models, input.calibration),
-        methods=json.dumps({name: method.model_dump() for name, method in BENCHMARKED.items()}),
+        methods=described(BENCHMARKED),
         grids=json.dumps(PARAMS.benchmark.grids),
-        repeated=" ".join(PARAMS.benchmark.repeated),
         texts=json.dumps(PARAMS.benchmark.texts),
-        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
-        sizes=SIZES.benchmark.model_dump(),
-        prompt_tokens=SIZES.prompt_tokens,
-        seed=PARAMS.seed,
-        machine=MACHINE,
+        repeated=" ".join(PARAMS.benchmark.repeated),
     shell:
         "python {input.script} {params.models} --methods {params.methods:q} --grids {params.grids:q} --texts {params.texts:q} "
-        "--tokens {input.tokens} --start {params.start} --prompts {params.sizes[prompts]} "
-        "--prompt-tokens {params.prompt_tokens} --output-tokens {params.sizes[output_tokens]} "
-        "--repeated {params.repeated} --repeats {params.sizes[repeats]} "
-        "--tuning-prompts {params.sizes[tuning_prompts]} --tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} "
+        "--tokens {input.tokens} --start {params.start} {params.sizes} --repeated {params.repeated} "
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
 
 
-# llama.cpp on the 4-bit file that the target comes from, on the same prompts; needs the extra `bench`.
+# llama.cpp on the 4-bit file that the target comes from, beside plain decoding and DynaTree; needs the extra `bench`.
 rule quantised:
     input:
-        script="workflow/scripts/quantised.py",
-        library=library("workflow/scripts/quantised.py"),
-        model=f"{TARGET}/manifest.json",
-        benchmark="results/benchmark.parquet",
-        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        **BESIDE,
+        library=library("workflow/scripts/benchmark.py"),
+        decoding=decoding_of(BESIDE_LLAMA),
     output:
         "results/quantised.parquet",
     log:
-        "logs/quantised/quantised.log",
+        "logs/benchmark/quantised.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
         machine=100,
     params:
+        **SIDE_BY_SIDE,
+        models=lambda w, input: model_options(input.models, input.calibration),
+        methods=described(BESIDE_LLAMA),
+        texts=json.dumps({name: given for name, given in PARAMS.benchmark.texts.items() if not given}),
         source=json.dumps(PAIR.target),
-        grid=json.dumps(PARAMS.benchmark.quantised),
-        texts=json.dumps(PARAMS.benchmark.texts),
-        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
-        sizes=SIZES.benchmark.model_dump(),
-        prompt_tokens=SIZES.prompt_tokens,
-        seed=PARAMS.seed,
-        machine=MACHINE,
+        lookup=json.dumps(PARAMS.benchmark.quantised),
     shell:
-        "python {input.script} --target $(dirname {input.model}) --source {params.source:q} --cache .cache/downloads "
-        "--grid {params.grid:q} --texts {params.texts:q} --benchmark results/benchmark "
-        "--tokens {input.tokens} --start {params.start} --prompt-tokens {params.prompt_tokens} "
-        "--output-tokens {params.sizes[output_tokens]} --tuning-prompts {params.sizes[tuning_prompts]} "
-        "--tuning-output-tokens {params.sizes[tuning_output_tokens]} --seed {params.seed} {params.machine} "
-        "--records results/quantised --out {output} 2>&1 | tee {log:q}"
+        "python {input.script} {params.models} --methods {params.methods:q} --grids {{}} --texts {params.texts:q} "
+        "--tokens {input.tokens} --start {params.start} {params.sizes} "
+        "--source {params.source:q} --cache .cache/downloads --lookup {params.lookup:q} "
+        "{params.machine} --decoding {input.decoding} --records results/quantised --out {output} 2>&1 | tee {log:q}"

@@ -27,7 +27,6 @@ rule calibrate:
         models=lambda w, input: model_options(input.models),
         start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
         sizes=SIZES.calibration.model_dump(),
-        batches=sorted({1} | {run.batch for run in RUNS.values()}),
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
         machine=MACHINE,
@@ -36,4 +35,30 @@ rule calibrate:
         "python {input.script} {params.models} --tokens {input.tokens} --start {params.start} "
         "--prompts {params.sizes[prompts]} --prompt-tokens {params.prompt_tokens} "
         "--output-tokens {params.sizes[output_tokens]} --contexts {params.sizes[contexts]} "
-        "--repeats {params.sizes[repeats]} --batches {params.batches} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "--repeats {params.sizes[repeats]} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+
+
+# Apart, so that another batch size changes nothing for single requests.
+rule calibrate_batches:
+    input:
+        script="workflow/scripts/calibrate_batches.py",
+        library=library("workflow/scripts/calibrate_batches.py"),
+        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        calibration=CALIBRATION,
+    output:
+        BATCHES,
+    log:
+        "logs/calibrate/batches.log",
+    conda:
+        "../envs/dynatree.yaml"
+    resources:
+        machine=100,
+    params:
+        models=lambda w, input: model_options(input.models, input.calibration),
+        contexts=" ".join(map(str, SIZES.calibration.contexts)),
+        repeats=SIZES.calibration.repeats,
+        batches=" ".join(map(str, sorted({run.batch for run in RUNS.values()}))),
+        machine=MACHINE,
+    shell:
+        "python {input.script} {params.models} --contexts {params.contexts} --repeats {params.repeats} "
+        "--batches {params.batches} {params.machine} 2>&1 | tee {log:q}"

@@ -43,6 +43,8 @@ SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
 CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
+BATCHES = "results/calibration/batches.json"
+BATCHED = {title for title, experiment in PARAMS.experiments.items() if experiment.batches}
 RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
 MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
@@ -90,9 +92,19 @@ def decoding_library(script, method):
     return library(script, f"decoding.{method.decoder}", *plugged)
 
 
+def decoding_of(methods):
+    """Files that stand for the library files with which these methods decode."""
+    return sorted({decoding_library("workflow/scripts/generate.py", method) for method in methods.values()})
+
+
+def described(methods):
+    """The methods with their knobs, as the script takes them."""
+    return json.dumps({name: method.model_dump() for name, method in methods.items()})
+
+
 def calibration(run):
-    """The calibration, if the method of this run makes use of one."""
-    return CALIBRATION if NEEDS[run.folder]["calibration"] else []
+    """The calibration, if the method of this run makes use of one; that of batches, too, where batches are compared."""
+    return [*CALIBRATION, *([BATCHES] if run.top in BATCHED else [])] if NEEDS[run.folder]["calibration"] else []
 
 
 def figure_tables(figure):

@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--timeline", type=Path, nargs="*", default=[], help="folders of instrumented passes")
     parser.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
     parser.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set")
-    parser.add_argument("--costs", type=Path, help="costs.json of the calibration")
+    parser.add_argument("--costs", type=Path, nargs="*", default=[], help="costs.json and batches.json")
     parser.add_argument("--drafter", type=Path, help="the drafter's report")
     parser.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     parser.add_argument("--results", type=Path, required=True, help="folder that the runs' folders are named below")
@@ -37,7 +37,7 @@ def main() -> None:
         records = [metrics.Records.read(a.results, folder) for folder in a.runs]
         machines = {str(folder): record.machine for folder, record in zip(a.runs, records, strict=True)}
         # Not those of memory, which is no timing: on a cluster its jobs share a node.
-        others = [folder / files.PHASES for folder in a.timeline] + [path for path in (a.costs, a.drafter) if path]
+        others = [folder / files.PHASES for folder in a.timeline] + [*a.costs, *([a.drafter] if a.drafter else [])]
         machine = metrics.same_machine(machines | {str(path): files.read_json(path)["machine"] for path in others})
         rows = {
             "runs": metrics.runs(records),
@@ -46,7 +46,7 @@ def main() -> None:
             "nodes": events.nodes(records, decode),
             "phases": events.phases(a.results, a.timeline, decode),
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
-            "costs": metrics.costs(a.costs) if a.costs else [],
+            "costs": [row for path in a.costs for row in metrics.costs(path)],
             "drafter": metrics.drafter(a.drafter) if a.drafter else [],
             "perplexity": [files.read_json(path) for path in a.perplexity],
         }

@@ -3,12 +3,14 @@
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynatree import audit, benchmark, files, loading, measure, metrics, options, provenance
+from dynatree import audit, benchmark, files, loading, measure, metrics, options, provenance, quantised, weights
 from dynatree.calibration import COSTS, STEPS, Calibration
 from dynatree.errors import reported
+from dynatree.grid import settings
 from dynatree.processors import Processors
 from dynatree.text.documents import write_table
 from dynatree.text.prompts import Prompt, choose
@@ -33,6 +35,9 @@ def main() -> None:
     parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
     parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--source", help="JSON object: where the target comes from; llama.cpp reads its GGUF file")
+    parser.add_argument("--cache", type=Path, help="folder of downloads, for that file")
+    parser.add_argument("--lookup", default="{}", help="JSON object: values of llama.cpp's prompt lookup to try")
     parser.add_argument(
         "--decoding", type=Path, nargs="+", required=True, help="checksums of the library files that decode"
     )
@@ -40,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        threads, lookups = provenance.set_threads(a.threads), json.loads(a.lookup)
         documents = {path.stem: read_tokens(path) for path in a.tokens}
         starts = dict(zip(documents, a.start, strict=True))
 
@@ -63,10 +68,15 @@ def main() -> None:
             knobs = {key: value for key, value in method.items() if key != "decoder"}
             return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
 
+        gguf = weights.gguf_file(weights.parse(json.loads(a.source)), a.cache) if a.source else None
+        kinds = (False, True) if gguf else ()
+        engines = [quantised.Engine(gguf, a.prompt_tokens + a.output_tokens, threads, every) for every in kinds]
         # What the numbers depend on: records of anything else lie in another folder.
-        read = (a.calibration / COSTS, a.calibration / STEPS, *a.decoding, Path(__file__), Path(benchmark.__file__))
+        read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
+        read += [Path(module) for module in (__file__, benchmark.__file__, quantised.__file__)]
         asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
+        asked += [a.lookup, [engine.version for engine in engines]]
         home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
         for path in (a.calibration / COSTS, a.calibration / STEPS):
@@ -76,41 +86,60 @@ def main() -> None:
         table = []
         for text, given in json.loads(a.texts).items():
             methods, processors = json.loads(a.methods), Processors(**given)
+            tried = (target, build, tuning, a.tuning_output_tokens, processors)
+            edges: dict[str, list[str]] = {}
             for name, grid in json.loads(a.grids).items():
                 print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
-                path = home / f"tuned_{text}" / f"{name}.json"
-                methods[name] = benchmark.tuned(
-                    path, methods[name], grid, target, build, tuning, a.tuning_output_tokens, processors
-                )
+                found = benchmark.tuned(home / f"tuned_{text}" / f"{name}.json", methods[name], grid, *tried)
+                methods[name], edges[name] = found["best"], found["at_the_edge_of"]
             decoders = {name: build(method) for name, method in methods.items()}
-            rows, warm = [], False
-            for turn, prompt in enumerate(evaluated):
-                path = home / f"{text}-{files.digest(methods)}" / f"{prompt.prompt_id.replace('/', '_')}.json"
+            others = {}
+            if engines:
+                plain, every = engines
+                path = home / f"tuned_{text}" / f"{quantised.LOOKUP}.json"
+                found = benchmark.tuned(path, {}, lookups, target, partial(lookup, every), *tried[2:])
+                methods[quantised.LOOKUP], edges[quantised.LOOKUP] = found["best"], found["at_the_edge_of"]
+                others = {quantised.NAME: quantised.Decoder(plain), quantised.LOOKUP: lookup(every, found["best"])}
+            folder, rows, warm = home / f"{text}-{files.digest(methods)}", [], False
+            for place, prompt in enumerate(evaluated):
+                path = folder / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():
                     with measure.alone():
                         if not warm:
-                            for decoder in decoders.values():
+                            for decoder in (*decoders.values(), *others.values()):
                                 measure.warm_up(decoder, [prompt.ids], a.output_tokens)
                             warm = True
+                        # Every data set begins with every method.
+                        turn = place // len(documents)
                         measured = benchmark.paired(
-                            target, decoders, prompt, a.output_tokens, processors, turn, tolerance
+                            target, decoders, prompt, a.output_tokens, processors, turn, tolerance, others
                         )
                     files.write_json(path, measured)
                 rows += files.read_json(path)
-                print(f"benchmark: {text}, {turn + 1} of {len(evaluated)} prompts", file=sys.stderr)
+                print(f"benchmark: {text}, {place + 1} of {len(evaluated)} prompts", file=sys.stderr)
             again = {}
             for method in a.repeated:
                 name = benchmark.slowest(rows, method)
                 prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
-                file = f"{name.replace('/', '_')}-{a.repeats}.json"
-                path = home / f"{text}-{files.digest(methods)}" / "again" / method / file
+                path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
                     with measure.alone():
                         sizes = (a.output_tokens, processors, a.repeats)
                         files.write_json(path, benchmark.repeated(target, decoders, method, prompt, *sizes))
                 again[method] = files.read_json(path)
-            table += benchmark.summary(text, rows, again)
-        write_table(a.out, metrics.table("benchmark", table))
+            for row in benchmark.summary(text, rows, again, tuple(others) or benchmark.BASELINES):
+                knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
+                row |= {"settings": settings(knobs), "edges": edges.get(row["method"])}
+                table.append(row)
+        if gguf:
+            size = {True: gguf.stat().st_size, False: (a.target / files.WEIGHTS).stat().st_size}
+            table = [row | {"weight_bytes": size[row["method"] in (quantised.NAME, quantised.LOOKUP)]} for row in table]
+        write_table(a.out, metrics.table(a.out.stem, table))
+
+
+def lookup(engine: quantised.Engine, knobs: dict[str, Any]) -> quantised.Decoder:
+    """The other engine's prompt lookup."""
+    return quantised.Decoder(engine, **knobs)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, required=True, help="of the target's greedy continuations")
     parser.add_argument("--contexts", type=int, nargs="+", required=True, help="committed tokens to time behind")
     parser.add_argument("--repeats", type=int, required=True, help="timed forwards of each size")
-    parser.add_argument("--batches", type=options.at_least_one, nargs="+", default=[1], help="requests at once to time")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     a = parser.parse_args()
@@ -41,7 +40,6 @@ def main() -> None:
             a.repeats,
             a.dtype,
             a.device,
-            a.batches,
         )
         calibration.write(a.out)
 

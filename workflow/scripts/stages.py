@@ -43,6 +43,7 @@ READ: dict[str, tuple[str, ...]] = {
     ),
     "drafter_report": (*MACHINE, "datasets", *of_scale("prompt_tokens", "drafter_report_tokens")),
     "calibrate": (*MACHINE, "seed", "sources", "datasets", *of_scale("prompt_tokens", "calibration")),
+    "calibrate_batches": (*MACHINE, *of_scale("calibration.contexts", "calibration.repeats")),
     "perplexity": (*MACHINE, *of_scale("perplexity_tokens", "perplexity_window", "perplexity_stride")),
     "generate": MACHINE,
     "timeline": (*MACHINE, *of_scale("timeline_tokens")),
@@ -96,6 +97,14 @@ def settings(key: str, knobs: dict[str, Any]) -> str:
     return grid.settings(own)
 
 
+def lengths(known: params.Params, title: str, tokens: int) -> tuple[str, str]:
+    """Key in params.yaml of the list that has this length of prompts, and what a stage of it is called besides."""
+    here = known.sizes.experiments.get(title)
+    if here and tokens in here.prompt_tokens:
+        return f"scales.{known.scale}.experiments.{title}.prompt_tokens", "_more"
+    return f"experiments.{title}.prompt_tokens", ""
+
+
 def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a run: one for each method of the headline, an experiment or a kind of pass."""
     knobs, title = dict(run.knobs), run.top
@@ -110,7 +119,8 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
         experiment, key = known.experiments[title], f"experiments.{title}"
         name, written = f"{title}_{run.method}", settings(run.key, knobs)
         stage.matrix["dataset"] = f"${{{key}.datasets}}"
-        stage.reads += of_scale(f"experiments.{title if title in known.sizes.experiments else 'default'}")
+        size = f"experiments.{title if title in known.sizes.experiments else 'default'}"
+        stage.reads += of_scale(f"{size}.prompts", f"{size}.output_tokens")
         if run.method in experiment.settings:
             listed = run.key.rpartition(f".{run.settings}")[0]  # of the experiment, or of its size at this scale
             stage.matrix["settings"], written = f"${{{listed}}}", "${item.settings}"
@@ -118,8 +128,10 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
             stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*params.PLUGGED, "decoder")]
         else:
             stage.reads.append(run.key)
-        if experiment.prompt_tokens:
-            stage.matrix["prompt_tokens"] = f"${{{key}.prompt_tokens}}"
+        if run.prompt_tokens is not None:
+            listed, more = lengths(known, title, run.prompt_tokens)
+            stage.matrix["prompt_tokens"] = f"${{{listed}}}"
+            name += more
         if experiment.batches:
             stage.matrix["batch"] = f"${{{key}.batches}}"
         stage.reads += [f"{key}.{name}" for name in experiment.processors if name in experiment.model_fields_set]
@@ -139,7 +151,7 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
 def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
-    if job.rule == "calibrate":
+    if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
     if "figure" in job.wildcards:
@@ -151,13 +163,14 @@ def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
         titles = [
             title
             for title, experiment in known.experiments.items()
-            if wanted in map(grid.length, experiment.prompt_tokens) and dataset in experiment.datasets
+            if dataset in experiment.datasets
+            and wanted in map(grid.length, [*experiment.prompt_tokens, *known.sizes.of(title).prompt_tokens])
         ]
         if len(titles) > 1:
             raise UserError(f"experiments {', '.join(titles)}: both have prompts {wanted} of {dataset}, one file")
-        key = f"experiments.{titles[0]}"
-        name = f"choose_prompts_{titles[0]}"
-        stage.matrix = {"prompt_tokens": f"${{{key}.prompt_tokens}}", "dataset": f"${{{key}.datasets}}"}
+        listed, more = lengths(known, titles[0], int(wanted.removeprefix("P")))
+        name = f"choose_prompts_{titles[0]}{more}"
+        stage.matrix = {"prompt_tokens": f"${{{listed}}}", "dataset": f"${{experiments.{titles[0]}.datasets}}"}
         stage.replaced.append((f"/{wanted}/", "/P${item.prompt_tokens}/"))
     return name, stage
 
@@ -188,6 +201,24 @@ def template(job: Job, known: params.Params, stage: Stage) -> Job:
         return path
 
     return Job(job.rule, job.wildcards, [*map(write, job.inputs)], [*map(write, job.outputs)])
+
+
+def at_its_scale(known: params.Params, written: Any) -> Any:
+    """What is written of a stage, with keys that the active scale has instead in place of the usual ones."""
+    given = {key for key, value in known.sizes.instead if value is not None}
+    if isinstance(written, dict):
+        return {at_its_scale(known, key): at_its_scale(known, value) for key, value in written.items()}
+    if isinstance(written, list):
+        return [at_its_scale(known, value) for value in written]
+    if not isinstance(written, str):
+        return written
+    place = f"scales.{known.scale}.instead"
+    for key in given:
+        written = f"{place}.{key}" if written == key else re.sub(rf"\$\{{({key}\b)", rf"${{{place}.\1", written)
+    if "datasets" in given and (listed := re.fullmatch(r"\$\{experiments\.([^.]+)\.datasets\}", written)):
+        # Under their own names they stand nowhere.
+        return list(known.experiments[listed[1]].datasets)
+    return written
 
 
 def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> dict[str, Any]:
@@ -238,7 +269,7 @@ def dvc_yaml(root: Path) -> str:
     prefixes = sorted({stage.prefix for stage in stages.values() if stage.prefix})
     order = list(READ)
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
-    body = {"stages": {name: describe(stage, rules, prefixes) for name, stage in named}}
+    body = {"stages": {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named}}
     return HEADER + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
 
 

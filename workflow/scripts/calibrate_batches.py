@@ -1,0 +1,30 @@
+"""Measure what forwards over several requests at once cost on this machine."""
+
+import argparse
+from pathlib import Path
+
+from dynatree import loading, options, provenance, timing
+from dynatree.calibration import Calibration
+from dynatree.errors import reported
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    options.models(parser)
+    options.machine(parser)
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of that of one request; written to")
+    parser.add_argument("--contexts", type=int, nargs="+", required=True, help="as there: the middle one is timed")
+    parser.add_argument("--repeats", type=int, required=True, help="timed forwards of each size")
+    parser.add_argument("--batches", type=options.at_least_one, nargs="+", required=True, help="requests at once")
+    a = parser.parse_args()
+    with reported():
+        provenance.set_threads(a.threads)
+        folders = options.folders(a)
+        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
+        known = Calibration.read(a.calibration, fingerprints, provenance.describe(a.dtype, a.device))
+        sizes = (a.contexts, a.repeats, a.dtype, a.device, a.batches)
+        timing.batched(folders, known, *sizes).write_batches(a.calibration)
+
+
+if __name__ == "__main__":
+    main()
