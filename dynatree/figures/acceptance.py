@@ -7,7 +7,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree import captions, statistics, theme
 from dynatree.errors import UserError
 
 TABLES: tuple[str, ...] = ("runs",)
@@ -39,6 +39,13 @@ METRICS = {
 Key = tuple[str, str, str]  # method, settings, place: data set, with prompts and tokens where these differ
 
 
+class Mean(NamedTuple):
+    """Over prompts, with its interval where there are documents enough for one."""
+
+    value: float
+    ends: tuple[float, float] | None
+
+
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """One panel a metric, one line a method, one shape a place. Raises UserError if no headline run drafted."""
     means = _means(_runs(tables))
@@ -50,7 +57,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(alt.vconcat(theme.shape_key(entries), alt.concat(*panels, columns=3, spacing=22)))
 
 
-def _panel(metric: str, means: dict[Key, float], names: dict[tuple[str, str], str], shapes: alt.Scale) -> theme.Layers:
+def _panel(metric: str, means: dict[Key, Mean], names: dict[tuple[str, str], str], shapes: alt.Scale) -> theme.Layers:
     title, unit, _, _, factor = METRICS[metric]
     places = {key: sorted(place for *other, place in means if (*other,) == key) for key in names}
     most = max(map(len, places.values()))
@@ -61,12 +68,16 @@ def _panel(metric: str, means: dict[Key, float], names: dict[tuple[str, str], st
             "place": place,
             # Lines of one method, around its label.
             "offset": places[method, settings].index(place) - (len(places[method, settings]) - 1) / 2,
-            "value": value * factor,
-            "words": theme.number(value * factor),
+            "value": mean.value * factor,
+            "low": mean.ends and mean.ends[0] * factor,
+            "high": mean.ends and mean.ends[1] * factor,
+            "end": (mean.ends[1] if mean.ends else mean.value) * factor,
+            "words": theme.number(mean.value * factor),
         }
-        for (method, settings, place), value in means.items()
+        for (method, settings, place), mean in means.items()
     ]
-    scale = alt.Scale(domain=[0, (max(value * factor for value in means.values()) or 1.0) * 1.28], nice=False)
+    most_right = max(mean.ends[1] if mean.ends else mean.value for mean in means.values()) * factor
+    scale = alt.Scale(domain=[0, (most_right or 1.0) * 1.28], nice=False)
     first = list(METRICS).index(metric) % 3 == 0
     base = alt.Chart(theme.data(shown), title=title, width=165, height=alt.Step(STEP * most + 4)).encode(
         y=alt.Y(
@@ -88,7 +99,9 @@ def _panel(metric: str, means: dict[Key, float], names: dict[tuple[str, str], st
     dots = base.mark_point(filled=True, size=55, opacity=1).encode(
         color=colour, shape=alt.Shape("place:N", scale=shapes, legend=None)
     )
-    return alt.layer(stems, dots, base.mark_text(align="left", dx=7, color=theme.INK).encode(text="words:N"))
+    interval = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", color=colour)
+    words = base.mark_text(align="left", dx=7, color=theme.INK)
+    return alt.layer(stems, interval, dots, words.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
 
 
 def _runs(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
@@ -114,8 +127,9 @@ def _runs(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     return result
 
 
-def _means(runs: list[theme.Row]) -> dict[str, dict[Key, float]]:
+def _means(runs: list[theme.Row]) -> dict[str, dict[Key, Mean]]:
     """Mean over prompts (first over a prompt's repeats) per metric and (method, settings, place)."""
+    document = {run["prompt_id"]: run["document_id"] for run in runs}
     values: dict[str, dict[Key, dict[str, list[float]]]] = {metric: {} for metric in METRICS}
     for run in runs:
         key = run["method"], run["settings"], run["place"]
@@ -125,13 +139,14 @@ def _means(runs: list[theme.Row]) -> dict[str, dict[Key, float]]:
             if value is not None:
                 values[metric].setdefault(key, {}).setdefault(run["prompt_id"], []).append(value)
     return {
-        metric: {key: _mean([_mean(repeats) for repeats in prompts.values()]) for key, prompts in groups.items()}
-        for metric, groups in values.items()
+        metric: {key: _mean(prompts, document) for key, prompts in groups.items()} for metric, groups in values.items()
     }
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _mean(prompts: dict[str, list[float]], document: dict[str, str]) -> Mean:
+    values = [statistics.mean(repeats, geometric=False) for repeats in prompts.values()]
+    ends = statistics.interval(values, [document[prompt] for prompt in prompts], geometric=False)
+    return Mean(statistics.mean(values, geometric=False), ends)
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
@@ -143,7 +158,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     for dataset in sorted({dataset for values in means.values() for _, _, dataset in values}):
         clauses = []
         for metric, (_, unit, phrase, better, factor) in METRICS.items():
-            here = {key[:2]: value * factor for key, value in means[metric].items() if key[2] == dataset}
+            here = {key[:2]: mean.value * factor for key, mean in means[metric].items() if key[2] == dataset}
             if not here:
                 continue
             ranked = sorted(here, key=lambda key: (-better * here[key], names[key]))
@@ -155,4 +170,6 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(f"On {dataset}, {theme.joined(clauses)}.")
     counts = Counter(dataset for dataset, _ in {(run["dataset"], run["prompt_id"]) for run in runs})
     over = theme.joined([f"{theme.plural(counts[name], 'prompt')} of {name}" for name in sorted(counts)])
-    return " ".join([*parts, f"Means over {over}; tokens per round include the target's own."])
+    found = [{"low": mean.ends and mean.ends[0]} for values in means.values() for mean in values.values()]
+    means_over = f"Means over {over}; {captions.intervals(found)}; tokens per round include the target's own."
+    return " ".join([*parts, means_over])

@@ -82,7 +82,10 @@ def _gain(label: str, rows: list[theme.Row]) -> str:
     after = [row["x"] for row in rows if row["x"] > max(gaining, default=0)]
     if not gaining:
         return text + "; it gains at no size."
-    return text + (f"; its gain ends at {after[0]}." if after else "; its gain does not end among these sizes.")
+    if not after:
+        return text + "; its gain does not end among these sizes."
+    ended = next(row for row in rows if row["x"] == after[0])
+    return text + f"; its gain ends at {after[0]}, with {theme.interval(ended, '×')} ({captions.verdict(ended)})."
 
 
 def _most(rows: list[theme.Row]) -> str:

@@ -43,6 +43,10 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if again:
             name = theme.display(again["method"])
             parts.append(f"{name}, which differs by chance alone, has {theme.number(again['worst'])}× on its worst.")
+        edges = [row for row in here if row["edges"]]
+        if edges:
+            told = [f"{theme.display(row['method'])} ({', '.join(row['edges'])})" for row in edges]
+            parts.append(f"Tuned to the edge of their grids: {theme.joined(told)}.")
         for row in timed:
             parts.append(
                 f"Against our plain loop, {theme.display(row['method'])} has {theme.number(row['worst'])}× on its "

@@ -1,4 +1,4 @@
-"""Throughput and speedup of every method on every data set, with their intervals."""
+"""Throughput and speedup of every method on every data set, with their intervals; the text's perplexity beside."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from dynatree import captions, panels, statistics, theme
 
-TABLES: tuple[str, ...] = ("summary", "runs")
+TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
 
 METRICS = {"throughput": "tokens/s", "speedup": "speedup over our autoregressive loop (×)"}
@@ -20,6 +20,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     every = [row for rows in found.values() for row in rows]
     names = theme.labels((row["method"], row["settings"]) for row in every)
     datasets = sorted({row["dataset"] for row in every})
+    perplexity = {row["dataset"]: row["perplexity"] for row in theme.rows(tables, "perplexity")}
     drawn = []
     for dataset in datasets:
         both = [
@@ -27,7 +28,10 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             for metric, rows in found.items()
         ]
         here = [row for row in every if row["dataset"] == dataset]
-        drawn.append(alt.hconcat(*both, title=f"{dataset} ({captions.prompts(here)})", spacing=24))
+        title = f"{dataset} ({captions.prompts(here)})"
+        if dataset in perplexity:
+            title += f", perplexity of its text {theme.number(perplexity[dataset])}"
+        drawn.append(alt.hconcat(*both, title=title, spacing=24))
     return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * WIDTH), *drawn))
 
 

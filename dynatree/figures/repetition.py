@@ -14,6 +14,7 @@ SECTION = "Speed"
 WIDTH, STEP = 420, 30
 EXPERIMENT = "penalised"
 TEXTS = {"headline": "plain greedy text", EXPERIMENT: "penalised text"}
+SHAPES = {"headline": "circle", EXPERIMENT: "diamond"}
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -24,7 +25,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     shown = [
         row
         | {"name": theme.display(row["method"]), "words": theme.number(row["value"])}
-        | {"fill": theme.colour(row["method"]) if row["experiment"] == "headline" else "white"}
+        | {"fill": theme.colour(row["method"]) if row["resolved"] else "white", "shape": SHAPES[row["experiment"]]}
         for row in rows
     ]
     lines = [
@@ -52,15 +53,16 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     joined = joined.encode(x=alt.X("x:Q", scale=scale), x2="x2:Q", y=y, color=colours)
     base = alt.Chart(theme.data(shown)).encode(x=x, y=y)
     dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
-    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None))
+    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None), shape=alt.Shape("shape:N", scale=None))
     labels = panels.numbers(shown, x, y, 9)
     rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
     layers = [rule, joined]
     if ranged := [row for row in shown if row["low"] is not None]:
         interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colours))
-    key = theme.key([(TEXTS["headline"], theme.QUIET, theme.QUIET), (TEXTS["penalised"], "white", theme.QUIET)], WIDTH)
-    return theme.finish(alt.vconcat(key, alt.layer(*layers, dots, *labels)))
+    texts = theme.shape_key([(TEXTS[name], shape, theme.QUIET) for name, shape in SHAPES.items()])
+    key = theme.key(panels.RESOLVED, WIDTH + 90)
+    return theme.finish(alt.vconcat(texts, key, alt.layer(*layers, dots, *labels)))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[str, float]]:
@@ -93,14 +95,17 @@ def _sizes(rows: list[theme.Row]) -> str:
     return plain if plain == other else f"plain {plain}; penalised {other}"
 
 
+def _told(row: theme.Row) -> str:
+    return f"{theme.interval(row)}{' (not resolved)' * (not row['resolved'])}"
+
+
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Each method's speedup with and without loops, and who is fastest without."""
     dataset, rows, repeated = _found(tables)
     value = {(row["experiment"], row["method"]): row for row in rows}
     methods = theme.ordered(row["method"] for row in rows)
     parts = [
-        f"{theme.display(method)} {theme.interval(value['headline', method])} and "
-        f"{theme.interval(value['penalised', method])}"
+        f"{theme.display(method)} {_told(value['headline', method])} and {_told(value[EXPERIMENT, method])}"
         for method in methods
     ]
     names = theme.labels((row["method"], row["settings"]) for row in rows)

@@ -204,6 +204,7 @@ def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool
                     {"text": text, "dataset": dataset, "method": method, "baseline": "transformers", "value": value}
                     | {"low": 0.9 * value if intervals else None, "high": 1.1 * value if intervals else None}
                     | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "resolved": prompts >= 10}
+                    | {"settings": SETTINGS.get(method, "default"), "edges": ["K"] if method == "linear" else None}
                     | {"worst_again": None, "throughput": 20 * value, "repetition": repeated, "identical": 1.0}
                 )
     return rows

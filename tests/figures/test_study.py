@@ -45,8 +45,8 @@ def batches(speedups: dict[int, float], prompts: int = 12) -> dict[str, pa.Table
 @pytest.mark.parametrize(
     ("speedups", "said"),
     [
-        ({1: 2.0, 2: 1.5, 4: 0.9, 8: 0.7}, "its gain ends at 4"),
-        ({1: 2.0, 2: 0.9, 4: 1.2, 8: 0.7}, "its gain ends at 8"),
+        ({1: 2.0, 2: 1.5, 4: 0.9, 8: 0.7}, "its gain ends at 4, with 0.90×"),
+        ({1: 2.0, 2: 0.9, 4: 1.2, 8: 0.7}, "its gain ends at 8, with 0.70×"),
         ({1: 2.0, 2: 1.5}, "its gain does not end among these sizes"),
         ({1: 0.9, 2: 0.8}, "it gains at no size"),
     ],
