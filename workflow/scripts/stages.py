@@ -42,7 +42,7 @@ READ: dict[str, tuple[str, ...]] = {
         *of_scale("prompts", "prompt_tokens", "output_tokens", "timeline_tokens", "experiments"),
     ),
     "drafter_report": (*MACHINE, "datasets", *of_scale("prompt_tokens", "drafter_report_tokens")),
-    "calibrate": (*MACHINE, "seed", "sources", "datasets", *of_scale("prompt_tokens", "calibration")),
+    "calibrate": (*MACHINE, "seed", "datasets", *of_scale("prompt_tokens", "calibration")),
     "calibrate_batches": (*MACHINE, *of_scale("calibration.contexts", "calibration.repeats")),
     "perplexity": (*MACHINE, *of_scale("perplexity_tokens", "perplexity_window", "perplexity_stride")),
     "generate": MACHINE,
@@ -151,6 +151,8 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
 def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
+    if job.rule == "calibrate":
+        stage.reads += [f"sources.${{datasets[{place}]}}.start" for place in range(len(known.datasets))]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
