@@ -34,7 +34,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         if (ends := [row["value"] for row in rows if row["method"] == method])
     ]
     largest, smallest = max(row["value"] for row in rows), min(row["value"] for row in rows)
-    scale = alt.Scale(type="log", domain=[min(0.9, smallest * 0.85), max(1.2, largest * 1.25)], nice=False)
+    scale = alt.Scale(type="log", domain=[min(0.9, smallest * 0.78), max(1.2, largest * 1.25)], nice=False)
     ticks = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over our autoregressive loop (×)", values=ticks))
     y = alt.Y(
