@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynatree import grid, params, provenance
-from tests.workflow.world import World
+from tests.workflow.world import World, jobs
 
 pytestmark = pytest.mark.slow
 
@@ -209,7 +209,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
     world.run(*benchmark)
     before = records()
     kinds = {path.parent.name.partition("-")[0] for path in before}
-    assert kinds == {"greedy", "penalised", "tuned_greedy", "tuned_penalised"}
+    assert kinds == {"greedy", "penalised", "tuned_greedy", "tuned_penalised", "calibration"}
     lost = next(path for path in before if path.parent.name.startswith("penalised"))
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()
@@ -246,13 +246,19 @@ def caption(tables):
 
 def test_a_figure_is_one_file_and_one_line(world: World):
     """Guards the promise of CONTRIBUTING: nothing else is edited, and nothing else is made again."""
-    (world.folder / "dynatree/figures/extra.py").write_text(FIGURE)
+    extra, before = world.folder / "dynatree/figures/extra.py", (world.folder / "params.yaml").read_text()
+    extra.write_text(FIGURE)
     world.edit(figures=[*world.params["figures"], "extra"])
-    ran = world.snakemake()
+    # With the library of that checkout, as where it is installed.
+    installed = ("env", f"PYTHONPATH={world.folder}")
+    ran = jobs(world.run(*installed, "snakemake", "--cores", 1, "all"))
     assert set(ran) == {"draw:extra", "library:draw-figures.extra"}
     assert (world.folder / "figures/extra.caption.txt").read_text().strip().endswith(" runs.")
-    world.run("python", "workflow/scripts/stages.py")
+    world.run(*installed, "python", "workflow/scripts/stages.py")
     assert "draw_extra" in world.run("dvc", "stage", "list", "--name-only")
+    extra.unlink()
+    (world.folder / "params.yaml").write_text(before)
+    world.run("python", "workflow/scripts/stages.py")
 
 
 def test_a_data_set_is_one_entry_and_its_name(world: World):

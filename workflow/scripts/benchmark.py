@@ -79,8 +79,9 @@ def main() -> None:
         asked += [a.lookup, [engine.version for engine in engines]]
         home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
-        for path in (a.calibration / COSTS, a.calibration / STEPS):
-            files.write_json(home / "calibration" / path.name, files.read_json(path))
+        for name in (COSTS, STEPS):
+            if not (home / "calibration" / name).is_file():
+                files.write_json(home / "calibration" / name, files.read_json(a.calibration / name))
         files.write_json(a.records / files.CURRENT, home.name)
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
