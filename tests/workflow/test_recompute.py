@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dynatree import grid, params, provenance
-from tests.workflow.world import World, jobs
+from tests.workflow.world import World
 
 pytestmark = pytest.mark.slow
 
@@ -223,58 +223,6 @@ def test_a_stopped_benchmark_goes_on(world: World):
     assert len(records()) == 2 * len(before)
     policy.write_text(written)
     world.run("snakemake", "--cores", 1, "--until", "library", "--", "all")  # as it was, for the next test
-
-
-FIGURE = """
-import altair as alt
-
-from dynatree import theme
-
-TABLES = ("runs",)
-SECTION = "Speed"
-
-
-def draw(tables):
-    rows = theme.data(theme.rows(tables, "runs"))
-    return theme.finish(alt.Chart(rows).mark_point().encode(x="method:N", y="seconds:Q"))
-
-
-def caption(tables):
-    return f"{len(theme.rows(tables, 'runs'))} runs."
-"""
-
-
-def test_a_figure_is_one_file_and_one_line(world: World):
-    """Guards the promise of CONTRIBUTING: nothing else is edited, and nothing else is made again."""
-    extra, before = world.folder / "dynatree/figures/extra.py", (world.folder / "params.yaml").read_text()
-    extra.write_text(FIGURE)
-    world.edit(figures=[*world.params["figures"], "extra"])
-    # With the library of that checkout, as where it is installed.
-    installed = ("env", f"PYTHONPATH={world.folder}")
-    ran = jobs(world.run(*installed, "snakemake", "--cores", 1, "all"))
-    assert set(ran) == {"draw:extra", "library:draw-figures.extra"}
-    assert (world.folder / "figures/extra.caption.txt").read_text().strip().endswith(" runs.")
-    world.run(*installed, "python", "workflow/scripts/stages.py")
-    assert "draw_extra" in world.run("dvc", "stage", "list", "--name-only")
-    extra.unlink()
-    (world.folder / "params.yaml").write_text(before)
-    world.run("python", "workflow/scripts/stages.py")
-
-
-def test_a_data_set_is_one_entry_and_its_name(world: World):
-    """The same for text: it gets runs of its own, those of the others are asked for as before."""
-    more = {**world.params["sources"][DATASET], "documents": 10}
-    before = (world.folder / "params.yaml").read_text()
-    world.edit(sources__more=more, datasets=[DATASET, "more"])
-    planned = world.snakemake("--dry-run")
-    assert {f"{rule}:more" for rule in ("download_data", "tokenise", "perplexity")} <= set(planned)
-    methods = world.params["methods"]
-    own = {f"generate:{folder}" for folder, run in runs(world).items() if (run.top, run.dataset) == ("runs", "more")}
-    assert len(own) == len(methods) and own <= set(planned)
-    # Drafter and calibration are of the tuning text of all data sets: what uses them is measured again, nothing else.
-    again = {name.split("/")[1] for name in planned if name.startswith("generate:runs/") and name not in own}
-    assert not again & {"autoregressive", "transformers", "prompt_lookup"}
-    (world.folder / "params.yaml").write_text(before)
 
 
 def test_changed_seed_runs_everything_that_draws(world: World):
