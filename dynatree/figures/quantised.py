@@ -37,7 +37,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     engine = max((over[name, BASELINE] for name in (BASELINE, OTHERS)), key=lambda row: row["value"])
     name = theme.display(engine["method"])
     parts = [
-        "Greedy decoding of the same prompts here and by another engine on weights of 4 bits, whose outputs are its own "
+        "Greedy decoding of the same prompts here and by another engine on 4-bit weights, whose outputs are its own "
         f"({over[BASELINE, BASELINE]['identical']:.0%} of them are those of the weights in float32)."
     ]
     if (OURS, engine["method"]) in over:
