@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from dynatree import files
 from dynatree.errors import UserError, first_line, readable
 from dynatree.files import DRAFT_VOCABULARY
 from dynatree.model import DTYPES, LanguageModel
-from dynatree.tokenizer import load_tokenizer
+from dynatree.tokenizer import load_tokenizer, same_tokenizer
 
 DEVICES = ("cpu", "cuda")
 
@@ -35,23 +35,34 @@ def load(
     device: str = "cpu",
     name: str | None = None,
     rounded: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> LanguageModel:
     """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
 
-    A folder without tokenizer files gives a model that reads token ids alone; one with a draft vocabulary drafts over
-    that. On a CPU float32 weights are packed, those of a drafter `rounded` where that is faster. Raises UserError if
-    there is no such folder, no config.json or no safetensors in it, or the architecture is not supported.
+    A folder without tokenizer files gives a model that reads token ids alone (`tokenizer`: one that is loaded already
+    and takes their place); one with a draft vocabulary drafts over that. On a CPU float32 weights are packed, those of
+    a drafter `rounded` where that is faster. Raises UserError if there is no such folder, no config.json or no
+    safetensors in it, or the architecture is not supported.
     """
     folder = Path(folder)
     torch_dtype, torch_device = resolve(dtype, device)
     model = read(folder, torch_dtype).to(torch_device)
-    vocabulary = read_draft_vocabulary(folder)
-    return LanguageModel(model, load_tokenizer(folder), name or folder.name, vocabulary, packed=True, rounded=rounded)
+    vocabulary, tokenizer = read_draft_vocabulary(folder), tokenizer or load_tokenizer(folder)
+    return LanguageModel(model, tokenizer, name or folder.name, vocabulary, packed=True, rounded=rounded)
 
 
 def load_pair(folders: dict[str, Path], dtype: str, device: str) -> dict[str, LanguageModel]:
-    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does."""
-    return {role: load(folder, dtype, device, rounded=role == "drafter") for role, folder in folders.items()}
+    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does.
+
+    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
+    """
+    target = load(folders["target"], dtype, device)
+    if "drafter" not in folders:
+        return {"target": target}
+    shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
+    drafter = load(folders["drafter"], dtype, device, rounded=True, tokenizer=shared)
+    drafter.share_embedding(target)
+    return {"target": target, "drafter": drafter}
 
 
 def fingerprint(folder: Path) -> str:

@@ -68,7 +68,8 @@ def record(
     sizes = {"load_peak": load_peak, "loaded": loaded, "peak": water.peak()}
     for role, prefix in (("target", ""), ("drafter", "drafter_")):
         cache = caches.get(role, CachePeaks())
-        sizes[f"{prefix}weights"] = models[role].weight_bytes if role in models else 0
+        beside = None if role == "target" else models["target"]
+        sizes[f"{prefix}weights"] = models[role].weight_bytes(beside) if role in models else 0
         sizes[f"{prefix}cache_used"], sizes[f"{prefix}cache_allocated"] = cache.used, cache.allocated
     return {
         "prompt_id": prompt.prompt_id,

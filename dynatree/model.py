@@ -115,10 +115,21 @@ class LanguageModel:
         """Number of token ids that may go in: rows of the embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of all weights as they are held, those of a draft vocabulary's own head included."""
-        return weight_bytes(self.model, *([] if self._draft_head is None else [self._draft_head]))
+    def weight_bytes(self, beside: "LanguageModel | None" = None) -> int:
+        """Bytes of all weights as they are held, a draft vocabulary's own head too; without those of `beside`."""
+        held = [] if beside is None else beside._parts()
+        return weight_bytes(*held, *self._parts()) - weight_bytes(*held)
+
+    def _parts(self) -> list[nn.Module]:
+        return [self.model, *([] if self._draft_head is None else [self._draft_head])]
+
+    def share_embedding(self, other: "LanguageModel") -> None:
+        """Take the embedding of `other`, and a head tied to it, in place of an equal one of its own."""
+        own, theirs = (model.model.get_input_embeddings().weight for model in (self, other))
+        if (own.shape, own.dtype, own.device) == (theirs.shape, theirs.dtype, theirs.device) and own.equal(theirs):
+            for layer in (self.model.get_input_embeddings(), self.model.get_output_embeddings()):
+                if getattr(layer, "weight", None) is own:
+                    layer.weight = theirs
 
     @property
     def context_limit(self) -> int | None:

@@ -174,7 +174,11 @@ TABLES: dict[str, pa.Schema] = {
             _column("prompt_tokens", _int, "tokens in the prompt"),
             _column("output_tokens", _int, "tokens emitted"),
             _column("weights_mib", _real, "MiB of the target's weights"),
-            _column("drafter_weights_mib", _real, "MiB of the drafter's weights; 0 where none is loaded"),
+            _column(
+                "drafter_weights_mib",
+                _real,
+                "MiB of the drafter's weights, without those that it shares; 0 where none is loaded",
+            ),
             _column("load_peak_mib", _real, "MiB: the process's high-water mark until everything is loaded"),
             _column("loaded_mib", _real, "MiB held once everything is loaded, before the request"),
             _column("peak_mib", _real, "MiB: the high-water mark of the request, reset after loading"),

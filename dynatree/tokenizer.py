@@ -38,6 +38,12 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def same_tokenizer(*folders: Path) -> bool:
+    """Whether these model folders hold the same serialised tokenizer, byte by byte."""
+    paths = [folder / _SERIALISED for folder in folders]
+    return all(path.is_file() for path in paths) and len({path.read_bytes() for path in paths}) == 1
+
+
 def require_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     """The same, for callers that cannot go on without. Raises UserError if there is none."""
     tokenizer = load_tokenizer(folder)

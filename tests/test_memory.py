@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import memory, packing, plugins, watermark, weights
+from dynatree import loading, memory, packing, plugins, watermark, weights
+from dynatree.cache import KeyValueCache
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
+from dynatree.model import DTYPES, LanguageModel
 from dynatree.text.prompts import Prompt
 from tests import models
 from tests.conftest import Build
@@ -110,12 +111,36 @@ def test_weights_count_what_is_held() -> None:
     tied, loose = (models.random_model(dtype=torch.float32, tie_word_embeddings=tie) for tie in (True, False))
     head = tied.get_output_embeddings().weight.nbytes
     total = sum(tensor.nbytes for tensor in (*loose.parameters(), *loose.buffers()))
-    assert LanguageModel(loose).weight_bytes == total
-    assert LanguageModel(tied).weight_bytes == total - head
+    assert LanguageModel(loose).weight_bytes() == total
+    assert LanguageModel(tied).weight_bytes() == total - head
     vocabulary = torch.arange(10)
-    assert LanguageModel(tied, draft_vocabulary=vocabulary).weight_bytes == total - head + 10 * 32 * 4
+    assert LanguageModel(tied, draft_vocabulary=vocabulary).weight_bytes() == total - head + 10 * 32 * 4
     packed = LanguageModel(loose, packed=True)
-    assert not packed.packed or packed.weight_bytes >= total
+    assert not packed.packed or packed.weight_bytes() >= total
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_equal_embedding_is_held_once(tmp_path: Path, dtype: str, tied: bool) -> None:
+    """Guards against a drafter's second copy, and against one whose head lost its weights on the way."""
+    plain = models.random_model(dtype=DTYPES[dtype], tie_word_embeddings=tied)
+    plain.save_pretrained(tmp_path)
+    pair = loading.load_pair({"target": tmp_path, "drafter": tmp_path}, dtype, "cpu")
+    target, drafter = pair["target"], pair["drafter"]
+    weights = [model.model.get_input_embeddings().weight for model in pair.values()]
+    assert weights[0] is weights[1]
+    assert drafter.weight_bytes() - drafter.weight_bytes(target) >= weights[0].nbytes
+    logits = [model.forward(torch.tensor(PROMPT), KeyValueCache()) for model in (LanguageModel(plain), drafter)]
+    assert float((logits[0] - logits[1]).abs().max()) < (0.1 if drafter.packed else 1e-9) * float(logits[0].std())
+
+
+def test_another_embedding_stays_its_own(folders: dict[str, Path]) -> None:
+    """Guards against a drafter that reads its target's embedding, and drafts nonsense; equal tokenizers are one."""
+    pair = loading.load_pair(folders, "float32", "cpu")
+    assert pair["target"].tokenizer is pair["drafter"].tokenizer is not None
+    target, drafter = (model.model.get_input_embeddings().weight for model in pair.values())
+    assert not target.equal(drafter)
+    assert pair["drafter"].weight_bytes(pair["target"]) == pair["drafter"].weight_bytes()
 
 
 def test_a_high_water_mark_stays_until_it_is_reset() -> None:

@@ -109,7 +109,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             given = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else ends[0]
             weights = theme.number(max(row["drafter_weights_mib"] for row in drafting))
             parts.append(
-                f"With a drafter model the peak is {given} than plain decoding's; its weights are {weights} MiB."
+                f"With a drafter model the peak is {given} than plain decoding's; its own weights are {weights} MiB."
             )
         largest = max(rows, key=lambda row: row["cache"])
         text = f"Keys and values take at most {theme.number(largest['cache'])} MiB ({largest['label']})"

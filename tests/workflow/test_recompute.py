@@ -4,11 +4,12 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dynatree import grid, params, provenance
-from tests.workflow.world import World
+from tests.workflow.world import World, jobs
 
 pytestmark = pytest.mark.slow
 
@@ -223,6 +224,97 @@ def test_a_stopped_benchmark_goes_on(world: World):
     assert len(records()) == 2 * len(before)
     policy.write_text(written)
     world.run("snakemake", "--cores", 1, "--until", "library", "--", "all")  # as it was, for the next test
+
+
+FIGURE = """
+import altair as alt
+
+from dynatree import theme
+
+TABLES = ("runs",)
+SECTION = "Speed"
+
+
+def draw(tables):
+    rows = theme.data(theme.rows(tables, "runs"))
+    return theme.finish(alt.Chart(rows).mark_point().encode(x="method:N", y="seconds:Q"))
+
+
+def caption(tables):
+    return f"{len(theme.rows(tables, 'runs'))} runs."
+"""
+
+POLICY = """
+from dynatree.policies import GrowthPolicy
+
+
+class Policy(GrowthPolicy):
+    depth: int = 2
+
+    @property
+    def branch(self):
+        return 1
+"""
+
+
+class Added:
+    """One file in the library of a finished world, used as where that checkout is installed; taken back at the end."""
+
+    def __init__(self, world: World, path: str, text: str):
+        self.world, self.file, self.text = world, world.folder / path, text
+        self.before = (world.folder / "params.yaml").read_text()
+
+    def __enter__(self) -> "Added":
+        self.world.snakemake()  # what an earlier test left to be made
+        self.file.write_text(self.text)
+        return self
+
+    def run(self, *command: Any) -> str:
+        return self.world.run("env", f"PYTHONPATH={self.world.folder}", *command)
+
+    def __exit__(self, *_: object) -> None:
+        self.file.unlink()
+        (self.world.folder / "params.yaml").write_text(self.before)
+        self.world.run("python", "workflow/scripts/stages.py")
+
+
+def test_a_figure_is_one_file_and_one_line(world: World):
+    """Guards the promise of CONTRIBUTING: nothing else is edited, and nothing else is made again."""
+    with Added(world, "dynatree/figures/extra.py", FIGURE) as added:
+        world.edit(figures=[*world.params["figures"], "extra"])
+        ran = jobs(added.run("snakemake", "--cores", 1, "all"))
+        assert set(ran) == {"draw:extra", "library:draw-figures.extra"}
+        assert (world.folder / "figures/extra.caption.txt").read_text().strip().endswith(" runs.")
+        added.run("python", "workflow/scripts/stages.py")
+        assert "draw_extra" in world.run("dvc", "stage", "list", "--name-only")
+
+
+def test_a_policy_is_one_file_and_one_line(world: World):
+    """The same for a policy: what other methods measured stands."""
+    with Added(world, "dynatree/policies/extra.py", POLICY) as added:
+        world.edit(methods__extra={"decoder": "speculative", "policy": "extra", "drafting": "model"})
+        ran = set(jobs(added.run("snakemake", "--cores", 1, "all")))
+        own = {name for name in ran if name.startswith("generate:")}
+        assert own and {name.split("/")[1] for name in own} == {"extra"}
+        others = {name.partition(":")[0] for name in ran - own}
+        assert others <= {"library", "aggregate", "draw"}
+        assert "extra" in json.loads((world.folder / "results/metrics.json").read_text())
+
+
+def test_a_data_set_is_one_entry_and_its_name(world: World):
+    """The same for text: it gets runs of its own."""
+    before = (world.folder / "params.yaml").read_text()
+    world.snakemake()
+    world.edit(sources__more={**world.params["sources"][DATASET], "documents": 10}, datasets=[DATASET, "more"])
+    planned = world.snakemake("--dry-run")
+    assert {f"{rule}:more" for rule in ("download_data", "tokenise", "perplexity")} <= set(planned)
+    own = {f"generate:{folder}" for folder, run in runs(world).items() if (run.top, run.dataset) == ("runs", "more")}
+    assert len(own) == len(world.params["methods"])
+    assert own <= set(planned)
+    # Drafter and calibration are of the tuning text of all data sets: what uses them is measured again, nothing else.
+    again = {name.split("/")[1] for name in planned if name.startswith("generate:runs/") and name not in own}
+    assert not again & {"autoregressive", "transformers", "prompt_lookup"}
+    (world.folder / "params.yaml").write_text(before)
 
 
 def test_changed_seed_runs_everything_that_draws(world: World):
