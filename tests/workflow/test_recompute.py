@@ -198,8 +198,8 @@ def test_changed_precision_measures_all_again(world: World):
 
 
 def test_a_stopped_benchmark_goes_on(world: World):
-    """Guards against measuring again what a killed benchmark had measured, against keeping what other code had
-    measured, and against a benchmark in `all`."""
+    """Guards against measuring again what a killed benchmark had measured, or one of fewer kinds of text; against
+    keeping what other code had measured, and against a benchmark in `all`."""
     few = {"methods": ["autoregressive", "transformers", "linear", "dynatree"], "also": {}}
     world.edit(benchmark={**world.params["benchmark"], **few, "grids": {"linear": {"draft_tokens": [1, 2, 3]}}})
     benchmark = ("snakemake", "--cores", 1, "figures/benchmark.svg")
@@ -216,12 +216,19 @@ def test_a_stopped_benchmark_goes_on(world: World):
         path.unlink()
     world.run(*benchmark)
     assert [path for path, at in records().items() if at != before[path]] == [lost]
+    texts = world.params["benchmark"]["texts"]
+    world.edit(benchmark__texts={**texts, "fresh": {"no_repeat_ngram": 3}})
+    world.run(*benchmark)
+    after = records()
+    assert {path.parent.name.partition("-")[0] for path in set(after) - set(before)} == {"fresh", "tuned_fresh"}
+    assert [path for path in before if after[path] != before[path]] == [lost]
+    world.edit(benchmark__texts=texts)
     assert not world.snakemake("--dry-run")
     policy = world.folder / "dynatree/policies/cost_aware.py"
     written = policy.read_text()
     policy.write_text(written + "# decodes in another way\n")
     world.run(*benchmark)
-    assert len(records()) == 2 * len(before)
+    assert len(records()) == len(after) + len(before)
     policy.write_text(written)
     world.run("snakemake", "--cores", 1, "--until", "library", "--", "all")  # as it was, for the next test
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import pyarrow.parquet as parquet
 import pytest
 import torch
+import yaml
 
 from dynatree import audit, benchmark, files, loading, measure, metrics, model, quantised, weights
 from dynatree.errors import UserError
@@ -138,20 +139,24 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
 def test_what_the_lock_names_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Guards against a published folder that lacks a record, or that holds one of another run."""
+    """Guards against a published folder that lacks a record, or that holds one of another run; stages of settings that
+    are gone, which DVC keeps in its lock, ask for none."""
     monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     outs = {}
     for name in ("results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.html", "models/c/config.json"):
         files.write_text(name, name)
         outs[name] = hashlib.md5(name.encode()).hexdigest()
-    stage = {"outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
-    files.write_text("dvc.lock", json.dumps({"stages": {"one": stage}}))
-    files.write_text("dvc.yaml", "")
+    stage = {"cmd": "true", "outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
+    gone = {"cmd": "true", "outs": [{"path": "results/runs/gone/outputs.jsonl", "md5": ""}]}
+    files.write_text("dvc.lock", json.dumps({"schema": "2.0", "stages": {"gone": gone, "one": stage}}))
+    files.write_text("dvc.yaml", json.dumps({"stages": {"one": {"cmd": "true", "outs": list(outs)}}}))
     files.write_text("published/laptop/results/old.json", "")
     without_torch("publish", "--out published", tmp_path)
     published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
     assert published == {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg"}
+    assert yaml.safe_load(Path("published/laptop/dvc.lock").read_text()) == {"schema": "2.0", "stages": {"one": stage}}
     files.write_text("results/runs/a/outputs.jsonl", "of another run")
     monkeypatch.setattr(sys, "argv", ["publish", "--out", "published"])
     with pytest.raises(SystemExit):
@@ -202,7 +207,7 @@ def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.
     here("benchmark", asked)
     assert Engine.made == [(Path("prompts.parquet"), 28, 1, every) for every in (False, True)]
     lookups = [{"max_ngram_size": 4, "num_pred_tokens": tokens} for tokens in (2, 3)]
-    (tuned,) = Path("results/quantised").glob("*/tuned_greedy/llama_cpp_lookup.json")
+    (tuned,) = Path("results/quantised").glob("*/tuned_greedy-*/llama_cpp_lookup.json")
     best = lookups[files.read_json(tuned)["best"]["draft_tokens"] - 2]
     # Each combination warm and timed, the two engines warm, then both on both prompts.
     assert Engine.asked[:4] == [*lookups, *lookups]

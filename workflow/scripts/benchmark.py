@@ -74,7 +74,7 @@ def main() -> None:
         # What the numbers depend on: records of anything else lie in another folder.
         read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
         read += [Path(module) for module in (__file__, benchmark.__file__, quantised.__file__)]
-        asked = [a.methods, a.grids, a.texts, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
+        asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
         asked += [a.lookup, [engine.version for engine in engines]]
         home = a.records / files.digest(asked)
@@ -87,21 +87,23 @@ def main() -> None:
         table = []
         for text, given in json.loads(a.texts).items():
             methods, processors = json.loads(a.methods), Processors(**given)
+            # A further kind of text leaves the records of the others as they are.
+            tuned = home / f"tuned_{text}-{files.digest(given)}"
             tried = (target, build, tuning, a.tuning_output_tokens, processors)
             edges: dict[str, list[str]] = {}
             for name, grid in json.loads(a.grids).items():
                 print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
-                found = benchmark.tuned(home / f"tuned_{text}" / f"{name}.json", methods[name], grid, *tried)
+                found = benchmark.tuned(tuned / f"{name}.json", methods[name], grid, *tried)
                 methods[name], edges[name] = found["best"], found["at_the_edge_of"]
             decoders = {name: build(method) for name, method in methods.items()}
             others = {}
             if engines:
                 plain, every = engines
-                path = home / f"tuned_{text}" / f"{quantised.LOOKUP}.json"
+                path = tuned / f"{quantised.LOOKUP}.json"
                 found = benchmark.tuned(path, {}, lookups, target, partial(lookup, every), *tried[2:])
                 methods[quantised.LOOKUP], edges[quantised.LOOKUP] = found["best"], found["at_the_edge_of"]
                 others = {quantised.NAME: quantised.Decoder(plain), quantised.LOOKUP: lookup(every, found["best"])}
-            folder, rows, warm = home / f"{text}-{files.digest(methods)}", [], False
+            folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
                 path = folder / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():

@@ -12,7 +12,7 @@ import yaml
 
 from dynatree import params
 from dynatree.errors import UserError, reported
-from dynatree.files import CURRENT, read_json
+from dynatree.files import CURRENT, read_json, write_text
 from dynatree.schema import APART
 
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
@@ -25,6 +25,18 @@ def named(lock: Path) -> dict[Path, str]:
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
     outs = {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage["outs"]}
     return {path: md5 for path, md5 in outs.items() if path.parts[0] in ("results", "figures")}
+
+
+def forget_what_is_gone(lock: Path) -> None:
+    """Take out of `lock` the stages that there are no longer: DVC keeps those of settings that params.yaml had once."""
+    command = [sys.executable, "-m", "dvc", "stage", "list", "--name-only"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        raise UserError(f"dvc stage list: {' '.join(listed.stderr.split())}")
+    content = yaml.safe_load(lock.read_text(encoding="utf-8"))
+    if gone := content["stages"].keys() - set(listed.stdout.split()):
+        content["stages"] = {name: stage for name, stage in content["stages"].items() if name not in gone}
+        write_text(lock, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 def up_to_date(target: str) -> bool:
@@ -40,6 +52,7 @@ def main() -> None:
     a = parser.parse_args()
     with reported():
         out = a.out / params.read("params.yaml").scale
+        forget_what_is_gone(Path("dvc.lock"))
         files = {path: md5 for path, md5 in named(Path("dvc.lock")).items() if path.suffix != LEFT_OUT}
         for path, md5 in files.items():
             if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != md5:
