@@ -273,9 +273,13 @@ def test_a_folder_that_is_no_model(home: Path, call: Call, what: str, role: str)
     """Guards what is refused: pickles, foreign code, weights that are damaged, another's or not finite."""
     change, said = FOLDERS[what]
     folder = changed(home, "refused", change)
+    if (role, what) == ("drafter", "a tokenizer's own code"):
+        # Its tokenizer.json is the target's, so that nothing else of it is read.
+        said = None
     given = {"target": "target", "drafter": "target", role: folder}
     outcome = call(*generate("linear", given["target"]), "--drafter", given["drafter"], "--prompt", "The tree")
-    refused(outcome, said)
+    if said:
+        refused(outcome, said)
     assert not list(home.glob("**/ran"))
 
 
