@@ -304,7 +304,6 @@ def check(raw: Any, origin: str = "params.yaml") -> Params:
                 raise UserError(f"{key}: the experiment has no prompt_tokens, to which these could be added")
             if known_already := sorted(set(lengths) & set(size.prompt_tokens)):
                 raise UserError(f"{key}: {known_already[0]} is one of the experiment's already")
-        among(f"scales.{title}.experiments", "default", list(scale.experiments))
     for name, method in params.benchmark.also.items():
         check_plugs(f"benchmark.also.{name}", method)
         if name in methods:

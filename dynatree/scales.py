@@ -94,6 +94,13 @@ class Scale(Knobs):
         """The size of an experiment."""
         return self.experiments.get(experiment, self.experiments["default"])
 
+    @field_validator("experiments")
+    @classmethod
+    def _complete(cls, experiments: dict[str, Size]) -> dict[str, Size]:
+        if "default" not in experiments:
+            raise ValueError(f"no 'default', the size of those not named; got {', '.join(experiments) or 'nothing'}")
+        return experiments
+
     @model_validator(mode="after")
     def _overlapping(self) -> Self:
         if self.perplexity_stride >= self.perplexity_window:

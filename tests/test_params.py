@@ -95,7 +95,7 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("experiments.prompt_length.prompt_tokens", [0], ["experiments.prompt_length.prompt_tokens", "0"]),
         ("experiments.prompt_length.batches", [2, 2], ["experiments.prompt_length.batches", "2 stands there twice"]),
         ("experiments.runs", {"datasets": ["wikipedia"], "methods": ["autoregressive"]}, ["experiments.runs", "taken"]),
-        ("scales.tiny.experiments", {"magic": {"prompts": 1, "output_tokens": 2}}, ["no 'magic'"]),
+        ("scales.tiny.experiments.magic", {"prompts": 1, "output_tokens": 2}, ["tiny.experiments: no 'magic'"]),
         ("scales.study.experiments.tree_shape.settings", {"linear": []}, ["tree_shape.settings: no 'linear'"]),
         (
             "scales.study.experiments.tree_shape.settings.dynatree_threshold",
@@ -203,6 +203,7 @@ VALUES = st.just(...) | st.recursive(
 @example(place=("benchmark", "also"), value={"\n": {"decoder": "no"}})
 @example(place=("benchmark", "grids"), value={"\n": {"\n": []}})
 @example(place=("pairs",), value={"\n": {}})
+@example(place=("scales", RAW["scale"], "experiments"), value={})
 def test_any_change_is_taken_or_refused_in_one_line(place: tuple[Any, ...], value: Any) -> None:
     """Guards against a traceback for what nobody thought of: wrong types, odd names, lists for numbers, nothing."""
     refused = "in words"
