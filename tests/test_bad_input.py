@@ -280,6 +280,8 @@ def test_a_folder_that_is_no_model(home: Path, call: Call, what: str, role: str)
     outcome = call(*generate("linear", given["target"]), "--drafter", given["drafter"], "--prompt", "The tree")
     if said:
         refused(outcome, said)
+    else:
+        assert outcome[0] == 0
     assert not list(home.glob("**/ran"))
 
 
