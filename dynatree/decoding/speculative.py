@@ -238,17 +238,19 @@ class Decoder(Batched):
                     row.select(width)
             # 3. Verify roots and nodes in one target forward.
             with clock.phase("verify"):
-                answers = target.forward_batch([row.feed() for row in going])
-                # 4. Accept the deepest path that agrees with the target, plus the target's own next token.
-                for row, logits in zip(going, answers, strict=True):
-                    row.accept(logits)
-            # 5. Commit: gather the path in both caches, emit, and make the bonus token the next root.
+                self._verify(going)
+            # 4. Commit: gather the path in both caches, emit, and make the bonus token the next root.
             with clock.phase("cache"):
                 for row in going:
                     row.keep()
             for row in going:
                 row.commit()
         return [row.recorder.trace for row in rows]
+
+    def _verify(self, rows: list[Row]) -> None:
+        """The deepest path that agrees with the target, and its own next token; all logits are freed on return."""
+        for row, logits in zip(rows, self._target.forward_batch([row.feed() for row in rows]), strict=True):
+            row.accept(logits)
 
     def _draft(self, rows: list[Row]) -> None:
         """One forward a level, over the rows whose trees still grow."""
