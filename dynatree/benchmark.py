@@ -11,14 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dynatree import files, measure, metrics, statistics
+from dynatree import files, measure, statistics
 from dynatree.audit import audit
 from dynatree.audit import repeated as repetition
+from dynatree.comparison import PLAIN
 from dynatree.model import LanguageModel
 from dynatree.processors import Processors
 from dynatree.text.prompts import Prompt
 
-BASELINES = ("autoregressive", "transformers")
 # The plain loop once more at the end: how far a ratio strays by chance.
 AGAIN = "autoregressive_again"
 
@@ -95,10 +95,10 @@ def paired(
     every = {**decoders, **others}
     names = list(every)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, every[name]) for name in order), (AGAIN, decoders["autoregressive"])]
+    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[PLAIN])]
     reference = measure.Reference(target)
     rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
-    plain = next(row["output_ids"] for row in rows if row["method"] == "autoregressive")
+    plain = next(row["output_ids"] for row in rows if row["method"] == PLAIN)
     for row in rows:
         row["identical"] = row["output_ids"] == plain
         if row["method"] in others:
@@ -112,13 +112,6 @@ def paired(
 _AUDITED = ("flips", "largest_gap", "repetition")
 
 
-def slowest(rows: Sequence[Row], method: str) -> str:
-    """Id of the prompt on which `method` is slowest, measured by our plain loop."""
-    steps = {(row["method"], row["prompt_id"]): row["seconds"] / metrics.reference(row) for row in rows}
-    prompts = [row["prompt_id"] for row in rows if row["method"] == method]
-    return str(min(prompts, key=lambda prompt: steps[BASELINES[0], prompt] / steps[method, prompt]))
-
-
 def repeated(
     target: LanguageModel,
     decoders: dict[str, Any],
@@ -129,13 +122,13 @@ def repeated(
     times: int,
 ) -> list[Row]:
     """Records of our plain loop and of `method`, taking turns on `prompt`, `times` times over."""
-    for name in (BASELINES[0], method):
+    for name in (PLAIN, method):
         measure.warm_up(decoders[name], [prompt.ids], output_tokens)
     reference = measure.Reference(target)
     return [
         run(target, decoders[name], reference, name, prompt, output_tokens, processors)
         for turn in range(times)
-        for name in (BASELINES[0], method)[:: 1 if turn % 2 == 0 else -1]
+        for name in (PLAIN, method)[:: 1 if turn % 2 == 0 else -1]
     ]
 
 
@@ -165,56 +158,3 @@ def run(
         "drafted": sum(r.drafted for r in trace.rounds),
         "accepted": sum(r.accepted for r in trace.rounds),
     }
-
-
-def summary(
-    text: str, rows: Sequence[Row], again: dict[str, Sequence[Row]], baselines: Sequence[str] = BASELINES
-) -> list[Row]:
-    """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them.
-
-    `again`: what `repeated` gave, by method; `baselines`: the methods whose times are divided by those of all.
-    """
-    result = []
-    repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
-    step = [metrics.reference(row) for row in rows]
-    usual = statistics.median(step)
-    rows = [row | {"even": row["seconds"] * usual / own} for row, own in zip(rows, step, strict=True)]
-    for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:
-        here = [row for row in rows if dataset in ("all", row["dataset"])]
-        seconds = {(row["method"], row["prompt_id"]): row["even"] for row in here}
-        for baseline in baselines:
-            for method in dict.fromkeys(row["method"] for row in here):
-                own = [row for row in here if row["method"] == method]
-                ratios = [seconds[baseline, row["prompt_id"]] / row["even"] for row in own]
-                ends = statistics.interval(ratios, [row["document_id"] for row in own], geometric=True)
-                result.append(
-                    {
-                        "text": text,
-                        "dataset": dataset,
-                        "method": method,
-                        "baseline": baseline,
-                        "prompts": len(own),
-                        "documents": len({row["document_id"] for row in own}),
-                        "value": statistics.mean(ratios, geometric=True),
-                        "low": ends[0] if ends else None,
-                        "high": ends[1] if ends else None,
-                        "worst": min(ratios),
-                        "worst_again": repeats.get(method) if (dataset, baseline) == ("all", BASELINES[0]) else None,
-                        "resolved": statistics.resolved(ends, len(own)),
-                        "throughput": statistics.mean(
-                            [len(row["output_ids"]) / row["even"] for row in own], geometric=True
-                        ),
-                        "repetition": statistics.mean([row["repetition"] for row in own], geometric=False),
-                        "identical": statistics.mean([float(row["identical"]) for row in own], geometric=False),
-                    }
-                )
-    return result
-
-
-def _median_ratio(method: str, timed: Sequence[Row]) -> float:
-    """Of our plain loop's steps over those of `method`, turn by turn."""
-    steps = {
-        name: [row["seconds"] / metrics.reference(row) for row in timed if row["method"] == name]
-        for name in (BASELINES[0], method)
-    }
-    return statistics.median([plain / own for plain, own in zip(steps[BASELINES[0]], steps[method], strict=True)])

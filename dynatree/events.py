@@ -125,17 +125,10 @@ def _part_rows(record: Records) -> list[Row]:
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         if timing["batch"] > 1:
             continue
-        repeated = _whole(audit["repeated"])
-        # Seconds of each token. Those of the first commit came with the prefill, and are left out.
-        seconds: dict[int, float] = {}
-        for fact, (begin, end) in zip(output["rounds"], pairwise(timing["commits"]), strict=True):
-            count = len(fact["emitted"])
-            first = output["first"] + len(seconds)
-            seconds |= dict.fromkeys(range(first, first + count), (end - begin) / count)
-        total = len(output["output_ids"])
-        members: dict[str, list[float]] = {}
+        repeated, total = _whole(audit["repeated"]), len(output["output_ids"])
+        seconds = token_seconds(output["first"], [len(fact["emitted"]) for fact in output["rounds"]], timing["commits"])
+        members = parts_of(seconds, total)
         for place, taken in seconds.items():
-            members.setdefault(f"quarter {1 + 4 * place // total}", []).append(taken)
             members.setdefault("loops" if repeated[place] else "new text", []).append(taken)
         key = {**record.key, **{n: output[n] for n in ("prompt_id", "repeat", "document_id", "prompt_tokens")}}
         rows += [
@@ -144,6 +137,26 @@ def _part_rows(record: Records) -> list[Row]:
             for part, taken in members.items()
         ]
     return rows
+
+
+def token_seconds(first: int, counts: Sequence[int], commits: Sequence[float]) -> dict[int, float]:
+    """Seconds of each token by its place in the output: of the rounds' `counts`, committed at the seconds `commits`.
+
+    The `first` commit's came with the prefill, and are left out.
+    """
+    seconds: dict[int, float] = {}
+    for count, (begin, end) in zip(counts, pairwise(commits), strict=True):
+        start = first + len(seconds)
+        seconds |= dict.fromkeys(range(start, start + count), (end - begin) / count)
+    return seconds
+
+
+def parts_of(seconds: dict[int, float], total: int) -> dict[str, list[float]]:
+    """Those seconds by quarter of an output of `total` tokens, `quarter 1` to `quarter 4`."""
+    members: dict[str, list[float]] = {}
+    for place, taken in seconds.items():
+        members.setdefault(f"quarter {1 + 4 * place // total}", []).append(taken)
+    return members
 
 
 def _whole(ends: list[bool]) -> list[bool]:

@@ -20,6 +20,8 @@ RESOLVED = [
     (f"resolved: 95 % interval excludes 1, {statistics.MINIMUM_PROMPTS} prompts or more", theme.QUIET, theme.QUIET),
     ("not resolved", "white", theme.QUIET),
 ]
+# Where on an axis of an output's percents the parts of the tables stand.
+QUARTERS = {f"quarter {number}": 25 * number - 12.5 for number in (1, 2, 3, 4)}
 LINE = 13.0  # pixels a label of a line
 MARGIN = 1.15  # of an axis of lengths, beyond its first and last
 DODGE, LEADER = 3.0, 8.0  # pixels between the dots of two lines, and from a panel to its labels
@@ -101,6 +103,12 @@ def values(title: str, rows: Sequence[theme.Row], one: bool = False, log: bool =
         return Values(title, low / 1.2, high * 1.2, log)
     margin = (high - low) * 0.07 or 0.1 * abs(high) or 0.1
     return Values(title, low - margin, high + margin, log)
+
+
+def percents() -> alt.X:
+    """Encodes the field `x`, percent of an output, such as the values of QUARTERS."""
+    axis = alt.Axis(title="percent of the output", values=[0, 25, 50, 75, 100])
+    return alt.X("x:Q", scale=alt.Scale(domain=[0, 100], nice=False), axis=axis)
 
 
 def lengths(title: str, ticks: Sequence[float]) -> alt.X:

@@ -211,6 +211,12 @@ TABLES: dict[str, pa.Schema] = {
             _column(
                 "baseline", _text, "the method whose time is divided by this one's, prompt by prompt, in plain steps"
             ),
+            _column(
+                "part",
+                _text,
+                "`whole`; over the plain baselines also `quarter 1` to `quarter 4` of the output, without the "
+                "first commit's tokens",
+            ),
             _column("settings", _text, "the method's knobs, tuned where params.yaml has a grid of them"),
             _column(
                 "edges", pa.list_(_text), "knobs tuned to the largest or smallest value of their grid; null: not tuned"

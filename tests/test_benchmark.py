@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dynatree import benchmark, measure
+from dynatree import benchmark, comparison, measure
 from dynatree.errors import UserError
 from dynatree.processors import Processors
 from dynatree.schema import TABLES
@@ -58,6 +58,8 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     rows = [
         {"method": method, "prompt_id": name, "document_id": name, "dataset": "d", "seconds": seconds * step}
         | {"output_ids": [1, 2], "repetition": 0.5, "identical": True, "references": [0.5 * step, 1.5 * step]}
+        # Half of the time is the prompt's; the second token's comes in the last quarters.
+        | {"emitted": [1, 1], "commits": [seconds * step / 2, seconds * step]}
         for name, plain in (("a", 1.0), ("b", 100.0))
         for method, seconds, step in (
             ("autoregressive", plain, 1.0),
@@ -67,9 +69,13 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
         )
     ]
     again = [dict(row, seconds=row["seconds"] * 2) if row["method"] == "chain" else row for row in rows]
-    table = benchmark.summary("greedy", rows, {"chain": again})
+    table = comparison.summary("greedy", rows, {"chain": again})
     assert all(set(row) == set(TABLES["benchmark"].names) - {"settings", "edges"} for row in table)
-    chain = {row["baseline"]: row for row in table if row["method"] == "chain" and row["dataset"] == "all"}
+    here = [row for row in table if row["method"] == "chain" and row["dataset"] == "all"]
+    chain = {row["baseline"]: row for row in here if row["part"] == "whole"}
+    assert set(chain) == {"autoregressive", "transformers", "chain"} and chain["chain"]["value"] == 1
+    windows = {(row["baseline"], row["part"]): row["value"] for row in here if row["part"] != "whole"}
+    assert windows == pytest.approx({("autoregressive", "quarter 3"): 4, ("transformers", "quarter 3"): 8})
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
     assert not chain["autoregressive"]["resolved"]
     assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
@@ -82,7 +88,7 @@ def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(targ
         for name, step, seconds_of in (("a", 1.0, (8.0, 4.0)), ("b", 9.0, (72.0, 35.0)), ("c", 1.0, (8.0, 5.0)))
         for method, seconds in zip(("autoregressive", "chain"), seconds_of, strict=True)
     ]
-    assert benchmark.slowest(rows, "chain") == "c"
+    assert comparison.slowest(rows, "chain") == "c"
     built = decoders(target, drafter)
     timed = benchmark.repeated(target(), built, "chain", prompt("a"), 12, Processors(), 3)
     names = ["autoregressive", "chain"]

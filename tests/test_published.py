@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from dynatree import benchmark, files, metrics, params
+from dynatree import comparison, files, metrics, params
 from tests.workflow.world import ROOT
 
 PUBLISHED = sorted(path for path in (ROOT / "published").iterdir() if path.is_dir())
@@ -76,7 +76,7 @@ def test_the_benchmark_s_table_comes_from_its_records(folder: Path) -> None:
     for text in {row["text"] for row in table}:
         records = sorted((folder / "results/benchmark").glob(f"*/{text}-*/*.json"))
         again = sorted((folder / "results/benchmark").glob(f"*/{text}-*/again/*/*.json"))
-        made = benchmark.summary(
+        made = comparison.summary(
             text,
             [row for path in records for row in files.read_json(path)],
             {path.parent.name: files.read_json(path) for path in again},
@@ -86,6 +86,6 @@ def test_the_benchmark_s_table_comes_from_its_records(folder: Path) -> None:
             assert {key(row): row[name] for row in made} == pytest.approx(stated), name
 
 
-def key(row: dict[str, Any]) -> tuple[str, str, str]:
+def key(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """What a row of the benchmark's table is about."""
-    return row["method"], row["dataset"], row["baseline"]
+    return row["method"], row["dataset"], row["baseline"], row["part"]

@@ -1,6 +1,6 @@
 """The paired benchmark: speedup of every method over plain decoding, worst prompt included. Knows no record."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pyarrow as pa
@@ -12,33 +12,58 @@ SECTION = "Speed"
 
 BASELINE = "transformers"
 WIDTH = 330
+HEIGHT = 190
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a kind of text: geometric means over all data sets with intervals, and each method's worst prompt."""
+    """A column a kind of text: geometric means over all data sets with intervals and each method's worst prompt; below,
+    the same by quarter of the output.
+    """
     rows = theme.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
-    methods = theme.ordered(row["method"] for row in rows)
-    axis = ("speedup over transformers' greedy (×)", ranking.scale(rows))
+    whole = [row for row in rows if row["part"] == "whole"]
+    methods = theme.ordered(row["method"] for row in whole)
+    texts = list(dict.fromkeys(row["text"] for row in whole))
+    axis = ("speedup over transformers' greedy (×)", ranking.scale(whole))
     columns = []
-    for place, text in enumerate(dict.fromkeys(row["text"] for row in rows)):
-        here = [row | {"words": theme.number(row["value"])} for row in rows if row["text"] == text]
+    for text in texts:
+        here = [row | {"words": theme.number(row["value"])} for row in whole if row["text"] == text]
         prompts, repeated = here[0]["prompts"], here[0]["repetition"]
         title = alt.TitleParams(text, subtitle=f"{theme.plural(prompts, 'prompt')}, {repeated:.0%} repeated verbatim")
-        columns.append(ranking.panel(here, methods, axis, WIDTH, title, labelled=place == 0))
+        columns.append(ranking.panel(here, methods, axis, WIDTH, title, labelled=text == texts[0]))
     key = theme.key(ranking.KEY, 2 * WIDTH)
-    return theme.finish(alt.vconcat(key, alt.hconcat(*columns, spacing=24)))
+    return theme.finish(alt.vconcat(key, alt.hconcat(*columns, spacing=24), *_along(rows, texts), spacing=20))
+
+
+def _along(rows: Sequence[theme.Row], texts: Sequence[str]) -> list[alt.HConcatChart]:
+    """Lines along the output, a panel a kind of text; none where no quarter was long enough to be timed."""
+    found = [
+        row | {"x": panels.QUARTERS[row["part"]], "label": theme.display(row["method"])}
+        for method in theme.ordered(row["method"] for row in rows)
+        for row in rows
+        if row["method"] == method and method not in panels.PLAIN and row["part"] in panels.QUARTERS
+    ]
+    if not found:
+        return []
+    columns = []
+    for text in texts:
+        here = [row for row in found if row["text"] == text]
+        axis = panels.values("speedup (×)", here, one=True, log=True)
+        columns.append(panels.lines(here, panels.percents(), axis, (WIDTH * 0.72, HEIGHT), title=text, one=True))
+    return [alt.hconcat(*columns, spacing=24)]
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on each kind of text, by how much, whether resolved, its worst prompt, and who is not apart."""
+    """Who is fastest on each kind of text, by how much, over whom, whether resolved, its worst prompt and quarters."""
     rows = theme.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
+    every = theme.rows(tables, "benchmark", dataset="all", part="whole")
     parts = ["All methods of a prompt side by side in one process; dots are geometric means, ticks the worst prompt."]
     for text in dict.fromkeys(row["text"] for row in rows):
-        here = [row for row in rows if row["text"] == text]
-        timed = [row for row in theme.rows(tables, "benchmark", text=text) if row["worst_again"] is not None]
+        here = [row for row in rows if (row["text"], row["part"]) == (text, "whole")]
         ranked = sorted((row for row in here if row["method"] not in panels.PLAIN), key=lambda row: -row["value"])
         if ranked:
-            parts.append(_sentences(text, ranked))
+            parts.append(_fastest(text, ranked[0]))
+            parts += _over_others(ranked, [row for row in every if row["text"] == text])
+            parts += _quarters(ranked[0], [row for row in rows if row["text"] == text])
         again = next((row for row in here if row["method"] == panels.AGAIN), None)
         if again:
             name = theme.display(again["method"])
@@ -47,7 +72,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if edges:
             told = [f"{theme.display(row['method'])} ({', '.join(row['edges'])})" for row in edges]
             parts.append(f"Tuned to the edge of their grids: {theme.joined(told)}.")
-        for row in timed:
+        for row in [row for row in every if row["text"] == text and row["worst_again"] is not None]:
             parts.append(
                 f"Against our plain loop, {theme.display(row['method'])} has {theme.number(row['worst'])}× on its "
                 f"slowest prompt; timed again and again, {theme.number(row['worst_again'])}× (median)."
@@ -55,18 +80,29 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     return " ".join([*parts, f"{captions.intervals(rows).capitalize()}."])
 
 
-def _sentences(text: str, ranked: list[theme.Row]) -> str:
-    best, *others = ranked
+def _fastest(text: str, best: theme.Row) -> str:
+    name = theme.display(best["method"])
     given = f"{theme.interval(best, '×')} transformers' greedy decoding ({captions.verdict(best)}) and "
     given += f"{theme.number(best['worst'])}× on its worst prompt"
     if best["value"] <= 1:
-        return f"On {text} text no method beats it; closest is {theme.display(best['method'])}, {given}."
-    sentence = f"On {text} text {theme.display(best['method'])} is fastest, {given}"
-    if others:
-        sentence += f"; next is {theme.display(others[0]['method'])} with {theme.interval(others[0], '×')}"
-    level = [row for row in others if best["low"] is not None and row["high"] and row["high"] >= best["low"]]
-    if level:
-        sentence += (
-            f". Not clearly behind, by their intervals: {theme.joined([theme.display(r['method']) for r in level])}"
-        )
-    return sentence + "."
+        return f"On {text} text no method beats it; closest is {name}, {given}."
+    return f"On {text} text {name} is fastest, {given}."
+
+
+def _over_others(ranked: Sequence[theme.Row], every: Sequence[theme.Row]) -> list[str]:
+    """The fastest over each other method, prompt by prompt, the closest first; the plain ones are told elsewhere."""
+    best, *others = ranked
+    over = {row["baseline"]: row for row in every if row["method"] == best["method"]}
+    told = [(theme.display(row["method"]), over[row["method"]]) for row in others if row["method"] in over]
+    if not told:
+        return []
+    clauses = [
+        f"{theme.interval(row, '×')} that of {name}{'' if row['resolved'] else ' (not resolved)'}" for name, row in told
+    ]
+    return [f"Prompt by prompt its speed is {'; '.join(clauses)}."]
+
+
+def _quarters(best: theme.Row, rows: Sequence[theme.Row]) -> list[str]:
+    own = {row["part"]: row["value"] for row in rows if row["method"] == best["method"]}
+    values = [f"{theme.number(own[part])}×" for part in panels.QUARTERS if part in own]
+    return [f"In the quarters of an output it has {theme.joined(values)}."] if len(values) > 1 else []

@@ -11,7 +11,6 @@ from dynatree.errors import UserError
 TABLES: tuple[str, ...] = ("parts",)
 SECTION = "Speed"
 
-QUARTERS = {f"quarter {number}": 25 * number - 12.5 for number in (1, 2, 3, 4)}
 KINDS = ("loops", "new text")
 SIZE = (240, 190)
 
@@ -19,19 +18,14 @@ SIZE = (240, 190)
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A row a data set: speedup by quarter of the output, and by kind of text. Raises UserError without speedups."""
     rows = _rows(tables)
-    along = alt.X(
-        "x:Q",
-        scale=alt.Scale(domain=[0, 100], nice=False),
-        axis=alt.Axis(title="percent of the output", values=[0, 25, 50, 75, 100]),
-    )
     kinds = alt.X("x:N", scale=alt.Scale(type="point", domain=list(KINDS)), axis=alt.Axis(title=None, labelAngle=0))
     stacked = []
     for title, here in panels.places(rows):
-        quarters = [row | {"x": QUARTERS[row["part"]]} for row in here if row["part"] in QUARTERS]
+        quarters = [row | {"x": panels.QUARTERS[row["part"]]} for row in here if row["part"] in panels.QUARTERS]
         texts = [row | {"x": row["part"]} for row in here if row["part"] in KINDS]
         axis = panels.values("speedup (×)", here, one=True, log=True)
         head = f"{title} ({captions.prompts(quarters)})"
-        left = panels.lines(quarters, along, axis, SIZE, title=head, one=True, labelled=False)
+        left = panels.lines(quarters, panels.percents(), axis, SIZE, title=head, one=True, labelled=False)
         share = f"{_share(tables, title):.0%} of the tokens are in loops"
         right = panels.lines(texts, kinds, axis, (SIZE[0] * 0.6, SIZE[1]), title=share, one=True)
         stacked.append(alt.hconcat(left, right, spacing=20))
@@ -51,7 +45,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     groups: dict[tuple[str, tuple[str, str], str], list[theme.Row]] = {}
     for row in found:
         groups.setdefault((row["dataset"], (row["method"], row["settings"]), row["part"]), []).append(row)
-    parts = [*QUARTERS, *KINDS]
+    parts = [*panels.QUARTERS, *KINDS]
     order = sorted(groups, key=lambda key: (key[0], list(names).index(key[1]), parts.index(key[2])))
     return [
         {"dataset": dataset, "method": series[0], "settings": series[1], "label": names[series], "part": part}

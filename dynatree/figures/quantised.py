@@ -20,7 +20,7 @@ WIDTH = 420
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Each method's speed over llama.cpp's plain decoding, and its tokens/s."""
-    rows = theme.rows(tables, "quantised", dataset="all", baseline=BASELINE)
+    rows = theme.rows(tables, "quantised", dataset="all", part="whole", baseline=BASELINE)
     shown = [
         row | {"words": f"{theme.number(row['value'])} ({theme.number(row['throughput'])} tokens/s)"} for row in rows
     ]
@@ -32,7 +32,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """How DynaTree compares with llama.cpp's faster way, what each reads, and how far their outputs agree."""
-    rows = theme.rows(tables, "quantised", dataset="all")
+    rows = theme.rows(tables, "quantised", dataset="all", part="whole")
     over = {(row["method"], row["baseline"]): row for row in rows}
     engine = max((over[name, BASELINE] for name in (BASELINE, OTHERS)), key=lambda row: row["value"])
     name = theme.display(engine["method"])

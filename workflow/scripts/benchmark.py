@@ -7,7 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynatree import audit, benchmark, files, loading, measure, metrics, options, provenance, quantised, weights
+from dynatree import (
+    audit,
+    benchmark,
+    comparison,
+    files,
+    loading,
+    measure,
+    metrics,
+    options,
+    provenance,
+    quantised,
+    weights,
+)
 from dynatree.calibration import COSTS, STEPS, Calibration
 from dynatree.errors import reported
 from dynatree.grid import settings
@@ -122,7 +134,7 @@ def main() -> None:
                 print(f"benchmark: {text}, {place + 1} of {len(evaluated)} prompts", file=sys.stderr)
             again = {}
             for method in a.repeated:
-                name = benchmark.slowest(rows, method)
+                name = comparison.slowest(rows, method)
                 prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
                 path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
@@ -130,7 +142,7 @@ def main() -> None:
                         sizes = (a.output_tokens, processors, a.repeats)
                         files.write_json(path, benchmark.repeated(target, decoders, method, prompt, *sizes))
                 again[method] = files.read_json(path)
-            for row in benchmark.summary(text, rows, again, tuple(others) or benchmark.BASELINES):
+            for row in comparison.summary(text, rows, again, tuple(others) or comparison.BASELINES):
                 knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
                 row |= {"settings": settings(knobs), "edges": edges.get(row["method"])}
                 table.append(row)
