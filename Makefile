@@ -65,7 +65,7 @@ publish: $(STAMP)
 dvc.yaml: $(STAMP)
 	$(BIN)/python workflow/scripts/stages.py
 
-# All methods side by side in one process, for some forty minutes at scale laptop; goes on where it stopped.
+# All methods side by side in one process, for about two hours at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)
 	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
 

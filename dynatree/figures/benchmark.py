@@ -47,7 +47,9 @@ def _along(rows: Sequence[theme.Row], texts: Sequence[str]) -> list[alt.HConcatC
     columns = []
     for text in texts:
         here = [row for row in found if row["text"] == text]
-        axis = panels.values("speedup (×)", here, one=True, log=True)
+        # A logarithmic axis has few ticks on a short range.
+        wide = max(row["value"] for row in here) > 2.5 * min(row["value"] for row in here)
+        axis = panels.values("speedup (×)", here, one=True, log=wide)
         columns.append(panels.lines(here, panels.percents(), axis, (WIDTH * 0.72, HEIGHT), title=text, one=True))
     return [alt.hconcat(*columns, spacing=24)]
 
