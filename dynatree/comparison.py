@@ -4,6 +4,7 @@ Speeds are in tokens a plain step, of those that were timed meanwhile (measure.p
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 from dynatree import metrics, statistics
 from dynatree.events import Row, parts_of, token_seconds
@@ -29,43 +30,41 @@ def summary(
     result = []
     for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:
         here = [row for row in rows if dataset in ("all", row["dataset"])]
-        speeds = {(row["method"], row["prompt_id"]): row["speeds"] for row in here}
-        for method in methods:
-            own = [row for row in here if row["method"] == method]
-            output = {
-                "repetition": statistics.mean([row["repetition"] for row in own], geometric=False),
-                "identical": statistics.mean([float(row["identical"]) for row in own], geometric=False),
-            }
-            for baseline in methods:
-                for part in own[0]["speeds"] if baseline in baselines else (WHOLE,):
-                    both = [row for row in own if part in row["speeds"] and part in speeds[baseline, row["prompt_id"]]]
-                    if not both:
-                        continue
-                    ratios = [row["speeds"][part] / speeds[baseline, row["prompt_id"]][part] for row in both]
-                    ends = statistics.interval(ratios, [row["document_id"] for row in both], geometric=True)
-                    repeated = (dataset, baseline, part) == ("all", PLAIN, WHOLE)
-                    result.append(
-                        {
-                            "text": text,
-                            "dataset": dataset,
-                            "method": method,
-                            "baseline": baseline,
-                            "part": part,
-                            "prompts": len(both),
-                            "documents": len({row["document_id"] for row in both}),
-                            "value": statistics.mean(ratios, geometric=True),
-                            "low": ends[0] if ends else None,
-                            "high": ends[1] if ends else None,
-                            "worst": min(ratios),
-                            "worst_again": repeats.get(method) if repeated else None,
-                            "resolved": statistics.resolved(ends, len(both)),
-                            "throughput": statistics.mean(
-                                [row["speeds"][part] / usual for row in both], geometric=True
-                            ),
-                            **output,
-                        }
-                    )
+        for method, baseline in product(methods, methods):
+            own, other = ([row for row in here if row["method"] == name] for name in (method, baseline))
+            key = {"text": text, "dataset": dataset, "method": method, "baseline": baseline}
+            for part in own[0]["speeds"] if baseline in baselines else (WHOLE,):
+                again_here = (dataset, baseline, part) == ("all", PLAIN, WHOLE)
+                if compared := _compared(own, other, part, usual):
+                    result.append(key | compared | {"worst_again": repeats.get(method) if again_here else None})
     return result
+
+
+def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float) -> Row | None:
+    """Of a method's records over another's, prompt by prompt, on a part of the output; None: no prompt has it in both.
+
+    `usual`: seconds of a plain step.
+    """
+    baseline = {row["prompt_id"]: row["speeds"] for row in other}
+    both = [row for row in own if part in row["speeds"] and part in baseline[row["prompt_id"]]]
+    if not both:
+        return None
+    ratios = [row["speeds"][part] / baseline[row["prompt_id"]][part] for row in both]
+    documents = [row["document_id"] for row in both]
+    ends = statistics.interval(ratios, documents, geometric=True)
+    return {
+        "part": part,
+        "prompts": len(both),
+        "documents": len(set(documents)),
+        "value": statistics.mean(ratios, geometric=True),
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "worst": min(ratios),
+        "resolved": statistics.resolved(ends, len(both)),
+        "throughput": statistics.mean([row["speeds"][part] / usual for row in both], geometric=True),
+        "repetition": statistics.mean([row["repetition"] for row in own], geometric=False),
+        "identical": statistics.mean([float(row["identical"]) for row in own], geometric=False),
+    }
 
 
 def _speeds(row: Row) -> dict[str, float]:
