@@ -98,6 +98,7 @@ def _phase_rows(run: Row, record: Row, pace: float, decode: Decode) -> list[Row]
             "phase": name,
             "start_ms": 1000 * pace * start,
             "end_ms": 1000 * pace * end,
+            "forward_ms": 1000 * pace * sum(e - b for b, e in record["forwards"] if start <= b and e <= end),
             "emitted": len(facts[number][0]),
             "text": TOKEN_SEPARATOR.join(decode([token]) for token in facts[number][0]),
             "accepted": facts[number][1],

@@ -213,11 +213,10 @@ def timed(
     prompts: Sequence[list[int]],
     max_new_tokens: int,
     processors: Processors = PLAIN,
-    instrumented: bool = False,
 ) -> tuple[list[Trace], PacedClock]:
     """The traces of `prompts`, several of them decoded together, and their clock with its samples of `reference`."""
     synchronise(target.device)
-    clock = PacedClock(reference, instrumented)
+    clock = PacedClock(reference)
     traces = decode_all(decoder, prompts, max_new_tokens, clock=clock, processors=processors)
     synchronise(target.device)
     clock.sample()
@@ -256,12 +255,3 @@ def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:
         "draft_forwards": trace.draft_forwards,
         "rounds": [asdict(round_) for round_ in trace.rounds],
     }
-
-
-def phases(target: LanguageModel, decoder: Any, prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
-    """One instrumented generation: output record, the span of each phase in seconds since the start, references."""
-    with alone():
-        warm_up(decoder, [prompt.ids], max_new_tokens)
-        (trace,), clock = timed(target, decoder, Reference(target), [prompt.ids], max_new_tokens, instrumented=True)
-    record = {"prompt_id": prompt.prompt_id, **output_record(prompt, trace)}
-    return {**record, "spans": trace.spans, "references": clock.samples}

@@ -117,10 +117,12 @@ class LanguageModel:
 
     def weight_bytes(self, beside: "LanguageModel | None" = None) -> int:
         """Bytes of all weights as they are held, a draft vocabulary's own head too; without those of `beside`."""
-        held = [] if beside is None else beside._parts()
-        return weight_bytes(*held, *self._parts()) - weight_bytes(*held)
+        held = [] if beside is None else beside.parts
+        return weight_bytes(*held, *self.parts) - weight_bytes(*held)
 
-    def _parts(self) -> list[nn.Module]:
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The model itself and, where it drafts over a vocabulary of its own, the head for it."""
         return [self.model, *([] if self._draft_head is None else [self._draft_head])]
 
     def share_embedding(self, other: "LanguageModel") -> None:

@@ -127,6 +127,7 @@ TABLES: dict[str, pa.Schema] = {
             _column("phase", _text, "`draft`, `select`, `verify`, `cache`; prefill is `prefill`"),
             _column("start_ms", _real, "ms from the request's start, instrumented pass, at the passes' usual pace"),
             _column("end_ms", _real, "ms from the request's start"),
+            _column("forward_ms", _real, "ms of them within forwards of the target or the drafter, heads included"),
             _column("emitted", _int, "tokens emitted by the round, repeated on each of its phases"),
             _column("text", _text, "text of the emitted tokens, one per token joined with U+241F"),
             _column("accepted", _int, "how many of the emitted tokens were drafted"),

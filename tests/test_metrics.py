@@ -349,6 +349,7 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     made = record("dynatree", [SPECULATED], [1.0, 2.0]).outputs[0]
     folder = tmp_path / "timeline" / "dynatree" / "default" / "d"
     spans = [[-1, "prefill", 0.0, 0.5], [0, "draft", 0.5, 0.75], [0, "verify", 0.75, 1.0]]
+    made["forwards"] = [[0.125, 0.5], [0.5, 0.625], [0.625, 0.6875], [0.8125, 1.0]]
     files.write_json(folder / files.PHASES, {**made, "spans": spans, "references": [0.1]})
     slow = tmp_path / "timeline" / "linear" / "K3" / "d"
     files.write_json(slow / files.PHASES, {**made, "spans": spans, "references": [0.05]})
@@ -356,6 +357,7 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     assert [(r["round"], r["emitted"], r["accepted"]) for r in rows] == [(-1, 1, 0), (0, 2, 1), (0, 2, 1)] * 2
     # Of two the larger is usual: the other pass ran while the machine was twice as fast.
     assert (rows[4]["start_ms"], rows[4]["end_ms"]) == (1000.0, 1500.0)
+    assert [row["forward_ms"] for row in rows[:3]] == [375.0, 187.5, 187.5]
     assert rows[0]["text"] == "1"
     assert rows[1]["text"] == f"7{events.TOKEN_SEPARATOR}4"
     assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)

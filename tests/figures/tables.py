@@ -251,7 +251,8 @@ def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, f
     now = 310.0 + draft
     rows.append(
         key
-        | {"round": -1, "phase": "prefill", "start_ms": 0.0, "end_ms": now, "emitted": 1, "text": " A", "accepted": 0}
+        | {"round": -1, "phase": "prefill", "start_ms": 0.0, "end_ms": now, "forward_ms": 0.98 * now}
+        | {"emitted": 1, "text": " A", "accepted": 0}
     )
     made = number = 0
     while made < 40:
@@ -260,9 +261,10 @@ def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, f
         lengths = {"draft": draft, "select": 1.1, "verify": verify, "cache": 0.8} if draft else {"verify": verify}
         for phase, length in lengths.items():
             end = now + faster * length * chance.uniform(0.9, 1.2)
+            within = {"draft": 0.7, "verify": 0.97}.get(phase, 0.0) * (end - now)
             rows.append(
                 key
-                | {"round": number, "phase": phase, "start_ms": now, "end_ms": end}
+                | {"round": number, "phase": phase, "start_ms": now, "end_ms": end, "forward_ms": within}
                 | {"emitted": accepted + 1, "text": text, "accepted": accepted}
             )
             now = end

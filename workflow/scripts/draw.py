@@ -9,6 +9,7 @@ from dynatree.errors import UserError, reported
 from dynatree.files import write_text
 from dynatree.plugins import load
 from dynatree.render import render
+from dynatree.schema import TABLES
 
 
 def main() -> None:
@@ -23,6 +24,9 @@ def main() -> None:
         if missing := [str(path) for path in paths.values() if not path.is_file()]:
             raise UserError(f"figure {arguments.figure}: missing {', '.join(missing)}; aggregate first")
         tables = {name: parquet.read_table(path) for name, path in paths.items()}
+        for name, table in tables.items():
+            if lacking := [column for column in TABLES[name].names if column not in table.column_names]:
+                raise UserError(f"{paths[name]}: no column {', '.join(lacking)}, of another version; aggregate again")
         caption = figure.caption(tables)
         render(figure.draw(tables), arguments.out, arguments.figure, caption)
         write_text(arguments.out / f"{arguments.figure}.caption.txt", caption + "\n")

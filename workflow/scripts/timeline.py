@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import files, measure, options, provenance
+from dynatree import files, measure, options, phases, provenance
 from dynatree.errors import readable, reported
 from dynatree.text.prompts import read_prompts
 
@@ -20,9 +20,9 @@ def main() -> None:
         prompt = read_prompts(a.prompts)[0]
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
-        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        models, decoder = measure.load_all(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         machine = provenance.describe(a.dtype, a.device)
-        measured = measure.phases(target, decoder, prompt, a.output_tokens)
+        measured = phases.record(models, decoder, prompt, a.output_tokens)
         files.write_json(a.out / files.PHASES, {"machine": machine, **measured})
 
 
