@@ -140,7 +140,7 @@ def test_what_the_lock_names_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against a published folder that lacks a record, or that holds one of another run; stages of settings that
-    are gone, which DVC keeps in its lock, ask for none."""
+    are gone, which DVC keeps in its lock, ask for none. A benchmark of another checkout stays where there is no newer."""
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copy(ROOT / "params.yaml", tmp_path)
@@ -153,9 +153,15 @@ def test_what_the_lock_names_is_published(
     files.write_text("dvc.lock", json.dumps({"schema": "2.0", "stages": {"gone": gone, "one": stage}}))
     files.write_text("dvc.yaml", json.dumps({"stages": {"one": {"cmd": "true", "outs": list(outs)}}}))
     files.write_text("published/laptop/results/old.json", "")
+    kept = {f"results/benchmark/{name}" for name in ("current.json", "home/machine.json", "home/greedy-d/a.json")}
+    kept |= {"results/benchmark.parquet", "figures/benchmark.svg"}
+    for name in (*kept, "results/benchmark/older/machine.json"):
+        files.write_text(f"published/laptop/{name}", '"home"' if name.endswith("current.json") else name)
     without_torch("publish", "--out published", tmp_path)
     published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
-    assert published == {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg"}
+    made = {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg"}
+    assert published == made | kept
+    assert Path("published/laptop/figures/benchmark.svg").read_text() == "figures/benchmark.svg"
     assert yaml.safe_load(Path("published/laptop/dvc.lock").read_text()) == {"schema": "2.0", "stages": {"one": stage}}
     files.write_text("results/runs/a/outputs.jsonl", "of another run")
     monkeypatch.setattr(sys, "argv", ["publish", "--out", "published"])

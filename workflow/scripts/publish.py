@@ -1,5 +1,5 @@
 """Copy what dvc.lock names of results and figures into a folder, laid out as here; with it, records of what was made
-when asked for (schema.APART)."""
+when asked for (schema.APART): those of this checkout, or else those that lie in the folder already."""
 
 import argparse
 import hashlib
@@ -46,6 +46,14 @@ def up_to_date(target: str) -> bool:
     return Path(target).is_file() and "Nothing to be done" in said.stdout + said.stderr
 
 
+def apart(root: Path, name: str) -> list[Path]:
+    """What was made when asked for, below `root`: records, each with its machine and calibration, table and figure."""
+    records = root / "results" / name
+    found = [path for path in (records / read_json(records / CURRENT)).rglob("*") if path.is_file()]
+    found += [records / CURRENT, records.with_suffix(".parquet"), *(root / "figures").glob(f"{name}.*")]
+    return [path.relative_to(root) for path in found if path.suffix != LEFT_OUT]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into, below the name of the scale")
@@ -60,18 +68,16 @@ def main() -> None:
         # Written aside, then renamed: what is there is the old one or the new one.
         new = out.with_name(f".{out.name}.part")
         shutil.rmtree(new, ignore_errors=True)
-        for path in (*map(Path, STATE), *files):
-            (new / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, new / path)
+        copied = {path: Path() for path in (*map(Path, STATE), *files)}
         for name in APART:
-            if not up_to_date(f"figures/{name}.svg"):
-                continue
-            records = Path("results", name)
-            home = records / read_json(records / CURRENT)
-            shutil.copytree(home, new / home)
-            for path in (records / CURRENT, records.with_suffix(".parquet"), *Path("figures").glob(f"{name}.*")):
-                if path.suffix != LEFT_OUT:
-                    shutil.copyfile(path, new / path)
+            if up_to_date(f"figures/{name}.svg"):
+                copied |= dict.fromkeys(apart(Path(), name), Path())
+            elif (out / "results" / name / CURRENT).is_file():
+                print(f"{name}: not up to date here, kept as it was published")
+                copied |= dict.fromkeys(apart(out, name), out)
+        for path, root in copied.items():
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / path, new / path)
         shutil.rmtree(out, ignore_errors=True)
         new.rename(out)
         size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
