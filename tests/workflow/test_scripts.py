@@ -140,7 +140,7 @@ def test_what_the_lock_names_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against a published folder that lacks a record, or that holds one of another run; stages of settings that
-    are gone, which DVC keeps in its lock, ask for none. A benchmark of another checkout stays where there is no newer."""
+    are gone, which DVC keeps in its lock, ask for none. A benchmark of another checkout stays there."""
     monkeypatch.chdir(tmp_path)
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copy(ROOT / "params.yaml", tmp_path)
