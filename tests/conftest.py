@@ -1,7 +1,9 @@
 """What all tests share: one thread, one hypothesis profile without a clock or a database, and models built once."""
 
+import tempfile
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,12 @@ settings.load_profile("dynatree")
 torch.set_num_threads(1)
 
 Build = Callable[..., LanguageModel]
+
+
+@pytest.fixture
+def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock of our own, so that tests neither wait for timed jobs nor disturb them."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,14 +13,10 @@ from dynatree.text.prompts import Prompt
 from tests import models
 from tests.conftest import Build
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 SAME = ("output", "rounds", "first", "target_forwards", "draft_forwards")
 TREE = {"policy": "threshold", "depth": 3, "branch": 2, "threshold": 0.01, "budget": 8}
-
-
-@pytest.fixture(autouse=True)
-def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock of our own, so that tests neither wait for timed jobs nor disturb them."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def prompt(*ids: int) -> Prompt:

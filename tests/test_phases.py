@@ -1,8 +1,6 @@
 """An instrumented pass: phases of every round, and the models' forwards within them."""
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,15 +12,11 @@ from dynatree.text.prompts import Prompt
 from tests import models
 from tests.conftest import Build
 
+pytestmark = pytest.mark.usefixtures("own_lock")
+
 TREE = {"policy": "threshold", "depth": 3, "branch": 2, "threshold": 0.01, "budget": 8}
 PHASES = {"draft", "select", "verify", "cache"}
 PROMPT = Prompt("d/5/0", "5", "d", "title", "evaluation", "document", 0, [5, 9, 3])
-
-
-@pytest.fixture(autouse=True)
-def _own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock of our own, so that tests neither wait for timed jobs nor disturb them."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def record(target: LanguageModel, drafter: LanguageModel) -> dict[str, Any]:

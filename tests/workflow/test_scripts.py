@@ -9,7 +9,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,10 +70,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(folder: Path, own_lock: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """In that folder, with a timing lock of our own."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
 def test_text_becomes_tables_without_torch(folder: Path) -> None:
