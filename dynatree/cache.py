@@ -43,7 +43,7 @@ class _Layer(CacheLayerMixin):
     """Keys and values [rows, heads, capacity, head size] of one layer."""
 
     is_sliding = False
-    initial_capacity = 256
+    spare = 256  # slots, at first, behind what is appended first: a prompt, as a rule
     keys: Tensor
     values: Tensor
 
@@ -53,7 +53,7 @@ class _Layer(CacheLayerMixin):
         self._stored: Place | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, capacity = len(self._shared.lengths), self.initial_capacity
+        rows, capacity = len(self._shared.lengths), self._shared.place.end + self.spare
         # Zeros, since a shorter row's unused slots are masked, and a masked NaN would still be NaN.
         self.keys = key_states.new_zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
         self.values = value_states.new_zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
@@ -74,8 +74,8 @@ class _Layer(CacheLayerMixin):
         return self.keys[rows, :, :end], self.values[rows, :, :end]
 
     def _grow(self, wanted: int) -> None:
-        # Doubling keeps the copying linear in the final length.
-        capacity = max(wanted, 2 * self.keys.shape[2])
+        # By a share of what there is: that keeps the copying linear in the final length.
+        capacity = max(wanted, self.keys.shape[2] * 3 // 2)
         for name in ("keys", "values"):
             old = getattr(self, name)
             new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])

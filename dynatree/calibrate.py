@@ -14,6 +14,7 @@ from dynatree import loading, measure, model, provenance, timing
 from dynatree.cache import KeyValueCache
 from dynatree.calibration import Calibration, StepCalibration, log_odds
 from dynatree.drafting import lookup
+from dynatree.drafting.model import first_seen
 from dynatree.errors import UserError
 from dynatree.model import LanguageModel
 from dynatree.processors import PLAIN, Processors
@@ -49,7 +50,7 @@ def pair(
     if drafter:
         model.check_pair(target, drafter)
         longest, limit = max(map(len, prompts)), drafter.context_limit
-        if limit is not None and longest > limit:
+        if drafter.draft_window is None and limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
     # Whichever way they are decoded.
     decoder = measure.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
@@ -127,10 +128,16 @@ def teacher_forced(
     drafter: LanguageModel, prompt: list[int], output: list[int], processors: Processors = PLAIN
 ) -> tuple[Tensor, Tensor]:
     """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
-    fed = torch.tensor([*prompt, *output[:-1]])
-    if drafter.context_limit is not None:
+    fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.draft_window
+    if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
-    logits = drafter.draft(fed, KeyValueCache())[len(prompt) - 1 :]
+    begin, committed, pieces = 0, len(prompt), []
+    while committed <= len(fed):
+        begin = first_seen(window, committed, begin)
+        end = len(fed) if window is None else min(len(fed), begin + window)
+        pieces.append(drafter.draft(fed[begin:end], KeyValueCache())[committed - 1 - begin :])
+        committed = end + 1
+    logits = torch.cat(pieces)
     followed = fed[len(prompt) :]
     path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
     logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.draft_columns)

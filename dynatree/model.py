@@ -139,6 +139,12 @@ class LanguageModel:
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @property
+    def draft_window(self) -> int | None:
+        """Most committed tokens that it is to draft behind, `draft_window` of its config; None: all."""
+        window: int | None = getattr(self.model.config, "draft_window", None)
+        return window
+
+    @property
     def eos_ids(self) -> frozenset[int]:
         """Token ids that end an output, as transformers' `generate` would take them."""
         ids = getattr(self.model.generation_config, "eos_token_id", None)
@@ -302,6 +308,9 @@ def _refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     layer_types = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None) if not layer_types else None
+    drafts_behind = getattr(config, "draft_window", None)
+    if not (drafts_behind is None or (type(drafts_behind) is int and drafts_behind >= 2)):
+        raise UserError(f"{name}: draft_window in its config is {drafts_behind!r}; give a number of tokens, at least 2")
     reason = None
     if config.is_encoder_decoder:
         reason = "it is an encoder-decoder"

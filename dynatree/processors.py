@@ -59,21 +59,28 @@ class Processors(Knobs):
             for row, seen in zip(scores, visible, strict=True):
                 # Index order is path order: parents precede children.
                 banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
-                row[_places(banned, columns)[0].to(row.device)] = -torch.inf
+                places = banned if columns is None else columns[banned]
+                row[places[places >= 0].to(row.device)] = -torch.inf
         return scores
 
     def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
-        # Places may come twice: both times the same value is read, and written.
-        places = _places(text, columns)[0].to(scores.device)
-        scores.index_copy_(1, places, self._penalised(scores.index_select(1, places)))
-        if len(tree) > 1 and (fresh := (tree.tokens[:, None] != text).all(1)).any():
-            tokens, there = _places(tree.tokens, columns)
-            rows, nodes = (visible & fresh)[:, there].nonzero(as_tuple=True)
-            rows, places = rows.to(scores.device), tokens[nodes].to(scores.device)
-            scores[rows, places] = self._penalised(scores[rows, places])
-
-    def _penalised(self, found: Tensor) -> Tensor:
-        return torch.where(found < 0, found * self.repetition_penalty, found / self.repetition_penalty)
+        penalty = self.repetition_penalty
+        tokens = text.expand(len(visible), -1)
+        if len(tree) > 1:
+            # A node that is not on the row's path counts as the root, which the text has already.
+            tokens = torch.cat([tokens, torch.where(visible, tree.tokens, text[-1])], dim=1)
+        places = (tokens if columns is None else columns[tokens]).to(scores.device)
+        found = scores.gather(1, places.clamp(min=0))
+        # Above 1 a penalty lowers a logit of either sign, so the lower one is its own; below 1 the other way round.
+        either = found * penalty, found / penalty
+        penalised = torch.minimum(*either) if penalty > 1 else torch.maximum(*either)
+        if columns is None:
+            # Tokens may come twice: both times the same value is written.
+            scores.scatter_(1, places, penalised)
+        else:
+            # What stands nowhere writes back what it read at 0, and must not undo what belongs there.
+            penalised = penalised.where(places >= 0, found)
+            scores.scatter_reduce_(1, places.clamp(min=0), penalised, "amin" if penalty > 1 else "amax")
 
     def _banned(self, text: Tensor) -> Tensor:
         size = self.no_repeat_ngram
@@ -82,14 +89,6 @@ class Processors(Knobs):
         windows = text.unfold(0, size, 1)
         again = (windows[:, :-1] == text[len(text) - size + 1 :]).all(1)
         return windows[again, -1].unique()
-
-
-def _places(tokens: Tensor, columns: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(columns of those of `tokens` [k] that have one, mask [k] of these)."""
-    if columns is None:
-        return tokens, torch.ones(len(tokens), dtype=torch.bool)
-    places = columns[tokens]
-    return places[places >= 0], places >= 0
 
 
 PLAIN = Processors()

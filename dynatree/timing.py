@@ -103,7 +103,11 @@ def _curves(
     """Of forwards over `sizes` (target's, drafter's) new tokens a row; a level takes `beside` more seconds."""
     each = (repeats + 1) // 2
     verify = _curve(target, rows, sizes[0], contexts, each, partial(_verification, target))
-    draft = _curve(drafter, rows, sizes[1], contexts, each, partial(_level, drafter)) if drafter else None
+    draft = None
+    if drafter:
+        # It never sees more than its window, whatever is committed.
+        seen = sorted({min(context, drafter.draft_window or context) for context in contexts})
+        draft = _curve(drafter, rows, sizes[1], seen, each, partial(_level, drafter))
     return {"verify": verify, "draft": draft and draft.plus(beside)}
 
 

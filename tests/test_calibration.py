@@ -16,8 +16,10 @@ from dynatree import calibrate, timing
 from dynatree.calibration import VERSION, Calibration, OnlineCorrection, StepCalibration
 from dynatree.cost import BatchCosts, CostTable, Curve
 from dynatree.drafting.lookup import PRIOR
+from dynatree.drafting.model import Drafter
 from dynatree.errors import UserError
 from dynatree.policies import cost_aware
+from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
 
@@ -82,6 +84,28 @@ def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, draft
     assert stated.shape == hits.shape == (20, calibrate.RATED)
     assert hits[:, 0].all() and not hits[:, 1:].any()
     assert not calibrate.teacher_forced(drafter("wrong"), prompt, output)[1].any()
+
+
+def test_a_drafter_is_measured_as_it_sees_the_text(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against rates of a drafter that sees all where it is asked behind the last few tokens alone."""
+    helper, window, prompt = drafter("related"), 6, [3, 1, 4, 1, 5]
+    output = models.generated(target(), prompt, 20)
+    monkeypatch.setattr(helper.model.config, "draft_window", window, raising=False)
+    stated, hits = calibrate.teacher_forced(helper, prompt, output)
+    asked, text = Drafter(helper), [*prompt]
+    for place, token in enumerate(output):
+        asked.free(text, 0)
+        root = torch.zeros(1, dtype=torch.long)
+        tokens, steps = models.proposed(asked, helper, TokenTree.root(text[-1]), root, calibrate.RATED, text)
+        asked.accept(root)
+        assert torch.allclose(steps[0], stated[place], atol=1e-6)
+        assert ((tokens[0] == token) == hits[place]).all()
+        text.append(token)
+    table = timing.costs(target(), helper, [4, 16, 64], 1, {"cpu": "x"}, {})
+    assert table.draft is not None and table.draft.contexts == [4, window]
+    assert table.verify.contexts == [4, 16, 64]
 
 
 def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:

@@ -84,6 +84,7 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         lambda: LlamaForCausalLM(LlamaConfig(**_SMALL, rope_parameters=_ROPE)),
         "dynamic",
     ),
+    "a window of nothing": (lambda: LlamaForCausalLM(LlamaConfig(**_SMALL, draft_window=1)), "draft_window .* is 1"),
 }
 
 

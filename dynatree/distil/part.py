@@ -96,4 +96,6 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):
         raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
     origin = {key: value for key, value in record.items() if key != "data"}
+    # It was never trained behind more.
+    drafter.config.draft_window = recipe.length
     weights.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary.tolist())

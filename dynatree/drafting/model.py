@@ -1,7 +1,8 @@
 """A cheap language model as drafter: one batched forward per tree level, with a draft cache that persists.
 
 Knows no policy and no target. The draft cache lags behind the committed tokens (leaves, bonus tokens and plain
-steps were never forwarded here); the first forward of a round feeds all that it lacks.
+steps were never forwarded here); the first forward of a round feeds all that it lacks. A drafter with a window sees
+the end of the text alone: one that was trained on short pieces is right less often behind more, and slower.
 """
 
 import torch
@@ -18,6 +19,14 @@ from dynatree.tree import TokenTree
 MODEL = "required"
 
 
+def first_seen(window: int | None, committed: int, before: int) -> int:
+    """Where the text begins that is drafted behind, if it began at `before`, once `committed` tokens are there.
+
+    A text that outgrows the window is cut to half of it and fed afresh: cut by one it would be fed in every round.
+    """
+    return before if window is None or committed - before <= window else committed - window // 2
+
+
 class Drafter:
     """Proposes the likeliest next tokens of `model` (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
 
@@ -30,7 +39,8 @@ class Drafter:
         """Forget the last request; the next one's `processors` apply to proposals too. `cache`: an empty one."""
         self._processors = processors
         self._cache = cache or KeyValueCache()
-        self._prefix = 0
+        # The committed token that stands first in the cache, and how many of them stand there in this round.
+        self._begin = self._prefix = 0
         self._forwarded = torch.empty(0, dtype=torch.long)
         self._online = OnlineCorrection()
         # Of each node that was drafted below: the tokens and how likely they are together.
@@ -40,11 +50,15 @@ class Drafter:
     def depth_limit(self, committed: int) -> int:
         """Levels that the drafter's context admits behind `committed` tokens (the root is the last of them)."""
         limit = self._model.context_limit
-        return 2**31 if limit is None else max(0, limit - committed + 1)
+        return 2**31 if limit is None else max(0, limit - (committed - self._begin) + 1)
 
     def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
         """No proposal without a forward: tokens [0] and log-probabilities [0]."""
         self._learn(committed)
+        begin = first_seen(self._model.draft_window, len(committed), self._begin)
+        if begin != self._begin:
+            self._begin = begin
+            self._cache.crop(0)
         return NOTHING
 
     def ask(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
@@ -54,9 +68,9 @@ class Drafter:
         """
         if len(frontier) == 1 and frontier[0] == 0:
             # The lag ends with the root, which is the last committed token.
-            self._prefix = len(text)
+            self._prefix = len(text) - self._begin
             self._forwarded = frontier[:0]
-            return Feed(text[self._cache.length :], self._cache, last_only=True)
+            return Feed(text[self._begin + self._cache.length :], self._cache, last_only=True)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
@@ -86,7 +100,7 @@ class Drafter:
     def accept(self, kept: Tensor) -> None:
         """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""
         self._awaiting = [
-            (self._prefix + place, *self._proposed[node])
+            (self._begin + self._prefix + place, *self._proposed[node])
             for place, node in enumerate(kept.tolist())
             if node in self._proposed
         ]

@@ -71,6 +71,21 @@ def test_output_is_that_of_generate(
         assert trace.output == reference(model, PROMPT, 20), method
 
 
+def test_a_drafter_that_sees_the_end_of_the_text_changes_no_output(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the promise while the window moves, also for requests of a batch, whose windows move apart."""
+    helper, prompts = drafter("related"), ([3, 1, 4, 1, 5], [2, 7], [1] * 12)
+    monkeypatch.setattr(helper.model.config, "draft_window", 5, raising=False)
+    for method, (name, knobs) in METHODS.items():
+        decoder = plugins.load("decoding", name).Decoder(target(), helper, models.calibration(), **knobs)
+        for prompt in prompts:
+            assert decoder.decode(prompt, 24).output == reference(target(), tuple(prompt), 24), method
+        if name == "speculative":
+            together = decoder.decode_batch([*prompts], 24)
+            assert [t.output for t in together] == [reference(target(), tuple(p), 24) for p in prompts], method
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_token_in_and_one_out(target: Build, drafter: Build, method: str) -> None:
     """Guards against a round after the last wanted token, and against prompts that leave nothing to draft from."""

@@ -74,6 +74,7 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
     state = drafter.state_dict()
     for name, value in load_file(made / part.LAYERS).items():
         assert torch.equal(state[name], value.float())
+    assert drafter.config.draft_window == recipe().length
     vocabulary = json.loads((tmp_path / "drafter" / files.DRAFT_VOCABULARY).read_text())
     assert len(vocabulary) == len(set(vocabulary)) == 40
 

@@ -122,3 +122,33 @@ def test_a_drafter_without_numbers_is_never_right_and_stops_nothing(
     assert trace.output == models.generated(target(), [3, 1, 4], 12)
     assert trace.draft_forwards > 0
     assert all(math.isfinite(value) for fact in trace.rounds for value in (fact.tree or {"log_probs": []})["log_probs"])
+
+
+WINDOW = 6
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_a_window_shows_the_end_of_the_text_alone(target: Build, data: st.DataObject) -> None:
+    """Guards against slots of what lies before the window, a text cut in every round, and outcomes read elsewhere."""
+    model = target()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.model.config, "draft_window", WINDOW, raising=False)
+        drafter = Drafter(model, StepCalibration(ranks=[(0.0, 1.0)], rates=[0.5], lookup=[]))
+        tokens = st.integers(0, VOCABULARY - 1)
+        committed, begin, before = data.draw(st.lists(tokens, min_size=1, max_size=20)), 0, model.forwards
+        for _ in range(8):
+            drafter.free(committed, 0)
+            if len(committed) - begin > WINDOW:
+                begin = len(committed) - WINDOW // 2
+            assert not any(place < len(committed) for place, *_ in drafter._awaiting)
+            if data.draw(st.booleans()):
+                tree = TokenTree.root(committed[-1])
+                proposed, _ = models.proposed(drafter, model, tree, torch.zeros(1, dtype=torch.long), 2, committed)
+                logits = model.score(torch.tensor(committed[begin:]), 1)[0]
+                assert proposed[0].tolist() == logits.topk(2).indices.tolist()
+                drafter.accept(torch.zeros(1, dtype=torch.long))
+                assert drafter._awaiting[0][0] == len(committed)
+                assert drafter._cache.length == len(committed) - begin <= WINDOW
+            committed = committed + data.draw(st.lists(tokens, min_size=1, max_size=5))
+        assert model.forwards > before or drafter._cache.length == 0
