@@ -131,8 +131,10 @@ class TokenTree:
         """
         if len(self) == 1:
             return ROOT
-        hit = self.tokens == next_tokens[self.parents]
-        hit[0] = True
-        valid = (self.ancestors & hit).sum(1) == self.depths + 1
-        deepest = torch.where(valid, self.depths, -1).argmax()
-        return self.ancestors[deepest].nonzero().squeeze(1)
+        children = {
+            edge: node for node, edge in enumerate(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))
+        }
+        path, following = [0], next_tokens.tolist()
+        while (node := children.get((path[-1], following[path[-1]]))) is not None:
+            path.append(node)
+        return torch.tensor(path)

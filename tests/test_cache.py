@@ -47,7 +47,9 @@ def test_keep_moves_exactly_the_kept_slots(prefix: int, choice: list[bool], more
         assert_holds(cache, [*expected, *range(500, 500 + more)])
 
 
-@pytest.mark.parametrize("sizes", [[1, 255, 1, 1], [1, 256, 1], [300, 256, 1], [300, 257, 300], [1, 255, 256, 600], [200, 256, 229]])
+@pytest.mark.parametrize(
+    "sizes", [[1, 255, 1, 1], [1, 256, 1], [300, 256, 1], [300, 257, 300], [1, 255, 256, 600], [200, 256, 229]]
+)
 def test_growth_keeps_what_was_stored(sizes: list[int]) -> None:
     """Guards against slots lost when the preallocated tensors are replaced, at and around the capacity."""
     cache, total = KeyValueCache(), 0
