@@ -131,8 +131,10 @@ def teacher_forced(
     fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.draft_window
     if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
-    begin, committed, pieces = 0, len(prompt), []
-    while committed <= len(fed):
+    begin, committed = 0, len(prompt)
+    pieces: list[Tensor] = []
+    # Once at least: of a prompt beyond the drafter's context there is nothing, but of the right shape.
+    while committed <= len(fed) or not pieces:
         begin = first_seen(window, committed, begin)
         end = len(fed) if window is None else min(len(fed), begin + window)
         pieces.append(drafter.draft(fed[begin:end], KeyValueCache())[committed - 1 - begin :])

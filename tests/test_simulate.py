@@ -177,6 +177,8 @@ def test_errors_name_what_is_missing(target: Build, drafter: Build, pairs: list[
     assert len(teacher_forced(drafter("same"), *longer)[1]) == 1
     with pytest.raises(UserError, match=r"prompt of 128 \+ continuation of 3 exceed same's context of 128"):
         simulate.ranks(drafter("same"), longer)
+    with pytest.raises(UserError, match=r"prompt of 130 \+ continuation of 3 exceed same's context of 128"):
+        simulate.ranks(drafter("same"), ([1] * (models.CONTEXT + 2), [1, 2, 3]))
 
 
 def test_a_tree_is_named_by_its_shape() -> None:
