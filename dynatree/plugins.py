@@ -9,13 +9,14 @@ from dynatree.errors import UserError
 
 
 def names(folder: str) -> list[str]:
-    """Names of the plug-ins in the sub-package `folder` ("policies", "figures", ...), sorted. Imports none of them."""
-    return sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).with_name(folder))]))
+    """Names of the plug-ins in the sub-package `folder` ("policies", "data.sources", ...), sorted. Imports none."""
+    place = Path(__file__).parent.joinpath(*folder.split("."))
+    return sorted(module.name for module in pkgutil.iter_modules([str(place)]) if not module.ispkg)
 
 
 def load(folder: str, name: str) -> ModuleType:
     """The module `dynatree/<folder>/<name>.py`. Raises UserError with the choices if there is none."""
     choices = names(folder)
     if name not in choices:
-        raise UserError(f"{folder}: no {name!r}; choose one of {', '.join(choices)}")
+        raise UserError(f"{folder.rpartition('.')[2]}: no {name!r}; choose one of {', '.join(choices)}")
     return importlib.import_module(f"dynatree.{folder}.{name}")

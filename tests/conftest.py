@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from dynatree.model import LanguageModel
+from dynatree.engine.language_model import LanguageModel
 from tests import models
 
 settings.register_profile(

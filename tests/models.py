@@ -16,10 +16,11 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from dynatree.calibration import Calibration, StepCalibration
-from dynatree.cost import CostTable, Curve
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import CostTable, Curve
+from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup
-from dynatree.model import LanguageModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.tree import TokenTree
 
 VOCABULARY = 61

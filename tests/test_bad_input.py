@@ -21,10 +21,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from dynatree import cli, files, weights
-from dynatree.commands import quieten
+from dynatree import files
+from dynatree.commands import cli
+from dynatree.commands.arguments import quieten
+from dynatree.data import model_sources
+from dynatree.data.sources import parquet, text
 from dynatree.errors import UserError
-from dynatree.sources import parquet, text
 from tests.distil.worlds import target_folder
 from tests.workflow.world import ROOT
 
@@ -480,4 +482,4 @@ def test_random_weights_of_a_wrong_shape_are_refused(tmp_path: Path) -> None:
     """Guards params.yaml's `configuration` against a traceback of transformers."""
     values = {"kind": "random", "architecture": "llama", "configuration": {"hidden_size": "x"}}
     with pytest.raises(UserError, match="architecture 'llama'"):
-        weights.build(weights.parse(values), tmp_path / "made", tmp_path, 0)
+        model_sources.build(model_sources.parse(values), tmp_path / "made", tmp_path, 0)

@@ -10,9 +10,13 @@ import pytest
 import torch
 import yaml
 
-from dynatree import cli, measure, params, plugins, weights
+from dynatree import decoding, plugins
+from dynatree.commands import cli
+from dynatree.data import model_sources
+from dynatree.measuring import loading
 from dynatree.policies import GrowthPolicy
-from dynatree.schema import APART
+from dynatree.study import params
+from dynatree.tables.schema import APART
 from tests.workflow.world import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
@@ -116,8 +120,8 @@ def test_edits_of_the_parameters_change_something() -> None:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with everything that the documents name: models, texts, and the tutorial's policy and its method."""
     home = tmp_path_factory.mktemp("documents")
-    source = weights.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
-    weights.build(source, home / "my-model", home, seed=0)
+    source = model_sources.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
+    model_sources.build(source, home / "my-model", home, seed=0)
     for name in ("my-drafter", "models/smollm2", "models/smollm2-drafter"):
         shutil.copytree(home / "my-model", home / name)
     (home / "results").mkdir()
@@ -145,7 +149,7 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     import dynatree.policies
 
     monkeypatch.chdir(world)
-    monkeypatch.setattr(cli, "__file__", str(world / "dynatree" / "cli.py"))  # hides the checkout's models
+    monkeypatch.setattr(cli, "__file__", str(world / "dynatree" / "commands" / "cli.py"))  # hides the checkout's models
     monkeypatch.setattr(dynatree.policies, "__path__", [*dynatree.policies.__path__, str(world)])
     names = plugins.names
     monkeypatch.setattr(plugins, "names", lambda folder: [*names(folder), *(["tapering"] * (folder == "policies"))])
@@ -197,8 +201,8 @@ def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> N
     assert issubclass(module.Policy, GrowthPolicy)
     folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
     knobs = {"policy": "tapering", "drafting": "model", "depth": 4, "branch": 3, "budget": 64}
-    target, decoder = measure.load(folders, None, "speculative", knobs, "float64", "cpu")
-    plain = measure.build(target, None, "autoregressive", {})
+    target, decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
+    plain = decoding.build(target, None, "autoregressive", {})
     trace = decoder.decode([5, 6, 7], 30)
     assert trace.output == plain.decode([5, 6, 7], 30).output
     parents = trace.rounds[0].tree["parents"]

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from dynatree import comparison, files, metrics, params
+from dynatree import files
+from dynatree.study import params
+from dynatree.tables import comparison, metrics
 from tests.workflow.world import ROOT
 
 PUBLISHED = sorted(path for path in (ROOT / "published").iterdir() if path.is_dir())

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from dynatree import options, params
-from dynatree.commands import check_out, check_texts, quieten
+from dynatree.commands import options
+from dynatree.commands.arguments import check_out, check_texts, quieten
 from dynatree.errors import UserError
+from dynatree.study import params
 
 _DESCRIPTION = """\
 Measure, for the cost-aware policy of `dynatree`, what target and draft forwards over n tokens cost on this machine, and
@@ -74,12 +75,13 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     }
 
     # Imported late, so that errors in the arguments come at once.
-    from dynatree import calibrate, provenance, timing
-    from dynatree.sources.text import token_ids
-    from dynatree.tokenizer import require_tokenizer
+    from dynatree.data.sources.text import token_ids
+    from dynatree.engine.machine import set_threads
+    from dynatree.engine.tokenizer import require_tokenizer
+    from dynatree.measuring import calibrate, forward_times
 
     quieten()
-    provenance.set_threads(arguments.threads)
+    set_threads(arguments.threads)
     tokenizer = require_tokenizer(folders["target"])
     prompts = []
     for path in arguments.text:
@@ -93,6 +95,6 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     machine = (arguments.dtype, arguments.device)
     measured = calibrate.pair(folders, prompts, *sizes, *machine)
     if {*arguments.batches} - {1}:
-        measured = timing.batched(folders, measured, *sizes[1:], *machine, arguments.batches)
+        measured = forward_times.batched(folders, measured, *sizes[1:], *machine, arguments.batches)
     measured.write(arguments.out)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -10,10 +10,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dynatree import options, params
-from dynatree.commands import check_out, check_texts, quieten
+from dynatree.commands import options
+from dynatree.commands.arguments import check_out, check_texts, quieten
+from dynatree.config import explain
 from dynatree.errors import UserError
-from dynatree.knobs import explain
+from dynatree.study import params
 
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
 
@@ -96,12 +97,12 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     folder = find_model(arguments.target, known)
 
     # Imported late, so that errors in the arguments come at once.
-    from dynatree import provenance
     from dynatree.distil import part
     from dynatree.distil.make import make
+    from dynatree.engine.machine import set_threads
 
     quieten()
-    provenance.set_threads(arguments.threads)
+    set_threads(arguments.threads)
     trained = arguments.part
     if trained is None:
         datasets = {path.stem or path.name: _pieces(path, folder) for path in arguments.text}
@@ -115,9 +116,9 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
 
 def _pieces(path: Path, folder: Path) -> list[Any]:
     """The tokenised text of `path`, all of it for training, as documents that can be held out."""
-    from dynatree.sources import text
-    from dynatree.text.splits import TUNING, SplitDocument
-    from dynatree.tokenizer import require_tokenizer
+    from dynatree.data.sources import text
+    from dynatree.data.splits import TUNING, SplitDocument
+    from dynatree.engine.tokenizer import require_tokenizer
 
     tokenizer = require_tokenizer(folder)
     pieces = []

@@ -5,9 +5,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from dynatree import options, params
-from dynatree.commands import check_texts, quieten
+from dynatree.commands import options
+from dynatree.commands.arguments import check_texts, quieten
 from dynatree.errors import UserError
+from dynatree.study import params
 
 _DESCRIPTION = """\
 Say how good a drafter is: how often the target's greedy choice is among its first ones, along text and along the
@@ -79,29 +80,31 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     # Imported late, so that errors in the arguments come at once.
     import torch
 
-    from dynatree import drafter_report, loading, provenance
-    from dynatree.calibration import Calibration
-    from dynatree.sources.text import token_ids
-    from dynatree.tokenizer import require_tokenizer
+    from dynatree.costs.calibration import Calibration
+    from dynatree.data.sources.text import token_ids
+    from dynatree.distil import report
+    from dynatree.engine import checkpoint
+    from dynatree.engine.machine import describe_machine, set_threads
+    from dynatree.engine.tokenizer import require_tokenizer
 
     quieten()
-    provenance.set_threads(arguments.threads)
+    set_threads(arguments.threads)
     tokenizer = require_tokenizer(folder)
     texts = {path.stem: torch.tensor(token_ids(path, tokenizer.encode)) for path in arguments.text}
-    machine = provenance.describe(arguments.dtype, arguments.device)
-    fingerprint = loading.fingerprint(folder)
+    machine = describe_machine(arguments.dtype, arguments.device)
+    fingerprint = checkpoint.fingerprint(folder)
     measured = {
-        name: Calibration.read(path, {"target": fingerprint, "drafter": loading.fingerprint(folders[name])}, machine)
+        name: Calibration.read(path, {"target": fingerprint, "drafter": checkpoint.fingerprint(folders[name])}, machine)
         for name, path in zip(drafters, calibrations, strict=False)
     }
-    target = loading.load(folder, arguments.dtype, arguments.device)
-    passages = drafter_report.follow(target, texts, arguments.tokens, arguments.length)
+    target = checkpoint.load(folder, arguments.dtype, arguments.device)
+    passages = report.follow(target, texts, arguments.tokens, arguments.length)
     found = {}
     for name in drafters:
-        drafter = loading.load(folders[name], arguments.dtype, arguments.device, rounded=True)
-        found[name] = drafter_report.report(target, drafter, passages, measured.get(name))
+        drafter = checkpoint.load(folders[name], arguments.dtype, arguments.device, rounded=True)
+        found[name] = report.report(target, drafter, passages, measured.get(name))
     if len(found) > 1:
-        print(json.dumps(found) if arguments.json else drafter_report.rank(found))
+        print(json.dumps(found) if arguments.json else report.rank(found))
     else:
         (alone,) = found.values()
-        print(json.dumps(alone) if arguments.json else drafter_report.describe(alone))
+        print(json.dumps(alone) if arguments.json else report.describe(alone))

@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from dynatree import estimate, files, options, params
+from dynatree import files
+from dynatree.commands import options
 from dynatree.errors import UserError, readable
+from dynatree.study import estimate, params
 
 _DESCRIPTION = """\
 Add up how long the generation runs of a scale would take: on this machine, on one where a plain step takes another

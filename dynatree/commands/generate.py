@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from dynatree import options, params
-from dynatree.commands import request
+from dynatree.commands import options, request
+from dynatree.config import checked
 from dynatree.errors import UserError
-from dynatree.knobs import checked
+from dynatree.study import params
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
@@ -56,8 +56,8 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     # Imported late, so that errors in the arguments come at once.
-    from dynatree import measure
-    from dynatree.processors import Processors
+    from dynatree.generation.logits_processors import Processors
+    from dynatree.measuring import runs
 
     processors = checked(
         "--repetition-penalty, --no-repeat-ngram",
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
     )
     target, decoder, prompts = request.load(arguments, known, knobs, find_model)
-    measure.warm_up(decoder, prompts[:1], arguments.max_new_tokens)
+    runs.warm_up(decoder, prompts[:1], arguments.max_new_tokens)
     eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
     stream = None if arguments.json or len(prompts) > 1 else _Stream(target.tokenizer)
     if len(prompts) == 1:

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dynatree import files, params, plugins
-from dynatree.commands import quieten
+from dynatree import files, plugins
+from dynatree.commands.arguments import quieten
 from dynatree.errors import UserError, readable
+from dynatree.study import params
 
 FindModel = Callable[[str, params.Params], Path]
 
@@ -58,15 +59,17 @@ def settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
 
 def calibration(folders: dict[str, Path]) -> Path | None:
     """What the workflow measured beside the models, if it was for these."""
-    from dynatree import loading
-    from dynatree.calibration import COSTS
+    from dynatree.costs.calibration import COSTS
+    from dynatree.engine import checkpoint
 
     home = folders["target"].resolve().parent.parent / "results" / "calibration"
     if not (home / COSTS).is_file():
         return None
     with readable(str(home / COSTS)):
         measured = files.read_json(home / COSTS).get("models", {})
-    return home if all(measured.get(role) == loading.fingerprint(folder) for role, folder in folders.items()) else None
+    return (
+        home if all(measured.get(role) == checkpoint.fingerprint(folder) for role, folder in folders.items()) else None
+    )
 
 
 def checked_text(text: str) -> str:
@@ -107,11 +110,11 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
 
     Raises UserError if anything is missing or does not fit.
     """
-    from dynatree import checks
+    from dynatree.study import plugin_checks
 
     decoder_name = known.methods[arguments.method].decoder
     decoder_class = plugins.load("decoding", decoder_name).Decoder
-    checks.check_method(arguments.method, decoder_name, knobs)
+    plugin_checks.check_method(arguments.method, decoder_name, knobs)
     needs = decoder_class.needs(knobs)
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
@@ -123,12 +126,13 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
         folders["drafter"] = find_model(arguments.drafter, known)
 
     # Imported late, so that errors in the arguments come at once.
-    from dynatree import measure, provenance
+    from dynatree.engine.machine import set_threads
+    from dynatree.measuring import loading
 
     quieten()
-    provenance.set_threads(arguments.threads)
+    set_threads(arguments.threads)
     measured = (arguments.calibration or calibration(folders)) if needs.calibration else None
-    target, decoder = measure.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
+    target, decoder = loading.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
     for text in texts:
         if target.tokenizer is None:
             raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dynatree import options, params
-from dynatree.commands import check_out, request
+from dynatree.commands import options, request
+from dynatree.commands.arguments import check_out
 from dynatree.errors import UserError
+from dynatree.study import params
 
 _DESCRIPTION = """\
 Decode a prompt greedily with a method that grows trees, and show the tree of one round: every node that the target
@@ -64,7 +65,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     knobs = request.settings(known.methods[arguments.method], arguments.set)
 
     try:
-        from dynatree import render, theme
+        from dynatree.figures.shared import render, theme
     except ImportError as error:
         raise UserError(
             f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
@@ -100,8 +101,8 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
 
 def _shown(chosen: Any, title: str, tone: str, decode: Callable[[list[int]], str], before: int) -> tuple[str, Any, str]:
     """Caption, chart and text of a round (trace.Round) whose root stands behind `before` tokens."""
-    from dynatree.events import node_rows
     from dynatree.figures import tree_attention_mask as figure
+    from dynatree.tables.rounds import node_rows
 
     record = {"tree": chosen.tree, "path": chosen.path}
     nodes = node_rows(record, decode)
@@ -118,14 +119,14 @@ def _shown(chosen: Any, title: str, tone: str, decode: Callable[[list[int]], str
 
 def quoted(text: str) -> str:
     """A token's text, visible, in quotes."""
-    from dynatree import theme
+    from dynatree.figures.shared import theme
 
     return f"“{theme.visible(text)}”"
 
 
 def tree_text(walked: list[dict[str, Any]], before: int) -> str:
     """The tree with one node a line, depth first: number, mark, position behind `before` tokens, step, path, token."""
-    from dynatree import theme
+    from dynatree.figures.shared import theme
 
     last = {row["parent"]: row["place"] for row in walked}  # of each parent, the child that is drawn last
     wide = 2 if max(row["depth"] for row in walked) <= 16 else 1  # letters a level; a long chain is indented less

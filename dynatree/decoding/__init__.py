@@ -14,11 +14,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
-from dynatree.calibration import Calibration
-from dynatree.knobs import Knobs
-from dynatree.model import LanguageModel
-from dynatree.processors import PLAIN, Processors
-from dynatree.trace import Clock, OnCommit, Trace
+from dynatree import plugins
+from dynatree.config import Knobs
+from dynatree.costs.calibration import Calibration
+from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError, readable
+from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Needs(NamedTuple):
@@ -102,3 +104,30 @@ class Batched:
         """
         with torch.inference_mode():
             return self._decode(prompts, max_new_tokens, eos_ids, None, clock, processors)
+
+
+def build(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    decoder: str,
+    knobs: dict[str, Any],
+    calibration: Calibration | None = None,
+) -> Any:
+    """The decoder plug-in `decoder` on these models, with the calibration that was measured for them.
+
+    Raises UserError for knobs that it does not take, and where it needs a drafter and there is none.
+    """
+    built = plugins.load("decoding", decoder).Decoder
+    with readable(f"the parameters of decoder {decoder}"):
+        built.check(knobs)
+    if drafter is None and built.needs(knobs).drafter == "required":
+        raise UserError(f"decoder {decoder} with these parameters needs a drafter, and none is given: {knobs}")
+    return built(target, drafter, calibration, **knobs)
+
+
+def check_batch(decoder: Any, batch: int) -> None:
+    """Raise UserError unless `decoder` (a decoder plug-in's class or object) can decode `batch` prompts together."""
+    if batch > 1 and not hasattr(decoder, "decode_batch"):
+        name = (decoder if isinstance(decoder, type) else type(decoder)).__module__.rpartition(".")[2]
+        able = [n for n in plugins.names("decoding") if hasattr(plugins.load("decoding", n).Decoder, "decode_batch")]
+        raise UserError(f"batch: {batch}; {name} decodes one prompt at a time, batches are for {', '.join(able)}")

@@ -4,13 +4,13 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from dynatree import baseline
-from dynatree.calibration import Calibration
+from dynatree.config import Knobs
+from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs
-from dynatree.knobs import Knobs
-from dynatree.model import LanguageModel, check_pair
-from dynatree.processors import PLAIN, Processors
-from dynatree.trace import Clock, OnCommit, Trace
+from dynatree.engine.language_model import LanguageModel, check_pair
+from dynatree.generation import hf_generate
+from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Settings(Knobs):
@@ -59,7 +59,7 @@ class Decoder:
     ) -> Trace:
         """As `autoregressive`, by transformers with an assistant, which must have room for the whole sequence."""
         self._drafter.check_prompt(prompt, max_new_tokens)
-        return baseline.generate(
+        return hf_generate.generate(
             self._target,
             self._drafter,
             prompt,

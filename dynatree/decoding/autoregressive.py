@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from dynatree.batch import Feed
-from dynatree.cache import KeyValueCache
 from dynatree.decoding import Batched, TargetAlone
-from dynatree.processors import Processors
-from dynatree.rows import Request, rounds
-from dynatree.trace import Clock, OnCommit, Recorder, Trace
-from dynatree.verification.greedy import greedy_tokens
+from dynatree.engine.eager.batch import Feed
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.generation.logits_processors import Processors, greedy_tokens
+from dynatree.generation.request import Request, rounds
+from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
 
 class Decoder(TargetAlone, Batched):

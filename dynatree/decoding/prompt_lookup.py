@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from dynatree import baseline
+from dynatree.config import Knobs
 from dynatree.decoding import TargetAlone
-from dynatree.knobs import Knobs
-from dynatree.processors import PLAIN, Processors
-from dynatree.trace import Clock, OnCommit, Trace
+from dynatree.generation import hf_generate
+from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Settings(Knobs):
@@ -33,7 +33,7 @@ class Decoder(TargetAlone):
         """As `autoregressive`, by transformers with n-gram lookup."""
         # transformers looks up past the last wanted token, and learned positions end with the context.
         self._target.check_prompt(prompt, max_new_tokens, overshoot=max(0, self._knobs.draft_tokens - 2))
-        return baseline.generate(
+        return hf_generate.generate(
             self._target,
             None,
             prompt,

@@ -12,16 +12,16 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from dynatree import plugins
-from dynatree.batch import Feed
-from dynatree.cache import KeyValueCache
-from dynatree.calibration import Calibration
+from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Batched, Needs
-from dynatree.model import LanguageModel, check_pair
+from dynatree.engine.eager.batch import Feed
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel, check_pair
+from dynatree.generation.batch_planner import Sharing
+from dynatree.generation.logits_processors import Processors
+from dynatree.generation.request import Request, rounds
+from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.policies import Offer
-from dynatree.processors import Processors
-from dynatree.rows import Request, rounds
-from dynatree.sharing import Sharing
-from dynatree.trace import Clock, OnCommit, Recorder, Trace
 from dynatree.tree import ROOT, TokenTree
 from dynatree.verification.greedy import verify
 

@@ -1,9 +1,9 @@
 """transformers' own greedy `generate`: the plain decoding that users have."""
 
-from dynatree import baseline
 from dynatree.decoding import TargetAlone
-from dynatree.processors import PLAIN, Processors
-from dynatree.trace import Clock, OnCommit, Trace
+from dynatree.generation import hf_generate
+from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Decoder(TargetAlone):
@@ -19,6 +19,6 @@ class Decoder(TargetAlone):
         processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers."""
-        return baseline.generate(
+        return hf_generate.generate(
             self._target, None, prompt, max_new_tokens, eos_ids, on_commit, clock, **processors.generation_options
         )

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree.cache import KeyValueCache
 from dynatree.distil.recipe import Labels
 from dynatree.distil.text import TrainingText, cut
+from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.files import replacing
 
 # Positions of one forward; positions whose logits over the whole vocabulary are held at once, few enough for a cache.

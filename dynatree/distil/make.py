@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree import __version__, files, loading, provenance
+from dynatree import __version__, files
+from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.distil import labels, part
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import shrink
 from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
 from dynatree.distil.training import Training
-from dynatree.text.splits import TUNING, SplitDocument
+from dynatree.engine import checkpoint
+from dynatree.engine.machine import describe_machine
 
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
 
@@ -38,9 +40,9 @@ def make(
     seed, target and text has its own folder in there. Raises UserError for an unknown architecture, missing layers or
     too little text.
     """
-    _, place = loading.resolve(recipe.dtype, device)
+    _, place = checkpoint.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
-    target = loading.read(target_folder, torch.float32).eval()
+    target = checkpoint.read(target_folder, torch.float32).eval()
     identity = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
@@ -67,7 +69,7 @@ def make(
         "seconds": {"training": round(training.seconds), "labelling": round(labelling)},
         "agreement": training.curve[-1],
         "curve": training.curve,
-        "versions": {"dynatree": __version__, **provenance.describe(recipe.dtype, device)},
+        "versions": {"dynatree": __version__, **describe_machine(recipe.dtype, device)},
     }
     part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part")
     return work / "part"

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from dynatree import files, loading, weights
+from dynatree import files
+from dynatree.data import model_sources
+from dynatree.data.splits import EVALUATION, SplitDocument
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, shrink, trained_part
+from dynatree.engine import checkpoint
+from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError, readable
-from dynatree.text.splits import EVALUATION, SplitDocument
-from dynatree.tokenizer import require_tokenizer
 
 LAYERS, RECORD = "layers.safetensors", "record.json"
 
@@ -79,7 +81,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     Raises UserError if the part was trained for another target, or is damaged.
     """
     record = read_record(folder)
-    target = loading.read(target_folder, torch.float32)
+    target = checkpoint.read(target_folder, torch.float32)
     found, wanted = values_sha256(target), record["target"]["sha256"]
     if found != wanted:
         raise UserError(
@@ -90,7 +92,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     drafter = shrink(target, recipe.layers, recipe.norm_scale)
     with readable(f"{folder}: damaged part: {LAYERS}"):
         load_trained_part(drafter, load_file(folder / LAYERS))
-    vocabulary = loading.read_draft_vocabulary(folder)
+    vocabulary = checkpoint.read_draft_vocabulary(folder)
     if vocabulary is None:
         raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
     if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):
@@ -98,4 +100,4 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     origin = {key: value for key, value in record.items() if key != "data"}
     # It was never trained behind more.
     drafter.config.draft_window = recipe.length
-    weights.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary.tolist())
+    model_sources.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary.tolist())

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from dynatree.knobs import Knobs
+from dynatree.config import Knobs
 
 
 class Labels(Knobs):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynatree.data.splits import TUNING, SplitDocument, uniform
 from dynatree.errors import UserError
-from dynatree.text.splits import TUNING, SplitDocument, uniform
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ out the rest: siblings never sum to more than 1.
 import torch
 from torch import Tensor
 
-from dynatree.batch import Feed
-from dynatree.cache import KeyValueCache
-from dynatree.calibration import StepCalibration
+from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup, model
-from dynatree.model import LanguageModel
-from dynatree.processors import PLAIN, Processors
+from dynatree.engine.eager.batch import Feed
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.logits_processors import PLAIN, Processors
 from dynatree.tree import TokenTree
 
 MODEL = "optional"

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynatree.cache import KeyValueCache
-from dynatree.calibration import StepCalibration
+from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import NOTHING
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
-from dynatree.processors import PLAIN, Processors
+from dynatree.generation.logits_processors import PLAIN, Processors
 
 MODEL = "unused"
 

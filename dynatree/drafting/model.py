@@ -8,12 +8,12 @@ the end of the text alone: one that was trained on short pieces is right less of
 import torch
 from torch import Tensor
 
-from dynatree.batch import Feed
-from dynatree.cache import KeyValueCache
-from dynatree.calibration import OnlineCorrection, StepCalibration
+from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
 from dynatree.drafting import NOTHING
-from dynatree.model import LanguageModel
-from dynatree.processors import PLAIN, Processors
+from dynatree.engine.eager.batch import Feed
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.logits_processors import PLAIN, Processors
 from dynatree.tree import TokenTree
 
 MODEL = "required"

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Settings"

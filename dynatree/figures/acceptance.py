@@ -7,8 +7,9 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, statistics, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import captions, theme
+from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs",)
 SECTION = "Acceptance"
@@ -144,9 +145,9 @@ def _means(runs: list[theme.Row]) -> dict[str, dict[Key, Mean]]:
 
 
 def _mean(prompts: dict[str, list[float]], document: dict[str, str]) -> Mean:
-    values = [statistics.mean(repeats, geometric=False) for repeats in prompts.values()]
-    ends = statistics.interval(values, [document[prompt] for prompt in prompts], geometric=False)
-    return Mean(statistics.mean(values, geometric=False), ends)
+    values = [bootstrap.mean(repeats, geometric=False) for repeats in prompts.values()]
+    ends = bootstrap.interval(values, [document[prompt] for prompt in prompts], geometric=False)
+    return Mean(bootstrap.mean(values, geometric=False), ends)
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:

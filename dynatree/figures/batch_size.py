@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, theme
+from dynatree.figures.shared import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, ranking, theme
+from dynatree.figures.shared import captions, panels, ranking, theme
 
 TABLES: tuple[str, ...] = ("benchmark",)
 SECTION = "Speed"

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import panels, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Costs"

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, statistics, theme
+from dynatree.figures.shared import captions, panels, theme
+from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
@@ -105,9 +106,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             parts.append(_sentences(dataset, here, runs, names))
     steps, spreads = ([run[name] for run in runs] for name in ("reference_step_ms", "reference_spread"))
     parts.append(
-        f"A plain step took {theme.number(statistics.median(steps))} ms, from request to request "
+        f"A plain step took {theme.number(bootstrap.median(steps))} ms, from request to request "
         f"{theme.number(min(steps))} to {theme.number(max(steps))}; within a request its standard deviation was "
-        f"{statistics.median(spreads):.1%} (median), at most {max(spreads):.0%}."
+        f"{bootstrap.median(spreads):.1%} (median), at most {max(spreads):.0%}."
     )
     parts.append(f"Geometric means over prompts; {captions.intervals(ratios)}; filled dots: resolved against 1.")
     return " ".join(parts)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
+from dynatree.figures.shared import panels, theme
 
 TABLES: tuple[str, ...] = ("drafter",)
 SECTION = "Costs"

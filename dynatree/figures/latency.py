@@ -6,7 +6,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, theme
+from dynatree.figures.shared import captions, panels, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import captions, panels, theme
+from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
 SECTION = "Speed"
@@ -109,14 +110,14 @@ def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Ti
     speedup = metric == "speedup"
     values = [(pairs[k][1][0] if speedup else 1000 * length) / pairs[k][0][0] for k in keys]
     documents = [pairs[key][0][1] for key in keys]
-    ends = statistics.interval(values, documents, geometric=True)
+    ends = bootstrap.interval(values, documents, geometric=True)
     prompts = len({prompt for prompt, _ in keys})
     return {
         "prompts": prompts,
-        "value": statistics.mean(values, geometric=True),
+        "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": statistics.resolved(ends, prompts) if speedup else None,
+        "resolved": bootstrap.resolved(ends, prompts) if speedup else None,
     }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree.figures.shared import theme
 
 TABLES: tuple[str, ...] = ("memory",)
 SECTION = "Costs"

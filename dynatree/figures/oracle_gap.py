@@ -7,8 +7,9 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import captions, panels, theme
+from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs", "costs")
 SECTION = "Speed"
@@ -68,14 +69,14 @@ def _shares(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     rows = []
     for (method, dataset), own_runs in found.items():
         shares, documents = ([run[name] for run in own_runs] for name in ("share", "document_id"))
-        ends = statistics.interval(shares, documents, geometric=True)
+        ends = bootstrap.interval(shares, documents, geometric=True)
         rows.append(
             {
                 "method": method,
                 "dataset": dataset,
                 "prompts": len({run["prompt_id"] for run in own_runs}),
                 "output_tokens": max(run["output_tokens"] for run in own_runs),
-                "value": statistics.mean(shares, geometric=True),
+                "value": bootstrap.mean(shares, geometric=True),
                 "low": ends[0] if ends else None,
                 "high": ends[1] if ends else None,
             }

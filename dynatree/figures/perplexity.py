@@ -6,8 +6,8 @@ from typing import Any
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import theme
 
 TABLES: tuple[str, ...] = ("runs", "perplexity")
 SECTION = "Acceptance"

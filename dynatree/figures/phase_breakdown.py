@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Costs"

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, panels, statistics, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import captions, panels, theme
+from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("parts",)
 SECTION = "Speed"
@@ -56,14 +57,14 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
 
 def _mean(rows: Sequence[theme.Row]) -> theme.Row:
     values = [row["speedup"] for row in rows]
-    ends = statistics.interval(values, [row["document_id"] for row in rows], geometric=True)
+    ends = bootstrap.interval(values, [row["document_id"] for row in rows], geometric=True)
     prompts = len({row["prompt_id"] for row in rows})
     return {
         "prompts": prompts,
-        "value": statistics.mean(values, geometric=True),
+        "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": statistics.resolved(ends, prompts),
+        "resolved": bootstrap.resolved(ends, prompts),
     }
 
 

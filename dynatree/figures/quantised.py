@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree import captions, ranking, theme
+from dynatree.figures.shared import captions, ranking, theme
 
 TABLES: tuple[str, ...] = ("quantised",)
 SECTION = "Speed"

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree import panels, theme
 from dynatree.errors import UserError
+from dynatree.figures.shared import panels, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Acceptance"

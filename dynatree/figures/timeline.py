@@ -6,7 +6,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree.figures.shared import theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Method"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree import theme
+from dynatree.figures.shared import theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Method"

@@ -8,8 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from dynatree.calibration import Calibration
-from dynatree.knobs import Knobs
+from dynatree.config import Knobs
+from dynatree.costs.calibration import Calibration
 from dynatree.tree import TokenTree
 
 

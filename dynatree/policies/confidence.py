@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from dynatree.calibration import Calibration
+from dynatree.costs.calibration import Calibration
 from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 

@@ -17,8 +17,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
 from dynatree import plugins
-from dynatree.calibration import Calibration
-from dynatree.cost import MOST_NODES, CostTable, at_least
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import MOST_NODES, CostTable, at_least
 from dynatree.policies import GrowthPolicy, Offer
 from dynatree.tree import ROOT, TokenTree
 

@@ -13,8 +13,8 @@ from pydantic import Field, PrivateAttr
 from torch import Tensor
 
 from dynatree import plugins
-from dynatree.calibration import Calibration
-from dynatree.cost import MOST_NODES
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import MOST_NODES
 from dynatree.policies import GrowthPolicy
 from dynatree.tree import TokenTree
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynatree import cli
+from dynatree.commands import cli
 from tests.distil.worlds import target_folder
 
 SMALL = ("--prompts", "2", "--prompt-tokens", "8", "--output-tokens", "8", "--contexts", "8", "--repeats", "1")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dynatree import cli, files
+from dynatree import files
+from dynatree.commands import cli
 from dynatree.commands.distil import recipe
 from dynatree.errors import UserError
 from tests.distil.worlds import target_folder

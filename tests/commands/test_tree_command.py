@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree import cli, measure, params, theme
+from dynatree.commands import cli
+from dynatree.figures.shared import theme
+from dynatree.measuring import loading
+from dynatree.study import params
 from dynatree.tree import TokenTree
 from tests.distil.worlds import target_folder
 
@@ -45,7 +48,7 @@ def recorded(number: int) -> tuple[TokenTree, Any, int]:
     """The same round by the library: its tree, its record, and how many tokens stand before its root."""
     knobs = params.read().methods["fixed_tree"].knobs | {"branch": 2}
     folders = {"target": Path("target"), "drafter": Path("target")}
-    target, decoder = measure.load(folders, None, "speculative", knobs, "float64", "cpu")
+    target, decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
     trace = decoder.decode(PROMPT, 64, target.eos_ids)
     chosen = trace.rounds[number]
     tree = TokenTree.root(chosen.tree["tokens"][0])

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatree import plugins
-from dynatree.audit import audit
-from dynatree.cache import KeyValueCache, state_bytes
-from dynatree.calibration import Calibration
-from dynatree.cost import BatchCosts, Curve
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import BatchCosts, Curve
 from dynatree.decoding import speculative
+from dynatree.engine.eager.kv_cache import KeyValueCache, state_bytes
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
+from dynatree.generation.logits_processors import Processors
+from dynatree.generation.trace import Trace
+from dynatree.measuring.audit import audit
 from dynatree.policies import cost_aware
-from dynatree.processors import Processors
-from dynatree.trace import Trace
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatree import plugins
-from dynatree.cache import KeyValueCache
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
-from dynatree.trace import Trace
+from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.trace import Trace
 from dynatree.tree import TokenTree
-from dynatree.verification.greedy import greedy_tokens, verify
+from dynatree.verification.greedy import verify
 from tests import models
 from tests.conftest import Build
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dynatree import plugins
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.model import LanguageModel
-from dynatree.trace import Clock, Trace
+from dynatree.generation.trace import Clock, Trace
 from tests import models
 from tests.conftest import Build
 from tests.decoding.test_exactness import METHODS, PROMPT, TREES, decode, reference

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from dynatree import files
+from dynatree.data.splits import EVALUATION
 from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
-from dynatree.text.splits import EVALUATION
 from tests.distil.worlds import DATASETS, recipe, target_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from dynatree import weights
+from dynatree.data import model_sources
+from dynatree.data.splits import SplitDocument
 from dynatree.distil.recipe import Recipe
-from dynatree.text.splits import SplitDocument
 from tests import models
 
 LENGTH = 16
@@ -40,9 +40,9 @@ def recipe(**changes: Any) -> Recipe:
 
 def target_folder(folder: Path, architecture: str = "llama", seed: int = 0) -> Path:
     """A random target as a model folder, with a tokenizer."""
-    tokenizer = weights.byte_tokenizer()
+    tokenizer = model_sources.byte_tokenizer()
     model = models.random_model(
         architecture, seed, torch.float32, tie_word_embeddings=architecture == "llama", vocab_size=len(tokenizer)
     )
-    weights.save(model, tokenizer, folder, {})
+    model_sources.save(model, tokenizer, folder, {})
     return folder

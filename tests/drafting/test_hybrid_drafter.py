@@ -4,7 +4,7 @@ import torch
 
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting.hybrid import Drafter
-from dynatree.model import LanguageModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build

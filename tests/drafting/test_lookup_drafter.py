@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree.calibration import StepCalibration
+from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup
 from dynatree.drafting.lookup import BUCKETS, PRIOR, Drafter, bucket
 from dynatree.errors import UserError
-from dynatree.processors import PLAIN, Processors
+from dynatree.generation.logits_processors import PLAIN, Processors
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dynatree import measure
-from dynatree.cache import KeyValueCache
-from dynatree.calibration import StepCalibration
+from dynatree import decoding
+from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting.model import Drafter
+from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
@@ -113,7 +113,7 @@ def test_a_drafter_without_numbers_is_never_right_and_stops_nothing(
     knobs: dict[str, Any] = {"chain": {"draft_tokens": 2}}
     knobs["confidence"] = {"depth": 3, "base_depth": 2, "threshold": 0.05, "budget": 9}
     knobs["cost_aware"] = {"depth": 3, "branch": 2, "threshold": 0.01, "budget": 9}
-    wrong = measure.build(
+    wrong = decoding.build(
         target(), helper, "speculative", {"policy": policy, **knobs[policy]}, models.calibration(1e-4)
     )
     draft_batch = helper.draft_batch

@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 import pytest
 
-from dynatree import files, grid, params
+from dynatree import files
+from dynatree.study import grid, params
 from tests.drills.transcript import STEPS, Running, Transcript, make
 from tests.workflow.world import World
 

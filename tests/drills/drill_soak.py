@@ -5,10 +5,12 @@ import random
 
 import pytest
 
-from dynatree import audit, measure, params, provenance
-from dynatree.calibration import COSTS, STEPS
+from dynatree.costs.calibration import COSTS, STEPS
+from dynatree.data.splits import read_tokens
+from dynatree.engine.machine import set_threads
 from dynatree.files import drafter_of
-from dynatree.text.splits import read_tokens
+from dynatree.measuring import audit, loading
+from dynatree.study import params
 from tests.drills.transcript import Transcript
 from tests.workflow.world import ROOT, World
 
@@ -28,9 +30,9 @@ def test_random_prompts_are_exact() -> None:
     needed += [calibration / COSTS, calibration / STEPS]
     if lacking := [path.relative_to(ROOT).as_posix() for path in needed if not path.is_file()]:
         pytest.skip(f"run `make all` first: no {', '.join(lacking)}")
-    provenance.set_threads(known.threads)
+    set_threads(known.threads)
     method = known.methods["dynatree"]
-    target, decoder = measure.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
+    target, decoder = loading.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
     documents = [document for path in tokens for document in read_tokens(path) if document.ids]
     tolerance, chance = audit.tolerance(target, documents), random.Random(known.seed)
     page = Transcript(

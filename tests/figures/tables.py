@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dynatree.schema import TABLES
+from dynatree.tables.schema import TABLES
 from tests.figures import experiments, study
 
 METHODS = ("autoregressive", "transformers", "assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")

@@ -12,9 +12,10 @@ import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree import captions, panels, plugins, theme
+from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.schema import TABLES
+from dynatree.figures.shared import captions, panels, theme
+from dynatree.tables.schema import TABLES
 
 Row = dict[str, Any]
 

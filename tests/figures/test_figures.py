@@ -10,10 +10,11 @@ import pytest
 import tables as synthetic
 import vl_convert
 
-from dynatree import plugins, theme
+from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.render import render
-from dynatree.schema import TABLES
+from dynatree.figures.shared import theme
+from dynatree.figures.shared.render import render
+from dynatree.tables.schema import TABLES
 
 FIGURES = plugins.names("figures")
 SPECULATIVE = ("assisted", "prompt_lookup", "linear", "fixed_tree", "dynatree")

@@ -9,7 +9,7 @@ import vl_convert
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.schema import TABLES
+from dynatree.tables.schema import TABLES
 
 Row = dict[str, Any]
 

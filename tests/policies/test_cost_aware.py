@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree.calibration import Calibration
+from dynatree.costs.calibration import Calibration
 from dynatree.decoding.speculative import Decoder
 from dynatree.policies.cost_aware import Policy, seconds_a_token
 from dynatree.tree import TokenTree

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 from dynatree import files
-from dynatree.sources import synthetic
+from dynatree.data.sources import synthetic
 
 END = "<|endoftext|>"
 PIECES, ROWS = 300, 320  # Pythia's embedding has more rows than its tokenizer has tokens

@@ -9,8 +9,9 @@ import grimp
 import pytest
 from dvc.repo import Repo
 
-from dynatree import calibrate, grid, params
-from dynatree.schema import APART
+from dynatree.measuring import calibrate
+from dynatree.study import grid, params
+from dynatree.tables.schema import APART
 from tests.workflow.world import ROOT, World
 
 
@@ -114,7 +115,7 @@ def plugs(output: str) -> set[str]:
         watched = {f"dynatree.{params.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
         return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
     if parts[:2] == ("data", "documents"):
-        return {f"dynatree.sources.{known.sources[Path(output).stem].kind}"}
+        return {f"dynatree.data.sources.{known.sources[Path(output).stem].kind}"}
     return {f"dynatree.figures.{parts[1].split('.')[0]}"} if parts[0] == "figures" else set()
 
 

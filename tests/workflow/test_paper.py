@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 
-from dynatree import grid, params
+from dynatree.study import grid, params
 from tests.workflow import hub
 from tests.workflow.world import ROOT, World
 

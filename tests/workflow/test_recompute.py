@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dynatree import grid, params, provenance
+from dynatree.engine.machine import physical_cores
+from dynatree.study import grid, params
 from tests.workflow.world import World, jobs
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,7 @@ def test_timed_jobs_use_the_configured_threads(world: World):
     """Guards against OMP_NUM_THREADS=1, which Snakemake exports under --cores 1."""
     timings = list((world.folder / "results").rglob("timings.json"))
     assert len(timings) == len(runs(world))
-    assert {json.loads(path.read_text())["machine"]["threads"] for path in timings} == {provenance.physical_cores()}
+    assert {json.loads(path.read_text())["machine"]["threads"] for path in timings} == {physical_cores()}
 
 
 def test_target_forwards_are_rounds(world: World):

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from dynatree import files, params, plugins, provenance
-from dynatree.render import render
+from dynatree import files, plugins
+from dynatree.engine.machine import describe_machine
+from dynatree.figures.shared.render import render
+from dynatree.study import params
 from tests.figures import tables
 from tests.workflow.world import ROOT, World
 
@@ -48,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         render(figure.draw(content), made.folder / "figures", name, caption)
         files.write_text(made.folder / f"figures/{name}.caption.txt", caption + "\n")
     reached = {method: {dataset: {"speedup": 1.25} for dataset in known.datasets} for method in known.methods}
-    machine = provenance.describe("float32", "cpu") | {"processor": PROCESSOR}
+    machine = describe_machine("float32", "cpu") | {"processor": PROCESSOR}
     files.write_json(made.folder / "results/metrics.json", reached | {"machine": machine})
     proxies = [f"{name}_proxy=http://127.0.0.1:9" for name in ("http", "https")]
     made.run(

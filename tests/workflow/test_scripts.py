@@ -18,10 +18,15 @@ import pytest
 import torch
 import yaml
 
-from dynatree import audit, benchmark, files, loading, measure, metrics, model, quantised, weights
+from dynatree import files
+from dynatree.data import model_sources
+from dynatree.data.splits import read_tokens
+from dynatree.engine import checkpoint, language_model
 from dynatree.errors import UserError
-from dynatree.processors import Processors
-from dynatree.text.splits import read_tokens
+from dynatree.generation.logits_processors import Processors
+from dynatree.measuring import audit, benchmark, llama_cpp
+from dynatree.measuring.clock import Reference, lock_path
+from dynatree.tables import metrics
 from tests.figures import tables
 from tests.workflow.world import ROOT
 
@@ -59,7 +64,7 @@ def here(script: str, arguments: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, and what the scripts that need none make for it."""
     home = tmp_path_factory.mktemp("scripts")
-    weights.build(weights.parse(RANDOM), home / "models/target", home, seed=0)
+    model_sources.build(model_sources.parse(RANDOM), home / "models/target", home, seed=0)
     source = json.dumps({"documents": 8, "sentences": 20}, separators=(",", ":"))
     without_torch("download_data", f"--kind synthetic --source {source} --cache . --out documents.parquet", home)
     tokenise = "--documents documents.parquet --model models/target --evaluation-share 0.5 --seed 0"
@@ -82,7 +87,7 @@ def test_text_becomes_tables_without_torch(folder: Path) -> None:
     here("memory", f"{METHOD} --out results/memory/autoregressive/default/made_up")
     perplexity = "--target models/target --tokens tokens.parquet --dataset made_up --limit 100 --window 16 --stride 8"
     here("perplexity", f"{perplexity} --out results/perplexity/made_up.json")
-    weights.build(weights.parse(RANDOM), Path("models/drafter"), folder, seed=1)
+    model_sources.build(model_sources.parse(RANDOM), Path("models/drafter"), folder, seed=1)
     pair = "--target models/target --drafter models/drafter --tokens tokens.parquet"
     calibrate = f"{pair} --start body --prompts 1 --prompt-tokens 8 --output-tokens 6"
     here("calibrate", f"{calibrate} --contexts 16 --repeats 1 --seed 0 --out results/calibration")
@@ -200,8 +205,8 @@ def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.
     def given(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
 
-    monkeypatch.setattr(weights, "gguf_file", lambda source, cache: Path("prompts.parquet"))
-    monkeypatch.setattr(quantised, "Engine", Engine)
+    monkeypatch.setattr(model_sources, "gguf_file", lambda source, cache: Path("prompts.parquet"))
+    monkeypatch.setattr(llama_cpp, "Engine", Engine)
     methods = {"autoregressive": {"decoder": "autoregressive"}}
     asked = "--target models/target --drafter models/drafter --calibration results/calibration --tokens tokens.parquet"
     asked += f" --start body --prompts 2 --prompt-tokens 16 --output-tokens 12 --methods {given(methods)} --repeats 1"
@@ -233,11 +238,11 @@ def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.
 def test_the_engine_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a traceback where it is not installed, a model without its file, and other processors."""
     with pytest.raises(UserError, match="kind 'random' has no GGUF file"):
-        weights.gguf_file(weights.parse(RANDOM), tmp_path)
+        model_sources.gguf_file(model_sources.parse(RANDOM), tmp_path)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(UserError, match="make EXTRAS=dev,bench install"):
-        quantised.Engine(tmp_path, 8, 1)
-    decoder = quantised.Decoder(Engine())
+        llama_cpp.Engine(tmp_path, 8, 1)
+    decoder = llama_cpp.Decoder(Engine())
     assert decoder.decode([3], 5).output == [3, 4, 5, 6, 7]
     assert decoder.decode([3], 5, frozenset({5})).output == [3, 4, 5]
     with pytest.raises(UserError, match="without logits processors"):
@@ -258,19 +263,19 @@ def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.C
 def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against work between two timings, and against an audit that slows another job's timing down."""
     happened = []
-    step, judge = measure.Reference.sample, audit.audit
+    step, judge = Reference.sample, audit.audit
 
     def timed(*arguments: Any) -> float:
         happened.append("reference")
         return step(*arguments)
 
     def judged(*arguments: Any) -> dict[str, Any]:
-        with pytest.raises(BlockingIOError), measure.lock_path().open("w") as lock:
+        with pytest.raises(BlockingIOError), lock_path().open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         happened.append("audit")
         return judge(*arguments)
 
-    monkeypatch.setattr(measure.Reference, "sample", timed)
+    monkeypatch.setattr(Reference, "sample", timed)
     monkeypatch.setattr(audit, "audit", judged)
     here("generate", f"{GENERATE} --repeats 2 --out ordered")
     assert happened == ["reference"] * 8 + ["audit"] * 4
@@ -283,8 +288,8 @@ def test_an_output_that_is_not_exact_leaves_no_record(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against measurements of a wrong decoder that aggregation would take for good ones."""
-    score = model.LanguageModel.score
-    monkeypatch.setattr(model.LanguageModel, "score", lambda self, tokens, last: -score(self, tokens, last))
+    score = language_model.LanguageModel.score
+    monkeypatch.setattr(language_model.LanguageModel, "score", lambda self, tokens, last: -score(self, tokens, last))
     with pytest.raises(SystemExit) as ended:
         here("generate", f"{GENERATE} --out wrong")
     assert ended.value.code == 2
@@ -296,5 +301,5 @@ def test_half_precision_is_judged_by_the_tuning_split(folder: Path) -> None:
     """Guards against evaluation prompts that set the tolerance of their own outputs."""
     here("generate", f"{GENERATE} --dtype bfloat16 --out half")
     tuning = [document for document in read_tokens("tokens.parquet") if document.split == "tuning"]
-    measured = audit.tolerance(loading.load("models/target", "bfloat16"), tuning)
+    measured = audit.tolerance(checkpoint.load("models/target", "bfloat16"), tuning)
     assert {row["tolerance"] for row in files.read_jsonl(f"half/{files.AUDIT}")} == {measured}

@@ -7,10 +7,11 @@ from functools import cache
 from modulefinder import ModuleFinder
 from pathlib import Path
 
-from dynatree import grid, params, plugins
+from dynatree import plugins
 from dynatree.errors import UserError, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
-from dynatree.schema import APART, TABLES
+from dynatree.study import grid, params, preflight
+from dynatree.tables.schema import APART, TABLES
 
 
 configfile: "params.yaml"
@@ -30,7 +31,7 @@ with reported():
     RUNS = grid.expand(PARAMS)
     PASSES = grid.passes(PARAMS)
     PROMPTS = grid.prompts(PARAMS)
-    NEEDS = params.check_plugins_once(PARAMS, Path(".cache/checked"))
+    NEEDS = preflight.check_once(PARAMS, Path(".cache/checked"))
 
     for figure in PARAMS.figures:
         shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)

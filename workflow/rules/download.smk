@@ -5,7 +5,7 @@ include: "common.smk"
 rule download_data:
     input:
         script="workflow/scripts/download_data.py",
-        library=lambda w: library("workflow/scripts/download_data.py", f"sources.{PARAMS.sources[w.dataset].kind}"),
+        library=lambda w: library("workflow/scripts/download_data.py", f"data.sources.{PARAMS.sources[w.dataset].kind}"),
     output:
         "data/documents/{dataset}.parquet",
     log:

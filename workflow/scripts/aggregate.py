@@ -4,10 +4,11 @@ import argparse
 from functools import cache
 from pathlib import Path
 
-from dynatree import events, files, metrics
+from dynatree import files
+from dynatree.data.documents import write_table
+from dynatree.engine.tokenizer import text_tokenizer
 from dynatree.errors import UserError, reported
-from dynatree.text.documents import write_table
-from dynatree.tokenizer import text_tokenizer
+from dynatree.tables import metrics, rounds
 
 
 def main() -> None:
@@ -41,10 +42,10 @@ def main() -> None:
         machine = metrics.same_machine(machines | {str(path): files.read_json(path)["machine"] for path in others})
         rows = {
             "runs": metrics.runs(records),
-            "rounds": events.rounds(records),
-            "parts": events.parts(records),
-            "nodes": events.nodes(records, decode),
-            "phases": events.phases(a.results, a.timeline, decode),
+            "rounds": rounds.rounds(records),
+            "parts": rounds.parts(records),
+            "nodes": rounds.nodes(records, decode),
+            "phases": rounds.phases(a.results, a.timeline, decode),
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": [row for path in a.costs for row in metrics.costs(path)],
             "drafter": metrics.drafter(a.drafter) if a.drafter else [],

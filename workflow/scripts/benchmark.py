@@ -7,26 +7,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynatree import (
-    audit,
-    benchmark,
-    comparison,
-    files,
-    loading,
-    measure,
-    metrics,
-    options,
-    provenance,
-    quantised,
-    weights,
-)
-from dynatree.calibration import COSTS, STEPS, Calibration
+from dynatree import decoding, files
+from dynatree.commands import options
+from dynatree.costs.calibration import COSTS, STEPS, Calibration
+from dynatree.data import model_sources
+from dynatree.data.documents import write_table
+from dynatree.data.prompts import Prompt, choose
+from dynatree.data.splits import EVALUATION, TUNING, read_tokens
+from dynatree.engine import checkpoint
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
-from dynatree.grid import settings
-from dynatree.processors import Processors
-from dynatree.text.documents import write_table
-from dynatree.text.prompts import Prompt, choose
-from dynatree.text.splits import EVALUATION, TUNING, read_tokens
+from dynatree.generation.logits_processors import Processors
+from dynatree.measuring import audit, benchmark, llama_cpp, runs
+from dynatree.measuring.clock import alone
+from dynatree.study.grid import settings
+from dynatree.tables import comparison, metrics
 
 
 def main() -> None:
@@ -57,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
     with reported():
-        threads, lookups = provenance.set_threads(a.threads), json.loads(a.lookup)
+        threads, lookups = set_threads(a.threads), json.loads(a.lookup)
         documents = {path.stem: read_tokens(path) for path in a.tokens}
         starts = dict(zip(documents, a.start, strict=True))
 
@@ -70,22 +65,22 @@ def main() -> None:
         evaluated = prompts(a.prompts, a.output_tokens, EVALUATION)
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
         folders = options.folders(a)
-        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
-        machine = provenance.describe(a.dtype, a.device)
+        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+        machine = describe_machine(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
-        loaded = loading.load_pair(folders, a.dtype, a.device)
+        loaded = checkpoint.load_pair(folders, a.dtype, a.device)
         target = loaded["target"]
 
         def build(method: dict[str, Any]) -> Any:
             knobs = {key: value for key, value in method.items() if key != "decoder"}
-            return measure.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
+            return decoding.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
 
-        gguf = weights.gguf_file(weights.parse(json.loads(a.source)), a.cache) if a.source else None
+        gguf = model_sources.gguf_file(model_sources.parse(json.loads(a.source)), a.cache) if a.source else None
         kinds = (False, True) if gguf else ()
-        engines = [quantised.Engine(gguf, a.prompt_tokens + a.output_tokens, threads, every) for every in kinds]
+        engines = [llama_cpp.Engine(gguf, a.prompt_tokens + a.output_tokens, threads, every) for every in kinds]
         # What the numbers depend on: records of anything else lie in another folder.
         read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
-        read += [Path(module) for module in (__file__, benchmark.__file__, quantised.__file__)]
+        read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__)]
         asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
         asked += [a.lookup, [engine.version for engine in engines]]
@@ -111,18 +106,18 @@ def main() -> None:
             others = {}
             if engines:
                 plain, every = engines
-                path = tuned / f"{quantised.LOOKUP}.json"
+                path = tuned / f"{llama_cpp.LOOKUP}.json"
                 found = benchmark.tuned(path, {}, lookups, target, partial(lookup, every), *tried[2:])
-                methods[quantised.LOOKUP], edges[quantised.LOOKUP] = found["best"], found["at_the_edge_of"]
-                others = {quantised.NAME: quantised.Decoder(plain), quantised.LOOKUP: lookup(every, found["best"])}
+                methods[llama_cpp.LOOKUP], edges[llama_cpp.LOOKUP] = found["best"], found["at_the_edge_of"]
+                others = {llama_cpp.NAME: llama_cpp.Decoder(plain), llama_cpp.LOOKUP: lookup(every, found["best"])}
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
                 path = folder / f"{prompt.prompt_id.replace('/', '_')}.json"
                 if not path.is_file():
-                    with measure.alone():
+                    with alone():
                         if not warm:
                             for decoder in (*decoders.values(), *others.values()):
-                                measure.warm_up(decoder, [prompt.ids], a.output_tokens)
+                                runs.warm_up(decoder, [prompt.ids], a.output_tokens)
                             warm = True
                         # Every data set begins with every method.
                         turn = place // len(documents)
@@ -138,7 +133,7 @@ def main() -> None:
                 prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
                 path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
-                    with measure.alone():
+                    with alone():
                         sizes = (a.output_tokens, processors, a.repeats)
                         files.write_json(path, benchmark.repeated(target, decoders, method, prompt, *sizes))
                 again[method] = files.read_json(path)
@@ -148,13 +143,13 @@ def main() -> None:
                 table.append(row)
         if gguf:
             size = {True: gguf.stat().st_size, False: (a.target / files.WEIGHTS).stat().st_size}
-            table = [row | {"weight_bytes": size[row["method"] in (quantised.NAME, quantised.LOOKUP)]} for row in table]
+            table = [row | {"weight_bytes": size[row["method"] in (llama_cpp.NAME, llama_cpp.LOOKUP)]} for row in table]
         write_table(a.out, metrics.table(a.out.stem, table))
 
 
-def lookup(engine: quantised.Engine, knobs: dict[str, Any]) -> quantised.Decoder:
+def lookup(engine: llama_cpp.Engine, knobs: dict[str, Any]) -> llama_cpp.Decoder:
     """The other engine's prompt lookup."""
-    return quantised.Decoder(engine, **knobs)
+    return llama_cpp.Decoder(engine, **knobs)
 
 
 if __name__ == "__main__":

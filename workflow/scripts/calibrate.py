@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
-from dynatree import calibrate, options, provenance
+from dynatree.commands import options
+from dynatree.data.prompts import choose
+from dynatree.data.splits import TUNING, read_tokens
+from dynatree.engine.machine import set_threads
 from dynatree.errors import reported
-from dynatree.text.prompts import choose
-from dynatree.text.splits import TUNING, read_tokens
+from dynatree.measuring import calibrate
 
 
 def main() -> None:
@@ -24,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         prompts = [
             prompt
             for path, start in zip(a.tokens, a.start, strict=True)

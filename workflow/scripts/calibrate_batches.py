@@ -3,9 +3,12 @@
 import argparse
 from pathlib import Path
 
-from dynatree import loading, options, provenance, timing
-from dynatree.calibration import Calibration
+from dynatree.commands import options
+from dynatree.costs.calibration import Calibration
+from dynatree.engine import checkpoint
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
+from dynatree.measuring import forward_times
 
 
 def main() -> None:
@@ -18,12 +21,12 @@ def main() -> None:
     parser.add_argument("--batches", type=options.at_least_one, nargs="+", required=True, help="requests at once")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         folders = options.folders(a)
-        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
-        known = Calibration.read(a.calibration, fingerprints, provenance.describe(a.dtype, a.device))
+        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+        known = Calibration.read(a.calibration, fingerprints, describe_machine(a.dtype, a.device))
         sizes = (a.contexts, a.repeats, a.dtype, a.device, a.batches)
-        timing.batched(folders, known, *sizes).write_batches(a.calibration)
+        forward_times.batched(folders, known, *sizes).write_batches(a.calibration)
 
 
 if __name__ == "__main__":

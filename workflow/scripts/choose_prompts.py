@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from dynatree.data.documents import write_table
+from dynatree.data.prompts import choose, prompts_table
+from dynatree.data.splits import read_tokens
 from dynatree.errors import reported
-from dynatree.text.documents import write_table
-from dynatree.text.prompts import choose, prompts_table
-from dynatree.text.splits import read_tokens
 
 
 def main() -> None:

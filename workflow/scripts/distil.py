@@ -6,11 +6,13 @@ import shlex
 import sys
 from pathlib import Path
 
-from dynatree import options, provenance, weights
+from dynatree.commands import options
+from dynatree.data.splits import read_tokens
 from dynatree.distil import part
 from dynatree.distil.make import make
+from dynatree.distil.recipe import Recipe
+from dynatree.engine.machine import set_threads
 from dynatree.errors import readable, reported
-from dynatree.text.splits import read_tokens
 
 
 def main() -> None:
@@ -26,9 +28,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         with readable("--source"):
-            recipe = weights.parse(json.loads(a.source))
+            recipe = Recipe(**json.loads(a.source))
         datasets = {path.stem: read_tokens(path) for path in a.tokens}
         trained = a.part
         if trained is None:

@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from dynatree import plugins
+from dynatree.data.documents import write_documents
 from dynatree.errors import readable, reported
-from dynatree.text.documents import write_documents
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="documents.parquet to write")
     arguments = parser.parse_args()
     with reported():
-        module = plugins.load("sources", arguments.kind)
+        module = plugins.load("data.sources", arguments.kind)
         with readable("--source"):
             source = module.Parameters(**json.loads(arguments.source))
         write_documents(arguments.out, module.documents(source, arguments.cache))

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import weights
+from dynatree.data import model_sources
 from dynatree.errors import readable, reported
 
 
@@ -18,8 +18,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with reported():
         with readable("--source"):
-            source = weights.parse(json.loads(arguments.source))
-        weights.build(source, arguments.out, arguments.cache, arguments.seed, arguments.drafter)
+            source = model_sources.parse(json.loads(arguments.source))
+        model_sources.build(source, arguments.out, arguments.cache, arguments.seed, arguments.drafter)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,15 @@ from pathlib import Path
 
 import torch
 
-from dynatree import drafter_report, files, loading, measure, options, provenance
-from dynatree.calibration import Calibration
+from dynatree import files
+from dynatree.commands import options
+from dynatree.costs.calibration import Calibration
+from dynatree.data.splits import EVALUATION, read_tokens
+from dynatree.distil import report
+from dynatree.engine import checkpoint
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
-from dynatree.text.splits import EVALUATION, read_tokens
+from dynatree.measuring.clock import alone
 
 
 def main() -> None:
@@ -22,20 +27,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         texts = {
             path.stem: torch.tensor([i for d in read_tokens(path) if d.split == EVALUATION for i in d.ids])
             for path in a.tokens
         }
-        machine = provenance.describe(a.dtype, a.device)
+        machine = describe_machine(a.dtype, a.device)
         folders = options.folders(a)
-        fingerprints = {role: loading.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = loading.load_pair(folders, a.dtype, a.device).values()
-        with measure.alone():
-            passages = drafter_report.follow(target, texts, a.limit, a.length)
-            found = drafter_report.report(target, drafter, passages, measured)
-        print(drafter_report.describe(found))
+        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device).values()
+        with alone():
+            passages = report.follow(target, texts, a.limit, a.length)
+            found = report.report(target, drafter, passages, measured)
+        print(report.describe(found))
         files.write_json(a.out, {**found, "machine": machine})
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from dynatree.errors import UserError, reported
+from dynatree.figures.shared.render import render
 from dynatree.files import write_text
 from dynatree.plugins import load
-from dynatree.render import render
-from dynatree.schema import TABLES
+from dynatree.tables.schema import TABLES
 
 
 def main() -> None:

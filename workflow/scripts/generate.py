@@ -4,11 +4,15 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import audit, files, measure, options, provenance
+from dynatree import files
+from dynatree.commands import options
+from dynatree.data.prompts import read_prompts
+from dynatree.data.splits import read_tokens
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import UserError, readable, reported
-from dynatree.processors import Processors
-from dynatree.text.prompts import read_prompts
-from dynatree.text.splits import read_tokens
+from dynatree.generation.logits_processors import Processors
+from dynatree.measuring import audit, loading, runs
+from dynatree.measuring.clock import alone
 
 
 def main() -> None:
@@ -23,7 +27,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         prompts = read_prompts(a.prompts)[: a.count]
         if len(prompts) < a.count:
             raise UserError(f"{a.prompts}: {len(prompts)} prompts, {a.count} asked for; choose them again")
@@ -31,14 +35,14 @@ def main() -> None:
             knobs = json.loads(a.knobs)
         with readable("--processors"):
             processors = Processors(**json.loads(a.processors))
-        target, decoder = measure.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        outputs, timings = measure.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.batch, processors)
+        target, decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        outputs, timings = runs.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.batch, processors)
         # Behind the last timing, and not beside another job's.
-        with measure.alone():
+        with alone():
             audited = audit.records(
                 target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), processors
             )
-        machine = provenance.describe(a.dtype, a.device)
+        machine = describe_machine(a.dtype, a.device)
         files.write_json(a.out / files.TIMINGS, {"machine": machine, "timings": timings})
         files.write_jsonl(a.out / files.AUDIT, audited)
         files.write_jsonl(a.out / files.OUTPUTS, outputs)

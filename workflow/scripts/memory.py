@@ -4,9 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import files, memory, options, provenance
+from dynatree import files
+from dynatree.commands import options
+from dynatree.data.prompts import read_prompts
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
-from dynatree.text.prompts import read_prompts
+from dynatree.measuring import memory
 
 
 def main() -> None:
@@ -16,13 +19,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         prompt = read_prompts(a.prompts)[0]
         measured = memory.record(
             options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device, prompt,
             a.output_tokens,
         )  # fmt: skip
-        machine = provenance.describe(a.dtype, a.device)
+        machine = describe_machine(a.dtype, a.device)
         files.write_json(a.out / files.MEMORY, {"machine": machine, **measured})
 
 

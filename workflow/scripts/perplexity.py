@@ -3,9 +3,13 @@
 import argparse
 from pathlib import Path
 
-from dynatree import files, loading, options, perplexity, provenance
+from dynatree import files
+from dynatree.commands import options
+from dynatree.data.splits import read_tokens
+from dynatree.engine import checkpoint
+from dynatree.engine.machine import set_threads
 from dynatree.errors import reported
-from dynatree.text.splits import read_tokens
+from dynatree.measuring import perplexity
 
 
 def main() -> None:
@@ -20,9 +24,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         documents = [d.ids for d in read_tokens(a.tokens) if d.split == "evaluation"]
-        target = loading.load(a.target, a.dtype, a.device)
+        target = checkpoint.load(a.target, a.dtype, a.device)
         result = perplexity.sliding(target, documents, a.limit, a.window, a.stride)
         row = {"dataset": a.dataset, "split": "evaluation", "window": a.window, "stride": a.stride}
         files.write_json(a.out, {**row, **result})

@@ -4,9 +4,9 @@ import argparse
 import shutil
 from pathlib import Path
 
-from dynatree import grid, params
 from dynatree.errors import reported
 from dynatree.files import MEMORY, OUTPUTS, PHASES
+from dynatree.study import grid, params
 
 RECORDS = (OUTPUTS, PHASES, MEMORY)
 

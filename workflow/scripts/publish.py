@@ -10,10 +10,10 @@ from pathlib import Path
 
 import yaml
 
-from dynatree import params
 from dynatree.errors import UserError, reported
 from dynatree.files import CURRENT, read_json, write_text
-from dynatree.schema import APART
+from dynatree.study import params
+from dynatree.tables.schema import APART
 
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
 # Drawn again in seconds, and each as large as all records of a run.

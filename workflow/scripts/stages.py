@@ -15,9 +15,9 @@ from typing import Any
 
 import yaml
 
-from dynatree import grid, params
 from dynatree.errors import UserError, reported
 from dynatree.files import replacing
+from dynatree.study import grid, params
 
 HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
 MACHINE = ("dtype", "device", "threads")

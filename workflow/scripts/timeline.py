@@ -4,9 +4,12 @@ import argparse
 import json
 from pathlib import Path
 
-from dynatree import files, measure, options, phases, provenance
+from dynatree import files
+from dynatree.commands import options
+from dynatree.data.prompts import read_prompts
+from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import readable, reported
-from dynatree.text.prompts import read_prompts
+from dynatree.measuring import loading, phases
 
 
 def main() -> None:
@@ -16,12 +19,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
-        provenance.set_threads(a.threads)
+        set_threads(a.threads)
         prompt = read_prompts(a.prompts)[0]
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
-        models, decoder = measure.load_all(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        machine = provenance.describe(a.dtype, a.device)
+        models, decoder = loading.load_all(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        machine = describe_machine(a.dtype, a.device)
         measured = phases.record(models, decoder, prompt, a.output_tokens)
         files.write_json(a.out / files.PHASES, {"machine": machine, **measured})
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from dynatree.data.documents import read_documents
+from dynatree.data.splits import split, write_tokens
+from dynatree.engine.tokenizer import text_tokenizer
 from dynatree.errors import reported
-from dynatree.text.documents import read_documents
-from dynatree.text.splits import split, write_tokens
-from dynatree.tokenizer import text_tokenizer
 
 
 def main() -> None:

@@ -1,0 +1,78 @@
+"""What was measured of a machine and a pair, as three files of one folder: costs, step rates, costs of batches."""
+
+import logging
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from dynatree import files
+from dynatree.costs.cost_table import BatchTable, CostTable
+from dynatree.costs.step_rates import StepCalibration
+from dynatree.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# Parts of a machine's description that move the table; versions of Python do not.
+_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers")
+COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
+# Raised where what is measured, or how, changes what the numbers mean.
+VERSION = 2
+
+
+class Calibration(NamedTuple):
+    """What a machine and a pair were measured to be: seconds of forwards, and how often drafted tokens are right."""
+
+    costs: CostTable
+    steps: StepCalibration
+
+    def shared(self, rows: int) -> "Calibration":
+        """What it is for one of `rows` requests that are decoded together."""
+        return self if rows == 1 else self._replace(costs=self.costs.shared(rows))
+
+    def write(self, folder: Path) -> None:
+        """Write `costs.json`, `steps.json` and, if batches were measured, `batches.json`."""
+        files.write_json(folder / COSTS, self.costs.model_dump(mode="json", exclude={"batches"}))
+        if self.costs.batches:
+            self.write_batches(folder)
+        files.write_json(folder / STEPS, {**self.steps.model_dump(mode="json"), "version": VERSION})
+
+    def write_batches(self, folder: Path) -> None:
+        """Write `batches.json` alone."""
+        files.write_json(folder / BATCHES, self.costs.together.model_dump(mode="json"))
+
+    @staticmethod
+    def read(folder: Path, models: dict[str, str], machine: dict[str, Any]) -> "Calibration":
+        """What `write` wrote, for the pair with these fingerprints.
+
+        Raises UserError if it is missing, damaged, old, or of other models; a table of another machine is used with a
+        warning, since it may choose trees badly but never changes an output. Batches measured with other models than
+        the rest are left out, with a warning: theirs is a file of its own.
+        """
+        try:
+            table = files.read_json(folder / COSTS)
+            if (folder / BATCHES).is_file():
+                together = BatchTable(**files.read_json(folder / BATCHES))
+                if together.models == table["models"]:
+                    table["batches"] = together.batches
+                else:
+                    log.warning("calibration %s: %s is of other models, and not used", folder, BATCHES)
+            calibration = Calibration(CostTable(**table), StepCalibration(**files.read_json(folder / STEPS)))
+        except (OSError, LookupError, ValueError, TypeError, ValidationError) as error:
+            raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
+        if calibration.steps.version != VERSION:
+            raise UserError(
+                f"calibration {folder}: of version {calibration.steps.version}, this is {VERSION}; measure it again"
+            )
+        measured = calibration.costs.models
+        for role, fingerprint in models.items():
+            if measured.get(role) != fingerprint:
+                raise UserError(
+                    f"calibration {folder}: it was measured with {role} {measured.get(role, 'none')[:12]}, "
+                    f"this one is {fingerprint[:12]}; measure it again"
+                )
+        differing = [key for key in _DECISIVE if calibration.costs.machine.get(key) != machine.get(key)]
+        if differing:
+            there, here = ([m.get(key) for key in differing] for m in (calibration.costs.machine, machine))
+            log.warning("calibration %s: measured with %s %s, here %s", folder, ", ".join(differing), there, here)
+        return calibration

@@ -1,0 +1,90 @@
+"""How often drafted tokens are right, given what the drafter says: fitted on tuning text, asked while drafting.
+
+The target's greedy choice follows the drafter's ranks more often than its probabilities say. Each rank has a logistic
+curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls along a path, as a tree needs.
+"""
+
+import logging
+from functools import cache
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from dynatree.config import Knobs
+
+log = logging.getLogger(__name__)
+
+_LEAST, _MOST = 1e-4, 0.995
+# Of the online correction: hits that a request starts with, and what an observation keeps of the older ones.
+_PRIOR_HITS, _MEMORY = 3.0, 0.97
+
+
+class StepCalibration(Knobs):
+    """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
+
+    `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
+    proposals are, by the match's length (lookup.py); `lookup_processed`: the same where logits processors are on, which
+    keep text from looping (empty: as without).
+    """
+
+    ranks: list[tuple[float, float]] = Field(min_length=1)
+    rates: list[float] = Field(min_length=1)
+    lookup: list[float]
+    lookup_processed: list[float] = Field(default_factory=list)
+    version: int = 0
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        if wrong := [p for p in (*self.lookup, *self.lookup_processed, *self.rates) if not 0 <= p <= 1]:
+            raise ValueError(f"lookup, lookup_processed, rates: {wrong[0]} is no probability")
+        return self
+
+    def steps(self, log_probs: Tensor) -> Tensor:
+        """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
+        intercepts, slopes = _first(_curves(tuple(self.ranks)), log_probs.shape[1])
+        return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
+
+
+class OnlineCorrection:
+    """How much more or less often proposals are right in this request than the calibration says.
+
+    A ratio of decayed counts, drawn to 1 by as many hits as `_PRIOR_HITS`: text differs from tuning text, and logits
+    processors change it more. One for all ranks: each alone is hit too seldom to learn from.
+    """
+
+    def __init__(self) -> None:
+        self._hits = self._stated = 0.0
+
+    def steps(self, log_probs: Tensor) -> Tensor:
+        """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
+        return normalised(log_probs.exp() * ((_PRIOR_HITS + self._hits) / (_PRIOR_HITS + self._stated)))
+
+    def observe(self, stated: float, hit: bool) -> None:
+        """One node's calibrated proposals, of which one was the target's choice with probability `stated`, or `hit`."""
+        self._hits, self._stated = _MEMORY * self._hits + hit, _MEMORY * self._stated + stated
+
+
+@cache
+def _curves(ranks: tuple[tuple[float, float], ...]) -> Tensor:
+    """[2, ranks]: intercepts and slopes."""
+    return torch.tensor(ranks).T.contiguous()
+
+
+def _first(curves: Tensor, ranks: int) -> Tensor:
+    """The columns [k, ranks] of the first `ranks` ranks; the last of `curves` [k, r] stands for later ones."""
+    return (
+        curves[:, torch.arange(ranks).clamp(max=curves.shape[1] - 1)] if ranks > curves.shape[1] else curves[:, :ranks]
+    )
+
+
+def normalised(probability: Tensor) -> Tensor:
+    """Log of probabilities [f, b] of siblings, kept from 0 and 1 and scaled where a row sums to more than 1."""
+    probability = probability.clamp(_LEAST, _MOST)
+    return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
+
+
+def log_odds(log_probs: Tensor) -> Tensor:
+    """log(p / (1 - p)), kept finite."""
+    return torch.logit(log_probs.exp(), eps=1e-6)

@@ -1,0 +1,1 @@
+"""Text and models in: documents, clean-up, splits, prompts, where models come from; sources of text: sources/."""

@@ -1,0 +1,129 @@
+"""Models from local folders in transformers' layout: safetensors alone, no remote code; which model is which."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from dynatree import files
+from dynatree.engine.language_model import DTYPES, LanguageModel
+from dynatree.engine.tokenizer import load_tokenizer, same_tokenizer
+from dynatree.errors import UserError, first_line, readable
+from dynatree.files import DRAFT_VOCABULARY
+
+DEVICES = ("cpu", "cuda")
+
+
+def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
+    """Torch's dtype and device of these names. Raises UserError with the choices."""
+    if dtype not in DTYPES:
+        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if device not in DEVICES:
+        raise UserError(f"device: no {device!r}; choose one of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: 'cuda' was asked for, but this torch sees no GPU; choose cpu")
+    return DTYPES[dtype], torch.device(device)
+
+
+def load(
+    folder: str | Path,
+    dtype: str = "float32",
+    device: str = "cpu",
+    name: str | None = None,
+    rounded: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> LanguageModel:
+    """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
+
+    A folder without tokenizer files gives a model that reads token ids alone (`tokenizer`: one that is loaded already
+    and takes their place); one with a draft vocabulary drafts over that. On a CPU float32 weights are packed, those of
+    a drafter `rounded` where that is faster. Raises UserError if there is no such folder, no config.json or no
+    safetensors in it, or the architecture is not supported.
+    """
+    folder = Path(folder)
+    torch_dtype, torch_device = resolve(dtype, device)
+    model = read(folder, torch_dtype).to(torch_device)
+    vocabulary, tokenizer = read_draft_vocabulary(folder), tokenizer or load_tokenizer(folder)
+    return LanguageModel(model, tokenizer, name or folder.name, vocabulary, packed=True, rounded=rounded)
+
+
+def load_pair(folders: dict[str, Path], dtype: str, device: str) -> dict[str, LanguageModel]:
+    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does.
+
+    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
+    """
+    target = load(folders["target"], dtype, device)
+    if "drafter" not in folders:
+        return {"target": target}
+    shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
+    drafter = load(folders["drafter"], dtype, device, rounded=True, tokenizer=shared)
+    drafter.share_embedding(target)
+    return {"target": target, "drafter": drafter}
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 that tells the model in `folder` apart: of its only file of weights, or of all that it decodes with."""
+    manifest = folder / files.MANIFEST
+    if manifest.is_file():
+        with readable(str(manifest)):
+            hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
+    else:
+        hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+    if (folder / DRAFT_VOCABULARY).is_file():
+        hashes.append(files.sha256(folder / DRAFT_VOCABULARY))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def read_draft_vocabulary(folder: Path) -> Tensor | None:
+    """The token ids [v] that the drafter in `folder` drafts over; None if it names none. Raises UserError."""
+    path = folder / DRAFT_VOCABULARY
+    if not path.is_file():
+        return None
+    try:
+        ids = torch.tensor(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"{path}: {first_line(error)}; expected a list of token ids") from error
+    if ids.dim() != 1 or ids.dtype != torch.long or not len(ids) or len(ids.unique()) < len(ids):
+        raise UserError(f"{path}: expected a list of distinct token ids")
+    return ids
+
+
+def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
+    """transformers' model of a local `folder`, in `dtype` (None: that of its weights). Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"model: no folder {str(folder)!r}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {str(folder)!r} has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model folder {str(folder)!r} has no *.safetensors; pickled weights are not loaded")
+    _check_generation_config(folder / "generation_config.json")
+    # The report of loading is noise for users, except missing weights, which are an error here.
+    with readable(f"model folder {str(folder)!r}"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    model, report = loaded
+    if report["missing_keys"]:
+        raise UserError(f"model folder {str(folder)!r} lacks weights: {', '.join(sorted(report['missing_keys'])[:3])}")
+    return model
+
+
+def _check_generation_config(path: Path) -> None:
+    """Refuse a file whose end-of-sequence tokens transformers would pass over in silence."""
+    if not path.is_file():
+        return
+    with readable(str(path)):
+        ends = files.read_json(path).get("eos_token_id")
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [] if ends is None else [ends])):
+        raise UserError(f"{path}: eos_token_id is {ends!r}; expected a token id or a list of them")

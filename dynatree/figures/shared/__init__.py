@@ -1,0 +1,1 @@
+"""What figures share: looks, grammar, queries, panels, captions, files. Knows no figure."""

@@ -1,0 +1,112 @@
+"""Logits processors, applied to every node of a tree as `generate` applies them to every step.
+
+A node's row is processed as if its path had been committed. Definitions: transformers' RepetitionPenaltyLogitsProcessor
+(CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
+"""
+
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dynatree.config import Knobs
+from dynatree.errors import UserError
+from dynatree.tree import TokenTree
+
+
+class Processors(Knobs):
+    """`repetition_penalty` 1: none; `no_repeat_ngram` 0: none, n: no n-gram occurs twice. Prompts count."""
+
+    repetition_penalty: float = Field(gt=0, default=1.0)
+    no_repeat_ngram: int = Field(ge=0, default=0)
+
+    @property
+    def active(self) -> bool:
+        """Whether `process` changes anything."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram > 0
+
+    @property
+    def generation_options(self) -> dict[str, Any]:
+        """The same for transformers' `generate`."""
+        if not self.active:
+            return {}
+        return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram}
+
+    @torch.inference_mode()
+    def process(
+        self,
+        logits: Tensor,
+        text: Tensor,
+        tree: TokenTree | None = None,
+        nodes: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> Tensor:
+        """Processed `logits` [n, v]: row i follows `text` [t] and the path to the i-th of `nodes` [n].
+
+        In float32 where a processor is on. `text` ends with the tree's root. Without `nodes` the rows are all nodes,
+        without a `tree` the root alone. `columns` [vocabulary] is where each token stands in `logits`, -1 for not at
+        all; without it v is the whole.
+        Float32 logits are overwritten: a copy of a whole vocabulary costs more than the rest.
+        """
+        if not self.active:
+            return logits
+        tree = TokenTree.root(int(text[-1])) if tree is None else tree
+        visible = tree.ancestors if nodes is None else tree.ancestors[nodes]
+        scores = logits.float()
+        if self.repetition_penalty != 1:
+            self._penalise(scores, text, tree, visible, columns)
+        if self.no_repeat_ngram:
+            for row, seen in zip(scores, visible, strict=True):
+                # Index order is path order: parents precede children.
+                banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
+                places = banned if columns is None else columns[banned]
+                row[places[places >= 0].to(row.device)] = -torch.inf
+        return scores
+
+    def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
+        penalty = self.repetition_penalty
+        tokens = text.expand(len(visible), -1)
+        if len(tree) > 1:
+            # A node that is not on the row's path counts as the root, which the text has already.
+            tokens = torch.cat([tokens, torch.where(visible, tree.tokens, text[-1])], dim=1)
+        places = (tokens if columns is None else columns[tokens]).to(scores.device)
+        found = scores.gather(1, places.clamp(min=0))
+        # Above 1 a penalty lowers a logit of either sign, so the lower one is its own; below 1 the other way round.
+        either = found * penalty, found / penalty
+        penalised = torch.minimum(*either) if penalty > 1 else torch.maximum(*either)
+        if columns is None:
+            # Tokens may come twice: both times the same value is written.
+            scores.scatter_(1, places, penalised)
+        else:
+            # What stands nowhere writes back what it read at 0, and must not undo what belongs there.
+            penalised = penalised.where(places >= 0, found)
+            scores.scatter_reduce_(1, places.clamp(min=0), penalised, "amin" if penalty > 1 else "amax")
+
+    def _banned(self, text: Tensor) -> Tensor:
+        size = self.no_repeat_ngram
+        if len(text) < size:
+            return text[:0]
+        windows = text.unfold(0, size, 1)
+        again = (windows[:, :-1] == text[len(text) - size + 1 :]).all(1)
+        return windows[again, -1].unique()
+
+
+PLAIN = Processors()
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`.
+
+    Raises UserError if the first row holds NaN, as overflowing half precision gives: a drafted token that overflows
+    leaves its NaN in the whole tree, and the first row is the root, which plain decoding would have fed too.
+    """
+    scores = logits.float()
+    # numpy's is several times as fast as torch's on a CPU, and it promises the first of equal ones.
+    best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.is_cpu else scores.argmax(-1).cpu()
+    # The largest is NaN where any is.
+    if len(best) and scores[0, best[0]].isnan():
+        raise UserError(
+            f"the target's logits are not numbers ({logits.dtype}): they overflow in half precision, or weights are bad"
+        )
+    return best

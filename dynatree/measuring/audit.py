@@ -1,0 +1,122 @@
+"""Is an output what greedy decoding of the target gives? Teacher-force it and look at every emitted token.
+
+Batched verification and one-token steps use different kernels, so a near-tie may flip; a flip above the tolerance is
+an error of the decoder. Also the output's perplexity, since the same logits give it, and its repetition.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from dynatree.data.prompts import Prompt
+from dynatree.data.splits import TUNING, SplitDocument
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError
+from dynatree.generation.logits_processors import PLAIN, Processors, greedy_tokens
+from dynatree.tree import TokenTree
+
+# Largest logit distance from the argmax that rounding may cause.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
+TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
+REPETITION_ORDER = 17
+
+
+def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
+    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along tuning text.
+
+    That difference is the one between a batched forward and one-token forwards, which is what decoders mix, over the
+    beginnings of the first tuning documents: what is measured must not set its own tolerance. Raises UserError if
+    there is no tuning document.
+    """
+    if target.dtype in TOLERANCE:
+        return TOLERANCE[target.dtype]
+    length = min(TOLERANCE_TOKENS, target.context_limit or TOLERANCE_TOKENS)
+    texts = [d.ids[:length] for d in documents if d.split == TUNING and d.ids][:TOLERANCE_DOCUMENTS]
+    if not texts:
+        raise UserError(f"audit: none of {len(documents)} documents is of the tuning split, which sets the tolerance")
+    largest = 0.0
+    for ids in texts:
+        tokens = torch.tensor(ids)
+        batched = target.forward(tokens, KeyValueCache()).float()
+        cache = KeyValueCache()
+        for i in range(len(ids)):
+            single = target.forward(tokens[i : i + 1], cache).float()[0]
+            largest = max(largest, float((single - batched[i]).abs().max()))
+    return 2 * largest
+
+
+def audit(
+    target: LanguageModel, prompt: list[int], output: list[int], eps: float, processors: Processors = PLAIN
+) -> dict[str, Any]:
+    """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
+
+    `repeated` [output tokens] says which of them are repetition, `repetition` how large a share.
+
+    Flips and gaps are of the processed logits, the perplexity is of the target's own.
+
+    Raises UserError if a token lies more than `eps` (logits) below the argmax.
+    """
+    tokens = torch.tensor([*prompt, *output])
+    # The logits before each emitted token; the last token's own are not needed.
+    scores = target.score(tokens[:-1], last=len(output)).float().cpu()
+    path = TokenTree.root(prompt[-1]).chain(tokens[len(prompt) : -1], torch.zeros(len(output) - 1))
+    logits = processors.process(scores.clone() if processors.active else scores, tokens[: len(prompt)], path)
+    emitted = torch.tensor(output)[:, None]
+    own = logits.gather(1, emitted).squeeze(1)
+    gaps = logits.max(dim=1).values - own
+    flips = (greedy_tokens(logits) != emitted.squeeze(1)).nonzero().flatten().tolist()
+    worst = float(gaps.max())
+    if not worst <= eps:
+        at = int(gaps.argmax())
+        raise UserError(
+            f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
+            f"more than rounding explains ({eps:.1g})"
+        )
+    again = repeated(prompt, output)
+    loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
+    return {
+        "flips": len(flips),
+        "first_flip": flips[0] if flips else None,
+        "largest_gap": worst,
+        "negative_log_likelihood": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # finite, so that records can hold it
+        "repetition": sum(again) / len(again),
+        "repeated": again,
+        "tolerance": eps,
+    }
+
+
+def repeated(prompt: list[int], output: list[int], order: int = REPETITION_ORDER) -> list[int]:
+    """Of each output token 1 if the `order`-gram that ends there occurred earlier in prompt + output, else 0."""
+    text = [*prompt, *output]
+    seen: set[tuple[int, ...]] = set()
+    flags = []
+    for end in range(1, len(text) + 1):
+        gram = tuple(text[max(0, end - order) : end])
+        if end > len(prompt):
+            flags.append(int(gram in seen))
+        if end >= order:
+            seen.add(gram)
+    return flags
+
+
+def records(
+    target: LanguageModel,
+    prompts: Sequence[Prompt],
+    outputs: Sequence[dict[str, Any]],
+    eps: float,
+    processors: Processors = PLAIN,
+) -> list[dict[str, Any]]:
+    """The facts of each output record (measure.py), in order. Raises UserError at the first that is not exact."""
+    ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
+    rows = []
+    for output in outputs:
+        key = {"prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+        try:
+            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps, processors)})
+        except UserError as error:
+            raise UserError(f"{output['prompt_id']}: {error}") from error
+    return rows

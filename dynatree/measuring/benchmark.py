@@ -1,0 +1,163 @@
+"""The paired benchmark: all methods of a prompt in one process, in rotating order, so that a slow spell hits all alike.
+
+Within a prompt's turn the machine has faster and slower seconds, too: what is compared is a method's time in plain
+steps that were timed meanwhile (measure.py).
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from dynatree import files
+from dynatree.data.prompts import Prompt
+from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.logits_processors import Processors
+from dynatree.measuring import runs
+from dynatree.measuring.audit import audit
+from dynatree.measuring.audit import repeated as repetition
+from dynatree.measuring.clock import Reference, alone
+from dynatree.tables import bootstrap
+from dynatree.tables.comparison import PLAIN
+
+# The plain loop once more at the end: how far a ratio strays by chance.
+AGAIN = "autoregressive_again"
+
+Row = dict[str, Any]
+
+
+def combinations(knobs: dict[str, Any], grid: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """`knobs` with every combination of the values that `grid` lists."""
+    return [knobs | dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
+
+
+def tune(
+    target: LanguageModel,
+    decoders: Sequence[Any],
+    prompts: Sequence[Prompt],
+    output_tokens: int,
+    processors: Processors,
+) -> list[float]:
+    """Time of each decoder over all `prompts`, which are of the tuning split, in plain steps; they take turns."""
+    steps, reference = [0.0] * len(decoders), Reference(target)
+    for prompt in prompts:
+        for place, decoder in enumerate(decoders):
+            (trace,), clock = runs.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
+            steps[place] += trace.seconds / bootstrap.mean(clock.samples, geometric=False)
+    return steps
+
+
+def tuned(
+    path: Path,
+    method: dict[str, Any],
+    grid: dict[str, list[Any]],
+    target: LanguageModel,
+    build: Callable[[dict[str, Any]], Any],
+    prompts: Sequence[Prompt],
+    output_tokens: int,
+    processors: Processors,
+) -> dict[str, Any]:
+    """`best`: the fastest of the method's combinations on the tuning `prompts`; `at_the_edge_of`: the knobs of which it
+    has the largest or smallest value. With all that were tried it is kept at `path`.
+    """
+    if not path.is_file():
+        tried = combinations(method, grid)
+        decoders = [build(one) for one in tried]
+        with alone():
+            for decoder in decoders:
+                runs.warm_up(decoder, [prompts[0].ids], output_tokens)
+            steps = tune(target, decoders, prompts, output_tokens, processors)
+        best = tried[steps.index(min(steps))]
+        # One token, level or child is the least there is.
+        ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
+        edges = [knob for knob, end in ends.items() if best[knob] in end]
+        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
+    found: dict[str, Any] = files.read_json(path)
+    edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
+    print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
+    return found
+
+
+def paired(
+    target: LanguageModel,
+    decoders: dict[str, Any],
+    prompt: Prompt,
+    output_tokens: int,
+    processors: Processors,
+    turn: int,
+    tolerance: float,
+    others: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Row]:
+    """One record a method, and `AGAIN`, in the order run: that of `decoders`, begun at the method number `turn`.
+
+    `others`: decoders of other weights, whose outputs are not audited. Raises UserError if one of `decoders` is not
+    exact.
+    """
+    every = {**decoders, **others}
+    names = list(every)
+    order = names[turn % len(names) :] + names[: turn % len(names)]
+    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[PLAIN])]
+    reference = Reference(target)
+    rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
+    plain = next(row["output_ids"] for row in rows if row["method"] == PLAIN)
+    for row in rows:
+        row["identical"] = row["output_ids"] == plain
+        if row["method"] in others:
+            row["repetition"] = bootstrap.mean(repetition(prompt.ids, row["output_ids"]), geometric=False)
+        else:
+            audited = audit(target, prompt.ids, row["output_ids"], tolerance, processors)
+            row |= {key: audited[key] for key in _AUDITED}
+    return rows
+
+
+_AUDITED = ("flips", "largest_gap", "repetition")
+
+
+def repeated(
+    target: LanguageModel,
+    decoders: dict[str, Any],
+    method: str,
+    prompt: Prompt,
+    output_tokens: int,
+    processors: Processors,
+    times: int,
+) -> list[Row]:
+    """Records of our plain loop and of `method`, taking turns on `prompt`, `times` times over."""
+    for name in (PLAIN, method):
+        runs.warm_up(decoders[name], [prompt.ids], output_tokens)
+    reference = Reference(target)
+    return [
+        run(target, decoders[name], reference, name, prompt, output_tokens, processors)
+        for turn in range(times)
+        for name in (PLAIN, method)[:: 1 if turn % 2 == 0 else -1]
+    ]
+
+
+def run(
+    target: LanguageModel,
+    decoder: Any,
+    reference: Reference,
+    name: str,
+    prompt: Prompt,
+    output_tokens: int,
+    processors: Processors,
+) -> Row:
+    """One record: `decoder` on `prompt`, with plain steps of `target` timed meanwhile."""
+    (trace,), clock = runs.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
+    return {
+        "method": name,
+        "prompt_id": prompt.prompt_id,
+        "document_id": prompt.document_id,
+        "dataset": prompt.dataset,
+        "seconds": trace.seconds,
+        "references": clock.samples,
+        "commits": trace.commits,
+        "emitted": [trace.first, *(len(r.emitted) for r in trace.rounds)],
+        "output_ids": trace.output,
+        "target_forwards": trace.target_forwards,
+        "draft_forwards": trace.draft_forwards,
+        "drafted": sum(r.drafted for r in trace.rounds),
+        "accepted": sum(r.accepted for r in trace.rounds),
+    }

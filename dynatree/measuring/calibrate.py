@@ -1,0 +1,176 @@
+"""Measures a pair on a machine: seconds of forwards (timing.py), and how often drafted tokens are right on text."""
+
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from dynatree import decoding
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.step_rates import StepCalibration, log_odds
+from dynatree.drafting import lookup
+from dynatree.drafting.model import first_seen
+from dynatree.engine import checkpoint, language_model
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.engine.machine import describe_machine
+from dynatree.errors import UserError
+from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.trace import Clock
+from dynatree.measuring import forward_times
+from dynatree.measuring.clock import alone
+from dynatree.tree import TokenTree
+
+# Ranks whose rate of hits is told.
+RATED = 8
+
+# What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
+DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
+NEW_TEXT = Processors(repetition_penalty=1.2)
+# Tokens at which a drafter is taken to be right as often as it says, besides those that were seen.
+_BORNE_OUT = 200
+Continuations = Sequence[tuple[list[int], list[int]]]
+
+
+def pair(
+    folders: dict[str, Path],
+    prompts: Sequence[list[int]],
+    output_tokens: int,
+    contexts: Sequence[int],
+    repeats: int,
+    dtype: str,
+    device: str,
+) -> Calibration:
+    """What forwards of this pair cost here, and how often drafted tokens are right in continuations of `prompts`.
+
+    `folders` as for `measure.load`; sizes as for `timing.costs`. Raises UserError for a pair that does not fit.
+    """
+    loaded = checkpoint.load_pair(folders, dtype, device)
+    target, drafter = loaded["target"], loaded.get("drafter")
+    if drafter:
+        language_model.check_pair(target, drafter)
+        longest, limit = max(map(len, prompts)), drafter.context_limit
+        if drafter.draft_window is None and limit is not None and longest > limit:
+            raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
+    # Whichever way they are decoded.
+    decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
+    fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    # Continuations are not timed, but would slow down a job that is.
+    with alone():
+        greedy, new = (
+            [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
+            for processors in (PLAIN, NEW_TEXT)
+        )
+        known = steps(greedy, drafter, new)
+        table = forward_times.costs(target, drafter, contexts, repeats, describe_machine(dtype, device), fingerprints)
+        if drafter:
+            beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
+            table = table.drafting_plus(beyond)
+    return Calibration(table, known)
+
+
+def while_decoding(
+    target: LanguageModel,
+    drafter: LanguageModel,
+    prompts: Sequence[list[int]],
+    output_tokens: int,
+    calibration: Calibration,
+) -> float:
+    """Median seconds that a level takes in decoding beyond what the table says, at least 0.
+
+    Between two target forwards the drafter's weights leave the processor's caches, and the policy thinks. Decoded are
+    texts that do not loop: in loops hardly a level is drafted.
+    """
+    decoder = decoding.build(target, drafter, "speculative", DECODING, calibration)
+    draft = calibration.costs.draft
+    beyond: dict[int, list[float]] = {}
+    assert draft is not None, "the table has the drafter's costs"
+    for prompt in prompts:
+        trace = decoder.decode(prompt, output_tokens, clock=Clock(instrumented=True), processors=NEW_TEXT)
+        taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
+        context = len(prompt)
+        for number, fact in enumerate(trace.rounds):
+            if fact.draft_forwards:
+                level = taken[number] / fact.draft_forwards - float(draft.at(context, 1)[1])
+                beyond.setdefault(fact.draft_forwards, []).append(level)
+            context += len(fact.emitted)
+    # Of the fewest levels, most often one, below the root alone: later ones are over more tokens.
+    counted = beyond[min(beyond)] if beyond else [0.0]
+    found = max(0.0, statistics.median(counted))
+    rounds = len(counted) if beyond else 0
+    print(f"calibrate: a level takes {1000 * found:.1f} ms more in decoding ({rounds} rounds)", file=sys.stderr)
+    return found
+
+
+def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuations = ()) -> StepCalibration:
+    """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
+
+    The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
+    sure of it, but what it is asked for is the rest. There a short match of lookup's is right half as often.
+    """
+    ranks, rates = [(0.0, 1.0)], [0.0]
+    if drafter:
+        found = [teacher_forced(drafter, *pair) for pair in greedy]
+        rates = torch.cat([hits for _, hits in found]).float().mean(0).tolist()
+        found += [teacher_forced(drafter, *pair, NEW_TEXT) for pair in new]
+        stated, hits = (torch.cat(part)[:, : forward_times.RANKS] for part in zip(*found, strict=True))
+        ranks = fit_ranks(stated, hits)
+    return StepCalibration(
+        ranks=ranks,
+        rates=[round(r, 4) for r in rates],
+        lookup=lookup.rates(greedy),
+        lookup_processed=lookup.rates(new) if new else [],
+    )
+
+
+@torch.inference_mode()
+def teacher_forced(
+    drafter: LanguageModel, prompt: list[int], output: list[int], processors: Processors = PLAIN
+) -> tuple[Tensor, Tensor]:
+    """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
+    fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.draft_window
+    if window is None and drafter.context_limit is not None:
+        fed = fed[: drafter.context_limit]
+    begin, committed = 0, len(prompt)
+    pieces: list[Tensor] = []
+    # Once at least: of a prompt beyond the drafter's context there is nothing, but of the right shape.
+    while committed <= len(fed) or not pieces:
+        begin = first_seen(window, committed, begin)
+        end = len(fed) if window is None else min(len(fed), begin + window)
+        pieces.append(drafter.draft(fed[begin:end], KeyValueCache())[committed - 1 - begin :])
+        committed = end + 1
+    logits = torch.cat(pieces)
+    followed = fed[len(prompt) :]
+    path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
+    logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.draft_columns)
+    best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
+    tokens = best.indices.cpu()
+    if drafter.draft_vocabulary is not None:
+        tokens = drafter.draft_vocabulary[tokens]
+    return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]
+
+
+def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:
+    """A curve a rank from stated log-probabilities [n, b] and whether each was the target's choice [n, b].
+
+    Drawn to what the drafter says, as by `_BORNE_OUT` more tokens at which that was borne out: without them a curve
+    fits the few hits of a low rank, or the loops of one prompt. A slope is never negative.
+    """
+    curves = []
+    for rank in range(stated.shape[1]):
+        odds, hit = log_odds(stated[:, rank]).double(), hits[:, rank].double()
+        right, weight = torch.sigmoid(odds), _BORNE_OUT / len(odds)
+        weights = torch.cat([torch.ones(len(odds)), weight * right, weight * (1 - right)])
+        outcomes = torch.cat([hit, torch.ones(len(odds)), torch.zeros(len(odds))])
+        # Without a penalty, which would draw the slope to 0.
+        fitted = LogisticRegression(C=math.inf).fit(odds.repeat(3)[:, None].numpy(), outcomes.numpy(), weights.numpy())
+        slope = float(fitted.coef_[0, 0])
+        rate = (hit.sum() + _BORNE_OUT * right.mean()) / (len(hit) + _BORNE_OUT)
+        intercept = float(fitted.intercept_[0]) if slope > 0 else float(torch.logit(rate))
+        curves.append((round(intercept, 4), round(max(0.0, slope), 4)))
+    return curves

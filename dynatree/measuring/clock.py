@@ -1,0 +1,103 @@
+"""The clock of a timed request, the autoregressive steps that it is compared by, and the lock that timed jobs hold.
+
+Autoregressive steps are timed between a request's rounds, its clock stopped: machines that others share have faster
+and slower seconds, and what was timed at different moments is compared by what such a step took meanwhile.
+"""
+
+import fcntl
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS, Clock
+
+REFERENCE_CONTEXT = 64
+
+
+def lock_path() -> Path:
+    """The file whose lock a timed job holds."""
+    return Path(tempfile.gettempdir()) / f"dynatree-timing-{os.getuid()}.lock"
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Hold this user's timing lock: two timed jobs never overlap, whichever tool started them."""
+    with lock_path().open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device, at request boundaries only."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class Reference:
+    """Plain steps of `target` at a fixed context, apart from any request's cache and counts."""
+
+    def __init__(self, target: LanguageModel):
+        self._target, self._cache, self.device = target, KeyValueCache(), target.device
+        self._context = min(REFERENCE_CONTEXT, (target.context_limit or REFERENCE_CONTEXT + 1) - 1)
+        prompt = torch.arange(self._context) % target.vocabulary_size
+        with torch.inference_mode():
+            self._token = greedy_tokens(target.forward(prompt, self._cache, last_only=True))
+
+    @torch.inference_mode()
+    def sample(self) -> float:
+        """Median seconds of a few steps."""
+        with self._target.uncounted():
+            edges = [self._step() for _ in range(REFERENCE_STEPS)]
+        seconds = sorted(end - begin for begin, end in pairwise(edges))
+        return seconds[len(seconds) // 2]
+
+    def _step(self) -> float:
+        self._cache.crop(self._context)
+        greedy_tokens(self._target.forward(self._token, self._cache))
+        return time.perf_counter()
+
+
+class PacedClock(Clock):
+    """A request's clock that stops behind a commit, every so often, to sample `reference`."""
+
+    def __init__(self, reference: Reference, instrumented: bool = False):
+        super().__init__(instrumented)
+        self._reference, self._stopped = reference, 0.0
+        self.samples = [reference.sample()]
+        self._due = self._pause()
+        self.start = time.perf_counter()
+
+    def now(self) -> float:
+        return super().now() - self._stopped
+
+    def lull(self) -> None:
+        if self.now() >= self._due:
+            self.sample()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        with super().phase(name):
+            yield
+            if self.instrumented:
+                # What was only sent to the device is no part of the next phase.
+                synchronise(self._reference.device)
+
+    def sample(self) -> None:
+        """Take a sample now, outside of the request's time."""
+        begin, self.stopped = time.perf_counter(), True
+        self.samples.append(self._reference.sample())
+        self.stopped = False
+        self._stopped += time.perf_counter() - begin
+        self._due = self.now() + self._pause()
+
+    def _pause(self) -> float:
+        return max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * self.samples[-1])

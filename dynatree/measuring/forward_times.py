@@ -1,0 +1,223 @@
+"""Seconds of forwards on this machine, of one request and of several at once: what makes up a cost table."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
+from dynatree.costs.step_rates import StepCalibration
+from dynatree.drafting.model import Drafter
+from dynatree.engine import checkpoint
+from dynatree.engine.eager.batch import Feed
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.measuring.clock import alone, synchronise
+from dynatree.tree import TokenTree
+from dynatree.verification.greedy import verify
+
+# New tokens of a target forward, and of a draft forward.
+VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+DRAFTED = (1, 2, 4, 8, 16, 32, 64, 128)
+# The same, of each request, where several are decoded together.
+BATCHED = (1, 2, 4, 8, 16, 32, 64)
+# Ranks of the drafter's proposals that get a curve of their own.
+RANKS = 4
+# Times that a level besides its forward is timed at least: it takes well below a millisecond.
+LEAST_HANDLED = 20
+
+Step = Callable[[list[KeyValueCache], int], None]
+
+
+class _Curves(TypedDict):
+    verify: Curve
+    draft: Curve | None
+
+
+def costs(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    contexts: Sequence[int],
+    repeats: int,
+    machine: dict[str, Any],
+    models: dict[str, str],
+) -> CostTable:
+    """The cost table of this pair: every forward `repeats` times or more. Contexts beyond a model's own are left out.
+
+    All is timed twice, minutes apart, and the smaller median of each size taken: where memory is slow for a while, by
+    what else the machine does, wide forwards seem to be for nothing.
+    `machine` and `models` (fingerprints) are kept with it.
+    """
+    handling = _handling(drafter, _fitting(drafter, contexts)[0], max(repeats, LEAST_HANDLED)) if drafter else 0.0
+
+    def table() -> CostTable:
+        curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling)
+        return CostTable(machine=machine, models=models, **curves, handling=handling)
+
+    return least(table(), table())
+
+
+def together(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    contexts: Sequence[int],
+    repeats: int,
+    batches: Sequence[int],
+    known: CostTable,
+) -> list[BatchCosts]:
+    """The same of so many requests at once as each of `batches` above 1 says, in ascending order.
+
+    They are timed at the middle context alone, and up to as many tokens a forward as one request; what a level takes
+    besides its forward is that of `known`.
+    """
+    fitting = sorted(_fitting(target, contexts))
+    middle = [fitting[(len(fitting) - 1) // 2]]
+
+    def tables() -> list[BatchCosts]:
+        made = []
+        for rows in sorted({*batches} - {1}):
+            sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
+            # Each row's tree is grown for itself.
+            beside = rows * known.handling + known.surcharge
+            made.append(
+                BatchCosts(rows=rows, **_curves(target, drafter, rows, middle, (sizes, sizes), repeats, beside))
+            )
+        return made
+
+    return [least(one, two) for one, two in zip(tables(), tables(), strict=True)]
+
+
+def _curves(
+    target: LanguageModel,
+    drafter: LanguageModel | None,
+    rows: int,
+    contexts: Sequence[int],
+    sizes: tuple[Sequence[int], Sequence[int]],
+    repeats: int,
+    beside: float,
+) -> _Curves:
+    """Of forwards over `sizes` (target's, drafter's) new tokens a row; a level takes `beside` more seconds."""
+    each = (repeats + 1) // 2
+    verify = _curve(target, rows, sizes[0], contexts, each, partial(_verification, target))
+    draft = None
+    if drafter:
+        # It never sees more than its window, whatever is committed.
+        seen = sorted({min(context, drafter.draft_window or context) for context in contexts})
+        draft = _curve(drafter, rows, sizes[1], seen, each, partial(_level, drafter))
+    return {"verify": verify, "draft": draft and draft.plus(beside)}
+
+
+def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+    lengths = [cache.length for cache in caches]
+    tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
+    feeds = [
+        Feed(tree.tokens, cache, tree.positions(length), tree.attention_mask(length) if n > 1 else None)
+        for cache, length in zip(caches, lengths, strict=True)
+    ]
+    for cache, length, logits in zip(caches, lengths, target.forward_batch(feeds), strict=True):
+        verify(tree, logits)
+        cache.crop(length)
+
+
+def _level(drafter: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+    lengths = [cache.length for cache in caches]
+    drafter.draft_batch([Feed(torch.arange(n) % drafter.vocabulary_size, cache) for cache in caches])
+    for cache, length in zip(caches, lengths, strict=True):
+        cache.crop(length)
+
+
+def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
+    """Median seconds that a level takes besides its forward: calibrated, grafted into the tree, its cache kept."""
+    plain = StepCalibration(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
+    drafting, committed, cache = Drafter(drafter, plain), [0] * context, KeyValueCache()
+    drafter.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
+    root = torch.zeros(1, dtype=torch.long)
+
+    def level() -> None:
+        committed.append(0)
+        drafting.free(committed, 0)
+        tree = TokenTree.root(0)
+        text = torch.zeros(len(committed), dtype=torch.long)
+        logits = drafter.draft(*drafting.ask(tree, root, text))
+        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, text)
+        tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
+        drafting.accept(root)
+
+    def forward() -> None:
+        drafter.draft(root, cache)
+        cache.crop(context)
+
+    room = ((drafter.context_limit or 2**31) - context - 2) // 2
+    whole, bare = _medians(drafter, [level, forward], max(1, min(repeats, room)))
+    return max(0.0, whole - bare)
+
+
+def batched(
+    folders: dict[str, Path],
+    calibration: Calibration,
+    contexts: Sequence[int],
+    repeats: int,
+    dtype: str,
+    device: str,
+    batches: Sequence[int],
+) -> Calibration:
+    """`calibration`, which `pair` gave for the same `folders`, with costs of as many requests at once as `batches` say.
+
+    Those of one request are there already.
+    """
+    loaded = checkpoint.load_pair(folders, dtype, device)
+    with alone():
+        found = together(loaded["target"], loaded.get("drafter"), contexts, repeats, batches, calibration.costs)
+    return calibration._replace(costs=calibration.costs.model_copy(update={"batches": found}))
+
+
+def _fitting(model: LanguageModel, contexts: Sequence[int]) -> list[int]:
+    return [context for context in contexts if model.context_limit is None or context + 2 <= model.context_limit] or [1]
+
+
+def _curve(
+    model: LanguageModel, rows: int, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step
+) -> Curve:
+    limit = model.context_limit or max(contexts) + max(sizes)
+    fitting = _fitting(model, contexts)
+    seconds: list[list[float]] = []
+    for context in fitting:
+        caches = KeyValueCache.together(rows)
+        for row, cache in enumerate(caches):
+            # Each shorter than the one before, as rows are.
+            text = torch.arange(max(1, context - row)) % model.vocabulary_size
+            model.forward(text, cache, last_only=True)
+        within = [n for n in sizes if context + n <= limit]
+        median = _medians(model, [partial(step, caches, n) for n in within], repeats)
+        # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
+        # as behind the context before it, or by the token.
+        shape = seconds[-1] if seconds else sizes
+        last = len(within) - 1
+        seconds.append(median + [median[-1] * shape[place] / shape[last] for place in range(last + 1, len(sizes))])
+        what = model.name if rows == 1 else f"{model.name}, {rows} rows"
+        print(f"calibrate: {what} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
+    return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
+
+
+def _medians(model: LanguageModel, steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
+
+    Each turn is two steps, of which the second counts: a plain step behind a forward over 128 tokens takes a tenth
+    longer than behind one of its like, as in decoding.
+    """
+    taken: list[list[float]] = [[] for _ in steps]
+    for _ in range(repeats):
+        for step, seconds in zip(steps, taken, strict=True):
+            step()
+            synchronise(model.device)
+            begin = time.perf_counter()
+            step()
+            synchronise(model.device)
+            seconds.append(time.perf_counter() - begin)
+    return [statistics.median(seconds) for seconds in taken]

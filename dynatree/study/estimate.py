@@ -1,0 +1,87 @@
+"""How long the generation runs of a scale would take on one machine and on many, from what a finished run measured.
+
+A plan, no measurement: each method keeps its measured speed relative to plain decoding, of `step` seconds a token.
+"""
+
+import heapq
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dynatree.errors import UserError
+from dynatree.generation.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS
+from dynatree.study import grid
+from dynatree.study.params import Params
+
+PLAIN = "autoregressive"
+
+
+class Part(NamedTuple):
+    """The runs below one folder of the results: tokens that they emit, seconds of each."""
+
+    title: str
+    tokens: int
+    seconds: list[float]
+
+
+class Measured(NamedTuple):
+    """Of metrics.json: the processor, seconds of a plain step, what a prompt's token takes relative to it, speeds."""
+
+    processor: str
+    step: float
+    prompt_token: float
+    speed: dict[str, float]
+
+
+def measured(metrics: Mapping[str, Any]) -> Measured:
+    """What `metrics` (metrics.json) say. Raises UserError without plain decoding."""
+    try:
+        plain = metrics[PLAIN]
+        speed = {name: facts["speedup"] for name, facts in metrics.items() if "speedup" in facts}
+        step = plain["tpot_ms"] / 1000
+        if not all(value > 0 for value in speed.values()):
+            raise ValueError("a speedup that is not above 0")
+        prompt_token = plain["ttft_ms"] / 1000 / step / metrics["lengths"]["prompt_tokens"]
+        return Measured(metrics["machine"]["processor"], step, prompt_token, speed)
+    except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(f"metrics: they lack speeds of {PLAIN} ({error!r}); run `make all` first") from error
+
+
+def parts(params: Params, known: Measured, step: float, job: float) -> list[Part]:
+    """Seconds of every generation run, by experiment, where a plain step takes `step` and starting a job `job` seconds.
+
+    Methods that were not measured are taken to be as fast as plain decoding; requests of a batch to follow one another.
+    """
+    found: dict[str, Part] = {}
+    for run in grid.expand(params).values():
+        requests = run.prompts * run.repeats
+        prompt = run.prompt_tokens or params.sizes.prompt_tokens
+        decoding = run.output_tokens / known.speed.get(run.method, 1.0)
+        # The prompt before the first token, and prompt and output together in the audit.
+        forwards = (2 * prompt + run.output_tokens) * known.prompt_token
+        # A sample of the reference before and after each request, and every so often meanwhile.
+        samples = 2 + decoding * step / max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * step)
+        seconds = job + requests * (decoding + forwards + samples * REFERENCE_STEPS) * step
+        part = found.setdefault(run.top, Part(run.top, 0, []))
+        found[run.top] = Part(run.top, part.tokens + requests * run.output_tokens, [*part.seconds, seconds])
+    return list(found.values())
+
+
+def makespan(seconds: Sequence[float], machines: int) -> float:
+    """Seconds until all jobs are done on `machines`, each taking the longest that is left (Graham 1969)."""
+    busy = [0.0] * machines
+    for job in sorted(seconds, reverse=True):
+        heapq.heappush(busy, heapq.heappop(busy) + job)
+    return max(busy)
+
+
+def describe(found: Sequence[Part], machines: Sequence[int]) -> str:
+    """A line an experiment, and one a number of machines."""
+    every = [second for part in found for second in part.seconds]
+    rows = [(part.title, len(part.seconds), part.tokens, sum(part.seconds)) for part in found]
+    rows.append(("all", len(every), sum(part.tokens for part in found), sum(every)))
+    lines = [f"{'experiment':<16}{'runs':>6}{'tokens':>12}{'hours':>9}"]
+    lines += [f"{title:<16}{runs:>6,}{tokens:>12,}{seconds / 3600:>9.2f}" for title, runs, tokens, seconds in rows]
+    for count in machines:
+        hours = makespan(every, count) / 3600
+        lines.append(f"on {count} {'machine' if count == 1 else 'machines'}: {hours:.2f} hours")
+    return "\n".join([*lines, f"longest run: {max(every) / 3600:.2f} hours"])

@@ -1,0 +1,219 @@
+"""From parameters to runs: which folders hold which generation runs. A run's knobs stand in its path.
+
+So a changed D, B or tau is a missing file, and equal runs are one entry. Knows no workflow tool and no torch.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+from dynatree.config import checked
+from dynatree.errors import UserError
+from dynatree.study.params import PLUGGED, Method, Params
+
+# The field's one-letter symbols; a knob without one stands in a path by its own name.
+SYMBOLS = {
+    "depth": "D",
+    "branch": "B",
+    "threshold": "tau",
+    "budget": "N",
+    "draft_tokens": "K",
+    "max_ngram": "n",
+    "confidence": "c",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
+
+    `prompt_tokens` None: of the scale's length. `top`: the first folder below the results. `conditions`: what else
+    tells this run from others of its experiment, as folder names.
+    """
+
+    key: str
+    top: str
+    method: str
+    settings: str
+    dataset: str
+    decoder: str
+    knobs: tuple[tuple[str, Any], ...]
+    prompts: int
+    output_tokens: int
+    repeats: int = 1
+    prompt_tokens: int | None = None
+    batch: int = 1
+    processors: tuple[tuple[str, Any], ...] = ()
+    conditions: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """Below the results folder."""
+        return f"{self.top}/{self.method}/{self.settings}/{self.place}"
+
+    @property
+    def place(self) -> str:
+        """The end of the folder: conditions and data set."""
+        return "/".join([*self.conditions, self.dataset])
+
+    @property
+    def length(self) -> str:
+        """Folder of prompts of this run's length, below the pair's."""
+        return length(self.prompt_tokens)
+
+
+def length(prompt_tokens: int | None) -> str:
+    """Folder name of prompts of so many tokens; None: of the scale's number."""
+    return "default" if prompt_tokens is None else f"P{prompt_tokens}"
+
+
+def settings(knobs: dict[str, Any]) -> str:
+    """The path part of these knobs (D8_B3_tau0.03_N64), in their own order; `default` if there are none.
+
+    Which plug-ins a method is made of is told by its name.
+    """
+    parts = [f"{SYMBOLS.get(knob, knob)}{value}" for knob, value in knobs.items() if knob not in PLUGGED]
+    return "_".join(parts) or "default"
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """The inverse of `settings`. Raises UserError for a symbol it does not know."""
+    names = {symbol: knob for knob, symbol in SYMBOLS.items()}
+    knobs: dict[str, Any] = {}
+    for part in text.split("_"):
+        match = re.fullmatch(r"([A-Za-z]+?)(None|-?\d+(?:\.\d+)?(?:e-?\d+)?)", part)
+        if not match or match[1] not in names:
+            raise UserError(
+                f"settings {text!r}: cannot read {part!r}; write symbols of {', '.join(names)} with numbers or None, "
+                "joined by _, such as D8_B3_tau0.03_N64"
+            )
+        number = match[2]
+        knobs[names[match[1]]] = (
+            None if number == "None" else float(number) if re.search(r"[.e]", number) else int(number)
+        )
+    return knobs
+
+
+def with_settings(knobs: dict[str, Any], text: str) -> dict[str, Any]:
+    """`knobs` with those of `text` put in. Raises UserError if `text` is not how they would be written in a path."""
+    changed = parse_settings(text)
+    unknown = [SYMBOLS[knob] for knob in changed if knob not in knobs]
+    if unknown:
+        raise UserError(f"settings {text!r}: the method has no {', '.join(unknown)}; it has {settings(knobs)}")
+    merged = {**knobs, **changed}
+    if unsaid := [knob for knob in knobs if knob not in {*SYMBOLS, *PLUGGED}]:
+        raise UserError(
+            f"settings {text!r}: {', '.join(unsaid)} of this method has no symbol; name the settings in `also`"
+        )
+    if settings(merged) != text:
+        raise UserError(f"settings {text!r}: write it as {settings(merged)}")
+    return merged
+
+
+def _run(key: str, top: str, name: str, method: Method, dataset: str, **sizes: Any) -> Run:
+    return Run(
+        key=key,
+        top=top,
+        method=name,
+        settings=settings(method.knobs),
+        dataset=dataset,
+        decoder=method.decoder,
+        knobs=tuple(method.knobs.items()),
+        **sizes,
+    )
+
+
+def expand(params: Params) -> dict[str, Run]:
+    """Every generation run, by its folder: the headline and all experiments.
+
+    Raises UserError for more runs than `limits.runs`.
+    """
+    sizes = params.sizes
+    main = {"prompts": sizes.prompts, "output_tokens": sizes.output_tokens, "repeats": sizes.repeats}
+    runs = [
+        _run(f"methods.{name}", "runs", name, method, dataset, **main)
+        for name, method in params.methods.items()
+        for dataset in params.datasets
+    ]
+    runs += [run for title in params.experiments for run in _experiment(params, title)]
+    if len(runs) > params.limits.runs:
+        raise UserError(
+            f"limits.runs: {len(runs)} generation runs are asked for, more than {params.limits.runs}; "
+            "shorten the lists, or raise the limit"
+        )
+    return {run.folder: run for run in runs}
+
+
+def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
+    """(key in params.yaml, name, method with its knobs) of everything that an experiment runs."""
+    experiment = params.experiments[title]
+    for name in experiment.methods:
+        yield f"methods.{name}", name, params.methods[name]
+    further = {f"experiments.{title}": experiment.settings}
+    if title in params.sizes.experiments:
+        further[f"scales.{params.scale}.experiments.{title}"] = params.sizes.experiments[title].settings
+    for place, settings_of in further.items():
+        for name, listed in settings_of.items():
+            usual = params.methods[name]
+            for text in listed:
+                key = f"{place}.settings.{name}.{text}"
+                knobs = checked(key, partial(with_settings, usual.knobs), text)
+                yield key, name, Method(decoder=usual.decoder, **knobs)
+    for name, method in experiment.also.items():
+        yield f"experiments.{title}.also.{name}", name, method
+
+
+def _experiment(params: Params, title: str) -> Iterator[Run]:
+    experiment, sizes = params.experiments[title], params.sizes.of(title)
+    lengths: Sequence[int | None] = [*experiment.prompt_tokens, *sizes.prompt_tokens] or [None]
+    for key, name, method in methods(params, title):
+        for dataset in experiment.datasets:
+            for tokens in lengths:
+                for batch in experiment.batches or [1]:
+                    conditions = [f"P{tokens}"] if experiment.prompt_tokens else []
+                    conditions += [f"b{batch}"] if experiment.batches else []
+                    yield _run(
+                        key,
+                        title,
+                        name,
+                        method,
+                        dataset,
+                        prompts=sizes.prompts,
+                        output_tokens=sizes.output_tokens,
+                        prompt_tokens=tokens,
+                        batch=batch,
+                        conditions=tuple(conditions),
+                        processors=tuple(experiment.processors.items()),
+                    )
+
+
+def passes(params: Params) -> dict[str, Run]:
+    """The passes over one prompt of the first data set, by folder: phases timed one by one, and memory."""
+    lengths = {"timeline": params.sizes.timeline_tokens, "memory": params.sizes.output_tokens}
+    runs = [
+        _run(f"methods.{name}", top, name, params.methods[name], params.datasets[0], prompts=1, output_tokens=tokens)
+        for top, tokens in lengths.items()
+        for name in getattr(params, top)
+    ]
+    return {run.folder: run for run in runs}
+
+
+class Prompts(NamedTuple):
+    """Prompts of one length: how many a data set, tokens of each, and of the text that must follow."""
+
+    number: int
+    tokens: int
+    reserve: int
+
+
+def prompts(params: Params) -> dict[tuple[str, str], Prompts]:
+    """The prompts that runs need, by (folder name of their length, data set)."""
+    found: dict[tuple[str, str], Prompts] = {}
+    for run in {**expand(params), **passes(params)}.values():
+        place = run.length, run.dataset
+        before = found.get(place, Prompts(0, 0, 0))
+        tokens = run.prompt_tokens or params.sizes.prompt_tokens
+        found[place] = Prompts(max(before.number, run.prompts), tokens, max(before.reserve, run.output_tokens))
+    return found

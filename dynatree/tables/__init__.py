@@ -1,0 +1,1 @@
+"""Raw records to tidy tables: schemas, metrics, comparisons, intervals. Knows no model."""

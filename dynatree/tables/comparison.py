@@ -1,0 +1,94 @@
+"""The benchmark's table: methods compared prompt by prompt, from the records that benchmark.py makes. Knows no model.
+
+Speeds are in tokens a plain step, of those that were timed meanwhile (measure.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+from dynatree.tables import bootstrap, metrics
+from dynatree.tables.rounds import Row, parts_of, token_seconds
+
+PLAIN = "autoregressive"
+# Parts of an output are compared with these alone.
+BASELINES = (PLAIN, "transformers")
+WHOLE = "whole"
+
+
+def summary(
+    text: str, rows: Sequence[Row], again: Mapping[str, Sequence[Row]], baselines: Sequence[str] = BASELINES
+) -> list[Row]:
+    """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them, every method
+    over every method, and by part of the output over `baselines`.
+
+    `again`: by method, records of it and of the plain loop on its slowest prompt, taking turns.
+    """
+    repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
+    usual = bootstrap.median([metrics.reference(row) for row in rows])
+    rows = [row | {"speeds": _speeds(row)} for row in rows]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    result = []
+    for dataset in [*sorted({row["dataset"] for row in rows}), "all"]:
+        here = [row for row in rows if dataset in ("all", row["dataset"])]
+        for method, baseline in product(methods, methods):
+            own, other = ([row for row in here if row["method"] == name] for name in (method, baseline))
+            key = {"text": text, "dataset": dataset, "method": method, "baseline": baseline}
+            for part in own[0]["speeds"] if baseline in baselines else (WHOLE,):
+                again_here = (dataset, baseline, part) == ("all", PLAIN, WHOLE)
+                if compared := _compared(own, other, part, usual):
+                    result.append(key | compared | {"worst_again": repeats.get(method) if again_here else None})
+    return result
+
+
+def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float) -> Row | None:
+    """Of a method's records over another's, prompt by prompt, on a part of the output; None: no prompt has it in both.
+
+    `usual`: seconds of a plain step.
+    """
+    baseline = {row["prompt_id"]: row["speeds"] for row in other}
+    both = [row for row in own if part in row["speeds"] and part in baseline[row["prompt_id"]]]
+    if not both:
+        return None
+    ratios = [row["speeds"][part] / baseline[row["prompt_id"]][part] for row in both]
+    documents = [row["document_id"] for row in both]
+    ends = bootstrap.interval(ratios, documents, geometric=True)
+    return {
+        "part": part,
+        "prompts": len(both),
+        "documents": len(set(documents)),
+        "value": bootstrap.mean(ratios, geometric=True),
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "worst": min(ratios),
+        "resolved": bootstrap.resolved(ends, len(both)),
+        "throughput": bootstrap.mean([row["speeds"][part] / usual for row in both], geometric=True),
+        "repetition": bootstrap.mean([row["repetition"] for row in own], geometric=False),
+        "identical": bootstrap.mean([float(row["identical"]) for row in own], geometric=False),
+    }
+
+
+def _speeds(row: Row) -> dict[str, float]:
+    """Tokens a plain step of the whole output, prefill included, and of each quarter, without the prefill's tokens."""
+    step, total = metrics.reference(row), len(row["output_ids"])
+    speeds = {WHOLE: total * step / row["seconds"]}
+    first, *counts = row["emitted"]
+    for part, taken in parts_of(token_seconds(first, counts, row["commits"]), total).items():
+        speeds[part] = len(taken) * step / sum(taken)
+    return speeds
+
+
+def slowest(rows: Sequence[Row], method: str) -> str:
+    """Id of the prompt on which `method` is slowest, measured by our plain loop."""
+    steps = {(row["method"], row["prompt_id"]): _steps(row) for row in rows}
+    prompts = [row["prompt_id"] for row in rows if row["method"] == method]
+    return str(min(prompts, key=lambda prompt: steps[PLAIN, prompt] / steps[method, prompt]))
+
+
+def _median_ratio(method: str, timed: Sequence[Row]) -> float:
+    """Of our plain loop's steps over those of `method`, turn by turn."""
+    plain, own = ([_steps(row) for row in timed if row["method"] == name] for name in (PLAIN, method))
+    return bootstrap.median([ours / theirs for ours, theirs in zip(plain, own, strict=True)])
+
+
+def _steps(row: Row) -> float:
+    return float(row["seconds"] / metrics.reference(row))

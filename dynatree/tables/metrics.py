@@ -1,0 +1,289 @@
+"""From raw records to tidy tables (schema.py) and metrics.json. Every number of a figure comes through here.
+
+What happened within a run is in events.py. Knows no model.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dynatree import files
+from dynatree.errors import UserError
+from dynatree.tables import bootstrap
+from dynatree.tables.schema import TABLES
+
+Row = dict[str, Any]
+MIB = 2**20
+GEOMETRIC = (
+    "seconds",
+    "normalised_seconds",
+    "reference_step_ms",
+    "ttft_ms",
+    "tpot_ms",
+    "throughput",
+    "decode_throughput",
+    "speedup",
+    "speedup_transformers",
+    "perplexity",
+)
+# The parts of a machine's description that timings must share to be compared; memory size is not one of them.
+COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The raw records of one run folder and where it stands in the experiment."""
+
+    key: Row  # experiment, method, settings, dataset
+    outputs: list[Row]
+    timings: list[Row]
+    audit: list[Row]
+    machine: Row
+
+    @staticmethod
+    def read(results: Path, folder: Path) -> "Records":
+        """Records of `folder`: <runs, or experiment>/<method>/<settings>/.../<dataset> in `results`."""
+        timed = files.read_json(folder / files.TIMINGS)
+        return Records(
+            key=run_key(results, folder),
+            outputs=files.read_jsonl(folder / files.OUTPUTS),
+            timings=timed["timings"],
+            audit=files.read_jsonl(folder / files.AUDIT),
+            machine=timed["machine"],
+        )
+
+
+def run_key(results: Path, folder: Path) -> Row:
+    top, method, settings, *_, dataset = folder.relative_to(results).parts
+    experiment = "headline" if top == "runs" else top
+    return {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
+
+
+def same_machine(machines: Mapping[str, Row]) -> Row:
+    """The machine of all records, which `machines` names. Raises UserError if timings cannot be compared."""
+    (name, first), *others = machines.items()
+    for other, machine in others:
+        for key in COMPARABLE:
+            if first[key] != machine[key]:
+                raise UserError(
+                    f"timings are not comparable: {key} is {first[key]!r} for {name} but {machine[key]!r} for {other}; "
+                    "measure all of them again on one machine: "
+                    "snakemake --cores 1 --forcerun calibrate generate timeline memory drafter_report -- all"
+                )
+    return first
+
+
+def runs(records: list[Records]) -> list[Row]:
+    """Rows of the table `runs`: one a prompt, method and repeat."""
+    usual = usual_step(records)
+    rows = [row for record in records for row in _run_rows(record, usual)]
+    plain = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
+    theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
+    for row in rows:
+        own, other = plain.get(prompt_key(row)), theirs.get(prompt_key(row))
+        row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
+        row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
+        row["identical"] = row["output_ids"] == own["output_ids"] if own else None
+    return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
+
+
+def usual_step(records: list[Records]) -> float:
+    """Seconds of a plain step while plain decoding's main runs ran: others' times stay, whatever is measured anew."""
+    plain = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
+    return bootstrap.median([reference(timing) for record in plain or records for timing in record.timings])
+
+
+def reference(timing: Row) -> float:
+    """Seconds of a plain step while a request ran, by which its own are seen: machines have slower minutes."""
+    return bootstrap.mean(timing["references"], geometric=False)
+
+
+COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "prompt_id", "repeat")
+
+
+def prompt_key(row: Row) -> tuple[Any, ...]:
+    """What runs have in common that are compared; no longer output than another, which a run of other sizes left."""
+    return tuple(row[key] for key in COMPARED)
+
+
+def _run_rows(record: Records, usual: float) -> Iterable[Row]:
+    # Only the last group of a repeat may be smaller than the others.
+    batch, place = max((timing["batch"] for timing in record.timings), default=1), Counter[int]()
+    for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
+        rounds = output["rounds"]
+        emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
+        step = reference(timing)
+        pace = usual / step
+        seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
+        tpot = (pace * timing["commits"][-1] - first) / later if later else None
+        drafted = sum(r["drafted"] for r in rounds)
+        depth = sum(r["depth"] for r in rounds)
+        accepted = sum(r["accepted"] for r in rounds)
+        yield {
+            **record.key,
+            "prompt_id": output["prompt_id"],
+            "repeat": output["repeat"],
+            "document_id": output["document_id"],
+            "output_ids": output["output_ids"],
+            "prompt_tokens": output["prompt_tokens"],
+            "batch": timing["batch"],
+            "group": place[output["repeat"]] // batch,
+            "output_tokens": emitted,
+            "seconds": timing["seconds"],
+            "pace": pace,
+            "throughput": timing["batch_tokens"] / seconds,
+            "ttft_ms": 1000 * first,
+            "tpot_ms": 1000 * tpot if tpot is not None else None,
+            "decode_throughput": 1 / tpot if tpot else None,
+            "reference_step_ms": 1000 * step,
+            "reference_spread": bootstrap.deviation(timing["references"]) / step,
+            "normalised_seconds": timing["seconds"] / step,
+            "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
+            "iterations": len(rounds),
+            "tokens_per_iteration": later / len(rounds) if rounds else None,
+            "target_forwards": output["target_forwards"],
+            "draft_forwards": output["draft_forwards"],
+            "tokens_per_target_forward": later / output["target_forwards"] if output["target_forwards"] else None,
+            "drafted": drafted,
+            "drafted_depth": depth,
+            "accepted": accepted,
+            "acceptance_rate": accepted / depth if depth else None,
+            "node_efficiency": accepted / drafted if drafted else None,
+            "mean_path_length": accepted / len(rounds) if rounds else None,
+            **{name: audit[name] for name in ("flips", "first_flip", "largest_gap", "perplexity", "repetition")},
+        }
+        place[output["repeat"]] += 1
+
+
+def memory(results: Path, folder: Path) -> list[Row]:
+    """The row of the table `memory` from one method's record, `.../<method>/<settings>/<dataset>/memory.json`."""
+    record = {**files.read_json(folder / files.MEMORY), **run_key(results, folder)}
+    return [{name: record[name] for name in TABLES["memory"].names}]
+
+
+def costs(path: Path) -> list[Row]:
+    """Rows of the table `costs` from a calibration's `costs.json` or `batches.json`."""
+    table = files.read_json(path)
+    alone = [(1, table)] if "verify" in table else []
+    return [
+        {"part": part, "batch": batch, "context": context, "tokens": tokens, "ms": 1000 * seconds}
+        for batch, curves in [*alone, *((measured["rows"], measured) for measured in table.get("batches", []))]
+        for part in ("verify", "draft")
+        if (curve := curves[part])
+        for context, row in zip(curve["contexts"], curve["seconds"], strict=True)
+        for tokens, seconds in zip(curve["tokens"], row, strict=True)
+    ]
+
+
+def drafter(path: Path) -> list[Row]:
+    """Rows of the table `drafter` from the drafter's report: agreement by rank, then simulated speeds."""
+    found = files.read_json(path)
+    rows: list[Row] = []
+    for name, values in found["agreement"].items():
+        dataset, _, part = name.partition(", ")
+        for key, share in values.items():
+            if key.startswith("top"):
+                row = {"kind": "agreement", "dataset": dataset, "part": part or "text", "rank": int(key[3:])}
+                rows.append({**row, "positions": values["positions"], "agreement": share})
+    for dataset, simulated in found["simulated"].items():
+        rows += [{"kind": "simulated", "dataset": dataset, "part": "continuations", **row} for row in simulated]
+    return rows
+
+
+def summary(run_rows: list[Row]) -> list[Row]:
+    """Rows of the table `summary`: every real-valued metric per group of runs alike but for their prompts."""
+    names = [field.name for field in TABLES["summary"]]
+    keys = names[: names.index("metric")]
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in run_rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    rows = []
+    metrics = [field.name for field in TABLES["runs"] if field.type == pa.float64()]
+    for group, members in groups.items():
+        key = dict(zip(keys, group, strict=True))
+        for metric in metrics:
+            present = [row for row in members if row[metric] is not None]
+            if present:
+                rows.append({**key, "metric": metric, **_summarise(present, metric)})
+    return rows
+
+
+def _summarise(rows: list[Row], metric: str) -> Row:
+    values, documents = [row[metric] for row in rows], [row["document_id"] for row in rows]
+    geometric, batch = metric in GEOMETRIC, max(row["batch"] for row in rows)
+    # What was decoded together was measured together: it is drawn together, and counts as one.
+    groups = documents if batch == 1 else [str(row["group"]) for row in rows]
+    ends = bootstrap.interval(values, groups, geometric)
+    measured = len({row["prompt_id"] if batch == 1 else row["group"] for row in rows})
+    return {
+        "prompts": len({row["prompt_id"] for row in rows}),
+        "documents": len(set(documents)),
+        "measurements": measured,
+        "output_tokens": max(row["output_tokens"] for row in rows),
+        "value": bootstrap.mean(values, geometric),
+        "low": ends[0] if ends else None,
+        "high": ends[1] if ends else None,
+        "resolved": bootstrap.resolved(ends, measured) if metric.startswith("speedup") else None,
+    }
+
+
+HEADLINE = (
+    "speedup",
+    "speedup_transformers",
+    "throughput",
+    "ttft_ms",
+    "tpot_ms",
+    "tokens_per_iteration",
+    "acceptance_rate",
+    "node_efficiency",
+    "perplexity",
+    "repetition",
+)
+
+
+def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
+    """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine.
+
+    `reference`: what a plain step took during each request of all experiments, and how it varied meanwhile.
+    """
+    rows = [row for row in run_rows if row["experiment"] == "headline"]
+    lengths = ("prompt_tokens", "output_tokens")
+    result: Row = {
+        "machine": machine,
+        "reference": _reference(run_rows),
+        "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
+        "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
+    }
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        result[method] = _headline(own)
+        for dataset in dict.fromkeys(row["dataset"] for row in own):
+            result[method][dataset] = _headline([row for row in own if row["dataset"] == dataset])
+    return result
+
+
+def _reference(rows: list[Row]) -> Row:
+    steps, spreads = ([row[name] for row in rows] for name in ("reference_step_ms", "reference_spread"))
+    found = {"usual_ms": rows[0]["pace"] * steps[0], "least_ms": min(steps), "most_ms": max(steps)}
+    found |= {"usual_spread": bootstrap.median(spreads), "most_spread": max(spreads)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def _headline(rows: list[Row]) -> Row:
+    values: Row = {}
+    for metric in HEADLINE:
+        present = [row[metric] for row in rows if row[metric] is not None]
+        values[metric] = round(bootstrap.mean(present, metric in GEOMETRIC), 4) if present else None
+    values["flips"] = sum(row["flips"] for row in rows)
+    compared = [row["identical"] for row in rows if row["identical"] is not None]
+    values["identical"] = sum(compared) / len(compared) if compared else None
+    return values
+
+
+def table(name: str, rows: list[Row]) -> pa.Table:
+    """Rows as the Arrow table `name` of schema.py."""
+    return pa.Table.from_pylist(rows, schema=TABLES[name])

@@ -1,1 +1,0 @@
-"""Documents, how books are cleaned, how documents are split and prompts chosen. Where text comes from: sources/."""

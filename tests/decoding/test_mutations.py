@@ -1,0 +1,278 @@
+"""The suite's own test: each classic mistake, put in on purpose, makes a small check fail that passes without it."""
+
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from dynatree.decoding import speculative
+from dynatree.drafting.model import Drafter
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError
+from dynatree.generation.trace import Recorder
+from dynatree.tree import TokenTree
+from tests import models
+from tests.conftest import Build
+from tests.decoding.test_exactness import PROMPT, decode, reference
+
+Patch = pytest.MonkeyPatch
+
+
+def assert_exact(target: LanguageModel, drafter: LanguageModel) -> None:
+    for seed in range(3):
+        prompt = (*PROMPT, seed)
+        for method in ("fixed", "threshold"):
+            trace = decode(method, target, drafter, prompt, 30)
+            assert trace.output == reference(target, prompt, 30)
+            assert trace.target_forwards == len(trace.rounds)
+
+
+def assert_accepts_all(target: LanguageModel, drafter: LanguageModel) -> None:
+    for seed in range(3):
+        for round in decode("fixed", target, drafter, (*PROMPT, seed), 30).rounds:
+            assert round.accepted == round.depth
+
+
+def breadth_first_positions(patch: Patch) -> None:
+    patch.setattr(TokenTree, "positions", lambda tree, prefix: torch.arange(prefix, prefix + len(tree)))
+
+
+def positions_without_the_prefix(patch: Patch) -> None:
+    patch.setattr(TokenTree, "positions", lambda tree, prefix: tree.depths)
+
+
+def siblings_visible(patch: Patch) -> None:
+    def mask(tree: TokenTree, prefix: int) -> Tensor:
+        return torch.ones(len(tree), prefix + len(tree), dtype=torch.bool).tril(prefix)
+
+    patch.setattr(TokenTree, "attention_mask", mask)
+
+
+def ancestors_hidden(patch: Patch) -> None:
+    def mask(tree: TokenTree, prefix: int) -> Tensor:
+        return torch.cat([torch.ones(len(tree), prefix), torch.eye(len(tree))], dim=1).bool()
+
+    patch.setattr(TokenTree, "attention_mask", mask)
+
+
+def target_cache_cropped_but_not_gathered(patch: Patch) -> None:
+    patch.setattr(KeyValueCache, "keep", lambda cache, prefix, kept: cache.crop(prefix + len(kept)))
+
+
+def values_not_gathered(patch: Patch) -> None:
+    real = KeyValueCache.keep
+
+    def keep(cache: KeyValueCache, prefix: int, kept: Tensor) -> None:
+        values = [layer.values.clone() for layer in cache.states.layers]
+        real(cache, prefix, kept)
+        for layer, old in zip(cache.states.layers, values, strict=True):
+            layer.values = old
+
+    patch.setattr(KeyValueCache, "keep", keep)
+
+
+def in_the_target_only(patch: Patch, keep: Callable[[KeyValueCache, int, Tensor], None]) -> None:
+    """Let the decoder's cache, but not the drafter's, keep a path by `keep`."""
+
+    real = speculative.Row.start
+
+    def start(row: speculative.Row, *given: Any) -> None:
+        row.cache.keep = partial(keep, row.cache)  # type: ignore[method-assign]
+        real(row, *given)
+
+    patch.setattr(speculative.Row, "start", start)
+
+
+def stale_tail_visible(patch: Patch) -> None:
+    def keep(cache: KeyValueCache, prefix: int, kept: Tensor) -> None:
+        end = cache.length
+        KeyValueCache.keep(cache, prefix, kept)
+        cache.crop(min(end, cache.length + 1))
+
+    in_the_target_only(patch, keep)
+
+
+def bonus_taken_from_the_parent(patch: Patch) -> None:
+    def verify(tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
+        following = logits.float().argmax(-1)
+        kept = tree.accepted_path(following)
+        return kept, int(following[kept[-2:][0]])
+
+    patch.setattr(speculative, "verify", verify)
+
+
+def rejected_parents_ignored(patch: Patch) -> None:
+    def path(tree: TokenTree, following: Tensor) -> Tensor:
+        hit = tree.tokens == following[tree.parents]
+        hit[0] = True
+        return tree.ancestors[torch.where(hit, tree.depths, -1).argmax()].nonzero().squeeze(1)
+
+    patch.setattr(TokenTree, "accepted_path", path)
+
+
+def draft_accepted_unseen(patch: Patch) -> None:
+    def path(tree: TokenTree, following: Tensor) -> Tensor:
+        return tree.ancestors[tree.depths.argmax()].nonzero().squeeze(1)
+
+    patch.setattr(TokenTree, "accepted_path", path)
+
+
+def verified_twice(patch: Patch) -> None:
+    def keep(cache: KeyValueCache, prefix: int, kept: Tensor) -> None:
+        cache.crop(prefix)
+        cache.owner.forward(cache.pending[kept], cache)  # type: ignore[attr-defined]
+
+    forward = LanguageModel.forward
+
+    def noting(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
+        cache.owner, cache.pending = model, tokens  # type: ignore[attr-defined]
+        return forward(model, tokens, cache, *rest, **more)
+
+    patch.setattr(LanguageModel, "forward", noting)
+    in_the_target_only(patch, keep)
+
+
+EXACTNESS = [
+    breadth_first_positions,
+    positions_without_the_prefix,
+    siblings_visible,
+    ancestors_hidden,
+    target_cache_cropped_but_not_gathered,
+    values_not_gathered,
+    stale_tail_visible,
+    bonus_taken_from_the_parent,
+    rejected_parents_ignored,
+    draft_accepted_unseen,
+    verified_twice,
+]
+
+
+def test_the_checks_pass_without_a_mutant(target: Build, drafter: Build) -> None:
+    """Guards against mutants that are 'caught' by a check which always fails."""
+    assert_exact(target(), drafter("related"))
+    assert_exact(target(), drafter("same"))
+    assert_accepts_all(target(), drafter("same"))
+
+
+@pytest.mark.parametrize("mutant", EXACTNESS, ids=lambda mutant: mutant.__name__)
+def test_a_mistake_in_verification_changes_the_output_or_its_cost(
+    target: Build, drafter: Build, monkeypatch: Patch, mutant: Callable[[Patch], None]
+) -> None:
+    """Guards against a suite too tame to notice."""
+    reference(target(), PROMPT, 30)
+    mutant(monkeypatch)
+    with pytest.raises(AssertionError):
+        assert_exact(target(), drafter("related"))
+
+
+def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
+    def accept(drafter: Drafter, kept: Tensor) -> None:
+        if drafter._prefix:
+            drafter._cache.crop(drafter._prefix + int(torch.isin(drafter._forwarded, kept).sum()))
+            drafter._prefix = 0
+
+    patch.setattr(Drafter, "accept", accept)
+
+
+def draft_lag_not_fed(patch: Patch) -> None:
+    real = Drafter.ask
+
+    def ask(drafter: Drafter, tree: TokenTree, frontier: Tensor, text: Tensor) -> Any:
+        known = drafter._cache.length
+        short = text if known == 0 or len(tree) > 1 else torch.cat([text[:known], text[-1:]])
+        return real(drafter, tree, frontier, short)
+
+    patch.setattr(Drafter, "ask", ask)
+
+
+def draft_positions_breadth_first(patch: Patch) -> None:
+    real = LanguageModel.draft
+
+    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
+        if model.name == "same" and rest[1:] and rest[1] is not None:
+            rest = (torch.arange(cache.length, cache.length + len(tokens)), *rest[1:])
+        return real(model, tokens, cache, *rest, **more)
+
+    patch.setattr(LanguageModel, "draft", draft)
+
+
+def draft_siblings_visible(patch: Patch) -> None:
+    real = LanguageModel.draft
+
+    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
+        if model.name == "same" and rest[1:] and rest[1] is not None:
+            rest = (rest[0], torch.ones_like(rest[1]), *rest[2:])
+        return real(model, tokens, cache, *rest, **more)
+
+    patch.setattr(LanguageModel, "draft", draft)
+
+
+@pytest.mark.parametrize(
+    "mutant",
+    [
+        draft_cache_cropped_but_not_gathered,
+        draft_lag_not_fed,
+        draft_positions_breadth_first,
+        draft_siblings_visible,
+    ],
+    ids=lambda mutant: mutant.__name__,
+)
+def test_a_mistake_in_drafting_costs_acceptance_but_never_exactness(
+    target: Build, drafter: Build, monkeypatch: Patch, mutant: Callable[[Patch], None]
+) -> None:
+    """Guards the drafter: such a mistake shows in speed alone."""
+    mutant(monkeypatch)
+    assert_exact(target(), drafter("same"))
+    with pytest.raises(AssertionError):
+        assert_accepts_all(target(), drafter("same"))
+
+
+def test_end_token_looked_for_at_the_end_only(target: Build, drafter: Build, monkeypatch: Patch) -> None:
+    """Guards the tests of EOS: a recorder that looks at the last token misses one inside a path."""
+    plain = reference(target(), PROMPT, 16)
+
+    def assert_ends() -> None:
+        for eos in dict.fromkeys(plain):
+            assert decode("chain", target(), drafter("same"), PROMPT, 16, eos).output[-1] == eos
+
+    assert_ends()
+    real = Recorder._commit
+
+    def commit(recorder: Recorder, tokens: list[int], accepted: int) -> list[int]:
+        ids, last = recorder._eos_ids, tokens[-1]
+        recorder._eos_ids = ids & {last} if last not in tokens[:-1] else frozenset()
+        emitted = real(recorder, tokens, accepted)
+        recorder._eos_ids = ids
+        return emitted
+
+    monkeypatch.setattr(Recorder, "_commit", commit)
+    with pytest.raises(AssertionError):
+        assert_ends()
+
+
+@pytest.mark.parametrize("ignored", ["position_ids", "attention_mask"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("scale", [1.0, 0.07], ids=["sharp attention", "near-uniform attention"])
+def test_the_probe_at_load_refuses_a_model_that_ignores(
+    monkeypatch: Patch, scale: float, dtype: torch.dtype, ignored: str
+) -> None:
+    """Guards against models or transformers releases that take the argument and drop it."""
+    real = LlamaForCausalLM.forward
+
+    @wraps(real)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return real(*args, **{**kwargs, ignored: None})
+
+    model = models.random_model(dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale if parameter.dim() > 1 else 1)
+    LanguageModel(model)
+    monkeypatch.setattr(LlamaForCausalLM, "forward", forward)
+    with pytest.raises(UserError, match="honour a 4-D attention mask and position_ids"):
+        LanguageModel(model)

@@ -1,0 +1,290 @@
+"""Calibrated step probabilities, cost curves, and how both are measured."""
+
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dynatree.costs.calibration import VERSION, Calibration
+from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
+from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
+from dynatree.drafting.lookup import PRIOR
+from dynatree.drafting.model import Drafter
+from dynatree.errors import UserError
+from dynatree.measuring import calibrate, forward_times
+from dynatree.policies import cost_aware
+from dynatree.tree import TokenTree
+from tests import models
+from tests.conftest import Build
+
+
+def test_a_curve_goes_through_its_points_and_on_beyond() -> None:
+    """Guards against an off-by-one between tokens and nodes, and against a curve that ends."""
+    curve = Curve(contexts=[100, 1000], tokens=[1, 2, 4], seconds=[[1, 2, 3], [10, 20, 30]])
+    assert curve.at(0, 6).tolist() == [0, 1, 2, 2.5, 3, 3.75, 4.5]
+    assert curve.at(10**6, 2).tolist() == [0, 10, 20]
+    assert [curve.nearest(context) for context in (0, 549, 551)] == [0, 0, 1]
+
+
+def test_a_curve_that_falls_at_its_end_does_not_fall_on() -> None:
+    """Guards against forwards that cost less than nothing: a batch is measured up to a few tokens a row."""
+    curve = Curve(contexts=[100], tokens=[1, 2, 4], seconds=[[0.040, 0.048, 0.040]])
+    assert curve.at(0, 64)[4:].tolist() == pytest.approx([0.01 * n for n in range(4, 65)])
+    steep = Curve(contexts=[100], tokens=[1, 2], seconds=[[1, 3]])
+    assert steep.at(0, 4).tolist() == [0, 1, 3, 5, 7]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": [[1, 2]]}, {"tokens": [2, 1, 4]}, {"seconds": [[1, 2, -3]]}, {"contexts": []}]
+)
+def test_a_curve_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> None:
+    """Guards against a hand-made or damaged table."""
+    with pytest.raises(ValueError, match=next(iter(wrong)) + "|seconds"):
+        Curve(**{"contexts": [100], "tokens": [1, 2, 4], "seconds": [[1, 2, 3]], **wrong})
+
+
+@given(st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=6))
+def test_calibrated_siblings_are_probabilities(stated: list[float]) -> None:
+    """Guards against rows above 1, which would let v rise along a path."""
+    steps = StepCalibration(ranks=[(2.0, 1.0), (1.0, 0.5)], rates=[0.5], lookup=list(PRIOR)).steps(
+        torch.tensor([stated])
+    )
+    assert (steps <= 0).all() and float(steps.exp().sum()) <= 1 + 1e-5 and steps.isfinite().all()
+
+
+def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
+    """Guards against a sign or a rank mixed up: rank 0 is over-confident, rank 1 never right, rank 2 always.
+
+    Of few tokens the drafter's own word is kept.
+    """
+    torch.manual_seed(0)
+    stated = torch.rand(4000, 3).clamp(0.02, 0.98).log()
+    hits = torch.rand(4000) < stated[:, 0].exp() / 2
+    everything = torch.stack([hits, torch.zeros(4000, dtype=bool), torch.ones(4000, dtype=bool)], 1)
+    calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
+    first = calibration.steps(stated[:, :1]).exp()
+    assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
+    (_, never, always) = calibration.ranks
+    at_half = torch.sigmoid(torch.tensor([never[0], always[0]]))
+    assert float(at_half[0]) < 0.05 and float(at_half[1]) > 0.95 and never[1] >= 0 and always[1] >= 0
+    for intercept, slope in calibrate.fit_ranks(stated[:20], everything[:20]):
+        assert abs(intercept) < 0.5 and abs(slope - 1) < 0.3
+
+
+def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, drafter: Build) -> None:
+    """Guards against labels shifted by one position."""
+    prompt, output = [3, 1, 4], models.generated(target(), [3, 1, 4], 20)
+    stated, hits = calibrate.teacher_forced(drafter("same"), prompt, output)
+    assert stated.shape == hits.shape == (20, calibrate.RATED)
+    assert hits[:, 0].all() and not hits[:, 1:].any()
+    assert not calibrate.teacher_forced(drafter("wrong"), prompt, output)[1].any()
+
+
+def test_a_drafter_is_measured_as_it_sees_the_text(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against rates of a drafter that sees all where it is asked behind the last few tokens alone."""
+    helper, window, prompt = drafter("related"), 6, [3, 1, 4, 1, 5]
+    output = models.generated(target(), prompt, 20)
+    monkeypatch.setattr(helper.model.config, "draft_window", window, raising=False)
+    stated, hits = calibrate.teacher_forced(helper, prompt, output)
+    asked, text = Drafter(helper), [*prompt]
+    for place, token in enumerate(output):
+        asked.free(text, 0)
+        root = torch.zeros(1, dtype=torch.long)
+        tokens, steps = models.proposed(asked, helper, TokenTree.root(text[-1]), root, calibrate.RATED, text)
+        asked.accept(root)
+        assert torch.allclose(steps[0], stated[place], atol=1e-6)
+        assert ((tokens[0] == token) == hits[place]).all()
+        text.append(token)
+    table = forward_times.costs(target(), helper, [4, 16, 64], 1, {"cpu": "x"}, {})
+    assert table.draft is not None and table.draft.contexts == [4, window]
+    assert table.verify.contexts == [4, 16, 64]
+
+
+def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:
+    """Guards against a table that a policy cannot read, for models with a short context too."""
+    for architecture in ("llama", "gpt2"):
+        table = forward_times.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
+        assert table.verify.tokens == list(forward_times.VERIFIED) and table.draft is not None
+        assert table.verify.contexts[:2] == [16, 64]
+        assert (table.verify.at(64, 127)[1:] > 0).all()
+    looping = [([3, 1, 4], [3, 1, 4] * 9)]
+    steps = calibrate.steps(looping, drafter("same"), [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])])
+    assert len(steps.ranks) == forward_times.RANKS and len(steps.lookup) == len(PRIOR)
+    # Where text does not loop, a match of one token is right less often.
+    assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]
+
+
+def test_of_two_measurements_the_smaller_counts(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a slow minute in which wide forwards seem to be for nothing."""
+    asked: list[int] = []
+
+    def medians(model: object, steps: Sequence[object], repeats: int) -> list[float]:
+        # Target and drafter, twice; one size of each is slow in its first measurement, all others later.
+        asked.append(repeats)
+        again = len([one for one in asked if one == 3]) in (3, 4, 7, 8)
+        return [3.0 if again == (place > 0) else 1.0 for place in range(len(steps))]
+
+    monkeypatch.setattr(forward_times, "_medians", medians)
+    table = forward_times.costs(target(), drafter("related"), [16], 5, {}, {})
+    (pair,) = forward_times.together(target(), drafter("related"), [16], 5, [1, 2], table)
+    assert asked == [forward_times.LEAST_HANDLED, *[3] * 8]
+    for curve in (table.verify, pair.verify):
+        assert curve.seconds[0][:4] == [1.0] * 4
+    assert table.draft is not None and len({*table.draft.seconds[0][:4]}) == 1
+
+
+def test_the_online_correction_follows_what_happens() -> None:
+    """Guards against proposals that go on claiming what this request does not bear out."""
+    stated = torch.tensor([[0.5, 0.2]]).log()
+    never, always, untouched = OnlineCorrection(), OnlineCorrection(), OnlineCorrection()
+    for _ in range(40):
+        never.observe(0.7, False)
+        always.observe(0.7, True)
+    assert torch.allclose(untouched.steps(stated), stated)
+    assert float(never.steps(stated)[0, 0].exp()) < 0.15
+    assert float(always.steps(stated)[0, 0].exp()) > 0.6
+    assert float(always.steps(stated).exp().sum()) <= 1 + 1e-5
+    assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
+
+
+def test_batches_are_measured_beside_single_requests(target: Build, drafter: Build) -> None:
+    """Guards against a table without the batches asked for, or one that takes as long as all sizes of all batches."""
+    table = forward_times.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {})
+    found = forward_times.together(target(), drafter("related"), [16, 32, 64, 100], 1, [1, 4, 2], table)
+    assert [batch.rows for batch in found] == [2, 4]
+    for batch in found:
+        assert batch.draft is not None and batch.verify.contexts == batch.draft.contexts == [32]
+        assert max(batch.verify.tokens) * batch.rows <= max(forward_times.VERIFIED)
+    table = table.model_copy(update={"batches": found})
+    assert CostTable(**table.model_dump(mode="json")) == table
+
+
+def test_a_level_of_a_batch_takes_its_rows_own_work_and_the_surcharge(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against batches that go on by costs of forwards in a tight loop."""
+    monkeypatch.setattr(forward_times, "_medians", lambda model, steps, repeats: [1.0] * len(steps))
+    costs = models.calibration().costs.model_copy(update={"handling": 0.25, "surcharge": 0.5})
+    found = forward_times.together(target(), drafter("related"), [16], 1, [2, 4], costs)
+    assert [batch.draft.seconds[0][0] for batch in found if batch.draft] == [1 + 2 * 0.25 + 0.5, 1 + 4 * 0.25 + 0.5]
+    assert [batch.verify.seconds[0][0] for batch in found] == [1.0, 1.0]
+
+
+def test_batches_are_a_file_of_their_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards against single requests that depend on how many are decoded together, and batches of other models."""
+    alone = models.calibration()
+    alone.write(tmp_path)
+    assert not (tmp_path / "batches.json").exists() and Calibration.read(tmp_path, {}, {}).costs == alone.costs
+    before = (tmp_path / "costs.json").read_bytes()
+    two = BatchCosts(rows=2, verify=alone.costs.verify, draft=alone.costs.draft)
+    both = alone._replace(costs=alone.costs.model_copy(update={"batches": [two]}))
+    both.write_batches(tmp_path)
+    assert (tmp_path / "costs.json").read_bytes() == before
+    assert Calibration.read(tmp_path, {}, {}).costs == both.costs and not caplog.text
+    other = both._replace(costs=both.costs.model_copy(update={"models": {"target": "of another day"}}))
+    other.write_batches(tmp_path)
+    assert Calibration.read(tmp_path, {}, {}).costs == alone.costs and "batches.json is of other models" in caplog.text
+
+
+def test_a_row_pays_its_share_of_the_batch() -> None:
+    """Guards the policy's costs in a batch: the forward's seconds over its rows, linear between measured batches."""
+    costs = models.calibration().costs
+    four = BatchCosts(rows=4, verify=Curve(contexts=[16], tokens=[1, 8], seconds=[[2, 4]]), draft=costs.draft)
+    table = costs.model_copy(update={"batches": [four]})
+    assert table.shared(4).verify.at(16, 8)[[1, 8]].tolist() == [0.5, 1]
+    assert table.shared(4).draft.seconds == [[value / 4 for value in costs.draft.seconds[0]]]
+    three = table.shared(3)
+    assert three.verify.contexts == [16]
+    for tokens, four_take in ((1, 2), (8, 4)):
+        alone = float(costs.verify.at(16, tokens)[tokens])
+        assert float(three.verify.at(16, tokens)[tokens]) == pytest.approx((alone + 2 * (four_take - alone) / 3) / 3)
+    assert table.shared(5).verify == table.shared(4).verify
+    assert Calibration(table, models.calibration().steps).shared(1).costs == table
+
+
+def test_between_two_batches_every_measured_point_counts() -> None:
+    """Guards against points of one curve alone, and against contexts of the smaller batch."""
+    few = Curve(contexts=[16, 64], tokens=[1, 3, 9], seconds=[[1, 2, 8], [2, 4, 16]])
+    many = Curve(contexts=[60], tokens=[1, 5], seconds=[[4, 8]])
+    middle = few.between(many, 0.25)
+    assert (middle.contexts, middle.tokens) == ([60], [1, 3, 5, 9])
+    assert middle.seconds == [[0.75 * a + 0.25 * b for a, b in ((2, 4), (4, 6), (8, 8), (16, 8 + 4 * 8 / 5))]]
+
+
+def test_a_table_prices_drafts_of_all_batches_or_of_none() -> None:
+    """Guards against a hand-made table that fails in the middle of a batch."""
+    costs = models.calibration().costs.model_dump(mode="json")
+    batch = {"rows": 2, "verify": costs["verify"]}
+    with pytest.raises(ValidationError, match="draft costs of 2 rows or of one row, but not of both"):
+        CostTable(**{**costs, "batches": [batch]})
+
+
+def test_a_table_without_batches_is_still_read() -> None:
+    """Guards tables that were measured for one request at a time."""
+    table = models.calibration().costs.model_dump(mode="json")
+    del table["batches"]
+    assert CostTable(**table).batches == []
+
+
+def test_levels_cost_what_they_take_while_decoding(
+    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against costs of forwards in a tight loop, which leave out what a level takes besides them."""
+    expand = cost_aware.Policy.expand
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.005)
+        return expand(*arguments)
+
+    monkeypatch.setattr(cost_aware.Policy, "expand", slow)
+    # A table by which drafting always pays, and which is too low.
+    calibration = models.calibration(level=1e-4)
+    beyond = calibrate.while_decoding(target(), drafter("related"), [[3, 1, 4, 1]], 12, calibration)
+    assert "0 rounds" not in capsys.readouterr().err
+    paid = calibration.costs.drafting_plus(beyond)
+    assert beyond > 0.004 and paid.draft.at(16, 1)[1] == pytest.approx(calibration.costs.draft.at(16, 1)[1] + beyond)
+    assert paid.verify == calibration.costs.verify
+
+
+def test_a_slower_level_is_kept_for_batches() -> None:
+    """Guards against a surcharge that the costs of batches, measured later, would lack."""
+    costs = models.calibration().costs
+    slower = costs.drafting_plus(0.5)
+    assert slower.draft == costs.draft.plus(0.5) and slower.surcharge == costs.surcharge + 0.5
+    assert costs.model_copy(update={"draft": None}).drafting_plus(0.5).draft is None
+
+
+def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> None:
+    """Guards against a median of nothing where a context leaves no room for repeats."""
+    small = models.language_model("gpt2", seed=3, n_positions=20)
+    table = forward_times.costs(target(), small, [18], 1, {}, {})
+    assert table.draft is not None and table.draft.contexts == [18]
+
+
+def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
+    """Guards against numbers that meant something else when they were written."""
+    models.calibration().write(tmp_path)
+    kept = Calibration.read(tmp_path, {}, {})
+    assert kept.steps.version == VERSION
+    path = tmp_path / "steps.json"
+    path.write_text(path.read_text().replace(f'"version": {VERSION}', '"version": 1'))
+    with pytest.raises(UserError, match=f"of version 1, this is {VERSION}; measure it again"):
+        Calibration.read(tmp_path, {}, {})
+
+
+def test_a_context_near_the_limit_stands_for_shorter_ones() -> None:
+    """Guards against the price by the token of sizes that had no room behind it, but have behind what it stands for."""
+    small = models.language_model("gpt2", seed=3, n_positions=160)
+    verification = partial(forward_times._verification, small)
+    curve = forward_times._curve(small, 1, forward_times.VERIFIED, [4, 130], 1, verification)
+    behind, near = (dict(zip(curve.tokens, row, strict=True)) for row in curve.seconds)
+    assert near[128] / near[24] == pytest.approx(behind[128] / behind[24])

@@ -1,0 +1,172 @@
+"""From parameters to run folders: what stands in a path can be read back, and no two runs share a folder."""
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dynatree.errors import UserError
+from dynatree.study import grid, params
+
+RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
+BASE = {"policy": "threshold", "drafting": "model", "depth": 8, "branch": 3, "threshold": 0.03, "budget": 64}
+
+_NUMBERS = st.one_of(st.none(), st.integers(0, 2048), st.floats(0, 1, allow_nan=False))
+
+
+def changed(**sections: Any) -> params.Params:
+    scales = {
+        name: {**sizes, "experiments": {"default": {"prompts": 8, "output_tokens": 8}}}
+        for name, sizes in RAW["scales"].items()
+    }
+    return params.check({**RAW, "scales": scales, **sections})
+
+
+def test_settings_are_written_with_the_fields_symbols() -> None:
+    """Guards the names of result folders: plug-ins' names are not knobs, and a method without knobs has a name too."""
+    assert grid.settings(BASE) == "D8_B3_tau0.03_N64"
+    assert grid.settings({**BASE, "threshold": None, "budget": None}) == "D8_B3_tauNone_NNone"
+    assert grid.settings({}) == "default"
+
+
+@given(st.dictionaries(st.sampled_from(sorted(grid.SYMBOLS)), _NUMBERS, min_size=1))
+def test_settings_can_be_read_back(knobs: dict[str, Any]) -> None:
+    """Guards against values that change on the way: None, exponents, and integers that become floats."""
+    back = grid.parse_settings(grid.settings(knobs))
+    assert back == knobs
+    assert {knob: type(value) for knob, value in back.items()} == {knob: type(value) for knob, value in knobs.items()}
+
+
+def test_settings_change_only_what_they_name() -> None:
+    """Guards against losing the plug-ins' names, or the order that the path has."""
+    assert grid.with_settings(BASE, "D4_B2_tauNone_N16") == {
+        **BASE,
+        "depth": 4,
+        "branch": 2,
+        "threshold": None,
+        "budget": 16,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("D8_Q3", "cannot read 'Q3'"),
+        ("D", "cannot read 'D'"),
+        ("D8_B3_tau0.03_Nmany", "cannot read 'Nmany'"),
+        ("D8__B3", "cannot read ''"),
+        ("D8_K3", "the method has no K"),
+        ("D8", "write it as D8_B3_tau0.03_N64"),
+        ("B3_D8_tau0.03_N64", "write it as D8_B3_tau0.03_N64"),
+        ("D8_B3_tau0.030_N64", "write it as D8_B3_tau0.03_N64"),
+        ("D4_D8_B3_tau0.03_N64", "write it as D8_B3_tau0.03_N64"),
+    ],
+)
+def test_settings_that_are_not_a_folder_name_are_refused(text: str, said: str) -> None:
+    """Guards against two spellings of one run, which would be measured twice."""
+    with pytest.raises(UserError, match=said):
+        grid.with_settings(BASE, text)
+
+
+def test_every_run_has_its_own_folder() -> None:
+    """Guards against runs that overwrite one another."""
+    known = params.check(RAW)
+    runs = grid.expand(known)
+    beside = sum(
+        len(list(grid.methods(known, title)))
+        * len(experiment.datasets)
+        * max(1, len(experiment.prompt_tokens) + len(known.sizes.of(title).prompt_tokens))
+        * max(1, len(experiment.batches))
+        for title, experiment in known.experiments.items()
+    )
+    assert len(runs) == len(known.methods) * len(known.datasets) + beside
+    assert all(run.folder == folder for folder, run in runs.items())
+    passes = grid.passes(known)
+    assert len(passes) == len(known.timeline) + len(known.memory)
+    assert not set(passes) & set(runs)
+
+
+@pytest.mark.parametrize(("scale", "context"), [("laptop", 8192), ("study", 8192), ("paper", 2048)])
+def test_every_scale_fits_the_models_that_it_is_for(scale: str, context: int) -> None:
+    """Guards against a length beyond the context of SmolLM2, or of Pythia: a night's work, refused in its middle."""
+    known = params.check({**RAW, "scale": scale})
+    for run in grid.expand(known).values():
+        assert (run.prompt_tokens or known.sizes.prompt_tokens) + run.output_tokens <= context, run.folder
+
+
+def test_a_scale_adds_lengths_of_its_own() -> None:
+    """Guards against a length that only one scale can afford, or none."""
+    lengths = {
+        scale: {run.prompt_tokens for run in grid.expand(params.check({**RAW, "scale": scale})).values()}
+        for scale in ("laptop", "study")
+    }
+    assert lengths["study"] - lengths["laptop"] == {100, 500, 4096} and lengths["study"] > lengths["laptop"]
+
+
+def test_headline_and_experiments_have_their_own_sizes() -> None:
+    """Guards against an experiment of the headline's length, or the other way round."""
+    known = params.check(RAW)
+    for run in grid.expand(known).values():
+        size = known.sizes if run.top == "runs" else known.sizes.of(run.top)
+        assert (run.prompts, run.output_tokens) == (size.prompts, size.output_tokens)
+    for run in grid.passes(known).values():
+        tokens = {"timeline": known.sizes.timeline_tokens, "memory": known.sizes.output_tokens}[run.top]
+        assert (run.prompts, run.output_tokens) == (1, tokens)
+
+
+def test_conditions_stand_in_the_folder() -> None:
+    """Guards against runs of several prompt lengths or batch sizes in one folder."""
+    experiment = {
+        "datasets": ["wikipedia"],
+        "methods": ["autoregressive"],
+        "prompt_tokens": [20, 40],
+        "batches": [1, 2],
+    }
+    found = grid.expand(changed(experiments={"both": experiment}))
+    both = {folder: run for folder, run in found.items() if run.top == "both"}
+    assert list(both) == [
+        f"both/autoregressive/default/{condition}/wikipedia" for condition in ("P20/b1", "P20/b2", "P40/b1", "P40/b2")
+    ]
+    assert [(run.prompt_tokens, run.batch, run.length) for run in both.values()] == [
+        (20, 1, "P20"),
+        (20, 2, "P20"),
+        (40, 1, "P40"),
+        (40, 2, "P40"),
+    ]
+
+
+def test_prompts_serve_every_run_of_their_length() -> None:
+    """Guards against too few prompts for an experiment, or too little text behind them for its outputs."""
+    known = params.check(RAW)
+    prompts = grid.prompts(known)
+    for run in {**grid.expand(known), **grid.passes(known)}.values():
+        made = prompts[run.length, run.dataset]
+        assert made.number >= run.prompts
+        assert made.reserve >= run.output_tokens
+        assert made.tokens == (run.prompt_tokens or known.sizes.prompt_tokens)
+
+
+def test_a_changed_knob_is_another_folder() -> None:
+    """Guards against results of old parameters being taken for new ones."""
+    methods = {**RAW["methods"], "dynatree": {**RAW["methods"]["dynatree"], "depth": 5}}
+    old, new = set(grid.expand(changed())), set(grid.expand(changed(methods=methods)))
+    branch = RAW["methods"]["dynatree"]["branch"]
+    assert {folder for folder in old - new if folder.startswith("runs/")} == {
+        f"runs/dynatree/D63_B{branch}_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
+    }
+    assert {folder for folder in new - old if folder.startswith("runs/")} == {
+        f"runs/dynatree/D5_B{branch}_tau0.01_N63/{dataset}" for dataset in RAW["datasets"]
+    }
+
+
+def test_a_scale_has_further_settings() -> None:
+    """Guards against the study running the laptop's few settings, or the laptop all of the study's."""
+    counts = {}
+    for scale in ("laptop", "study"):
+        found = grid.expand(params.check({**RAW, "scale": scale}))
+        counts[scale] = sum(run.top == "tree_shape" and run.method == "dynatree_threshold" for run in found.values())
+    usual = RAW["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
+    more = RAW["scales"]["study"]["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
+    assert counts == {"laptop": len(usual), "study": len(usual) + len(more)}
