@@ -22,6 +22,7 @@ class TokenTree:
     depths    [n] int64    distance from the root, 0 for the root
     log_probs [n] float32  log v(u): sum of the drafter's log-probabilities from the root, 0 for the root
     ancestors [n, n] bool  ancestors[i, j] iff j is i or an ancestor of i
+    numbers   [n] int64    index of each node in the tree that this one was cut from; None: it was not cut
     """
 
     tokens: Tensor
@@ -29,6 +30,7 @@ class TokenTree:
     depths: Tensor
     log_probs: Tensor
     ancestors: Tensor
+    numbers: Tensor | None = None
 
     @staticmethod
     def root(token: int) -> "TokenTree":
@@ -101,7 +103,7 @@ class TokenTree:
         return shallow[torch.sort(self.log_probs[1:][shallow], descending=True, stable=True).indices] + 1
 
     def subtree(self, nodes: Tensor) -> "TokenTree":
-        """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order."""
+        """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order; it keeps `nodes`."""
         if len(nodes) == len(self):
             return self
         number = torch.full((len(self),), -1)
@@ -113,7 +115,12 @@ class TokenTree:
             depths=self.depths[nodes],
             log_probs=self.log_probs[nodes],
             ancestors=self.ancestors[nodes][:, nodes],
+            numbers=nodes,
         )
+
+    def before_the_cut(self, path: Tensor) -> Tensor:
+        """The nodes `path` by their indices in the tree that this one was cut from."""
+        return path if self.numbers is None else self.numbers[path]
 
     def positions(self, prefix_length: int) -> Tensor:
         """Position ids [n] behind `prefix_length` committed tokens: siblings share one (SpecInfer, section 4.2)."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from tests import models
 
@@ -23,6 +24,7 @@ settings.load_profile("dynatree")
 torch.set_num_threads(1)
 
 Build = Callable[..., LanguageModel]
+Drafts = Callable[..., DraftModel]
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def target() -> Build:
 
 
 @pytest.fixture(scope="session")
-def drafter(target: Build) -> Build:
+def drafter(target: Build) -> Drafts:
     """(kind, architecture, dtype) -> one of `models.DRAFTERS` of that target, built once."""
     return lru_cache(maxsize=None)(
         lambda kind, architecture="llama", dtype=torch.float64: models.DRAFTERS[kind](target(architecture, dtype=dtype))

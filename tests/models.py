@@ -20,7 +20,13 @@ from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable, Curve
 from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup
+from dynatree.drafting.model import Draft
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.options import GenerationOptions
+from dynatree.generation.request import Request
+from dynatree.generation.trace import Clock
 from dynatree.tree import TokenTree
 
 VOCABULARY = 61
@@ -68,12 +74,17 @@ def _unwrapped_copy(model: LanguageModel) -> PreTrainedModel:
     return copy
 
 
-def same(model: LanguageModel) -> LanguageModel:
+def wanted(count: int, *eos: int, **more: Any) -> GenerationOptions:
+    """Up to `count` tokens, ending behind one of `eos`."""
+    return GenerationOptions(max_new_tokens=count, eos_token_id=frozenset(eos), **more)
+
+
+def same(model: LanguageModel) -> DraftModel:
     """A drafter with the target's own weights: right everywhere."""
-    return LanguageModel(_unwrapped_copy(model), name="same")
+    return DraftModel(LanguageModel(_unwrapped_copy(model), name="same"))
 
 
-def wrong(model: LanguageModel) -> LanguageModel:
+def wrong(model: LanguageModel) -> DraftModel:
     """A drafter whose likeliest tokens are the target's least likely: never right."""
     copy = _unwrapped_copy(model)
 
@@ -82,28 +93,28 @@ def wrong(model: LanguageModel) -> LanguageModel:
         return output
 
     copy.register_forward_hook(negate)
-    return LanguageModel(copy, name="wrong")
+    return DraftModel(LanguageModel(copy, name="wrong"))
 
 
-def unrelated(model: LanguageModel) -> LanguageModel:
+def unrelated(model: LanguageModel) -> DraftModel:
     """A drafter that knows nothing of the target."""
-    return language_model("llama", seed=7, dtype=model.dtype)
+    return DraftModel(language_model("llama", seed=7, dtype=model.dtype))
 
 
-def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> LanguageModel:
+def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> DraftModel:
     """A drafter that agrees with `model` often: its weights plus noise."""
     torch.manual_seed(seed)
     copy = _unwrapped_copy(model)
     with torch.no_grad():
         for parameter in copy.parameters():
             parameter.add_(torch.randn_like(parameter) * noise * parameter.std())
-    return LanguageModel(copy, name="related")
+    return DraftModel(LanguageModel(copy, name="related"))
 
 
-def masked(model: LanguageModel, kept: int) -> LanguageModel:
+def masked(model: LanguageModel, kept: int) -> DraftModel:
     """A drafter for which all but the `kept` likeliest tokens have probability zero."""
     copy = _unwrapped_copy(model)
-    drafter = LanguageModel(copy, name="masked")
+    drafter = DraftModel(LanguageModel(copy, name="masked"))
 
     def mask(module: object, inputs: object, output: ModelOutput) -> ModelOutput:
         least = output.logits.topk(kept, dim=-1).values[..., -1:]
@@ -152,8 +163,16 @@ def generated(
 
 
 def proposed(
-    drafter: Any, model: LanguageModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
-) -> Any:
-    """Tokens and step log-probabilities of a drafter plug-in on `model`, by one level of drafting."""
+    draft: Draft, model: DraftModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Tokens and step log-probabilities of one level of drafting."""
     ids = torch.tensor(text)
-    return drafter.answer(model.draft(*drafter.ask(tree, frontier, ids)), tree, frontier, branch, ids)
+    (logits,) = model.draft_batch([draft.draft_inputs(tree, frontier, ids)])
+    return draft.proposals(logits, tree, frontier, branch, ids)
+
+
+def request(prompt: list[int], count: int, **more: Any) -> Request:
+    """A request for `count` tokens whose prefill gave the last token of `prompt`."""
+    made = Request(prompt[:-1], wanted(count + 1, **more), KeyValueCache(), None, Clock())
+    made.prefilled(prompt[-1])
+    return made

@@ -17,6 +17,7 @@ from dynatree.measuring import loading
 from dynatree.policies import GrowthPolicy
 from dynatree.study import params
 from dynatree.tables.schema import APART
+from tests.models import wanted
 from tests.workflow.world import ROOT
 
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
@@ -201,10 +202,10 @@ def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> N
     assert issubclass(module.Policy, GrowthPolicy)
     folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
     knobs = {"policy": "tapering", "drafting": "model", "depth": 4, "branch": 3, "budget": 64}
-    target, decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
+    (target, _), decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
     plain = decoding.build(target, None, "autoregressive", {})
-    trace = decoder.decode([5, 6, 7], 30)
-    assert trace.output == plain.decode([5, 6, 7], 30).output
+    trace = decoder.decode([5, 6, 7], wanted(30))
+    assert trace.output == plain.decode([5, 6, 7], wanted(30)).output
     parents = trace.rounds[0].tree["parents"]
     depths = [0] * len(parents)
     for node, parent in enumerate(parents[1:], start=1):

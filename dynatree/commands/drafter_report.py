@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     passages = report.follow(target, texts, arguments.tokens, arguments.length)
     found = {}
     for name in drafters:
-        drafter = checkpoint.load(folders[name], arguments.dtype, arguments.device, rounded=True)
+        drafter = checkpoint.load_drafter(folders[name], arguments.dtype, arguments.device)
         found[name] = report.report(target, drafter, passages, measured.get(name))
     if len(found) > 1:
         print(json.dumps(found) if arguments.json else report.rank(found))

@@ -39,7 +39,7 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
     parser.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
     parser.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
-    parser.add_argument("--no-repeat-ngram", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
+    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
     parser.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
     parser.add_argument("--json", action="store_true", help="print one JSON object (of several prompts a list) only")
     options.machine(parser)
@@ -56,24 +56,26 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     # Imported late, so that errors in the arguments come at once.
-    from dynatree.generation.logits_processors import Processors
+    from dynatree.decoding import BatchDecoder
+    from dynatree.generation.options import GenerationOptions
     from dynatree.measuring import runs
 
-    processors = checked(
-        "--repetition-penalty, --no-repeat-ngram",
-        lambda given: Processors(**given),
-        {"repetition_penalty": arguments.repetition_penalty, "no_repeat_ngram": arguments.no_repeat_ngram},
+    named = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
+    asked: GenerationOptions = checked(
+        "--repetition-penalty, --no-repeat-ngram-size",
+        lambda given: GenerationOptions(**given),
+        {name: getattr(arguments, name) for name in named},
     )
     target, decoder, prompts = request.load(arguments, known, knobs, find_model)
-    runs.warm_up(decoder, prompts[:1], arguments.max_new_tokens)
-    eos_ids = frozenset() if arguments.ignore_eos else target.eos_ids
+    runs.warm_up(decoder, prompts[:1], asked)
+    wanted = asked if arguments.ignore_eos else asked.model_copy(update={"eos_token_id": target.eos_ids})
     stream = None if arguments.json or len(prompts) > 1 else _Stream(target.tokenizer)
     if len(prompts) == 1:
-        traces = [decoder.decode(prompts[0], arguments.max_new_tokens, eos_ids, stream, processors=processors)]
-    elif hasattr(decoder, "decode_batch"):
-        traces = decoder.decode_batch(prompts, arguments.max_new_tokens, eos_ids, processors=processors)
+        traces = [decoder.decode(prompts[0], wanted, stream)]
+    elif isinstance(decoder, BatchDecoder):
+        traces = decoder.decode_batch(prompts, wanted)
     else:
-        traces = [decoder.decode(ids, arguments.max_new_tokens, eos_ids, processors=processors) for ids in prompts]
+        traces = [decoder.decode(ids, wanted) for ids in prompts]
     results = [
         _result(arguments.method, knobs, ids, trace, target.tokenizer)
         for ids, trace in zip(prompts, traces, strict=True)

@@ -132,7 +132,7 @@ def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, A
     quieten()
     set_threads(arguments.threads)
     measured = (arguments.calibration or calibration(folders)) if needs.calibration else None
-    target, decoder = loading.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
+    (target, _), decoder = loading.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
     for text in texts:
         if target.tokenizer is None:
             raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")

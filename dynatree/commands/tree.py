@@ -75,8 +75,11 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         if arguments.out.suffix not in render.SUFFIXES:
             raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
         check_out(arguments.out)
+    from dynatree.generation.options import GenerationOptions
+
     target, decoder, (ids,) = request.load(arguments, known, knobs, find_model)
-    trace = decoder.decode(ids, arguments.max_new_tokens, target.eos_ids)
+    asked = GenerationOptions(max_new_tokens=arguments.max_new_tokens, eos_token_id=target.eos_ids)
+    trace = decoder.decode(ids, asked)
     rounds = trace.rounds
     if arguments.round >= len(rounds):
         raise UserError(

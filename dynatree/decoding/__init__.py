@@ -1,25 +1,28 @@
 """Decoders: a prompt in, a Trace out.
 
-A decoder is one file with a class `Decoder` of (target, drafter, calibration, **knobs):
+A decoder is one file with a class `Decoder` of (target, drafter, calibration, **knobs), a `Decoder` as below. Class or
+static methods:
 
     check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
     needs(knobs) -> Needs  what must or may be given besides the target
-    decode(prompt, max_new_tokens, eos_ids, on_commit, clock, processors) -> Trace
-    decode_batch(prompts, max_new_tokens, eos_ids, clock, processors) -> list[Trace]
-                           the same for each of several prompts, decoded together; left out where it cannot be
 """
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from dynatree import plugins
 from dynatree.config import Knobs
 from dynatree.costs.calibration import Calibration
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError, readable
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.options import GenerationOptions
+from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
@@ -28,6 +31,36 @@ class Needs(NamedTuple):
 
     drafter: str = "unused"
     calibration: bool = False
+
+
+class Decoder(Protocol):
+    """What decodes a prompt greedily."""
+
+    def decode(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        on_commit: OnCommit | None = None,
+        clock: Clock | None = None,
+    ) -> Trace:
+        """What came after `prompt`. Raises UserError for a prompt that does not fit.
+
+        `on_commit` is told the tokens of each commit, and how many of them were drafted.
+        """
+
+
+@runtime_checkable
+class BatchDecoder(Decoder, Protocol):
+    """What decodes several prompts together, too."""
+
+    def decode_batch(
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, clock: Clock | None = None
+    ) -> list[Trace]:
+        """Of each prompt the output that `decode` gives for it alone; each forward is over all that are not finished.
+
+        Trees and rounds differ where the policy weighs what is decoded besides. Raises UserError for a prompt that does
+        not fit.
+        """
 
 
 class NoKnobs(Knobs):
@@ -40,17 +73,17 @@ class TargetAlone:
     Settings: ClassVar[type[Knobs]] = NoKnobs
 
     @classmethod
-    def check(cls, knobs: dict[str, Any]) -> None:
+    def check(cls, knobs: Mapping[str, Any]) -> None:
         cls.Settings(**knobs)
 
     @staticmethod
-    def needs(knobs: dict[str, Any]) -> Needs:
+    def needs(knobs: Mapping[str, Any]) -> Needs:
         return Needs()
 
     def __init__(
         self,
         target: LanguageModel,
-        drafter: LanguageModel | None = None,
+        drafter: DraftModel | None = None,
         calibration: Calibration | None = None,
         **knobs: Any,
     ):
@@ -58,76 +91,122 @@ class TargetAlone:
         self._target = target
 
 
-class Batched:
-    """Base of a decoder whose loop is over several requests, of which one may be all."""
+class RoundDecoder(ABC):
+    """Base of a decoder that works in rounds over several requests, of which one may be all: prefill and retirement."""
 
-    def _decode(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        eos_ids: frozenset[int],
-        on_commit: OnCommit | None,
-        clock: Clock | None,
-        processors: Processors,
-    ) -> list[Trace]:
-        raise NotImplementedError
+    _target: LanguageModel
+
+    def _start(self, requests: Sequence[Request]) -> None:  # noqa: B027
+        """The prefill of `requests` is done, their first round follows."""
+
+    @abstractmethod
+    def _round(self, active: Sequence[Request], clock: Clock) -> None:
+        """One target forward over all of `active`, and a commit of each."""
+
+    def _retain(self, active: Sequence[Request]) -> None:  # noqa: B027
+        """The requests that go on; others are finished."""
 
     def decode(
         self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
+        prompt: Sequence[int],
+        options: GenerationOptions,
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
-        processors: Processors = PLAIN,
     ) -> Trace:
-        """Up to `max_new_tokens` tokens after `prompt`, greedily; ends behind the first token of `eos_ids`.
-
-        Raises UserError for a prompt that does not fit.
-        """
-        # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
-        with torch.inference_mode():
-            return self._decode([prompt], max_new_tokens, eos_ids, on_commit, clock, processors)[0]
+        """See `Decoder`."""
+        return self._decode([prompt], options, on_commit, clock or Clock())[0]
 
     def decode_batch(
-        self,
-        prompts: Sequence[list[int]],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
-        clock: Clock | None = None,
-        processors: Processors = PLAIN,
+        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, clock: Clock | None = None
     ) -> list[Trace]:
-        """Of each prompt the output that `decode` gives for it alone; each forward is over all that are not finished.
+        """See `BatchDecoder`."""
+        return self._decode(prompts, options, None, clock or Clock())
 
-        Trees and rounds differ where the policy reckons with what is decoded besides. Raises UserError for a prompt
-        that does not fit.
+    # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
+    @torch.inference_mode()
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        on_commit: OnCommit | None,
+        clock: Clock,
+    ) -> list[Trace]:
+        target = self._target
+        for prompt in prompts:
+            target.check_prompt(prompt, options.max_new_tokens)
+        caches = target.new_caches(len(prompts))
+        requests = [
+            Request(prompt, options, cache, on_commit, clock) for prompt, cache in zip(prompts, caches, strict=True)
+        ]
+        for request in requests:
+            with clock.phase("prefill"):
+                self._prefill(request)
+        begun = target.forwards
+        self._start(requests)
+        active = self._retire(requests, 0)
+        while active:
+            self._round(active, clock)
+            active = self._retire(active, target.forwards - begun)
+        return [request.recorder.trace for request in requests]
+
+    def _prefill(self, request: Request) -> None:
+        # One by one: a prompt fills a forward by itself, padding would only add to it.
+        before = self._target.forwards
+        logits = self._target.forward(request.text, request.cache, last_only=True)
+        (token,) = greedy_tokens(request.process(logits)).tolist()
+        request.prefill_forwards = self._target.forwards - before
+        request.prefilled(token)
+
+    def _retire(self, requests: Sequence[Request], forwards: int) -> Sequence[Request]:
+        """Those that are not finished. The records of the others are closed: they took part in all `forwards`.
+
+        Finished rows are taken out of the caches: masked instead they would cost as much as before until the last ends.
         """
-        with torch.inference_mode():
-            return self._decode(prompts, max_new_tokens, eos_ids, None, clock, processors)
+        active = [request for request in requests if not request.finished]
+        for request in requests:
+            if request.finished:
+                request.recorder.close(request.prefill_forwards + forwards, request.draft_forwards)
+        if active and len(active) < len(requests):
+            KeyValueCache.retain([request.cache for request in active])
+            self._retain(active)
+        return active
 
 
 def build(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafter: DraftModel | None,
     decoder: str,
     knobs: dict[str, Any],
     calibration: Calibration | None = None,
-) -> Any:
+) -> Decoder:
     """The decoder plug-in `decoder` on these models, with the calibration that was measured for them.
 
     Raises UserError for knobs that it does not take, and where it needs a drafter and there is none.
     """
-    built = plugins.load("decoding", decoder).Decoder
+    plugin = plugins.load("decoding", decoder).Decoder
     with readable(f"the parameters of decoder {decoder}"):
-        built.check(knobs)
-    if drafter is None and built.needs(knobs).drafter == "required":
+        plugin.check(knobs)
+    if drafter is None and plugin.needs(knobs).drafter == "required":
         raise UserError(f"decoder {decoder} with these parameters needs a drafter, and none is given: {knobs}")
-    return built(target, drafter, calibration, **knobs)
+    built: Decoder = plugin(target, drafter, calibration, **knobs)
+    return built
 
 
-def check_batch(decoder: Any, batch: int) -> None:
-    """Raise UserError unless `decoder` (a decoder plug-in's class or object) can decode `batch` prompts together."""
-    if batch > 1 and not hasattr(decoder, "decode_batch"):
-        name = (decoder if isinstance(decoder, type) else type(decoder)).__module__.rpartition(".")[2]
-        able = [n for n in plugins.names("decoding") if hasattr(plugins.load("decoding", n).Decoder, "decode_batch")]
-        raise UserError(f"batch: {batch}; {name} decodes one prompt at a time, batches are for {', '.join(able)}")
+def check_batch(decoder: str, batch: int) -> None:
+    """Raise UserError unless the decoder plug-in `decoder` can decode `batch` prompts together."""
+    every = {name: plugins.load("decoding", name).Decoder for name in plugins.names("decoding")}
+    able = [name for name, plugin in every.items() if hasattr(plugin, "decode_batch")]
+    if batch > 1 and decoder not in able:
+        raise UserError(f"batch: {batch}; {decoder} decodes one prompt at a time, batches are for {', '.join(able)}")
+
+
+def decode_together(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], options: GenerationOptions, clock: Clock | None = None
+) -> list[Trace]:
+    """The traces of `prompts`; several are decoded together. Raises UserError where `decoder` cannot."""
+    if len(prompts) == 1:
+        return [decoder.decode(prompts[0], options, clock=clock)]
+    if not isinstance(decoder, BatchDecoder):
+        check_batch(type(decoder).__module__.rpartition(".")[2], len(prompts))
+        raise TypeError(f"{type(decoder).__name__} is a plug-in for batches, and has no decode_batch")
+    return decoder.decode_batch(prompts, options, clock)

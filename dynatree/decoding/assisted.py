@@ -1,5 +1,6 @@
 """transformers' assisted generation with the same drafter (Gante 2023; Leviathan et al. 2023, 2211.17192)."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -7,9 +8,11 @@ from pydantic import Field
 from dynatree.config import Knobs
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs
-from dynatree.engine.language_model import LanguageModel, check_pair
+from dynatree.engine.compatibility import check_pair
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.generation import hf_generate
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
@@ -25,24 +28,24 @@ class Decoder:
     """`generate(assistant_model=...)`. Its first commit already holds drafted tokens: it drafts before prefill."""
 
     @staticmethod
-    def check(knobs: dict[str, Any]) -> None:
+    def check(knobs: Mapping[str, Any]) -> None:
         Settings(**knobs)
 
     @staticmethod
-    def needs(knobs: dict[str, Any]) -> Needs:
+    def needs(knobs: Mapping[str, Any]) -> Needs:
         return Needs("required")
 
     def __init__(
         self,
         target: LanguageModel,
-        drafter: LanguageModel,
+        drafter: DraftModel,
         calibration: Calibration | None = None,
         **knobs: Any,
     ):
         checked = Settings(**knobs)
         check_pair(target, drafter)
-        self._target, self._drafter = target, drafter
-        self._options = {
+        self._target, self._drafter = target, drafter.language_model
+        self._assistant_options = {
             "num_assistant_tokens": checked.draft_tokens,
             "num_assistant_tokens_schedule": checked.schedule,
             "assistant_confidence_threshold": checked.confidence,
@@ -50,23 +53,12 @@ class Decoder:
 
     def decode(
         self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
+        prompt: Sequence[int],
+        options: GenerationOptions,
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
-        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers with an assistant, which must have room for the whole sequence."""
-        self._drafter.check_prompt(prompt, max_new_tokens)
-        return hf_generate.generate(
-            self._target,
-            self._drafter,
-            prompt,
-            max_new_tokens,
-            eos_ids,
-            on_commit,
-            clock,
-            self._options,
-            **processors.generation_options,
-        )
+        self._drafter.check_prompt(prompt, options.max_new_tokens)
+        assistant = hf_generate.Assistant(self._drafter, self._assistant_options)
+        return hf_generate.generate(self._target, prompt, options, on_commit, clock, assistant=assistant)

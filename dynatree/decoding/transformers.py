@@ -1,8 +1,10 @@
-"""transformers' own greedy `generate`: the plain decoding that users have."""
+"""transformers' own greedy `generate`: the autoregressive decoding that users have."""
+
+from collections.abc import Sequence
 
 from dynatree.decoding import TargetAlone
 from dynatree.generation import hf_generate
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
@@ -11,14 +13,10 @@ class Decoder(TargetAlone):
 
     def decode(
         self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
+        prompt: Sequence[int],
+        options: GenerationOptions,
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
-        processors: Processors = PLAIN,
     ) -> Trace:
         """As `autoregressive`, by transformers."""
-        return hf_generate.generate(
-            self._target, None, prompt, max_new_tokens, eos_ids, on_commit, clock, **processors.generation_options
-        )
+        return hf_generate.generate(self._target, prompt, options, on_commit, clock)

@@ -11,8 +11,10 @@ from torch import Tensor
 from dynatree.costs.calibration import Calibration
 from dynatree.distil import simulate
 from dynatree.distil.labels import continuations, score
+from dynatree.engine.compatibility import check_pair
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel, check_pair
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 
 RANKS = (1, 2, 3, 8)
@@ -55,7 +57,7 @@ def follow(target: LanguageModel, texts: Mapping[str, Tensor], tokens: int, leng
 
 def report(
     target: LanguageModel,
-    drafter: LanguageModel,
+    drafter: DraftModel,
     passages: Mapping[str, Passages],
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
@@ -89,20 +91,20 @@ def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(drafter: LanguageModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
+def compare(drafter: DraftModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
     """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `begin`..`end` - 1.
 
     `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
     greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
     al., ICML 2017) over the equal bins of `reliability`.
     """
-    drafted = drafter.draft_vocabulary
+    drafted = drafter.vocabulary
     vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
     ranks = min(max(RANKS), len(vocabulary))
     hits, sure, covered = [], [], []
     for tokens, choices in zip(*followed, strict=True):
         ids, wanted = tokens[None, :end].to(drafter.device), choices[begin:end].to(drafter.device)
-        logits = drafter.model(input_ids=ids, use_cache=False).logits[0, begin:][:, vocabulary]
+        logits = drafter.language_model.model(input_ids=ids, use_cache=False).logits[0, begin:][:, vocabulary]
         best = logits.float().softmax(-1).topk(ranks, dim=-1)
         hits.append(vocabulary[best.indices] == wanted[:, None])
         sure.append(best.values[:, 0])
@@ -135,18 +137,17 @@ def reliability(probability: Tensor, hit: Tensor) -> list[dict[str, Any]]:
     return found
 
 
-def cost(target: LanguageModel, drafter: LanguageModel, context: int) -> dict[str, Any]:
+def cost(target: LanguageModel, drafter: DraftModel, context: int) -> dict[str, Any]:
     """Median seconds of a forward of one token behind `context` others, drafter and target in turn, and their ratio."""
     seconds: dict[str, list[float]] = {"target": [], "drafter": []}
-    models = {"target": target, "drafter": drafter}
-    caches = {role: KeyValueCache() for role in models}
+    forwards = {"target": target.forward, "drafter": drafter.draft}
+    caches = {role: KeyValueCache() for role in forwards}
     ids = torch.arange(context) % target.vocabulary_size
-    for role, model in models.items():
-        model.forward(ids, caches[role], last_only=True)
+    for role, forward in forwards.items():
+        forward(ids, caches[role], last_only=True)
     for _ in range(_STEPS):
-        for role, model in models.items():
+        for role, forward in forwards.items():
             begun = time.perf_counter()
-            forward = model.draft if role == "drafter" else model.forward
             forward(ids[:1], caches[role]).argmax().item()  # .item() waits for the device
             seconds[role].append(time.perf_counter() - begun)
             caches[role].crop(context)

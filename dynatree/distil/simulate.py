@@ -14,7 +14,7 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable
 from dynatree.drafting import lookup
-from dynatree.engine.language_model import LanguageModel
+from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
 from dynatree.measuring.calibrate import teacher_forced
 from dynatree.policies.optimal import best_trees
@@ -116,8 +116,13 @@ def lookup_rounds(pair: Pair, tokens: int, propose: Propose) -> list[Round]:
 
 def own_lookup() -> Propose:
     """Our lookup for one request: the latest longest match, around a cycle where it reaches the text's end."""
-    drafter = lookup.Drafter()
-    return lambda text, most: drafter.free(text, most)[0].tolist()
+    found = lookup.Lookup()
+
+    def propose(text: list[int], most: int) -> list[int]:
+        tokens: list[int] = found.propose(text, most)[0].tolist()
+        return tokens
+
+    return propose
 
 
 def prompt_lookup(ngram: int) -> Propose:
@@ -133,7 +138,7 @@ def prompt_lookup(ngram: int) -> Propose:
     return propose
 
 
-def ranks(drafter: LanguageModel, pair: Pair) -> list[int]:
+def ranks(drafter: DraftModel, pair: Pair) -> list[int]:
     """The drafter's rank of each token of the output, as many ranks as were looked at where it is not among them."""
     _, hits = teacher_forced(drafter, *pair)
     if len(hits) < len(pair[1]):
@@ -144,7 +149,7 @@ def ranks(drafter: LanguageModel, pair: Pair) -> list[int]:
     return torch.where(hits.any(1), hits.int().argmax(1), hits.shape[1]).tolist()
 
 
-def simulate(drafter: LanguageModel, pairs: Sequence[Pair], calibration: Calibration) -> list[dict[str, Any]]:
+def simulate(drafter: DraftModel, pairs: Sequence[Pair], calibration: Calibration) -> list[dict[str, Any]]:
     """Speeds on `pairs` by the calibration of this machine and drafter, a row a method and setting.
 
     Every chain of `CHAINS`; of trees, both lookups and the oracle the fastest setting on these very pairs, so a

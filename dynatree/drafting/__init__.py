@@ -1,23 +1,42 @@
-"""Drafters: who proposes what a tree grows by.
+"""Drafters: who proposes what the trees grow by.
 
-A drafter is one file with `MODEL`, whether it is "unused", "optional" or "required", and a class `Drafter` of
-(model, calibration of its step probabilities or None), one a request:
-
-    start(processors, cache)           forget the last request; the next one's logits processors, an empty cache
-    free(committed, limit)             tokens and log-probabilities [k], k <= limit: a chain below the root that needs
-                                       no model call
-    depth_limit(committed) -> levels   how many levels it can draft behind so many committed tokens; where that is
-                                       never above 0, the next two are left out
-    ask(tree, frontier, text)          what to feed the model for a level; level 0 has frontier [0]. Whoever decodes
-                                       makes the one batched call a level, over all requests that are decoded together
-    answer(logits, tree, frontier, branch, text)
-                                       tokens and log-probabilities [f, b] of the frontier's children, likeliest first
-    accept(kept)                       the nodes of the drafted tree that were accepted, root first
-
-`committed` and `text` are the same tokens, as a list and as a tensor.
+A drafter is one file with `MODEL`, whether it takes a draft model ("unused", "optional" or "required"), and a class
+`Drafter` of (draft model or None, calibration of its step probabilities or None), a `Drafter` as below.
 """
 
-import torch
+from collections.abc import Sequence
+from typing import Protocol
 
-# What `free` gives where nothing is proposed.
-NOTHING = torch.empty(0, dtype=torch.long), torch.empty(0)
+from torch import Tensor
+
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.growth import Growth
+from dynatree.generation.request import Request
+from dynatree.tree import TokenTree
+
+
+class Drafter(Protocol):
+    """The draft state of requests that are decoded together: it owns the draft model, its caches and its counts."""
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Forget the last batch: what happens to a request depends on nothing before it."""
+
+    def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
+        """A tree below the last committed token of each of `requests`, grown as its growth in `planner` decides.
+
+        One draft forward a level, over all requests whose trees still grow.
+        """
+
+    def forwards(self, request: Request) -> int:
+        """Draft forwards of the last `propose` that `request` took part in."""
+
+    def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
+        """Of the verified `tree` of `request` the nodes `path` [1 + accepted] were accepted, root first."""
+
+    def retain(self, requests: Sequence[Request]) -> None:
+        """The requests that go on; what is held of others is given back."""
+
+
+def most_levels(request: Request, growth: Growth) -> int:
+    """Levels that a tree may have: a round emits one token more than the path it accepts."""
+    return min(growth.depth, request.remaining - 1)

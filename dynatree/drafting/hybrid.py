@@ -4,15 +4,16 @@ Where both speak of one node, lookup's claim stands for its own token (or the mo
 out the rest: siblings never sum to more than 1.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup, model
-from dynatree.engine.eager.batch import Feed
-from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.engine.draft_model import DraftModel
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.request import Request
 from dynatree.tree import TokenTree
 
 MODEL = "optional"
@@ -21,52 +22,45 @@ MODEL = "optional"
 class Drafter:
     """Without a model this is lookup alone."""
 
-    def __init__(self, drafter: LanguageModel | None = None, calibration: StepCalibration | None = None):
+    def __init__(self, draft_model: DraftModel | None = None, calibration: StepCalibration | None = None):
         self._lookup = lookup.Drafter(calibration=calibration)
-        self._model = model.Drafter(drafter, calibration) if drafter else None
+        self._model = model.Drafter(draft_model, calibration) if draft_model else None
 
-    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
-        """Forget the last request; the next one's `processors` apply to proposals too."""
-        self._lookup.start(processors)
+    def start(self, requests: Sequence[Request]) -> None:
+        self._lookup.start(requests)
         if self._model:
-            self._model.start(processors, cache)
+            self._model.start(requests)
 
-    def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
-        """Lookup's chain: tokens [k] and step log-probabilities [k]."""
+    def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
+        trees = self._lookup.propose(requests, planner)
+        return self._model.grow(requests, trees, planner, share_out) if self._model else trees
+
+    def forwards(self, request: Request) -> int:
+        return self._model.forwards(request) if self._model else 0
+
+    def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         if self._model:
-            self._model.free(committed, 0)
-        return self._lookup.free(committed, limit)
+            self._model.accept(request, tree, path)
 
-    def depth_limit(self, committed: int) -> int:
-        """Levels that the model can grow behind `committed` tokens."""
-        return self._model.depth_limit(committed) if self._model else 0
-
-    def ask(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
-        """What to feed the model for the children of `frontier` [f]."""
-        assert self._model, "without a model depth_limit is 0"
-        return self._model.ask(tree, frontier, text)
-
-    def answer(
-        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The model's children of `frontier` [f]: tokens [f, b], step log-probabilities [f, b]."""
-        assert self._model, "without a model depth_limit is 0"
-        tokens, steps = self._model.answer(logits, tree, frontier, branch, text)
-        children = tree.parents == frontier[:, None]
-        looked_up = children.any(1)
-        if looked_up.any():
-            # Below a node lookup has at most one child.
-            child = children[looked_up].int().argmax(1)
-            claim = (tree.log_probs[child] - tree.log_probs[frontier[looked_up]]).exp()[:, None]
-            own = tokens[looked_up] == tree.tokens[child, None]
-            probability = steps[looked_up].exp()
-            agreed = (probability * own).sum(1, keepdim=True)
-            rest = (1 - torch.maximum(claim, agreed)) / (1 - agreed).clamp(min=1e-6)
-            steps = steps.clone()
-            steps[looked_up] = torch.where(own, probability, probability * rest).clamp(min=1e-4, max=1).log()
-        return tokens, steps
-
-    def accept(self, kept: Tensor) -> None:
-        """Keep the model's cache of the accepted nodes `kept` of the drafted tree."""
+    def retain(self, requests: Sequence[Request]) -> None:
+        self._lookup.retain(requests)
         if self._model:
-            self._model.accept(kept)
+            self._model.retain(requests)
+
+
+def share_out(tree: TokenTree, frontier: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
+    """The model's step log-probabilities `steps` [f, b] of children `tokens` [f, b] beside what lookup claims there."""
+    children = tree.parents == frontier[:, None]
+    looked_up = children.any(1)
+    if not looked_up.any():
+        return steps
+    # Below a node lookup has at most one child.
+    child = children[looked_up].int().argmax(1)
+    claim = (tree.log_probs[child] - tree.log_probs[frontier[looked_up]]).exp()[:, None]
+    own = tokens[looked_up] == tree.tokens[child, None]
+    probability = steps[looked_up].exp()
+    agreed = (probability * own).sum(1, keepdim=True)
+    rest = (1 - torch.maximum(claim, agreed)) / (1 - agreed).clamp(min=1e-6)
+    shared = steps.clone()
+    shared[looked_up] = torch.where(own, probability, probability * rest).clamp(min=1e-4, max=1).log()
+    return shared

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from dynatree.costs.step_rates import StepCalibration
-from dynatree.drafting import NOTHING
-from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel
+from dynatree.drafting import most_levels
+from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.growth import Growth
+from dynatree.generation.request import Request
+from dynatree.tree import ROOT, TokenTree
 
 MODEL = "unused"
 
@@ -52,33 +54,57 @@ def bucket(matched: int) -> int:
 
 
 class Drafter:
-    """Proposes one chain a round; has no levels to grow."""
+    """Proposes one chain a round to each request; grows no levels."""
 
-    def __init__(
-        self,
-        model: LanguageModel | None = None,
-        calibration: StepCalibration | None = None,
-        candidates: int = _CANDIDATES,
-    ):
+    def __init__(self, model: DraftModel | None = None, calibration: StepCalibration | None = None):
+        self._rates = tuple(calibration.lookup) if calibration else PRIOR
+        self._rates_processed = tuple(calibration.lookup_processed if calibration else ()) or self._rates
+        for rates in (self._rates, self._rates_processed):
+            if len(rates) != len(BUCKETS):
+                raise UserError(f"calibration: {len(rates)} rates of lookup, {len(BUCKETS)} expected; measure it again")
+        self._lookups: dict[Request, Lookup] = {}
+
+    def start(self, requests: Sequence[Request]) -> None:
+        self._lookups = {
+            request: Lookup(self._rates_processed if request.processors.active else self._rates) for request in requests
+        }
+
+    def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
+        return [self._chain(request, planner.growth(request)) for request in requests]
+
+    def forwards(self, request: Request) -> int:
+        return 0
+
+    def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
+        pass  # the next round compares its proposal with what was committed
+
+    def retain(self, requests: Sequence[Request]) -> None:
+        self._lookups = {request: self._lookups[request] for request in requests}
+
+    def _chain(self, request: Request, growth: Growth) -> TokenTree:
+        tree = TokenTree.root(request.committed[-1])
+        tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth))
+        if not len(tokens):
+            return tree
+        # Path probabilities fall along a chain, so what is kept is its beginning.
+        kept = int(growth.children(tree, steps.cumsum(0), ROOT[:0]).sum())
+        return tree.chain(tokens[:kept], steps[:kept]) if kept else tree
+
+
+class Lookup:
+    """What is looked up in one request's text, and how far it is trusted: `rates` at first, then what it sees."""
+
+    def __init__(self, rates: Sequence[float] = PRIOR, candidates: int = _CANDIDATES) -> None:
         self._candidates = candidates
-        self._prior = tuple(calibration.lookup) if calibration else PRIOR
-        self._prior_processed = tuple(calibration.lookup_processed if calibration else ()) or self._prior
-        for prior in (self._prior, self._prior_processed):
-            if len(prior) != len(BUCKETS):
-                raise UserError(f"calibration: {len(prior)} rates of lookup, {len(BUCKETS)} expected; measure it again")
-        self.start()
-
-    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
-        """Forget the last request, what was learnt of it included: a request's trace depends on nothing else."""
-        self._confidence = Confidence(self._prior_processed if processors.active else self._prior)
+        self._confidence = Confidence(rates)
         self._ends: dict[tuple[int, ...], list[int]] = {}
         self._indexed = 0
         self.matched = 0
         self._proposed: list[int] = []
         self._proposed_at = 0
 
-    def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
-        """Tokens [k] and step log-probabilities [k], k <= `limit`, of the chain behind `committed`."""
+    def propose(self, committed: Sequence[int], limit: int) -> tuple[Tensor, Tensor]:
+        """Tokens [k] and step log-probabilities [k], k <= `limit`, of the chain that follows `committed`."""
         self._learn(committed)
         self._index(committed)
         self.matched, source = self._longest_match(committed)
@@ -86,25 +112,18 @@ class Drafter:
         # A match that reaches the end of the text is a cycle: go around it.
         self._proposed = [committed[source + i % period] for i in range(limit if self.matched else 0)]
         if not self._proposed:
-            return NOTHING
+            return torch.empty(0, dtype=torch.long), torch.empty(0)
         steps = torch.tensor(self._confidence.steps(self.matched, len(self._proposed)))
         return torch.tensor(self._proposed), steps.clamp(min=1e-4, max=1).log()
 
-    def depth_limit(self, committed: int) -> int:
-        """No level is ever grown here."""
-        return 0
-
-    def accept(self, kept: Tensor) -> None:
-        """Nothing to keep: the next round compares its proposal with what was committed."""
-
-    def _learn(self, committed: list[int]) -> None:
+    def _learn(self, committed: Sequence[int]) -> None:
         # Scored against what was committed, verified or not, so that a distrusted bucket can recover.
         for i, (proposed, token) in enumerate(zip(self._proposed, committed[self._proposed_at :], strict=False)):
             self._confidence.observe(self.matched + i, proposed == token)
             if proposed != token:
                 break
 
-    def _index(self, committed: list[int]) -> None:
+    def _index(self, committed: Sequence[int]) -> None:
         # Not the n-grams that end with the text itself: they would match themselves.
         for end in range(max(self._indexed, 1), len(committed)):
             self._ends.setdefault((committed[end - 1],), []).append(end)
@@ -112,7 +131,7 @@ class Drafter:
                 self._ends.setdefault((committed[end - 2], committed[end - 1]), []).append(end)
         self._indexed = max(self._indexed, len(committed))
 
-    def _longest_match(self, committed: list[int]) -> tuple[int, int]:
+    def _longest_match(self, committed: Sequence[int]) -> tuple[int, int]:
         """(length of the longest earlier match of the text's end, where its continuation begins); the latest wins."""
         last = len(committed)
         found = self._ends.get((committed[-2], committed[-1])) if last > 1 else None
@@ -134,12 +153,12 @@ def rates(continuations: Sequence[tuple[list[int], list[int]]], weight: int = 20
     """
     right, seen = [weight * rate for rate in PRIOR], [weight] * len(PRIOR)
     for prompt, output in continuations:
-        drafter, text, at = Drafter(), [*prompt, *output], len(prompt) + 1
+        lookup, text, at = Lookup(), [*prompt, *output], len(prompt) + 1
         while at < len(text):
-            tokens, _ = drafter.free(text[:at], len(text) - at)
+            tokens, _ = lookup.propose(text[:at], len(text) - at)
             accepted = 0
             for proposed, token in zip(tokens.tolist(), text[at:], strict=False):
-                place = bucket(drafter.matched + accepted)
+                place = bucket(lookup.matched + accepted)
                 seen[place] += 1
                 if proposed != token:
                     break

@@ -1,67 +1,141 @@
-"""A cheap language model as drafter: one batched forward per tree level, with a draft cache that persists.
+"""A cheap language model as drafter: one batched forward per tree level, with draft caches that persist.
 
-Knows no policy and no target. The draft cache lags behind the committed tokens (leaves, bonus tokens and plain
-steps were never forwarded here); the first forward of a round feeds all that it lacks. A drafter with a window sees
-the end of the text alone: one that was trained on short pieces is right less often behind more, and slower.
+The draft cache lags behind the committed tokens (leaves, the target's own tokens and rounds without a draft were never
+forwarded here); the first forward of a round feeds all that it lacks. A drafter with a window sees the end of the text
+alone: one that was trained on short pieces is right less often after longer ones, and slower.
 """
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
-from dynatree.drafting import NOTHING
+from dynatree.drafting import most_levels
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel
-from dynatree.generation.logits_processors import PLAIN, Processors
-from dynatree.tree import TokenTree
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
+from dynatree.generation.request import Request
+from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
 
+# Step log-probabilities [f, b] of children `tokens` [f, b] of `frontier` [f] in a tree, from the model's own [f, b].
+Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
+
+
+class Drafter:
+    """Proposes the likeliest next tokens of the model (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
+
+    def __init__(self, model: DraftModel | None, calibration: StepCalibration | None = None):
+        assert model is not None, "the decoder refuses a drafter model that is missing"
+        self._model, self._calibration = model, calibration
+        self._drafts: dict[Request, Draft] = {}
+        self._forwards: dict[Request, int] = {}
+
+    def start(self, requests: Sequence[Request]) -> None:
+        caches = self._model.new_caches(len(requests))
+        self._drafts = {
+            request: Draft(self._model, cache, self._calibration, request.processors)
+            for request, cache in zip(requests, caches, strict=True)
+        }
+
+    def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
+        return self.grow(requests, [TokenTree.root(request.committed[-1]) for request in requests], planner)
+
+    def grow(
+        self,
+        requests: Sequence[Request],
+        trees: Sequence[TokenTree],
+        planner: BatchPlanner,
+        adjust: Adjust | None = None,
+    ) -> list[TokenTree]:
+        """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step."""
+        growths = [planner.growth(request) for request in requests]
+        drafts = [self._drafts[request] for request in requests]
+        levels = [
+            min(most_levels(request, growth), draft.begin_round(request.committed))
+            for request, growth, draft in zip(requests, growths, drafts, strict=True)
+        ]
+        trees, frontiers = [*trees], [ROOT] * len(requests)
+        self._forwards = dict.fromkeys(requests, 0)
+        growing, level = list(range(len(requests))), 0
+        while True:
+            for place in growing:
+                allowed = frontiers[place] if level < levels[place] else ROOT[:0]
+                frontiers[place] = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
+            growing, level = [place for place in growing if len(frontiers[place])], level + 1
+            if not growing:
+                return trees
+            inputs = [drafts[i].draft_inputs(trees[i], frontiers[i], requests[i].text) for i in growing]
+            for i, logits in zip(growing, self._model.draft_batch(inputs), strict=True):
+                tree, frontier, growth = trees[i], frontiers[i], growths[i]
+                tokens, steps = drafts[i].proposals(logits, tree, frontier, growth.branch, requests[i].text)
+                steps = steps if adjust is None else adjust(tree, frontier, tokens, steps)
+                log_probs = (tree.log_probs[frontier, None] + steps).flatten()
+                kept = growth.children(tree, log_probs, frontier).nonzero().squeeze(1)
+                parents = frontier.repeat_interleave(tokens.shape[1])
+                trees[i] = tree.graft(parents[kept], tokens.flatten()[kept], log_probs[kept])
+                frontiers[i] = (trees[i].parents[:, None] == frontier).any(1).nonzero().squeeze(1)
+                self._forwards[requests[i]] += 1
+
+    def forwards(self, request: Request) -> int:
+        return self._forwards[request]
+
+    def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
+        self._drafts[request].accept(tree.before_the_cut(path))
+
+    def retain(self, requests: Sequence[Request]) -> None:
+        self._drafts = {request: self._drafts[request] for request in requests}
+        KeyValueCache.retain([draft.cache for draft in self._drafts.values()])
+
 
 def first_seen(window: int | None, committed: int, before: int) -> int:
-    """Where the text begins that is drafted behind, if it began at `before`, once `committed` tokens are there.
+    """First token of the text that is drafted after, if it was `before`, once `committed` tokens are there.
 
     A text that outgrows the window is cut to half of it and fed afresh: cut by one it would be fed in every round.
     """
     return before if window is None or committed - before <= window else committed - window // 2
 
 
-class Drafter:
-    """Proposes the likeliest next tokens of `model` (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
+class Draft:
+    """What the drafter holds of one request: its row of the draft cache, what was proposed and how it turned out."""
 
-    def __init__(self, model: LanguageModel, calibration: StepCalibration | None = None):
-        self._model = model
-        self._calibration = calibration
-        self.start()
-
-    def start(self, processors: Processors = PLAIN, cache: KeyValueCache | None = None) -> None:
-        """Forget the last request; the next one's `processors` apply to proposals too. `cache`: an empty one."""
-        self._processors = processors
-        self._cache = cache or KeyValueCache()
+    def __init__(
+        self,
+        model: DraftModel,
+        cache: KeyValueCache,
+        calibration: StepCalibration | None = None,
+        processors: LogitsProcessors = NO_PROCESSORS,
+    ):
+        self.cache = cache
+        self._model, self._calibration, self._processors = model, calibration, processors
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
-        self._forwarded = torch.empty(0, dtype=torch.long)
+        self._forwarded = ROOT[:0]
         self._online = OnlineCorrection()
         # Of each node that was drafted below: the tokens and how likely they are together.
         self._proposed: dict[int, tuple[list[int], float]] = {}
         self._awaiting: list[tuple[int, list[int], float]] = []
 
-    def depth_limit(self, committed: int) -> int:
-        """Levels that the drafter's context admits behind `committed` tokens (the root is the last of them)."""
-        limit = self._model.context_limit
-        return 2**31 if limit is None else max(0, limit - (committed - self._begin) + 1)
-
-    def free(self, committed: list[int], limit: int) -> tuple[Tensor, Tensor]:
-        """No proposal without a forward: tokens [0] and log-probabilities [0]."""
-        self._learn(committed)
-        begin = first_seen(self._model.draft_window, len(committed), self._begin)
+    def begin_round(self, committed: Sequence[int]) -> int:
+        """Learn from what was `committed` since the last round; levels that the drafter's context admits now."""
+        # Scored against what was committed, whether or not the proposals were verified.
+        for place, tokens, stated in self._awaiting:
+            if place < len(committed):
+                self._online.observe(stated, committed[place] in tokens)
+        self._awaiting = []
+        begin = first_seen(self._model.window, len(committed), self._begin)
         if begin != self._begin:
             self._begin = begin
-            self._cache.crop(0)
-        return NOTHING
+            self.cache.crop(0)
+        limit = self._model.context_limit
+        # The root is the last committed token.
+        return 2**31 if limit is None else max(0, limit - (len(committed) - self._begin) + 1)
 
-    def ask(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+    def draft_inputs(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.
 
         `text` [t]: what is committed.
@@ -70,26 +144,25 @@ class Drafter:
             # The lag ends with the root, which is the last committed token.
             self._prefix = len(text) - self._begin
             self._forwarded = frontier[:0]
-            return Feed(text[self._begin + self._cache.length :], self._cache, last_only=True)
+            return Feed(text[self._begin + self.cache.length :], self.cache, last_only=True)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
-        return Feed(tree.tokens[frontier], self._cache, tree.depths[frontier] + self._prefix - 1, mask)
+        return Feed(tree.tokens[frontier], self.cache, tree.depths[frontier] + self._prefix - 1, mask)
 
-    def answer(
+    def proposals(
         self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
 
-        `logits` [f, v]: what the model gave for what was asked.
+        `logits` [f, v]: what the model gave for the draft inputs.
         """
-        logits = self._processors.process(logits, text, tree, frontier, self._model.draft_columns)
+        logits = self._processors.process(logits, text, tree, frontier, self._model.columns)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
         # where no token is possible, or logits overflowed, there are none.
         tokens, steps = best.indices.cpu(), best.values.cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
-        if self._model.draft_vocabulary is not None:
-            tokens = self._model.draft_vocabulary[tokens]
+        tokens = self._model.token_ids(tokens)
         if self._calibration is None:
             return tokens, steps
         steps = self._calibration.steps(steps)
@@ -97,22 +170,15 @@ class Drafter:
         self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
         return tokens, self._online.steps(steps)
 
-    def accept(self, kept: Tensor) -> None:
-        """Keep the cache of the accepted nodes `kept` (of the drafted tree, root first) that were forwarded."""
+    def accept(self, path: Tensor) -> None:
+        """Keep the cache of the accepted nodes `path` (of the drafted tree, root first) that were forwarded."""
         self._awaiting = [
             (self._begin + self._prefix + place, *self._proposed[node])
-            for place, node in enumerate(kept.tolist())
+            for place, node in enumerate(path.tolist())
             if node in self._proposed
         ]
         self._proposed = {}
         if self._prefix:
             # Forwarded level by level, so the slots of a path are in path order.
-            self._cache.keep(self._prefix, (self._forwarded[:, None] == kept).any(1).nonzero().squeeze(1))
+            self.cache.keep(self._prefix, (self._forwarded[:, None] == path).any(1).nonzero().squeeze(1))
             self._prefix = 0  # a round without drafting has nothing to keep
-
-    def _learn(self, committed: list[int]) -> None:
-        # Scored against what was committed, whether or not the proposals were verified.
-        for place, tokens, stated in self._awaiting:
-            if place < len(committed):
-                self._online.observe(stated, committed[place] in tokens)
-        self._awaiting = []

@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
-from dynatree.engine.language_model import DTYPES, LanguageModel
+from dynatree.engine.compatibility import DTYPES
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.tokenizer import load_tokenizer, same_tokenizer
 from dynatree.errors import UserError, first_line, readable
 from dynatree.files import DRAFT_VOCABULARY
@@ -29,40 +32,56 @@ def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
     return DTYPES[dtype], torch.device(device)
 
 
-def load(
-    folder: str | Path,
-    dtype: str = "float32",
-    device: str = "cpu",
-    name: str | None = None,
-    rounded: bool = False,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> LanguageModel:
+class Pair(NamedTuple):
+    """A target and, if there is one, its drafter."""
+
+    target: LanguageModel
+    drafter: DraftModel | None = None
+
+
+def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: str | None = None) -> LanguageModel:
     """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
 
-    A folder without tokenizer files gives a model that reads token ids alone (`tokenizer`: one that is loaded already
-    and takes their place); one with a draft vocabulary drafts over that. On a CPU float32 weights are packed, those of
-    a drafter `rounded` where that is faster. Raises UserError if there is no such folder, no config.json or no
-    safetensors in it, or the architecture is not supported.
+    A folder without tokenizer files gives a model that reads token ids alone. On a CPU float32 weights are packed.
+    Raises UserError if there is no such folder, no config.json or no safetensors in it, or the architecture is not
+    supported.
     """
     folder = Path(folder)
-    torch_dtype, torch_device = resolve(dtype, device)
-    model = read(folder, torch_dtype).to(torch_device)
-    vocabulary, tokenizer = read_draft_vocabulary(folder), tokenizer or load_tokenizer(folder)
-    return LanguageModel(model, tokenizer, name or folder.name, vocabulary, packed=True, rounded=rounded)
+    return LanguageModel(_placed(folder, dtype, device), load_tokenizer(folder), name or folder.name, packed=True)
 
 
-def load_pair(folders: dict[str, Path], dtype: str, device: str) -> dict[str, LanguageModel]:
+def load_drafter(
+    folder: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None
+) -> DraftModel:
+    """The same as a drafter, over the draft vocabulary of the folder, if it names one.
+
+    Its weights are packed less exactly where that is faster. `tokenizer`: one that is loaded already, in place of the
+    folder's. Raises UserError as `load` does.
+    """
+    folder = Path(folder)
+    model, vocabulary = _placed(folder, dtype, device), read_draft_vocabulary(folder)
+    tokenizer = tokenizer or load_tokenizer(folder)
+    return DraftModel(LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True), vocabulary)
+
+
+def load_pair(folders: Mapping[str, Path], dtype: str, device: str) -> Pair:
     """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does.
 
     Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
     """
     target = load(folders["target"], dtype, device)
     if "drafter" not in folders:
-        return {"target": target}
+        return Pair(target)
     shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
-    drafter = load(folders["drafter"], dtype, device, rounded=True, tokenizer=shared)
-    drafter.share_embedding(target)
-    return {"target": target, "drafter": drafter}
+    drafter = load_drafter(folders["drafter"], dtype, device, shared)
+    drafter.language_model.share_embedding(target)
+    return Pair(target, drafter)
+
+
+def _placed(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+    torch_dtype, torch_device = resolve(dtype, device)
+    model: PreTrainedModel = read(folder, torch_dtype).to(torch_device)
+    return model
 
 
 def fingerprint(folder: Path) -> str:

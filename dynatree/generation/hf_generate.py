@@ -3,8 +3,10 @@
 The baselines run on the same model object as our decoders, with greedy decoding and nothing else switched on.
 """
 
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
 
@@ -47,51 +50,57 @@ class _Commits(BaseStreamer):
         pass
 
 
+class Assistant(NamedTuple):
+    """A drafter for transformers' assisted generation, and generation options of its own."""
+
+    model: LanguageModel
+    options: Mapping[str, Any]
+
+
 def generate(
     target: LanguageModel,
-    drafter: LanguageModel | None,
-    prompt: list[int],
-    max_new_tokens: int,
-    eos_ids: frozenset[int],
+    prompt: Sequence[int],
+    options: GenerationOptions,
     on_commit: OnCommit | None,
     clock: Clock | None,
-    drafter_options: dict[str, Any] | None = None,
-    **options: Any,
+    further: Mapping[str, Any] = MappingProxyType({}),
+    assistant: Assistant | None = None,
 ) -> Trace:
-    """Greedy `target.model.generate` with generation `options`; `drafter_options` go to the assistant's own config.
+    """Greedy `target.model.generate` with `options` and `further` keys of transformers' GenerationConfig.
 
     The assistant's schedule adapts across calls, so its configuration is put back after each request.
     """
-    target.check_prompt(prompt, max_new_tokens)
-    forwards = target.forwards
-    draft_forwards = drafter.forwards if drafter else 0
-    recorder = Recorder(eos_ids, on_commit, clock)
-    commits = _Commits(recorder, len(prompt), max_new_tokens)
+    target.check_prompt(prompt, options.max_new_tokens)
+    models = [target, *([assistant.model] if assistant else [])]
+    forwards = [model.forwards for model in models]
+    recorder = Recorder(options.eos_token_id, on_commit, clock or Clock())
+    commits = _Commits(recorder, len(prompt), options.max_new_tokens)
     ids = torch.tensor([prompt], device=target.device)
     # A configuration of our own: the model's may sample or penalise.
     config = GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(eos_ids) or None,
-        pad_token_id=min(eos_ids, default=0),
-        **options,
+        max_new_tokens=options.max_new_tokens,
+        eos_token_id=sorted(options.eos_token_id) or None,
+        pad_token_id=min(options.eos_token_id, default=0),
+        **options.processors.generation_options,
+        **further,
     )
-    kept = (target.model.generation_config, drafter.model.generation_config if drafter else None)
+    kept = [model.model.generation_config for model in models]
     hook = target.model.register_forward_pre_hook(commits.watch, with_kwargs=True)
     try:
         target.model.generation_config = deepcopy(config)
-        if drafter:
-            drafter.model.generation_config = GenerationConfig(**(drafter_options or {}))
+        if assistant:
+            assistant.model.model.generation_config = GenerationConfig(**assistant.options)
         target.model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             streamer=commits,
-            assistant_model=drafter.model if drafter else None,
+            assistant_model=assistant.model.model if assistant else None,
         )
     finally:
         hook.remove()
-        target.model.generation_config = kept[0]
-        if drafter:
-            drafter.model.generation_config = kept[1]
-    return recorder.close(target.forwards - forwards, (drafter.forwards if drafter else 0) - draft_forwards)
+        for model, configuration in zip(models, kept, strict=True):
+            model.model.generation_config = configuration
+    made = [model.forwards - before for model, before in zip(models, forwards, strict=True)]
+    return recorder.close(made[0], made[1] if assistant else 0)

@@ -4,7 +4,7 @@ A node's row is processed as if its path had been committed. Definitions: transf
 (CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
 """
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -14,24 +14,27 @@ from dynatree.config import Knobs
 from dynatree.errors import UserError
 from dynatree.tree import TokenTree
 
+RepetitionPenalty = Annotated[float, Field(gt=0)]
+NGramSize = Annotated[int, Field(ge=0)]
 
-class Processors(Knobs):
-    """`repetition_penalty` 1: none; `no_repeat_ngram` 0: none, n: no n-gram occurs twice. Prompts count."""
 
-    repetition_penalty: float = Field(gt=0, default=1.0)
-    no_repeat_ngram: int = Field(ge=0, default=0)
+class LogitsProcessors(Knobs):
+    """`repetition_penalty` 1: none; `no_repeat_ngram_size` 0: none, n: no n-gram occurs twice. Prompts count."""
+
+    repetition_penalty: RepetitionPenalty = 1.0
+    no_repeat_ngram_size: NGramSize = 0
 
     @property
     def active(self) -> bool:
         """Whether `process` changes anything."""
-        return self.repetition_penalty != 1 or self.no_repeat_ngram > 0
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
 
     @property
     def generation_options(self) -> dict[str, Any]:
         """The same for transformers' `generate`."""
         if not self.active:
             return {}
-        return {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram}
+        return self.model_dump()
 
     @torch.inference_mode()
     def process(
@@ -56,7 +59,7 @@ class Processors(Knobs):
         scores = logits.float()
         if self.repetition_penalty != 1:
             self._penalise(scores, text, tree, visible, columns)
-        if self.no_repeat_ngram:
+        if self.no_repeat_ngram_size:
             for row, seen in zip(scores, visible, strict=True):
                 # Index order is path order: parents precede children.
                 banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
@@ -84,15 +87,16 @@ class Processors(Knobs):
             scores.scatter_reduce_(1, places.clamp(min=0), penalised, "amin" if penalty > 1 else "amax")
 
     def _banned(self, text: Tensor) -> Tensor:
-        size = self.no_repeat_ngram
+        size = self.no_repeat_ngram_size
         if len(text) < size:
             return text[:0]
         windows = text.unfold(0, size, 1)
         again = (windows[:, :-1] == text[len(text) - size + 1 :]).all(1)
-        return windows[again, -1].unique()
+        banned: Tensor = windows[again, -1].unique()
+        return banned
 
 
-PLAIN = Processors()
+NO_PROCESSORS = LogitsProcessors()
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:

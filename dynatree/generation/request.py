@@ -1,85 +1,69 @@
-"""Requests that are decoded together: each has its own text, cache and record, and leaves when it is finished."""
+"""One request: its prompt and what is committed after it, its cache, its record."""
 
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel
-from dynatree.generation.logits_processors import Processors, greedy_tokens
-from dynatree.generation.trace import Clock, Recorder
+from dynatree.generation.options import GenerationOptions
+from dynatree.generation.trace import Clock, OnCommit, Recorder
+from dynatree.tree import TokenTree
 
 
 class Request:
-    """One prompt and up to `limit` tokens behind it."""
+    """`prompt` and up to `options.max_new_tokens` tokens after it, with an empty `cache` of the target."""
 
-    target_forwards = 0  # of the prefill; the rounds' are counted for all requests at once
-    draft_forwards = 0
-
-    def __init__(self, prompt: list[int], limit: int, recorder: Recorder, cache: KeyValueCache):
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions,
+        cache: KeyValueCache,
+        on_commit: OnCommit | None,
+        clock: Clock,
+    ):
         self.committed = [*prompt]
-        self._ids = torch.empty(len(prompt) + limit, dtype=torch.long)
-        self._ids[: len(prompt)] = torch.tensor(prompt)
-        self.recorder = recorder
+        self.processors = options.processors
         self.cache = cache
-        self._limit = limit
+        self.recorder = Recorder(options.eos_token_id, on_commit, clock)
+        self.prefill_forwards = 0  # those of the rounds are counted for all requests at once
+        self.draft_forwards = 0
+        self._limit = options.max_new_tokens
+        self._ids = torch.empty(len(prompt) + self._limit, dtype=torch.long)
+        self._ids[: len(prompt)] = torch.tensor(self.committed)
 
     @property
     def text(self) -> Tensor:
         """What is committed, as a tensor [t]."""
         return self._ids[: len(self.committed)]
 
-    def extend(self, tokens: list[int]) -> None:
-        """Commit `tokens`."""
-        before = len(self.committed)
-        self.committed += tokens
-        self._ids[before : len(self.committed)] = torch.tensor(tokens)
-
     @property
-    def wanted(self) -> int:
+    def remaining(self) -> int:
         """Tokens still wanted."""
         return self._limit - len(self.recorder.trace.output)
 
     @property
     def finished(self) -> bool:
         """Whether an end token or the limit was reached."""
-        return self.recorder.finished or self.wanted <= 0
+        return self.recorder.finished or self.remaining <= 0
 
-    @property
-    def caches(self) -> tuple[KeyValueCache, ...]:
-        """Rows that other requests need no longer see once this one is finished."""
-        return (self.cache,)
+    def process(self, logits: Tensor, tree: TokenTree | None = None) -> Tensor:
+        """`logits` [n, vocabulary] of the nodes of `tree` (None: of the text's end alone), by the logits processors."""
+        return self.processors.process(logits, self.text, tree)
 
+    def prefilled(self, token: int) -> None:
+        """Commit the prefill's token: the first root."""
+        self.recorder.first([token])
+        self._extend([token])
 
-R = TypeVar("R", bound=Request)
+    def commit(self, tokens: list[int], accepted: int, draft_forwards: int = 0, **facts: Any) -> None:
+        """Commit a round's `tokens`, of which `accepted` were drafted; `facts` of the round go into the record."""
+        self._extend(tokens)
+        self.draft_forwards += draft_forwards
+        self.recorder.round(tokens, accepted=accepted, draft_forwards=draft_forwards, **facts)
 
-
-def rounds(target: LanguageModel, requests: list[R], processors: Processors, clock: Clock) -> Iterator[list[R]]:
-    """Prefill, then before each round the requests that are not finished; closes the records of those that are.
-
-    Finished rows are taken out of the caches: masked instead they would cost as much as before until the last ends.
-    """
-    for request in requests:
-        before = target.forwards
-        with clock.phase("prefill"):
-            # One by one: a prompt fills a forward by itself, padding would only add to it.
-            logits = target.forward(request.text, request.cache, last_only=True)
-            token = greedy_tokens(processors.process(logits, request.text)).tolist()
-        request.target_forwards = target.forwards - before
-        request.recorder.first(token)
-        request.extend(token)
-    begun = target.forwards
-    while requests:
-        for request in requests:
-            if request.finished:
-                # It took part in every forward until now.
-                request.recorder.close(request.target_forwards + target.forwards - begun, request.draft_forwards)
-        going = [request for request in requests if not request.finished]
-        if going and len(going) < len(requests):
-            for rows in zip(*(request.caches for request in going), strict=True):
-                KeyValueCache.retain(rows)
-        requests = going
-        if requests:
-            yield requests
+    def _extend(self, tokens: list[int]) -> None:
+        before = len(self.committed)
+        self.committed += tokens
+        self._ids[before : len(self.committed)] = torch.tensor(tokens)

@@ -6,10 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-# Seconds of a request from one sample of its reference (measure.py) to the next, but at least that many times what a
-# sample takes; and the steps of a sample, of which the first does not count: it still feels the forward before it.
-REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS = 0.4, 6, 4
-
 # Called with (tokens committed, how many of them were drafted); the prefill's token comes first.
 OnCommit = Callable[[list[int], int], None]
 
@@ -42,8 +38,8 @@ class Clock:
         """Seconds since the start."""
         return time.perf_counter() - self.start
 
-    def lull(self) -> None:
-        """Called behind each commit, where a clock may stop."""
+    def after_commit(self) -> None:
+        """Called after each commit, where a clock may stop."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -76,8 +72,8 @@ class Trace:
 class Recorder:
     """Collects a Trace while a decoder runs: cuts at the end-of-sequence token, stamps commits, tells `on_commit`."""
 
-    def __init__(self, eos_ids: frozenset[int], on_commit: OnCommit | None, clock: Clock | None):
-        self.clock = clock or Clock()
+    def __init__(self, eos_ids: frozenset[int], on_commit: OnCommit | None, clock: Clock):
+        self.clock = clock
         self.trace = Trace()
         self.finished = False
         self._eos_ids = eos_ids
@@ -103,7 +99,7 @@ class Recorder:
         self.trace.commits.append(self.clock.now())
         if self._on_commit is not None:
             self._on_commit(emitted, min(accepted, len(emitted)))
-        self.clock.lull()
+        self.clock.after_commit()
         return emitted
 
     def close(self, target_forwards: int, draft_forwards: int) -> Trace:

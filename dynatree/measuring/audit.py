@@ -15,7 +15,7 @@ from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import PLAIN, Processors, greedy_tokens
+from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors, greedy_tokens
 from dynatree.tree import TokenTree
 
 # Largest logit distance from the argmax that rounding may cause.
@@ -49,7 +49,11 @@ def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> floa
 
 
 def audit(
-    target: LanguageModel, prompt: list[int], output: list[int], eps: float, processors: Processors = PLAIN
+    target: LanguageModel,
+    prompt: list[int],
+    output: list[int],
+    eps: float,
+    processors: LogitsProcessors = NO_PROCESSORS,
 ) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
 
@@ -108,9 +112,9 @@ def records(
     prompts: Sequence[Prompt],
     outputs: Sequence[dict[str, Any]],
     eps: float,
-    processors: Processors = PLAIN,
+    processors: LogitsProcessors = NO_PROCESSORS,
 ) -> list[dict[str, Any]]:
-    """The facts of each output record (measure.py), in order. Raises UserError at the first that is not exact."""
+    """The facts of each output record (runs.py), in order. Raises UserError at the first that is not exact."""
     ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
     rows = []
     for output in outputs:

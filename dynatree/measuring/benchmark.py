@@ -1,7 +1,7 @@
 """The paired benchmark: all methods of a prompt in one process, in rotating order, so that a slow spell hits all alike.
 
-Within a prompt's turn the machine has faster and slower seconds, too: what is compared is a method's time in plain
-steps that were timed meanwhile (measure.py).
+Within a prompt's turn the machine has faster and slower seconds, too: what is compared is a method's time in
+autoregressive steps that were timed meanwhile (clock.py).
 """
 
 import sys
@@ -13,16 +13,17 @@ from typing import Any
 
 from dynatree import files
 from dynatree.data.prompts import Prompt
+from dynatree.decoding import Decoder
 from dynatree.engine.language_model import LanguageModel
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import runs
 from dynatree.measuring.audit import audit
 from dynatree.measuring.audit import repeated as repetition
-from dynatree.measuring.clock import Reference, alone
+from dynatree.measuring.clock import StepSampler, alone
 from dynatree.tables import bootstrap
 from dynatree.tables.comparison import PLAIN
 
-# The plain loop once more at the end: how far a ratio strays by chance.
+# The autoregressive loop once more at the end: how far a ratio strays by chance.
 AGAIN = "autoregressive_again"
 
 Row = dict[str, Any]
@@ -34,17 +35,13 @@ def combinations(knobs: dict[str, Any], grid: dict[str, list[Any]]) -> list[dict
 
 
 def tune(
-    target: LanguageModel,
-    decoders: Sequence[Any],
-    prompts: Sequence[Prompt],
-    output_tokens: int,
-    processors: Processors,
+    target: LanguageModel, decoders: Sequence[Decoder], prompts: Sequence[Prompt], options: GenerationOptions
 ) -> list[float]:
-    """Time of each decoder over all `prompts`, which are of the tuning split, in plain steps; they take turns."""
-    steps, reference = [0.0] * len(decoders), Reference(target)
+    """Time of each decoder over all `prompts`, which are of the tuning split, in autoregressive steps, by turns."""
+    steps, sampler = [0.0] * len(decoders), StepSampler(target)
     for prompt in prompts:
         for place, decoder in enumerate(decoders):
-            (trace,), clock = runs.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
+            (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], options)
             steps[place] += trace.seconds / bootstrap.mean(clock.samples, geometric=False)
     return steps
 
@@ -54,10 +51,9 @@ def tuned(
     method: dict[str, Any],
     grid: dict[str, list[Any]],
     target: LanguageModel,
-    build: Callable[[dict[str, Any]], Any],
+    build: Callable[[dict[str, Any]], Decoder],
     prompts: Sequence[Prompt],
-    output_tokens: int,
-    processors: Processors,
+    options: GenerationOptions,
 ) -> dict[str, Any]:
     """`best`: the fastest of the method's combinations on the tuning `prompts`; `at_the_edge_of`: the knobs of which it
     has the largest or smallest value. With all that were tried it is kept at `path`.
@@ -67,13 +63,13 @@ def tuned(
         decoders = [build(one) for one in tried]
         with alone():
             for decoder in decoders:
-                runs.warm_up(decoder, [prompts[0].ids], output_tokens)
-            steps = tune(target, decoders, prompts, output_tokens, processors)
+                runs.warm_up(decoder, [prompts[0].ids], options)
+            steps = tune(target, decoders, prompts, options)
         best = tried[steps.index(min(steps))]
         # One token, level or child is the least there is.
         ends = {knob: {values[0], values[-1]} - {1} for knob, values in grid.items() if len(values) > 2}
         edges = [knob for knob, end in ends.items() if best[knob] in end]
-        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "plain_steps": steps})
+        files.write_json(path, {"best": best, "at_the_edge_of": edges, "tried": tried, "autoregressive_steps": steps})
     found: dict[str, Any] = files.read_json(path)
     edge = f", at the edge of {', '.join(found['at_the_edge_of'])}" if found["at_the_edge_of"] else ""
     print(f"benchmark: {path.stem} tuned: { {knob: found['best'][knob] for knob in grid} }{edge}", file=sys.stderr)
@@ -82,13 +78,12 @@ def tuned(
 
 def paired(
     target: LanguageModel,
-    decoders: dict[str, Any],
+    decoders: Mapping[str, Decoder],
     prompt: Prompt,
-    output_tokens: int,
-    processors: Processors,
+    options: GenerationOptions,
     turn: int,
     tolerance: float,
-    others: Mapping[str, Any] = MappingProxyType({}),
+    others: Mapping[str, Decoder] = MappingProxyType({}),
 ) -> list[Row]:
     """One record a method, and `AGAIN`, in the order run: that of `decoders`, begun at the method number `turn`.
 
@@ -99,15 +94,15 @@ def paired(
     names = list(every)
     order = names[turn % len(names) :] + names[: turn % len(names)]
     asked = [*((name, every[name]) for name in order), (AGAIN, decoders[PLAIN])]
-    reference = Reference(target)
-    rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
+    sampler = StepSampler(target)
+    rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == PLAIN)
     for row in rows:
         row["identical"] = row["output_ids"] == plain
         if row["method"] in others:
             row["repetition"] = bootstrap.mean(repetition(prompt.ids, row["output_ids"]), geometric=False)
         else:
-            audited = audit(target, prompt.ids, row["output_ids"], tolerance, processors)
+            audited = audit(target, prompt.ids, row["output_ids"], tolerance, options.processors)
             row |= {key: audited[key] for key in _AUDITED}
     return rows
 
@@ -117,35 +112,26 @@ _AUDITED = ("flips", "largest_gap", "repetition")
 
 def repeated(
     target: LanguageModel,
-    decoders: dict[str, Any],
+    decoders: Mapping[str, Decoder],
     method: str,
     prompt: Prompt,
-    output_tokens: int,
-    processors: Processors,
+    options: GenerationOptions,
     times: int,
 ) -> list[Row]:
-    """Records of our plain loop and of `method`, taking turns on `prompt`, `times` times over."""
+    """Records of our autoregressive loop and of `method`, taking turns on `prompt`, `times` times over."""
     for name in (PLAIN, method):
-        runs.warm_up(decoders[name], [prompt.ids], output_tokens)
-    reference = Reference(target)
+        runs.warm_up(decoders[name], [prompt.ids], options)
+    sampler = StepSampler(target)
     return [
-        run(target, decoders[name], reference, name, prompt, output_tokens, processors)
+        run(decoders[name], sampler, name, prompt, options)
         for turn in range(times)
         for name in (PLAIN, method)[:: 1 if turn % 2 == 0 else -1]
     ]
 
 
-def run(
-    target: LanguageModel,
-    decoder: Any,
-    reference: Reference,
-    name: str,
-    prompt: Prompt,
-    output_tokens: int,
-    processors: Processors,
-) -> Row:
-    """One record: `decoder` on `prompt`, with plain steps of `target` timed meanwhile."""
-    (trace,), clock = runs.timed(target, decoder, reference, [prompt.ids], output_tokens, processors)
+def run(decoder: Decoder, sampler: StepSampler, name: str, prompt: Prompt, options: GenerationOptions) -> Row:
+    """One record: `decoder` on `prompt`, with autoregressive steps timed meanwhile."""
+    (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], options)
     return {
         "method": name,
         "prompt_id": prompt.prompt_id,

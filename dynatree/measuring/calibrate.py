@@ -1,4 +1,4 @@
-"""Measures a pair on a machine: seconds of forwards (timing.py), and how often drafted tokens are right on text."""
+"""Measures a pair on a machine: seconds of forwards (forward_times.py), and how often drafted tokens are right."""
 
 import math
 import statistics
@@ -15,12 +15,15 @@ from dynatree.costs.calibration import Calibration
 from dynatree.costs.step_rates import StepCalibration, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
-from dynatree.engine import checkpoint, language_model
+from dynatree.engine import checkpoint
+from dynatree.engine.compatibility import check_pair
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import forward_times
 from dynatree.measuring.clock import alone
@@ -31,7 +34,7 @@ RATED = 8
 
 # What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
 DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
-NEW_TEXT = Processors(repetition_penalty=1.2)
+NEW_TEXT = LogitsProcessors(repetition_penalty=1.2)
 # Tokens at which a drafter is taken to be right as often as it says, besides those that were seen.
 _BORNE_OUT = 200
 Continuations = Sequence[tuple[list[int], list[int]]]
@@ -48,14 +51,13 @@ def pair(
 ) -> Calibration:
     """What forwards of this pair cost here, and how often drafted tokens are right in continuations of `prompts`.
 
-    `folders` as for `measure.load`; sizes as for `timing.costs`. Raises UserError for a pair that does not fit.
+    `folders` as for `loading.load`; sizes as for `forward_times.costs`. Raises UserError for a pair that does not fit.
     """
-    loaded = checkpoint.load_pair(folders, dtype, device)
-    target, drafter = loaded["target"], loaded.get("drafter")
+    target, drafter = checkpoint.load_pair(folders, dtype, device)
     if drafter:
-        language_model.check_pair(target, drafter)
+        check_pair(target, drafter)
         longest, limit = max(map(len, prompts)), drafter.context_limit
-        if drafter.draft_window is None and limit is not None and longest > limit:
+        if drafter.window is None and limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
     # Whichever way they are decoded.
     decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
@@ -63,8 +65,8 @@ def pair(
     # Continuations are not timed, but would slow down a job that is.
     with alone():
         greedy, new = (
-            [(prompt, decoder.decode(prompt, output_tokens, processors=processors).output) for prompt in prompts]
-            for processors in (PLAIN, NEW_TEXT)
+            [(prompt, decoder.decode(prompt, wanted(output_tokens, processors)).output) for prompt in prompts]
+            for processors in (NO_PROCESSORS, NEW_TEXT)
         )
         known = steps(greedy, drafter, new)
         table = forward_times.costs(target, drafter, contexts, repeats, describe_machine(dtype, device), fingerprints)
@@ -74,9 +76,14 @@ def pair(
     return Calibration(table, known)
 
 
+def wanted(max_new_tokens: int, processors: LogitsProcessors) -> GenerationOptions:
+    """So many tokens, by these processors."""
+    return GenerationOptions(max_new_tokens=max_new_tokens, **processors.model_dump())
+
+
 def while_decoding(
     target: LanguageModel,
-    drafter: LanguageModel,
+    drafter: DraftModel,
     prompts: Sequence[list[int]],
     output_tokens: int,
     calibration: Calibration,
@@ -91,7 +98,7 @@ def while_decoding(
     beyond: dict[int, list[float]] = {}
     assert draft is not None, "the table has the drafter's costs"
     for prompt in prompts:
-        trace = decoder.decode(prompt, output_tokens, clock=Clock(instrumented=True), processors=NEW_TEXT)
+        trace = decoder.decode(prompt, wanted(output_tokens, NEW_TEXT), clock=Clock(instrumented=True))
         taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
         context = len(prompt)
         for number, fact in enumerate(trace.rounds):
@@ -107,7 +114,7 @@ def while_decoding(
     return found
 
 
-def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuations = ()) -> StepCalibration:
+def steps(greedy: Continuations, drafter: DraftModel | None, new: Continuations = ()) -> StepCalibration:
     """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
 
     The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
@@ -130,10 +137,10 @@ def steps(greedy: Continuations, drafter: LanguageModel | None, new: Continuatio
 
 @torch.inference_mode()
 def teacher_forced(
-    drafter: LanguageModel, prompt: list[int], output: list[int], processors: Processors = PLAIN
+    drafter: DraftModel, prompt: list[int], output: list[int], processors: LogitsProcessors = NO_PROCESSORS
 ) -> tuple[Tensor, Tensor]:
     """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
-    fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.draft_window
+    fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.window
     if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
     begin, committed = 0, len(prompt)
@@ -147,11 +154,9 @@ def teacher_forced(
     logits = torch.cat(pieces)
     followed = fed[len(prompt) :]
     path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
-    logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.draft_columns)
+    logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.columns)
     best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
-    tokens = best.indices.cpu()
-    if drafter.draft_vocabulary is not None:
-        tokens = drafter.draft_vocabulary[tokens]
+    tokens = drafter.token_ids(best.indices.cpu())
     return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]
 
 

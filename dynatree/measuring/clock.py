@@ -18,9 +18,10 @@ import torch
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.logits_processors import greedy_tokens
-from dynatree.generation.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS, Clock
+from dynatree.generation.trace import Clock
+from dynatree.measuring import pacing
 
-REFERENCE_CONTEXT = 64
+CONTEXT = 64
 
 
 def lock_path() -> Path:
@@ -42,12 +43,12 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-class Reference:
-    """Plain steps of `target` at a fixed context, apart from any request's cache and counts."""
+class StepSampler:
+    """Autoregressive steps of `target` at a fixed context, apart from any request's cache and counts."""
 
     def __init__(self, target: LanguageModel):
         self._target, self._cache, self.device = target, KeyValueCache(), target.device
-        self._context = min(REFERENCE_CONTEXT, (target.context_limit or REFERENCE_CONTEXT + 1) - 1)
+        self._context = min(CONTEXT, (target.context_limit or CONTEXT + 1) - 1)
         prompt = torch.arange(self._context) % target.vocabulary_size
         with torch.inference_mode():
             self._token = greedy_tokens(target.forward(prompt, self._cache, last_only=True))
@@ -56,7 +57,7 @@ class Reference:
     def sample(self) -> float:
         """Median seconds of a few steps."""
         with self._target.uncounted():
-            edges = [self._step() for _ in range(REFERENCE_STEPS)]
+            edges = [self._step() for _ in range(pacing.SAMPLE_STEPS)]
         seconds = sorted(end - begin for begin, end in pairwise(edges))
         return seconds[len(seconds) // 2]
 
@@ -67,19 +68,19 @@ class Reference:
 
 
 class PacedClock(Clock):
-    """A request's clock that stops behind a commit, every so often, to sample `reference`."""
+    """A request's clock that stops after a commit, every so often, for a sample of `sampler`."""
 
-    def __init__(self, reference: Reference, instrumented: bool = False):
+    def __init__(self, sampler: StepSampler, instrumented: bool = False):
         super().__init__(instrumented)
-        self._reference, self._stopped = reference, 0.0
-        self.samples = [reference.sample()]
-        self._due = self._pause()
+        self._sampler, self._stopped = sampler, 0.0
+        self.samples = [sampler.sample()]
+        self._due = pacing.pause(self.samples[-1])
         self.start = time.perf_counter()
 
     def now(self) -> float:
         return super().now() - self._stopped
 
-    def lull(self) -> None:
+    def after_commit(self) -> None:
         if self.now() >= self._due:
             self.sample()
 
@@ -89,15 +90,12 @@ class PacedClock(Clock):
             yield
             if self.instrumented:
                 # What was only sent to the device is no part of the next phase.
-                synchronise(self._reference.device)
+                synchronise(self._sampler.device)
 
     def sample(self) -> None:
         """Take a sample now, outside of the request's time."""
         begin, self.stopped = time.perf_counter(), True
-        self.samples.append(self._reference.sample())
+        self.samples.append(self._sampler.sample())
         self.stopped = False
         self._stopped += time.perf_counter() - begin
-        self._due = self.now() + self._pause()
-
-    def _pause(self) -> float:
-        return max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * self.samples[-1])
+        self._due = self.now() + pacing.pause(self.samples[-1])

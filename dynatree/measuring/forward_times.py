@@ -13,13 +13,14 @@ import torch
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
 from dynatree.costs.step_rates import StepCalibration
-from dynatree.drafting.model import Drafter
+from dynatree.drafting.model import Draft
 from dynatree.engine import checkpoint
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.measuring.clock import alone, synchronise
-from dynatree.tree import TokenTree
+from dynatree.tree import ROOT, TokenTree
 from dynatree.verification.greedy import verify
 
 # New tokens of a target forward, and of a draft forward.
@@ -42,7 +43,7 @@ class _Curves(TypedDict):
 
 def costs(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafter: DraftModel | None,
     contexts: Sequence[int],
     repeats: int,
     machine: dict[str, Any],
@@ -54,7 +55,11 @@ def costs(
     what else the machine does, wide forwards seem to be for nothing.
     `machine` and `models` (fingerprints) are kept with it.
     """
-    handling = _handling(drafter, _fitting(drafter, contexts)[0], max(repeats, LEAST_HANDLED)) if drafter else 0.0
+    handling = (
+        _handling(drafter, _fitting(drafter.language_model, contexts)[0], max(repeats, LEAST_HANDLED))
+        if drafter
+        else 0.0
+    )
 
     def table() -> CostTable:
         curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling)
@@ -65,7 +70,7 @@ def costs(
 
 def together(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafter: DraftModel | None,
     contexts: Sequence[int],
     repeats: int,
     batches: Sequence[int],
@@ -95,7 +100,7 @@ def together(
 
 def _curves(
     target: LanguageModel,
-    drafter: LanguageModel | None,
+    drafter: DraftModel | None,
     rows: int,
     contexts: Sequence[int],
     sizes: tuple[Sequence[int], Sequence[int]],
@@ -108,8 +113,8 @@ def _curves(
     draft = None
     if drafter:
         # It never sees more than its window, whatever is committed.
-        seen = sorted({min(context, drafter.draft_window or context) for context in contexts})
-        draft = _curve(drafter, rows, sizes[1], seen, each, partial(_level, drafter))
+        seen = sorted({min(context, drafter.window or context) for context in contexts})
+        draft = _curve(drafter.language_model, rows, sizes[1], seen, each, partial(_level, drafter))
     return {"verify": verify, "draft": draft and draft.plus(beside)}
 
 
@@ -125,36 +130,36 @@ def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) ->
         cache.crop(length)
 
 
-def _level(drafter: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+def _level(drafter: DraftModel, caches: list[KeyValueCache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     drafter.draft_batch([Feed(torch.arange(n) % drafter.vocabulary_size, cache) for cache in caches])
     for cache, length in zip(caches, lengths, strict=True):
         cache.crop(length)
 
 
-def _handling(drafter: LanguageModel, context: int, repeats: int) -> float:
+def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     """Median seconds that a level takes besides its forward: calibrated, grafted into the tree, its cache kept."""
     plain = StepCalibration(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
-    drafting, committed, cache = Drafter(drafter, plain), [0] * context, KeyValueCache()
-    drafter.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
-    root = torch.zeros(1, dtype=torch.long)
+    drafted, cache = drafter.new_caches(1)[0], drafter.new_caches(1)[0]
+    draft, committed = Draft(drafter, drafted, plain), [0] * context
+    drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
 
     def level() -> None:
         committed.append(0)
-        drafting.free(committed, 0)
+        draft.begin_round(committed)
         tree = TokenTree.root(0)
         text = torch.zeros(len(committed), dtype=torch.long)
-        logits = drafter.draft(*drafting.ask(tree, root, text))
-        tokens, log_probs = drafting.answer(logits, tree, root, RANKS, text)
-        tree.graft(root.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
-        drafting.accept(root)
+        (logits,) = drafter.draft_batch([draft.draft_inputs(tree, ROOT, text)])
+        tokens, log_probs = draft.proposals(logits, tree, ROOT, RANKS, text)
+        tree.graft(ROOT.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
+        draft.accept(ROOT)
 
     def forward() -> None:
-        drafter.draft(root, cache)
+        drafter.draft(ROOT, cache)
         cache.crop(context)
 
     room = ((drafter.context_limit or 2**31) - context - 2) // 2
-    whole, bare = _medians(drafter, [level, forward], max(1, min(repeats, room)))
+    whole, bare = _medians(drafter.language_model, [level, forward], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
 
@@ -171,9 +176,9 @@ def batched(
 
     Those of one request are there already.
     """
-    loaded = checkpoint.load_pair(folders, dtype, device)
+    target, drafter = checkpoint.load_pair(folders, dtype, device)
     with alone():
-        found = together(loaded["target"], loaded.get("drafter"), contexts, repeats, batches, calibration.costs)
+        found = together(target, drafter, contexts, repeats, batches, calibration.costs)
     return calibration._replace(costs=calibration.costs.model_copy(update={"batches": found}))
 
 
@@ -208,8 +213,8 @@ def _curve(
 def _medians(model: LanguageModel, steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
     """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
 
-    Each turn is two steps, of which the second counts: a plain step behind a forward over 128 tokens takes a tenth
-    longer than behind one of its like, as in decoding.
+    Each turn is two steps, of which the second counts: a forward over one token takes a tenth longer after one over
+    128 tokens than after one of its like, as in decoding.
     """
     taken: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):

@@ -3,12 +3,13 @@
 Another engine on other weights: its outputs differ from the target's after a few tokens. Needs the extra `bench`.
 """
 
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
 NAME, LOOKUP = "llama_cpp", "llama_cpp_lookup"
@@ -44,27 +45,25 @@ class Decoder:
 
     def decode(
         self,
-        prompt: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
+        prompt: Sequence[int],
+        options: GenerationOptions,
         on_commit: OnCommit | None = None,
         clock: Clock | None = None,
-        processors: Processors = PLAIN,
     ) -> Trace:
-        """As the decoders of dynatree/decoding, a round a token: the engine does not tell its own rounds.
+        """As the decoders of dynatree/decoding, a round per token: the engine does not tell its own rounds.
 
         Raises UserError for logits processors, whose definitions differ there.
         """
-        if processors.active:
-            raise UserError(f"llama.cpp: {processors}; it is compared without logits processors")
-        recorder = Recorder(eos_ids, on_commit, clock)
+        if options.processors.active:
+            raise UserError(f"llama.cpp: {options.processors}; it is compared without logits processors")
+        recorder = Recorder(options.eos_token_id, on_commit, clock or Clock())
         self._model.reset()
         self._model.draft_model = self._drafter
-        for token in self._model.generate(prompt, top_k=1, temp=0.0, repeat_penalty=1.0):
+        for token in self._model.generate([*prompt], top_k=1, temp=0.0, repeat_penalty=1.0):
             if not recorder.trace.output:
                 recorder.first([token])
             else:
                 recorder.round([token], accepted=0, drafted=0, depth=0)
-            if recorder.finished or len(recorder.trace.output) == max_new_tokens:
+            if recorder.finished or len(recorder.trace.output) == options.max_new_tokens:
                 break
         return recorder.close(target_forwards=1, draft_forwards=0)

@@ -11,8 +11,11 @@ from typing import Any
 from torch import nn
 
 from dynatree.data.prompts import Prompt
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import state_bytes
+from dynatree.engine.eager.packing import weight_bytes
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import loading
 from dynatree.measuring.watermark import HighWater
 
@@ -26,17 +29,17 @@ class CachePeaks:
         self.used = self.allocated = 0
 
     def see(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        """Forward hook: behind a forward the cache holds committed tokens and the tree, and nothing is cropped yet."""
+        """Forward hook: after a forward the cache holds committed tokens and the tree, and nothing is cropped yet."""
         used, allocated = state_bytes(output["cache"])
         self.used, self.allocated = max(self.used, used), max(self.allocated, allocated)
 
 
 @contextmanager
-def watched(model: LanguageModel) -> Iterator[CachePeaks]:
+def watched(model: LanguageModel | DraftModel) -> Iterator[CachePeaks]:
     """Watch the caches of a model's forwards, whichever decoder calls them."""
     peaks = CachePeaks()
     # Drafting over a vocabulary of its own goes past the causal LM to the model below it.
-    hook = model.model.base_model.register_forward_hook(peaks.see)
+    hook = model.base.register_forward_hook(peaks.see)
     try:
         yield peaks
     finally:
@@ -51,26 +54,34 @@ def record(
     dtype: str,
     device: str,
     prompt: Prompt,
-    max_new_tokens: int,
+    options: GenerationOptions,
 ) -> dict[str, Any]:
-    """Load as `measure.load_all` does, decode one prompt: the columns of the table `memory`, and `output_ids`.
+    """Load as `loading.load` does, decode one prompt: the columns of the table `memory`, and `output_ids`.
 
     Only in a fresh process is the load's peak that of this method. Raises UserError where peaks cannot be told.
     """
-    models, method = loading.load_all(folders, calibration, decoder, knobs, dtype, device)
-    water = HighWater(models["target"].device)
+    (target, drafter), method = loading.load(folders, calibration, decoder, knobs, dtype, device)
+    water = HighWater(target.device)
     load_peak = water.peak()
     water.reset()
     loaded = water.held()
     with ExitStack() as hooks:
-        caches = {role: hooks.enter_context(watched(model)) for role, model in models.items()}
-        trace = method.decode(prompt.ids, max_new_tokens)
-    sizes = {"load_peak": load_peak, "loaded": loaded, "peak": water.peak()}
-    for role, prefix in (("target", ""), ("drafter", "drafter_")):
-        cache = caches.get(role, CachePeaks())
-        beside = None if role == "target" else models["target"]
-        sizes[f"{prefix}weights"] = models[role].weight_bytes(beside) if role in models else 0
-        sizes[f"{prefix}cache_used"], sizes[f"{prefix}cache_allocated"] = cache.used, cache.allocated
+        caches = hooks.enter_context(watched(target))
+        drafter_caches = hooks.enter_context(watched(drafter)) if drafter else CachePeaks()
+        trace = method.decode(prompt.ids, options)
+    weights = weight_bytes(*target.parts)
+    sizes = {
+        "load_peak": load_peak,
+        "loaded": loaded,
+        "peak": water.peak(),
+        "weights": weights,
+        "cache_used": caches.used,
+        "cache_allocated": caches.allocated,
+        # Without those that it shares.
+        "drafter_weights": weight_bytes(*target.parts, *drafter.parts) - weights if drafter else 0,
+        "drafter_cache_used": drafter_caches.used,
+        "drafter_cache_allocated": drafter_caches.allocated,
+    }
     return {
         "prompt_id": prompt.prompt_id,
         "prompt_tokens": len(prompt.ids),

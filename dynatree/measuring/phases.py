@@ -7,52 +7,56 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
+
 from dynatree.data.prompts import Prompt
+from dynatree.decoding import Decoder
+from dynatree.engine.checkpoint import Pair
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import runs
-from dynatree.measuring.clock import PacedClock, Reference, alone, synchronise
+from dynatree.measuring.clock import PacedClock, StepSampler, alone, synchronise
 
 # Seconds since the request's start: [begin, end].
 Span = list[float]
 
 
 @contextmanager
-def forwards(models: Iterable[LanguageModel], clock: Clock) -> Iterator[list[Span]]:
+def forwards(models: Iterable[LanguageModel | DraftModel], clock: Clock) -> Iterator[list[Span]]:
     """The span of each forward of `models` while the request's clock runs, with the head that gives its logits."""
     spans: list[Span] = []
     with ExitStack() as hooks:
         for model in models:
 
-            def begin(*_: Any, model: LanguageModel = model) -> None:
+            def begin(*_: Any, device: torch.device = model.device) -> None:
                 if not clock.stopped:
-                    synchronise(model.device)
+                    synchronise(device)
                     spans.append([clock.now()] * 2)
 
-            def end(*_: Any, model: LanguageModel = model) -> None:
+            def end(*_: Any, device: torch.device = model.device) -> None:
                 if not clock.stopped:
-                    synchronise(model.device)
+                    synchronise(device)
                     spans[-1][1] = clock.now()
 
-            base = model.model.base_model
-            hooks.callback(base.register_forward_pre_hook(begin).remove)
+            hooks.callback(model.base.register_forward_pre_hook(begin).remove)
             # Whichever comes last: drafting over a vocabulary of its own goes past the causal LM to a head of its own.
-            for module in (base, *model.parts):
+            for module in (model.base, *model.parts):
                 hooks.callback(module.register_forward_hook(end).remove)
         yield spans
 
 
-def record(models: dict[str, LanguageModel], decoder: Any, prompt: Prompt, max_new_tokens: int) -> dict[str, Any]:
+def record(models: Pair, decoder: Decoder, prompt: Prompt, options: GenerationOptions) -> dict[str, Any]:
     """Output record of `prompt`, `spans` of the phases (round, name, begin, end), `forwards`, and references.
 
-    `models`: the decoder's own, by role; the `target` also gives the references.
+    `models`: the decoder's own; the target also gives the references.
     """
     with alone():
-        runs.warm_up(decoder, [prompt.ids], max_new_tokens)
-        reference = Reference(models["target"])
-        clock = PacedClock(reference, instrumented=True)
-        with forwards(models.values(), clock) as spans:
-            trace = decoder.decode(prompt.ids, max_new_tokens, clock=clock)
+        runs.warm_up(decoder, [prompt.ids], options)
+        clock = PacedClock(StepSampler(models.target), instrumented=True)
+        with forwards([model for model in models if model is not None], clock) as spans:
+            trace = decoder.decode(prompt.ids, options, clock=clock)
         clock.sample()
     made = {"prompt_id": prompt.prompt_id, **runs.output_record(prompt, trace)}
     return {**made, "spans": trace.spans, "forwards": spans, "references": clock.samples}

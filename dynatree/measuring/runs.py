@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dynatree import decoding
 from dynatree.data.prompts import Prompt
+from dynatree.decoding import Decoder, decode_together
 from dynatree.engine.language_model import LanguageModel
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Trace
-from dynatree.measuring.clock import PacedClock, Reference, alone, synchronise
+from dynatree.measuring.clock import PacedClock, StepSampler, alone, synchronise
 from dynatree.measuring.watermark import HighWater
 
 WARM_UP_TOKENS = 16
@@ -21,33 +21,31 @@ WARM_UP_TOKENS = 16
 
 def generate(
     target: LanguageModel,
-    decoder: Any,
+    decoder: Decoder,
     prompts: Sequence[Prompt],
-    max_new_tokens: int,
+    options: GenerationOptions,
     repeats: int = 1,
     batch: int = 1,
-    processors: Processors = PLAIN,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(outputs, timings), one of each a prompt and repeat, in equal order. EOS is disabled for every method alike.
+    """(outputs, timings), one of each per prompt and repeat, in equal order.
 
     Groups of `batch` prompts are decoded together, in order; the last group may be smaller. `seconds` of a timing are
     those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens that it emitted; `commits`
-    are the prompt's own, from the group's start; `references` are seconds of a plain step, sampled before, between and
-    after the group's rounds. `peak_bytes`: the most memory that the process had in use meanwhile; null where the system
-    does not tell.
+    are the prompt's own, from the group's start; `references` are seconds of an autoregressive step, sampled
+    before, between and after the group's rounds. `peak_bytes`: the most memory that the process had in use meanwhile;
+    null where the system does not tell. Raises UserError for a batch where `decoder` takes one prompt at a time.
     """
-    decoding.check_batch(decoder, batch)
     groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
     water = HighWater(target.device)
     outputs, timings = [], []
     with alone():
-        warm_up(decoder, [prompt.ids for prompt in groups[0]], max_new_tokens)
-        reference = Reference(target)
+        warm_up(decoder, [prompt.ids for prompt in groups[0]], options)
+        sampler = StepSampler(target)
         for repeat in range(repeats):
             for group in groups:
                 if water.told:
                     water.reset()
-                traces, clock = timed(target, decoder, reference, [p.ids for p in group], max_new_tokens, processors)
+                traces, clock = timed(decoder, sampler, [prompt.ids for prompt in group], options)
                 peak = water.peak() if water.told else None
                 seconds = max(trace.seconds for trace in traces)
                 tokens = sum(len(trace.output) for trace in traces)
@@ -71,33 +69,21 @@ def generate(
 
 
 def timed(
-    target: LanguageModel,
-    decoder: Any,
-    reference: Reference,
-    prompts: Sequence[list[int]],
-    max_new_tokens: int,
-    processors: Processors = PLAIN,
+    decoder: Decoder, sampler: StepSampler, prompts: Sequence[list[int]], options: GenerationOptions
 ) -> tuple[list[Trace], PacedClock]:
-    """The traces of `prompts`, several of them decoded together, and their clock with its samples of `reference`."""
-    synchronise(target.device)
-    clock = PacedClock(reference)
-    traces = decode_all(decoder, prompts, max_new_tokens, clock=clock, processors=processors)
-    synchronise(target.device)
+    """The traces of `prompts`, several of them decoded together, and their clock with its samples of `sampler`."""
+    synchronise(sampler.device)
+    clock = PacedClock(sampler)
+    traces = decode_together(decoder, prompts, options, clock)
+    synchronise(sampler.device)
     clock.sample()
     return traces, clock
 
 
-def decode_all(decoder: Any, prompts: Sequence[list[int]], max_new_tokens: int, **options: Any) -> list[Trace]:
-    """The traces of `prompts`, several of them decoded together."""
-    if len(prompts) == 1:
-        return [decoder.decode(prompts[0], max_new_tokens, **options)]
-    traces: list[Trace] = decoder.decode_batch(prompts, max_new_tokens, **options)
-    return traces
-
-
-def warm_up(decoder: Any, prompts: Sequence[list[int]], max_new_tokens: int) -> None:
+def warm_up(decoder: Decoder, prompts: Sequence[list[int]], options: GenerationOptions) -> None:
     """A short generation that is not recorded."""
-    decode_all(decoder, prompts, min(WARM_UP_TOKENS, max_new_tokens))
+    short = min(WARM_UP_TOKENS, options.max_new_tokens)
+    decode_together(decoder, prompts, options.model_copy(update={"max_new_tokens": short}))
 
 
 def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:

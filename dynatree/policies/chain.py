@@ -5,11 +5,11 @@ import math
 from pydantic import Field
 from torch import Tensor
 
-from dynatree.policies import GrowthPolicy
+from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """Keeps the likeliest child of the last node, `draft_tokens` times.
 
     What lookup proposes is the whole chain where its first token is at least as likely as `threshold` (null: always);

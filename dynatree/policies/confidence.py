@@ -9,11 +9,12 @@ from collections import deque
 from typing import Self
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.costs.calibration import Calibration
-from dynatree.policies import GrowthPolicy
+from dynatree.generation.growth import Growth
+from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 
 # The paper's constants: children a node by confidence, least v to expand, v that expands beyond the base depth,
@@ -24,17 +25,13 @@ _EXPANDABLE, _DEEP = 0.1, 0.5
 _HISTORY, _AIM, _RATE = 10, 0.7, 0.05
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """`depth` is D_max, `base_depth` D_0; `threshold` (tau) prunes by v, the best `budget` (N) nodes are verified."""
 
     depth: int = Field(ge=1, le=64, default=8)
     base_depth: int = Field(ge=1, default=5)
     threshold: float = Field(ge=0, le=1, default=0.05)
     budget: int = Field(ge=0, le=1024, default=256)
-
-    _base: float = PrivateAttr()
-    _sure: float = PrivateAttr()
-    _recent: deque[float] = PrivateAttr()
 
     @model_validator(mode="after")
     def _deeper(self) -> Self:
@@ -46,12 +43,29 @@ class Policy(GrowthPolicy):
     def branch(self) -> int:
         return _MOST
 
-    def start(self, calibration: Calibration | None) -> None:
-        self._base, self._sure = float(self.base_depth), _SURE
-        self._recent = deque(maxlen=_HISTORY)
+    def start(self, calibration: Calibration | None, context: int) -> Growth:
+        return _Growth(self)
+
+
+class _Growth:
+    """The bounds of one request, which move with what it accepts."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        self._base, self._sure = float(policy.base_depth), _SURE
+        self._recent: deque[float] = deque(maxlen=_HISTORY)
+
+    @property
+    def branch(self) -> int:
+        return self._policy.branch
+
+    @property
+    def depth(self) -> int:
+        return self._policy.depth
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        keep = log_probs >= math.log(self.threshold) if self.threshold else torch.ones(len(log_probs)).bool()
+        threshold = self._policy.threshold
+        keep = log_probs >= math.log(threshold) if threshold else torch.ones(len(log_probs), dtype=torch.bool)
         if not len(expanded):
             return keep
         rows = log_probs.view(len(expanded), -1)
@@ -67,11 +81,11 @@ class Policy(GrowthPolicy):
         return candidates[wanted]
 
     def select(self, tree: TokenTree) -> Tensor:
-        return tree.top(self.budget)
+        return tree.top(self._policy.budget)
 
-    def observe(self, tree: TokenTree, kept: Tensor) -> None:
+    def observe(self, tree: TokenTree, path: Tensor) -> None:
         if tree.depth:
-            self._recent.append((len(kept) - 1) / tree.depth)
+            self._recent.append((len(path) - 1) / tree.depth)
         if self._recent:
             step = _RATE * (sum(self._recent) / len(self._recent) - _AIM)
             self._base = min(max(self._base + step, 1.0), max(self.depth - 1.0, 1.0))

@@ -13,13 +13,14 @@ import math
 from typing import ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree import plugins
 from dynatree.costs.calibration import Calibration
-from dynatree.costs.cost_table import MOST_NODES, CostTable, at_least
-from dynatree.policies import GrowthPolicy, Offer
+from dynatree.costs.cost_table import MOST_NODES, at_least
+from dynatree.generation.growth import Growth
+from dynatree.policies import PolicySettings
 from dynatree.tree import ROOT, TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
@@ -46,7 +47,7 @@ class _Seconds(NamedTuple):
     tokens: Tensor
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no threshold, or 127 nodes.
 
     If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
@@ -60,27 +61,14 @@ class Policy(GrowthPolicy):
 
     needs_costs: ClassVar[bool] = True
 
-    _costs: CostTable = PrivateAttr()
-    _by_context: dict[tuple[int, int], _Seconds] = PrivateAttr(default_factory=dict)
-    _seconds: _Seconds = PrivateAttr()
-    # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means.
-    _yield: list[list[float]] = PrivateAttr(default_factory=list)
-    # Rounds of this request, which rows of a batch count alike, and those since its last draft.
-    _round: int = PrivateAttr(0)
-    _idle: int = PrivateAttr(0)
-    _level: int = PrivateAttr(0)
-    _offer: Offer | None = PrivateAttr(None)
-    # The last tree and what was found for it: it is asked again where no level is added.
-    _ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = PrivateAttr(None)
-
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         self.without_costs()  # refuses what leaves its tree without bound
         return self
 
-    def without_costs(self) -> GrowthPolicy:
+    def without_costs(self) -> PolicySettings:
         """The policy that takes over where nothing was measured: no deeper than is usual there."""
-        policy: GrowthPolicy = plugins.load("policies", "threshold").Policy(
+        policy: PolicySettings = plugins.load("policies", "threshold").Policy(
             depth=min(self.depth, _UNMEASURED_DEPTH),
             branch=self.branch,
             threshold=self.threshold,
@@ -89,29 +77,51 @@ class Policy(GrowthPolicy):
         return policy
 
     @property
-    def _most(self) -> int:
+    def most(self) -> int:
+        """Most nodes besides the root."""
         return MOST_NODES if self.budget is None else self.budget
 
     @property
     def uses_calibration(self) -> bool:
         return self.calibrated
 
-    def start(self, calibration: Calibration | None) -> None:
-        self.reprice(calibration)
-        self._yield = [[_FIRST_YIELD] * self.branch] * (self.depth + 1)
-        self._round = self._idle = 0
-
-    def reprice(self, calibration: Calibration | None) -> None:
+    def start(self, calibration: Calibration | None, context: int) -> Growth:
         assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
-        self._costs, self._by_context = calibration.costs, {}
+        return _Growth(self, calibration, context)
 
-    def begin(self, context: int) -> None:
-        draft_curve = self._costs.draft
+
+class _Growth:
+    """What one request has learnt of its drafts, and the seconds near its present length."""
+
+    def __init__(self, policy: Policy, calibration: Calibration, context: int):
+        self._policy, self._most = policy, policy.most
+        # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means.
+        self._yield = [[_FIRST_YIELD] * policy.branch] * (policy.depth + 1)
+        # Rounds of this request, which those of a batch count alike, and those since its last draft.
+        self._round = self._idle = 0
+        self._context = context
+        self.set_costs(calibration)
+
+    @property
+    def branch(self) -> int:
+        return self._policy.branch
+
+    @property
+    def depth(self) -> int:
+        return self._policy.depth
+
+    def set_costs(self, calibration: Calibration) -> None:
+        self._costs = calibration.costs
+        self._by_context: dict[tuple[int, int], _Seconds] = {}
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        context, draft_curve = self._context, self._costs.draft
         near = self._costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
             draft = draft_curve.at(context, max(1, self._most)) if draft_curve else None
-            token = seconds_a_token(verify)
+            token = seconds_per_token(verify)
             self._by_context[near] = _Seconds(
                 verify.tolist(),
                 at_least(verify).tolist(),
@@ -121,7 +131,9 @@ class Policy(GrowthPolicy):
                 token,
             )
         self._seconds = self._by_context[near]
-        self._level, self._ranked = 0, None
+        self._level = 0
+        # The last tree and what was found for it: it is asked again where no level is added.
+        self._ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = None
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
@@ -132,9 +144,8 @@ class Policy(GrowthPolicy):
             added += added[-1:] * (len(before) - len(added))
             self._yield[self._level] = [new + _YIELD_FADE * (old - new) for old, new in zip(before, added, strict=True)]
             self._level += 1
-        if not self.threshold:
-            return super().children(tree, log_probs, expanded)
-        return log_probs >= math.log(self.threshold)
+        threshold = self._policy.threshold
+        return log_probs >= math.log(threshold) if threshold else torch.ones(len(log_probs), dtype=torch.bool)
 
     def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
         seconds = self._seconds
@@ -161,35 +172,31 @@ class Policy(GrowthPolicy):
             widths = [min(n + j, self._most) for j in range(1, 1 + len(each))]
             wider = [max(0.0, seconds.at_least[width] - seconds.verify[n]) for width in widths]
             gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
-        gain, best, j = max((gain, -i, -j) for i, row in enumerate(gains) for j, gain in enumerate(row))
+        # Of equal gains the one of fewer nodes.
+        gain, best = max((gain, -place) for place, row in enumerate(gains) for gain in row)
         due = self._level == 0 and len(tree) == 1 and self._probing
         if gain <= 0 and not due:
             return candidates[:0]
-        best, j = -best, -j
-        self._offer = Offer(best + 1, worths[best][j], n, min(j + 1, self._most - n), due)
-        return torch.tensor(sorted(order[: best + 1]))
+        return torch.tensor(sorted(order[: 1 - best]))
 
     @property
     def _probing(self) -> bool:
         """After `_PROBE_EVERY` rounds without a draft, or after half as many where their number is a multiple of it.
 
-        All rows of a batch do so in the same round, so that they share its forward.
+        All requests of a batch do so in the same round, so that they share its forward.
         """
         return self._idle >= _PROBE_EVERY or (self._idle >= _PROBE_EVERY // 2 and self._round % _PROBE_EVERY == 0)
 
-    def offer(self) -> Offer | None:
-        return self._offer
-
-    def gains(self, tree: TokenTree) -> Tensor:
+    def savings(self, tree: TokenTree) -> Tensor:
         worth = self._worth(tree)[1]
         rest = worth[-1:].expand(self._most + 1 - len(worth))
         return torch.cat([worth, rest]) - self._seconds.curve[: self._most + 1]
 
-    def fill(self, tree: TokenTree, width: int) -> Tensor:
+    def select_within(self, tree: TokenTree, width: int) -> Tensor:
         return ROOT if len(tree) == 1 else torch.cat([ROOT, self._worth(tree)[0][:width].sort().values])
 
     def select(self, tree: TokenTree) -> Tensor:
-        return self.fill(tree, self._best(tree))
+        return self.select_within(tree, self._best(tree))
 
     def _best(self, tree: TokenTree) -> int:
         """How many nodes to verify, of the nodes ranked by v."""
@@ -208,13 +215,16 @@ class Policy(GrowthPolicy):
             self._ranked = tree, (ranking, torch.cat([torch.zeros(1), worth]))
         return self._ranked[1]
 
-    def observe(self, tree: TokenTree, kept: Tensor) -> None:
+    def observe(self, tree: TokenTree, path: Tensor) -> None:
         self._idle = 0 if self._level else self._idle + 1
         self._round += 1
+        # The accepted tokens and one of the target's own.
+        self._context += len(path)
+        self._begin_round()
 
 
-def seconds_a_token(verify: Tensor) -> Tensor:
-    """Seconds a token [_GRID + 1] of decoding with chains whose every step is right with probability c = i / _GRID.
+def seconds_per_token(verify: Tensor) -> Tensor:
+    """Seconds per token [_GRID + 1] of decoding with chains whose every step is right with probability c = i / _GRID.
 
     `verify` [n + 1]: seconds of verifying 0..n nodes. Each c takes its best length.
     """

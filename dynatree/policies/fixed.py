@@ -9,13 +9,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dynatree.policies import GrowthPolicy
+from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 
 _MOST_NODES = 1024
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """Keeps every child until the tree has `budget` nodes (None: no limit), the root apart."""
 
     depth: int = Field(ge=0, le=64)

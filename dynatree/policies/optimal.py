@@ -9,13 +9,14 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 
 from dynatree import plugins
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import MOST_NODES
-from dynatree.policies import GrowthPolicy
+from dynatree.generation.growth import Growth
+from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 
 # A context in the middle of what is decoded: a static tree has one size.
@@ -29,7 +30,7 @@ class StaticTree(NamedTuple):
     expected: float
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """At most `depth` levels, `branch` children a node, `budget` nodes besides the root."""
 
     depth: int = Field(ge=0, le=32)
@@ -39,22 +40,28 @@ class Policy(GrowthPolicy):
     needs_costs: ClassVar[bool] = True
     takes_lookup: ClassVar[bool] = False
 
-    _static: StaticTree = PrivateAttr()
-
-    def without_costs(self) -> GrowthPolicy:
+    def without_costs(self) -> PolicySettings:
         """The policy that takes over where nothing was measured."""
-        policy: GrowthPolicy = plugins.load("policies", "threshold").Policy(
+        policy: PolicySettings = plugins.load("policies", "threshold").Policy(
             depth=self.depth, branch=self.branch, threshold=None, budget=self.budget
         )
         return policy
 
-    def start(self, calibration: Calibration | None) -> None:
+    def start(self, calibration: Calibration | None, context: int) -> Growth:
         assert calibration is not None, "the decoder gives this policy a table, or takes another policy"
         costs = calibration.costs
         verify = costs.verify.at(_CONTEXT, 1 + self.budget)[1:]
         draft = costs.draft.at(_CONTEXT, max(1, self.budget)) if costs.draft else torch.zeros(max(1, self.budget) + 1)
         rates = tuple(calibration.steps.rates[: self.branch])
-        self._static = fastest(rates, self.depth, self.budget, tuple(verify.tolist()), tuple(draft.tolist()))
+        tree = fastest(rates, self.depth, self.budget, tuple(verify.tolist()), tuple(draft.tolist()))
+        return _Growth(self.branch, self.depth, tree)
+
+
+class _Growth:
+    """Grows one static tree in every round; nothing is learnt."""
+
+    def __init__(self, branch: int, depth: int, static: StaticTree):
+        self.branch, self.depth, self._static = branch, depth, static
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if not len(expanded):  # nothing is proposed without a draft
@@ -68,8 +75,14 @@ class Policy(GrowthPolicy):
         places = self._places(tree)
         return torch.tensor([n for n in candidates.tolist() if self._static.children[places[n]]], dtype=torch.long)
 
+    def select(self, tree: TokenTree) -> Tensor:
+        return torch.arange(len(tree))
+
+    def observe(self, tree: TokenTree, path: Tensor) -> None:
+        pass
+
     def _places(self, tree: TokenTree) -> dict[int, int]:
-        """Node of the static tree that each node of `tree` stands for: its rank is its order among its siblings."""
+        """Node of the static tree that each node of `tree` is: its rank is its order among its siblings."""
         places, taken = {0: 0}, [0] * len(tree)
         for node, parent in enumerate(tree.parents[1:].tolist(), start=1):
             places[node] = self._static.children[places[parent]][taken[parent]]

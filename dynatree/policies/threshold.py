@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from dynatree.policies import GrowthPolicy
+from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     """`threshold` None: no pruning; `budget` None: no node limit; with `branch` > 1 not both."""
 
     depth: int = Field(ge=0, le=127)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dynatree.errors import UserError
-from dynatree.generation.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS
+from dynatree.measuring import pacing
 from dynatree.study import grid
 from dynatree.study.params import Params
 
@@ -59,8 +59,8 @@ def parts(params: Params, known: Measured, step: float, job: float) -> list[Part
         # The prompt before the first token, and prompt and output together in the audit.
         forwards = (2 * prompt + run.output_tokens) * known.prompt_token
         # A sample of the reference before and after each request, and every so often meanwhile.
-        samples = 2 + decoding * step / max(REFERENCE_EVERY, REFERENCE_REST * REFERENCE_STEPS * step)
-        seconds = job + requests * (decoding + forwards + samples * REFERENCE_STEPS) * step
+        samples = 2 + decoding * step / pacing.pause(step)
+        seconds = job + requests * (decoding + forwards + samples * pacing.SAMPLE_STEPS) * step
         part = found.setdefault(run.top, Part(run.top, 0, []))
         found[run.top] = Part(run.top, part.tokens + requests * run.output_tokens, [*part.seconds, seconds])
     return list(found.values())

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dynatree import plugins
 from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.study.grid import SYMBOLS
 from dynatree.study.params import Params
 
@@ -51,12 +51,13 @@ def describe() -> str:
         *(f"| `{symbol}` | `{knob}` |" for knob, symbol in SYMBOLS.items()),
         "",
     ]
-    lines += ["## Logits processors", "", *section(Processors, "of an experiment, or of `benchmark.texts`")]
+    lines += ["## Logits processors", "", *section(LogitsProcessors, "of an experiment, or of `benchmark.texts`")]
     lines += ["## Sources of text", ""]
     for name in plugins.names("data.sources"):
         lines += section(plugins.load("data.sources", name).Parameters, f"kind: {name}")
     lines += ["## Models of a pair", ""]
-    for name, model in {"distil": Recipe, **model_sources.KINDS}.items():
+    models: dict[str, type[BaseModel]] = {"distil": Recipe, **model_sources.KINDS}
+    for name, model in models.items():
         lines += section(model, f"kind: {name}")
         for part in nested(model):
             lines += section(part, part.__name__)

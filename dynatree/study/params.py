@@ -43,7 +43,7 @@ class Experiment(Knobs):
 
     `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
     `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
-    `repetition_penalty`, `no_repeat_ngram`: logits processors (processors.py).
+    `repetition_penalty`, `no_repeat_ngram_size`: logits processors (generation/logits_processors.py).
     """
 
     datasets: list[str] = Field(min_length=1)
@@ -53,13 +53,13 @@ class Experiment(Knobs):
     prompt_tokens: list[int] = Field(default_factory=list)
     batches: list[int] = Field(default_factory=list)
     repetition_penalty: float = 1.0
-    no_repeat_ngram: int = 0
+    no_repeat_ngram_size: int = 0
 
     @property
     def processors(self) -> dict[str, Any]:
         """The processors' own keys, if any of them does something."""
-        keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram": self.no_repeat_ngram}
-        return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram": 0} else {}
+        keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0} else {}
 
     @field_validator("datasets", "methods", "prompt_tokens", "batches")
     @classmethod
@@ -87,7 +87,7 @@ class Experiment(Knobs):
 class Benchmark(Knobs):
     """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
 
-    `texts`: kinds of text by name, each with its logits processors (processors.py).
+    `texts`: kinds of text by name, each with its logits processors (generation/logits_processors.py).
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
     `quantised`: values of `draft_tokens` and `max_ngram` to try in llama.cpp's prompt lookup (`make quantised`).

@@ -11,7 +11,7 @@ from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
 from dynatree.files import drafter_of
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.study import grid
 from dynatree.study.params import Params
 
@@ -23,9 +23,9 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
     """
     needs = {folder: _needs(run) for folder, run in {**grid.expand(params), **grid.passes(params)}.items()}
     for title, experiment in params.experiments.items():
-        checked(f"experiments.{title}", partial(_parse, Processors), experiment.processors)
+        checked(f"experiments.{title}", partial(_parse, LogitsProcessors), experiment.processors)
     for name, keys in params.benchmark.texts.items():
-        checked(f"benchmark.texts.{name}", partial(_parse, Processors), keys)
+        checked(f"benchmark.texts.{name}", partial(_parse, LogitsProcessors), keys)
     for name, method in params.benchmark.also.items():
         check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
     compared = params.benchmark.all_methods(params.methods)
@@ -60,9 +60,8 @@ def _parse(build: Callable[..., Any], keys: dict[str, Any]) -> Any:
 def _needs(run: grid.Run) -> dict[str, Any]:
     knobs = dict(run.knobs)
     check_method(run.key, run.decoder, knobs)
-    decoder = plugins.load("decoding", run.decoder).Decoder
-    checked(run.key, partial(decoding.check_batch, decoder), run.batch)
-    needs: dict[str, Any] = decoder.needs(knobs)._asdict()
+    checked(run.key, partial(decoding.check_batch, run.decoder), run.batch)
+    needs: dict[str, Any] = plugins.load("decoding", run.decoder).Decoder.needs(knobs)._asdict()
     return needs
 
 

@@ -7,11 +7,11 @@ from dynatree.tree import TokenTree
 
 
 def verify(tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
-    """(kept [1 + accepted], next token) from the target's `logits` [n, vocabulary] at the tree's `n` nodes.
+    """(path [1 + accepted], next token) from the target's `logits` [n, vocabulary] at the tree's `n` nodes.
 
-    `kept` is the accepted path, root first; the next token is the target's own after its last node (Leviathan et
+    `path` is root first; the next token is the target's own after its last node (Leviathan et
     al. 2023, 2211.17192, section 2, at temperature 0; trees: SpecInfer, Miao et al. 2024, algorithm 2).
     """
     next_tokens = greedy_tokens(logits)
-    kept = tree.accepted_path(next_tokens)
-    return kept, int(next_tokens[kept[-1]])
+    path = tree.accepted_path(next_tokens)
+    return path, int(next_tokens[path[-1]])

@@ -314,7 +314,7 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({}, ["--set", "depth=[1"], "--set depth=[1: '[1' is no value"),
         ({"method": "autoregressive"}, ["--set", "depth=1"], "a key of this method: it has none"),
         ({}, ["--repetition-penalty", "0"], "repetition_penalty: Input should be greater than 0"),
-        ({}, ["--no-repeat-ngram", "-1"], "no_repeat_ngram: Input should be greater than or equal to 0"),
+        ({}, ["--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size: Input should be greater than or equal to 0"),
         ({}, ["--calibration", "nowhere"], "calibration nowhere: "),
         ({}, ["--temperature", "1"], "unrecognized arguments: --temperature 1"),
     ],

@@ -13,6 +13,7 @@ from dynatree.figures.shared import theme
 from dynatree.measuring import loading
 from dynatree.study import params
 from dynatree.tree import TokenTree
+from tests import models
 from tests.distil.worlds import target_folder
 
 PROMPT = [5, 9, 3, 20]
@@ -48,8 +49,8 @@ def recorded(number: int) -> tuple[TokenTree, Any, int]:
     """The same round by the library: its tree, its record, and how many tokens stand before its root."""
     knobs = params.read().methods["fixed_tree"].knobs | {"branch": 2}
     folders = {"target": Path("target"), "drafter": Path("target")}
-    target, decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
-    trace = decoder.decode(PROMPT, 64, target.eos_ids)
+    (target, _), decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")
+    trace = decoder.decode(PROMPT, models.wanted(64, *target.eos_ids))
     chosen = trace.rounds[number]
     tree = TokenTree.root(chosen.tree["tokens"][0])
     for token, parent, value in list(zip(*(chosen.tree[k] for k in ("tokens", "parents", "log_probs")), strict=True))[

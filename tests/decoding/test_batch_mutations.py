@@ -8,24 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dynatree.engine import language_model
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.eager import backend
 from dynatree.engine.eager.batch import Batch, Feed, collate
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.decoding.test_batches import PROMPTS, assert_rows_are_their_own
 
 Patch = pytest.MonkeyPatch
 
 
-def assert_exact(target: LanguageModel, drafter: LanguageModel) -> None:
+def assert_exact(target: LanguageModel, drafter: DraftModel) -> None:
     for method in ("fixed", "hybrid", "autoregressive"):
         assert_rows_are_their_own(method, target, drafter, PROMPTS, 24)
 
 
 def changed(patch: Patch, change: Callable[[Sequence[Feed], Batch], Batch]) -> None:
     """Let every forward over several rows take what `change` makes of its batch."""
-    patch.setattr(language_model, "collate", lambda feeds: change(feeds, collate(feeds)))
+    patch.setattr(backend, "collate", lambda feeds: change(feeds, collate(feeds)))
 
 
 def stale_columns_visible(patch: Patch) -> None:
@@ -102,7 +103,7 @@ def retained_rows_in_another_order(patch: Patch) -> None:
 
 def logits_of_another_row(patch: Patch) -> None:
     real = LanguageModel.forward_batch
-    patch.setattr(LanguageModel, "forward_batch", lambda target, feeds: real(target, feeds)[::-1])
+    patch.setattr(LanguageModel, "forward_batch", lambda target, feeds, head=None: real(target, feeds, head)[::-1])
 
 
 MISTAKES = [
@@ -117,14 +118,14 @@ MISTAKES = [
 ]
 
 
-def test_the_check_passes_without_a_mutant(target: Build, drafter: Build) -> None:
+def test_the_check_passes_without_a_mutant(target: Build, drafter: Drafts) -> None:
     """Guards against mutants that are 'caught' by a check which always fails."""
     assert_exact(target(), drafter("related"))
 
 
 @pytest.mark.parametrize("mutant", MISTAKES, ids=lambda mutant: mutant.__name__)
 def test_a_mistake_between_rows_changes_an_output_or_a_trace(
-    target: Build, drafter: Build, monkeypatch: Patch, mutant: Callable[[Patch], None]
+    target: Build, drafter: Drafts, monkeypatch: Patch, mutant: Callable[[Patch], None]
 ) -> None:
     """Guards against a suite of batches too tame to notice."""
     mutant(monkeypatch)

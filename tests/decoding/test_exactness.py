@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatree import plugins
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -17,7 +18,7 @@ from dynatree.generation.trace import Trace
 from dynatree.tree import TokenTree
 from dynatree.verification.greedy import verify
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 LIMITS = {"depth": 24, "branch": 3, "threshold": 0.001, "budget": 24}
 TREES: dict[str, dict[str, Any]] = {
@@ -50,12 +51,12 @@ reference = lru_cache(maxsize=None)(models.generated)
 
 
 def decode(
-    method: str, target: LanguageModel, drafter: LanguageModel, prompt: tuple[int, ...], count: int, *eos: int
+    method: str, target: LanguageModel, drafter: DraftModel, prompt: tuple[int, ...], count: int, *eos: int
 ) -> Trace:
     """`count` tokens by the method of that name in METHODS."""
     name, knobs = METHODS[method]
     decoder = plugins.load("decoding", name).Decoder(target, drafter, models.calibration(), **knobs)
-    trace: Trace = decoder.decode([*prompt], count, frozenset(eos))
+    trace: Trace = decoder.decode([*prompt], models.wanted(count, *eos))
     return trace
 
 
@@ -63,7 +64,7 @@ def decode(
 @pytest.mark.parametrize("architecture", models.CONFIGS)
 @pytest.mark.parametrize("kind", models.DRAFTERS)
 def test_output_is_that_of_generate(
-    target: Build, drafter: Build, architecture: str, dtype: torch.dtype, kind: str
+    target: Build, drafter: Drafts, architecture: str, dtype: torch.dtype, kind: str
 ) -> None:
     """Guards the promise itself, for drafters that are right always, often, seldom and never."""
     model = target(architecture, dtype=dtype)
@@ -73,22 +74,22 @@ def test_output_is_that_of_generate(
 
 
 def test_a_drafter_that_sees_the_end_of_the_text_changes_no_output(
-    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the promise while the window moves, also for requests of a batch, whose windows move apart."""
     helper, prompts = drafter("related"), ([3, 1, 4, 1, 5], [2, 7], [1] * 12)
-    monkeypatch.setattr(helper.model.config, "draft_window", 5, raising=False)
+    monkeypatch.setattr(helper, "window", 5)
     for method, (name, knobs) in METHODS.items():
         decoder = plugins.load("decoding", name).Decoder(target(), helper, models.calibration(), **knobs)
         for prompt in prompts:
-            assert decoder.decode(prompt, 24).output == reference(target(), tuple(prompt), 24), method
+            assert decoder.decode(prompt, models.wanted(24)).output == reference(target(), tuple(prompt), 24), method
         if name == "speculative":
-            together = decoder.decode_batch([*prompts], 24)
+            together = decoder.decode_batch([*prompts], models.wanted(24))
             assert [t.output for t in together] == [reference(target(), tuple(p), 24) for p in prompts], method
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_token_in_and_one_out(target: Build, drafter: Build, method: str) -> None:
+def test_one_token_in_and_one_out(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against a round after the last wanted token, and against prompts that leave nothing to draft from."""
     for prompt, count in [((7,), 1), ((7,), 2), ((7,), 9), (PROMPT, 1)]:
         output = decode(method, target(), drafter("related"), prompt, count).output
@@ -97,7 +98,7 @@ def test_one_token_in_and_one_out(target: Build, drafter: Build, method: str) ->
 
 @pytest.mark.parametrize("kind", ["same", "related"])
 @pytest.mark.parametrize("method", METHODS)
-def test_output_ends_behind_the_first_end_token(target: Build, drafter: Build, method: str, kind: str) -> None:
+def test_output_ends_behind_the_first_end_token(target: Build, drafter: Drafts, method: str, kind: str) -> None:
     """Guards against tokens after EOS, wherever it falls: first token, inside an accepted path, or the bonus."""
     plain = reference(target(), PROMPT, 16)
     for eos in dict.fromkeys(plain):
@@ -108,7 +109,7 @@ def test_output_ends_behind_the_first_end_token(target: Build, drafter: Build, m
         assert sum(len(round.emitted) for round in trace.rounds) + trace.first == len(expected)
 
 
-def test_end_token_falls_inside_paths_and_on_bonus_tokens(target: Build, drafter: Build) -> None:
+def test_end_token_falls_inside_paths_and_on_bonus_tokens(target: Build, drafter: Drafts) -> None:
     """Guards the test above: with a drafter that is always right the two cases do occur."""
     plain = reference(target(), PROMPT, 16)
     last = [decode("chain", target(), drafter("same"), PROMPT, 16, eos).rounds[-1:] for eos in dict.fromkeys(plain)]
@@ -116,7 +117,7 @@ def test_end_token_falls_inside_paths_and_on_bonus_tokens(target: Build, drafter
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_several_end_tokens_and_one_in_the_prompt(target: Build, drafter: Build, method: str) -> None:
+def test_several_end_tokens_and_one_in_the_prompt(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against only one EOS being honoured, and against one in the prompt ending the output."""
     plain = reference(target(), PROMPT, 16)
     eos = (plain[9], plain[5], PROMPT[0])
@@ -126,7 +127,7 @@ def test_several_end_tokens_and_one_in_the_prompt(target: Build, drafter: Build,
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "prompt_lookup"])
-def test_context_is_filled_to_its_last_position(target: Build, drafter: Build, method: str, architecture: str) -> None:
+def test_context_is_filled_to_its_last_position(target: Build, drafter: Drafts, method: str, architecture: str) -> None:
     """Guards against positions beyond the model's table when a tree is deeper than the room left."""
     model = target(architecture)
     prompt = tuple(torch.arange(models.CONTEXT - 12).remainder(models.VOCABULARY).tolist())
@@ -134,7 +135,7 @@ def test_context_is_filled_to_its_last_position(target: Build, drafter: Build, m
     assert output == reference(model, prompt, 12)
 
 
-def test_prompt_lookup_is_refused_where_it_would_look_up_beyond_the_context(target: Build, drafter: Build) -> None:
+def test_prompt_lookup_is_refused_where_it_would_look_up_beyond_the_context(target: Build, drafter: Drafts) -> None:
     """Guards against an IndexError from the position table; transformers looks up past the last wanted token."""
     model, prompt = target("gpt2"), (5, 5) * 57
     assert decode("prompt_lookup", model, drafter("same", "gpt2"), prompt, 12).output == reference(model, prompt, 12)
@@ -144,7 +145,7 @@ def test_prompt_lookup_is_refused_where_it_would_look_up_beyond_the_context(targ
 
 def test_assisted_is_refused_beyond_its_drafters_context(target: Build) -> None:
     """Guards against an IndexError from the drafter's position table in the middle of a request."""
-    small = models.language_model("gpt2", seed=3, n_positions=20)
+    small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
     assert decode("assisted", target(), small, PROMPT, 15).output == reference(target(), PROMPT, 15)
     with pytest.raises(UserError, match="context of 20"):
         decode("assisted", target(), small, PROMPT, 16)
@@ -153,7 +154,7 @@ def test_assisted_is_refused_beyond_its_drafters_context(target: Build) -> None:
 @pytest.mark.parametrize("tree", TREES)
 def test_drafter_with_a_smaller_context(target: Build, tree: str) -> None:
     """Guards against drafting beyond the drafter's positions; decoding goes on plainly where its context ends."""
-    small = models.language_model("gpt2", seed=3, n_positions=20)
+    small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
     for length in (3, 18, 19, 20, 21, 30):
         prompt = tuple(range(length))
         assert decode(tree, target(), small, prompt, 24).output == reference(target(), prompt, 24)
@@ -257,17 +258,16 @@ def test_a_sibling_changes_no_other_nodes_logits(target: Build, data: st.DataObj
 def test_a_drafter_can_range_over_all_tokens(target: Build) -> None:
     """Guards against an ablation that still drafts over the short list, or whose forwards nobody counts."""
     model = target()
-    related = models.related(model)
-    drafter = LanguageModel(related.model, name="short", draft_vocabulary=torch.arange(10, 20))
+    drafter = DraftModel(models.related(model).language_model, torch.arange(10, 20))
     plain = reference(model, PROMPT, 24)
     drafted = {}
     for short in (True, False):
         knobs = {**TREES["threshold"], "draft_vocabulary": short}
         decoder = plugins.load("decoding", "speculative").Decoder(model, drafter, None, **knobs)
-        trace = decoder.decode([*PROMPT], 24)
+        trace = decoder.decode([*PROMPT], models.wanted(24))
         assert trace.output == plain
         assert trace.draft_forwards == sum(r.draft_forwards for r in trace.rounds) > 0
         drafted[short] = {token for r in trace.rounds for token in r.tree["tokens"][1:]}
     assert drafted[True] <= set(range(10, 20))
     assert not drafted[False] <= set(range(10, 20))
-    assert drafter.draft_vocabulary is not None
+    assert drafter.vocabulary is not None

@@ -1,6 +1,6 @@
 """The suite's own test: each classic mistake, put in on purpose, makes a small check fail that passes without it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -10,20 +10,22 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from dynatree.decoding import speculative
-from dynatree.drafting.model import Drafter
+from dynatree.drafting.model import Draft
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.trace import Recorder
 from dynatree.tree import TokenTree
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.decoding.test_exactness import PROMPT, decode, reference
 
 Patch = pytest.MonkeyPatch
 
 
-def assert_exact(target: LanguageModel, drafter: LanguageModel) -> None:
+def assert_exact(target: LanguageModel, drafter: DraftModel) -> None:
     for seed in range(3):
         prompt = (*PROMPT, seed)
         for method in ("fixed", "threshold"):
@@ -32,7 +34,7 @@ def assert_exact(target: LanguageModel, drafter: LanguageModel) -> None:
             assert trace.target_forwards == len(trace.rounds)
 
 
-def assert_accepts_all(target: LanguageModel, drafter: LanguageModel) -> None:
+def assert_accepts_all(target: LanguageModel, drafter: DraftModel) -> None:
     for seed in range(3):
         for round in decode("fixed", target, drafter, (*PROMPT, seed), 30).rounds:
             assert round.accepted == round.depth
@@ -77,15 +79,17 @@ def values_not_gathered(patch: Patch) -> None:
 
 
 def in_the_target_only(patch: Patch, keep: Callable[[KeyValueCache, int, Tensor], None]) -> None:
-    """Let the decoder's cache, but not the drafter's, keep a path by `keep`."""
+    """Let the target's caches, but not the drafter's, keep a path by `keep`."""
+    real = LanguageModel.new_caches
 
-    real = speculative.Row.start
+    def caches(model: LanguageModel, count: int) -> list[KeyValueCache]:
+        made = real(model, count)
+        if model.name not in models.DRAFTERS:
+            for cache in made:
+                cache.keep = partial(keep, cache)  # type: ignore[method-assign]
+        return made
 
-    def start(row: speculative.Row, *given: Any) -> None:
-        row.cache.keep = partial(keep, row.cache)  # type: ignore[method-assign]
-        real(row, *given)
-
-    patch.setattr(speculative.Row, "start", start)
+    patch.setattr(LanguageModel, "new_caches", caches)
 
 
 def stale_tail_visible(patch: Patch) -> None:
@@ -127,13 +131,14 @@ def verified_twice(patch: Patch) -> None:
         cache.crop(prefix)
         cache.owner.forward(cache.pending[kept], cache)  # type: ignore[attr-defined]
 
-    forward = LanguageModel.forward
+    forward = LanguageModel.forward_batch
 
-    def noting(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
-        cache.owner, cache.pending = model, tokens  # type: ignore[attr-defined]
-        return forward(model, tokens, cache, *rest, **more)
+    def noting(model: LanguageModel, feeds: Sequence[Feed], head: Any = None) -> list[Tensor]:
+        for feed in feeds:
+            feed.cache.owner, feed.cache.pending = model, feed.tokens  # type: ignore[attr-defined]
+        return forward(model, feeds, head)
 
-    patch.setattr(LanguageModel, "forward", noting)
+    patch.setattr(LanguageModel, "forward_batch", noting)
     in_the_target_only(patch, keep)
 
 
@@ -152,7 +157,7 @@ EXACTNESS = [
 ]
 
 
-def test_the_checks_pass_without_a_mutant(target: Build, drafter: Build) -> None:
+def test_the_checks_pass_without_a_mutant(target: Build, drafter: Drafts) -> None:
     """Guards against mutants that are 'caught' by a check which always fails."""
     assert_exact(target(), drafter("related"))
     assert_exact(target(), drafter("same"))
@@ -161,7 +166,7 @@ def test_the_checks_pass_without_a_mutant(target: Build, drafter: Build) -> None
 
 @pytest.mark.parametrize("mutant", EXACTNESS, ids=lambda mutant: mutant.__name__)
 def test_a_mistake_in_verification_changes_the_output_or_its_cost(
-    target: Build, drafter: Build, monkeypatch: Patch, mutant: Callable[[Patch], None]
+    target: Build, drafter: Drafts, monkeypatch: Patch, mutant: Callable[[Patch], None]
 ) -> None:
     """Guards against a suite too tame to notice."""
     reference(target(), PROMPT, 30)
@@ -171,45 +176,44 @@ def test_a_mistake_in_verification_changes_the_output_or_its_cost(
 
 
 def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
-    def accept(drafter: Drafter, kept: Tensor) -> None:
-        if drafter._prefix:
-            drafter._cache.crop(drafter._prefix + int(torch.isin(drafter._forwarded, kept).sum()))
-            drafter._prefix = 0
+    def accept(draft: Draft, path: Tensor) -> None:
+        if draft._prefix:
+            draft.cache.crop(draft._prefix + int(torch.isin(draft._forwarded, path).sum()))
+            draft._prefix = 0
 
-    patch.setattr(Drafter, "accept", accept)
+    patch.setattr(Draft, "accept", accept)
 
 
 def draft_lag_not_fed(patch: Patch) -> None:
-    real = Drafter.ask
+    real = Draft.draft_inputs
 
-    def ask(drafter: Drafter, tree: TokenTree, frontier: Tensor, text: Tensor) -> Any:
-        known = drafter._cache.length
+    def draft_inputs(draft: Draft, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+        known = draft.cache.length
         short = text if known == 0 or len(tree) > 1 else torch.cat([text[:known], text[-1:]])
-        return real(drafter, tree, frontier, short)
+        return real(draft, tree, frontier, short)
 
-    patch.setattr(Drafter, "ask", ask)
+    patch.setattr(Draft, "draft_inputs", draft_inputs)
+
+
+def fed_to_the_drafter(patch: Patch, change: Callable[[Feed], Feed]) -> None:
+    """Let the drafter see what `change` makes of each level below the first, which has a mask."""
+    real = DraftModel.draft_batch
+
+    def draft_batch(model: DraftModel, feeds: Sequence[Feed]) -> list[Tensor]:
+        return real(model, [feed if feed.mask is None else change(feed) for feed in feeds])
+
+    patch.setattr(DraftModel, "draft_batch", draft_batch)
 
 
 def draft_positions_breadth_first(patch: Patch) -> None:
-    real = LanguageModel.draft
+    def change(feed: Feed) -> Feed:
+        return feed._replace(positions=torch.arange(feed.cache.length, feed.cache.length + len(feed.tokens)))
 
-    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
-        if model.name == "same" and rest[1:] and rest[1] is not None:
-            rest = (torch.arange(cache.length, cache.length + len(tokens)), *rest[1:])
-        return real(model, tokens, cache, *rest, **more)
-
-    patch.setattr(LanguageModel, "draft", draft)
+    fed_to_the_drafter(patch, change)
 
 
 def draft_siblings_visible(patch: Patch) -> None:
-    real = LanguageModel.draft
-
-    def draft(model: LanguageModel, tokens: Tensor, cache: KeyValueCache, *rest: Any, **more: Any) -> Tensor:
-        if model.name == "same" and rest[1:] and rest[1] is not None:
-            rest = (rest[0], torch.ones_like(rest[1]), *rest[2:])
-        return real(model, tokens, cache, *rest, **more)
-
-    patch.setattr(LanguageModel, "draft", draft)
+    fed_to_the_drafter(patch, lambda feed: feed._replace(mask=torch.ones_like(feed.mask)))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +227,7 @@ def draft_siblings_visible(patch: Patch) -> None:
     ids=lambda mutant: mutant.__name__,
 )
 def test_a_mistake_in_drafting_costs_acceptance_but_never_exactness(
-    target: Build, drafter: Build, monkeypatch: Patch, mutant: Callable[[Patch], None]
+    target: Build, drafter: Drafts, monkeypatch: Patch, mutant: Callable[[Patch], None]
 ) -> None:
     """Guards the drafter: such a mistake shows in speed alone."""
     mutant(monkeypatch)
@@ -232,7 +236,7 @@ def test_a_mistake_in_drafting_costs_acceptance_but_never_exactness(
         assert_accepts_all(target(), drafter("same"))
 
 
-def test_end_token_looked_for_at_the_end_only(target: Build, drafter: Build, monkeypatch: Patch) -> None:
+def test_end_token_looked_for_at_the_end_only(target: Build, drafter: Drafts, monkeypatch: Patch) -> None:
     """Guards the tests of EOS: a recorder that looks at the last token misses one inside a path."""
     plain = reference(target(), PROMPT, 16)
 

@@ -11,7 +11,7 @@ from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.trace import Clock, Trace
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.decoding.test_exactness import METHODS, PROMPT, TREES, decode, reference
 
 OURS = [*TREES, "autoregressive"]
@@ -24,7 +24,7 @@ def facts(trace: Trace) -> Trace:
 
 @pytest.mark.parametrize("kind", models.DRAFTERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_counts_agree_with_each_other(target: Build, drafter: Build, method: str, kind: str) -> None:
+def test_counts_agree_with_each_other(target: Build, drafter: Drafts, method: str, kind: str) -> None:
     """Guards against acceptance above 1 and against emitted tokens that no round accounts for."""
     trace = decode(method, target(), drafter(kind), PROMPT, 20)
     assert len(trace.commits) == len(trace.rounds) + 1
@@ -39,7 +39,7 @@ def test_counts_agree_with_each_other(target: Build, drafter: Build, method: str
 
 @pytest.mark.parametrize("kind", models.DRAFTERS)
 @pytest.mark.parametrize("method", TREES)
-def test_rounds_tell_the_verified_tree(target: Build, drafter: Build, method: str, kind: str) -> None:
+def test_rounds_tell_the_verified_tree(target: Build, drafter: Drafts, method: str, kind: str) -> None:
     """Guards against records of the drafted instead of the verified tree, and against equal siblings."""
     for round in decode(method, target(), drafter(kind), PROMPT, 20).rounds:
         tree, path = round.tree, round.path
@@ -53,7 +53,7 @@ def test_rounds_tell_the_verified_tree(target: Build, drafter: Build, method: st
 
 @pytest.mark.parametrize("method", METHODS)
 def test_forwards_are_counted_at_the_model_call(
-    target: Build, drafter: Build, method: str, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against a second target forward in a round that no counter sees."""
     calls = []
@@ -70,42 +70,43 @@ def test_forwards_are_counted_at_the_model_call(
 
 
 @pytest.mark.parametrize("method", ["chain", "fixed"])
-def test_a_drafter_that_is_always_right_is_always_accepted(target: Build, drafter: Build, method: str) -> None:
+def test_a_drafter_that_is_always_right_is_always_accepted(target: Build, drafter: Drafts, method: str) -> None:
     """Guards the draft cache: a wrong slot or position costs acceptance, never exactness, so nothing else shows it."""
     for round in decode(method, target(), drafter("same"), PROMPT, 30).rounds:
         assert round.accepted == round.depth
 
 
 @pytest.mark.parametrize("method", ["chain", "fixed", "threshold", "budget 1", "assisted"])
-def test_a_drafter_that_is_never_right_is_never_accepted(target: Build, drafter: Build, method: str) -> None:
+def test_a_drafter_that_is_never_right_is_never_accepted(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against accepting what the target did not choose."""
     assert not any(round.accepted for round in decode(method, target(), drafter("wrong"), PROMPT, 20).rounds)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_request_leaves_nothing_to_the_next(target: Build, drafter: Build, method: str) -> None:
+def test_one_request_leaves_nothing_to_the_next(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against caches, schedules and counters that outlive a request; also: two runs give equal traces."""
     name, knobs = METHODS[method]
     decoder = plugins.load("decoding", name).Decoder(target(), drafter("related"), models.calibration(), **knobs)
-    first = decoder.decode([*PROMPT], 20)
+    first = decoder.decode([*PROMPT], models.wanted(20))
     end = first.output[6]
-    assert decoder.decode([9, 8, 7], 11, frozenset([end])).output == reference(target(), (9, 8, 7), 11, end)
-    assert facts(decoder.decode([*PROMPT], 20)) == facts(first)
+    assert decoder.decode([9, 8, 7], models.wanted(11, end)).output == reference(target(), (9, 8, 7), 11, end)
+    assert facts(decoder.decode([*PROMPT], models.wanted(20))) == facts(first)
     assert facts(decode(method, target(), drafter("related"), PROMPT, 20)) == facts(first)
 
 
-def test_assisted_schedule_starts_anew(target: Build, drafter: Build) -> None:
+def test_assisted_schedule_starts_anew(target: Build, drafter: Drafts) -> None:
     """Guards against the number of drafted tokens that transformers' heuristic carries from call to call."""
     options = {"draft_tokens": 3, "schedule": "heuristic", "confidence": 0.0}
     decoder = plugins.load("decoding", "assisted").Decoder(target(), drafter("same"), None, **options)
-    configurations = [model.model.generation_config for model in (target(), drafter("same"))]
-    first = decoder.decode([*PROMPT], 30)
+    both = [target().model, drafter("same").language_model.model]
+    configurations = [model.generation_config for model in both]
+    first = decoder.decode([*PROMPT], models.wanted(30))
     assert max(round.drafted for round in first.rounds) > 3
-    assert facts(decoder.decode([*PROMPT], 30)) == facts(first)
-    assert [model.model.generation_config for model in (target(), drafter("same"))] == configurations
+    assert facts(decoder.decode([*PROMPT], models.wanted(30))) == facts(first)
+    assert [model.generation_config for model in both] == configurations
 
 
-def test_baselines_ignore_the_models_own_generation_settings(drafter: Build) -> None:
+def test_baselines_ignore_the_models_own_generation_settings(drafter: Drafts) -> None:
     """Guards against a repetition penalty or sampling that a checkpoint asks for slipping into a baseline."""
     model = models.language_model()
     expected = models.generated(model, [*PROMPT], 20)
@@ -115,13 +116,13 @@ def test_baselines_ignore_the_models_own_generation_settings(drafter: Build) -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_commits_are_told_as_they_happen(target: Build, drafter: Build, method: str) -> None:
+def test_commits_are_told_as_they_happen(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against streams that differ from the output or are told after the fact."""
     name, knobs = METHODS[method]
     told: list[tuple[list[int], int]] = []
     clock = Clock(instrumented=True)
     decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), models.calibration(), **knobs)
-    trace = decoder.decode([*PROMPT], 20, on_commit=lambda tokens, drafted: told.append((tokens, drafted)), clock=clock)
+    trace = decoder.decode([*PROMPT], models.wanted(20), lambda *commit: told.append(commit), clock)
     assert [token for tokens, _ in told for token in tokens] == trace.output
     assert [(round.emitted, round.accepted) for round in trace.rounds] == told[1:]
     assert trace.commits == sorted(trace.commits)
@@ -129,7 +130,7 @@ def test_commits_are_told_as_they_happen(target: Build, drafter: Build, method: 
     assert all(begin <= end for _, _, begin, end in trace.spans)
 
 
-def test_accepted_end_token_counts_as_accepted(target: Build, drafter: Build) -> None:
+def test_accepted_end_token_counts_as_accepted(target: Build, drafter: Drafts) -> None:
     """Guards against more accepted than emitted tokens where EOS cuts a path short."""
     model: LanguageModel = target()
     for eos in dict.fromkeys(reference(model, PROMPT, 16)):
@@ -139,14 +140,18 @@ def test_accepted_end_token_counts_as_accepted(target: Build, drafter: Build) ->
 
 def test_what_transformers_looks_up_beyond_the_end_is_not_counted(target: Build) -> None:
     """Guards against an acceptance that compares what was cut with what was not: our trees end with the output."""
-    trace = plugins.load("decoding", "prompt_lookup").Decoder(target(), draft_tokens=8).decode([*PROMPT] * 3, 12)
+    trace = (
+        plugins.load("decoding", "prompt_lookup")
+        .Decoder(target(), draft_tokens=8)
+        .decode([*PROMPT] * 3, models.wanted(12))
+    )
     left = 12 - trace.first
     for round in trace.rounds:
         assert round.drafted <= left - 1
         left -= len(round.emitted)
 
 
-def test_a_target_without_numbers_is_refused(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_without_numbers_is_refused(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against the token that argmax finds among NaN: a drafted node that overflows leaves them at the root."""
     model = target()
     forward = model.forward_batch
@@ -157,4 +162,4 @@ def test_a_target_without_numbers_is_refused(target: Build, drafter: Build, monk
     monkeypatch.setattr(model, "forward_batch", overflowing)
     decoder = plugins.load("decoding", "speculative").Decoder(model, drafter("related"), policy="chain", draft_tokens=2)
     with pytest.raises(UserError, match="the target's logits are not numbers"):
-        decoder.decode([*PROMPT], 12)
+        decoder.decode([*PROMPT], models.wanted(12))

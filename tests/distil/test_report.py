@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dynatree.distil import report
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from tests import models
@@ -63,7 +64,9 @@ def test_more_choices_agree_more_often(target: LanguageModel) -> None:
     shares = [found[choice] for choice in CHOICES]
     assert shares == sorted(shares)
     with torch.inference_mode():
-        same = target.model(text.tokens).logits.argmax(-1) == drafter.model(text.tokens).logits.argmax(-1)
+        same = target.model(text.tokens).logits.argmax(-1) == drafter.language_model.model(text.tokens).logits.argmax(
+            -1
+        )
     assert found["top1"] == pytest.approx(same.float().mean().item(), abs=1e-4)
     assert report.compare(models.wrong(target), text, 0, 32)["top1"] == 0
 
@@ -72,7 +75,7 @@ def test_a_draft_vocabulary_bounds_the_agreement(target: LanguageModel) -> None:
     """Guards against measuring choices that are never drafted."""
     vocabulary = torch.arange(0, models.VOCABULARY, 2)
     whole = models.same(target)
-    drafter = LanguageModel(whole.model, name="half", draft_vocabulary=vocabulary)
+    drafter = DraftModel(whole.language_model, vocabulary)
     text = report.follow(target, TEXTS, 128, 32)["words"].text
     found = report.compare(drafter, text, 0, 32)
     assert 0 < found["covered"] < 1

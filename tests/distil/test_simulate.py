@@ -9,13 +9,14 @@ from dynatree.costs.cost_table import CostTable, Curve
 from dynatree.decoding import prompt_lookup, speculative
 from dynatree.distil import simulate
 from dynatree.distil.simulate import Children, Clock, Pair, Round
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.trace import Trace
 from dynatree.measuring.calibrate import teacher_forced
 from dynatree.policies.optimal import Policy, StaticTree
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 PROMPTS = ([3, 1, 4, 1, 5], [9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 5, 3, 5])
 TOKENS = 60
@@ -23,15 +24,17 @@ BRANCHING = ((1, 2), (3,), (), ())  # of the root's two children the first has a
 NONE = 9  # no rank that was looked at
 
 
-def real(target: LanguageModel, drafter: LanguageModel | None, prompt: list[int], **knobs: Any) -> Trace:
-    return speculative.Decoder(target, drafter, models.calibration(0.001, 0.001), **knobs).decode(prompt, TOKENS)
+def real(target: LanguageModel, drafter: DraftModel | None, prompt: list[int], **knobs: Any) -> Trace:
+    return speculative.Decoder(target, drafter, models.calibration(0.001, 0.001), **knobs).decode(
+        prompt, models.wanted(TOKENS)
+    )
 
 
 def facts(trace: Trace) -> list[tuple[int, int, int]]:
     return [(one.drafted, one.accepted, one.draft_forwards) for one in trace.rounds]
 
 
-def simulated(children: Children, drafter: LanguageModel, pair: Pair) -> list[tuple[int, int, int]]:
+def simulated(children: Children, drafter: DraftModel, pair: Pair) -> list[tuple[int, int, int]]:
     rounds = simulate.tree_rounds(children, simulate.ranks(drafter, pair))
     return [(one.drafted, one.accepted, len(one.fed)) for one in rounds]
 
@@ -53,7 +56,7 @@ def full(depth: int, branch: int, budget: int) -> Children:
 
 @pytest.mark.parametrize("kind", models.DRAFTERS)
 @pytest.mark.parametrize("tokens", [1, 3, 8])
-def test_a_chain_has_the_rounds_of_real_decoding(target: Build, drafter: Build, kind: str, tokens: int) -> None:
+def test_a_chain_has_the_rounds_of_real_decoding(target: Build, drafter: Drafts, kind: str, tokens: int) -> None:
     """Guards against teacher forcing that is off by a position, and against a last round drafted too far."""
     for prompt in PROMPTS:
         trace = real(target(), drafter(kind), prompt, policy="chain", draft_tokens=tokens)
@@ -63,7 +66,7 @@ def test_a_chain_has_the_rounds_of_real_decoding(target: Build, drafter: Build, 
 @pytest.mark.parametrize("kind", ["related", "unrelated"])
 @pytest.mark.parametrize(("depth", "branch", "budget"), [(3, 2, 14), (2, 3, 9), (4, 2, 11)])
 def test_a_fixed_tree_has_the_rounds_of_real_decoding(
-    target: Build, drafter: Build, kind: str, depth: int, branch: int, budget: int
+    target: Build, drafter: Drafts, kind: str, depth: int, branch: int, budget: int
 ) -> None:
     """Guards against ranks and levels that are mixed up, and against a budget that cuts in the wrong place."""
     knobs = {"policy": "fixed", "depth": depth, "branch": branch, "budget": budget}
@@ -72,7 +75,7 @@ def test_a_fixed_tree_has_the_rounds_of_real_decoding(
         assert simulated(full(depth, branch, budget), drafter(kind), (prompt, trace.output)) == facts(trace)
 
 
-def test_the_optimal_tree_has_the_rounds_of_real_decoding(target: Build, drafter: Build) -> None:
+def test_the_optimal_tree_has_the_rounds_of_real_decoding(target: Build, drafter: Drafts) -> None:
     """The same for an uneven tree, in which some leaves are above others."""
     limits = {"depth": 4, "branch": 3, "budget": 9}
     policy = Policy(**limits)
@@ -132,12 +135,12 @@ def pairs(target: Build) -> list[Pair]:
     return [(prompt, models.generated(target(), prompt, 40)) for prompt in PROMPTS]
 
 
-def found(drafter: LanguageModel, pairs: list[Pair], **costs: float) -> dict[tuple[str, str], dict[str, Any]]:
+def found(drafter: DraftModel, pairs: list[Pair], **costs: float) -> dict[tuple[str, str], dict[str, Any]]:
     rows = simulate.simulate(drafter, pairs, models.calibration(**costs))
     return {(row["method"], row["setting"] if row["method"] == "chain" else ""): row for row in rows}
 
 
-def test_a_perfect_drafter_for_nothing_is_the_oracle(drafter: Build, pairs: list[Pair]) -> None:
+def test_a_perfect_drafter_for_nothing_is_the_oracle(drafter: Drafts, pairs: list[Pair]) -> None:
     """Guards against an oracle that pays for drafting, and against speedups over something else than plain steps."""
     rows = found(drafter("same"), pairs, node=1e-9, level=1e-9)
     assert rows["plain", ""]["tokens_per_round"] == rows["plain", ""]["speedup"] == 1
@@ -148,7 +151,7 @@ def test_a_perfect_drafter_for_nothing_is_the_oracle(drafter: Build, pairs: list
     assert rows["tree", ""]["speedup"] >= rows["chain", "K8"]["speedup"]
 
 
-def test_costs_decide_what_is_fastest(drafter: Build, pairs: list[Pair]) -> None:
+def test_costs_decide_what_is_fastest(drafter: Drafts, pairs: list[Pair]) -> None:
     """Guards against a choice by tokens a round: with dear nodes and levels the shortest chain is best, and loses."""
     cheap = found(drafter("related"), pairs, node=0.001, level=0.001)
     dear = found(drafter("related"), pairs, node=0.5, level=0.5)
@@ -162,14 +165,14 @@ def test_costs_decide_what_is_fastest(drafter: Build, pairs: list[Pair]) -> None
         assert rows["oracle", ""]["speedup"] >= max(others)
 
 
-def test_a_drafter_that_is_never_right_gains_nothing(drafter: Build, pairs: list[Pair]) -> None:
+def test_a_drafter_that_is_never_right_gains_nothing(drafter: Drafts, pairs: list[Pair]) -> None:
     """Guards against hits counted for tokens that no choice names."""
     rows = found(drafter("wrong"), pairs)
     assert rows["chain", "K3"]["tokens_per_round"] == 1
     assert rows["chain", "K3"]["speedup"] < 1
 
 
-def test_errors_name_what_is_missing(target: Build, drafter: Build, pairs: list[Pair]) -> None:
+def test_errors_name_what_is_missing(target: Build, drafter: Drafts, pairs: list[Pair]) -> None:
     """Guards against rates of hits from a text cut short in silence, and a table for lookup alone."""
     with pytest.raises(UserError, match="it has no draft costs"):
         simulate.simulate(drafter("same"), pairs, models.calibration(drafting=False))

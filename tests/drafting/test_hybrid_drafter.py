@@ -3,7 +3,9 @@
 import torch
 
 from dynatree.decoding.speculative import Decoder
-from dynatree.drafting.hybrid import Drafter
+from dynatree.drafting.hybrid import share_out
+from dynatree.drafting.model import Draft
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.tree import TokenTree
 from tests import models
@@ -12,39 +14,42 @@ from tests.conftest import Build
 ROOT = torch.zeros(1, dtype=torch.long)
 
 
-def proposed(model: LanguageModel, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
+def proposed(target: LanguageModel, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
     """The model's children of a root whose lookup child `token` claims `claim`: tokens and probabilities."""
-    drafter = Drafter(model)
     tree = TokenTree.root(4).chain(torch.tensor([token]), torch.tensor([claim]).log())
-    tokens, steps = models.proposed(drafter, model, tree, ROOT, 3, [2, 4])
-    return tokens[0].tolist(), steps[0].exp()
+    tokens, steps = own(target)
+    return tokens[0].tolist(), share_out(tree, ROOT, tokens, steps)[0].exp()
+
+
+def own(target: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the model proposes by itself."""
+    model = DraftModel(target)
+    return models.proposed(Draft(model, *model.new_caches(1)), model, TokenTree.root(4), ROOT, 3, [2, 4])
 
 
 def test_siblings_never_sum_to_more_than_one(target: Build) -> None:
     """Guards against two drafters that each claim the whole probability."""
-    best = models.proposed(Drafter(target()), target(), TokenTree.root(4), ROOT, 3, [2, 4])
-    outsider = next(token for token in range(models.VOCABULARY) if token not in best[0][0].tolist())
-    for token in (outsider, *best[0][0].tolist()):
+    best = own(target())[0][0].tolist()
+    outsider = next(token for token in range(models.VOCABULARY) if token not in best)
+    for token in (outsider, *best):
         for claim in (0.05, 0.6, 0.99):
             tokens, steps = proposed(target(), claim, token)
             others = sum(float(p) for t, p in zip(tokens, steps, strict=True) if t != token)
-            own = max([claim, *(float(p) for t, p in zip(tokens, steps, strict=True) if t == token)])
-            assert others + own <= 1 + 3e-4
+            mine = max([claim, *(float(p) for t, p in zip(tokens, steps, strict=True) if t == token)])
+            assert others + mine <= 1 + 3e-4
 
 
 def test_a_node_without_a_lookup_child_is_the_models_alone(target: Build) -> None:
     """Guards against claims that leak to other nodes."""
-    plain = models.proposed(Drafter(target()), target(), TokenTree.root(4), ROOT, 3, [2, 4])
-    alone = models.language_model()
-    tokens, steps = models.proposed(Drafter(alone), alone, TokenTree.root(4), ROOT, 3, [2, 4])
-    assert tokens.tolist() == plain[0].tolist() and torch.allclose(steps, plain[1])
+    tokens, steps = own(target())
+    assert share_out(TokenTree.root(4), ROOT, tokens, steps) is steps
 
 
 def test_without_a_model_it_is_lookup(target: Build) -> None:
     """Guards a user who has no drafter."""
     knobs = {"policy": "chain", "draft_tokens": 8}
     prompt = [3, 1, 4] * 4
-    lookup = Decoder(target(), None, None, drafting="lookup", **knobs).decode(prompt, 24)
-    hybrid = Decoder(target(), None, None, drafting="hybrid", **knobs).decode(prompt, 24)
+    lookup = Decoder(target(), None, None, drafting="lookup", **knobs).decode(prompt, models.wanted(24))
+    hybrid = Decoder(target(), None, None, drafting="hybrid", **knobs).decode(prompt, models.wanted(24))
     assert hybrid.rounds == lookup.rounds and hybrid.draft_forwards == 0
     assert any(round.drafted for round in hybrid.rounds)

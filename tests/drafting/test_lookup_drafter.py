@@ -7,11 +7,23 @@ from hypothesis import strategies as st
 
 from dynatree.costs.step_rates import StepCalibration
 from dynatree.drafting import lookup
-from dynatree.drafting.lookup import BUCKETS, PRIOR, Drafter, bucket
+from dynatree.drafting.lookup import BUCKETS, PRIOR, Lookup, bucket
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import PLAIN, Processors
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.request import Request
+from dynatree.policies import chain
+from dynatree.tree import TokenTree
+from tests import models
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=40)
+
+
+def proposed(drafter: lookup.Drafter, *requests: Request) -> list[TokenTree]:
+    """One round of chains of one token."""
+    planner = BatchPlanner(chain.Policy(draft_tokens=1), None)
+    planner.start(requests)
+    drafter.start(requests)
+    return drafter.propose(requests, planner)
 
 
 def naive(text: list[int]) -> tuple[int, int]:
@@ -29,7 +41,7 @@ def naive(text: list[int]) -> tuple[int, int]:
 @given(TEXTS, st.integers(0, 12))
 def test_proposes_what_followed_the_longest_match(text: list[int], limit: int) -> None:
     """Guards against a match with the text's own end, and against proposals read beyond the text."""
-    tokens, steps = Drafter(candidates=len(text)).free(text, limit)
+    tokens, steps = Lookup(candidates=len(text)).propose(text, limit)
     length, source = naive(text)
     extended = list(text)
     for _ in range(limit if length else 0):
@@ -41,28 +53,27 @@ def test_proposes_what_followed_the_longest_match(text: list[int], limit: int) -
 @given(TEXTS, st.lists(st.integers(0, 3), max_size=20))
 def test_an_index_grown_step_by_step_equals_one_made_at_once(text: list[int], more: list[int]) -> None:
     """Guards against n-grams missed or entered twice where rounds commit several tokens."""
-    stepwise = Drafter()
+    stepwise = Lookup()
     for size in range(1, len(text), 3):
-        stepwise.free(text[:size], 0)
-    assert stepwise.free([*text, *more], 9)[0].tolist() == Drafter().free([*text, *more], 9)[0].tolist()
+        stepwise.propose(text[:size], 0)
+    assert stepwise.propose([*text, *more], 9)[0].tolist() == Lookup().propose([*text, *more], 9)[0].tolist()
 
 
 def test_a_cycle_is_continued_around() -> None:
     """Guards against a chain that ends where the text does."""
-    assert Drafter().free([7, 1, 2, 3, 1, 2, 3, 1], 8)[0].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]
+    assert Lookup().propose([7, 1, 2, 3, 1, 2, 3, 1], 8)[0].tolist() == [2, 3, 1, 2, 3, 1, 2, 3]
 
 
 def test_confidence_follows_hits_and_misses() -> None:
     """Guards against a drafter that goes on trusting a match that fails."""
-    missed, hit = Drafter(), Drafter()
+    missed, hit = Lookup(), Lookup()
     text = [1, 2, 9, 1, 2]
-    for drafter, following in ((missed, 5), (hit, 9)):
-        before = drafter.free(text, 1)[1]
+    for lookup_, following in ((missed, 5), (hit, 9)):
+        before = lookup_.propose(text, 1)[1]
         after = [*text, following, 3, 1, 2]
-        change = float(drafter.free(after, 1)[1] - before)
-        assert (change > 0) is (drafter is hit)
-    missed.start()
-    assert torch.allclose(missed.free(text, 1)[1].exp(), torch.tensor(PRIOR[bucket(2)]))
+        change = float(lookup_.propose(after, 1)[1] - before)
+        assert (change > 0) is (lookup_ is hit)
+    assert torch.allclose(Lookup().propose(text, 1)[1].exp(), torch.tensor(PRIOR[bucket(2)]))
 
 
 def test_buckets_hold_every_length() -> None:
@@ -95,11 +106,9 @@ def test_processed_text_starts_with_rates_of_its_own() -> None:
     measured = StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], lookup=plain, lookup_processed=processed)
     without = measured.model_copy(update={"lookup_processed": []})
     for calibration, processors, expected in (
-        (measured, PLAIN, 0.5),
-        (measured, Processors(repetition_penalty=1.2), 0.25),
-        (without, Processors(no_repeat_ngram=3), 0.5),
+        (measured, {}, 0.5),
+        (measured, {"repetition_penalty": 1.2}, 0.25),
+        (without, {"no_repeat_ngram_size": 3}, 0.5),
     ):
-        drafter = lookup.Drafter(calibration=calibration)
-        drafter.start(processors)
-        _, steps = drafter.free([1, 2, 3, 1, 2], 1)
-        assert steps.exp().tolist() == pytest.approx([expected])
+        (tree,) = proposed(lookup.Drafter(calibration=calibration), models.request([1, 2, 3, 1, 2], 2, **processors))
+        assert tree.log_probs[1:].exp().tolist() == pytest.approx([expected])

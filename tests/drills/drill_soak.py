@@ -32,7 +32,7 @@ def test_random_prompts_are_exact() -> None:
         pytest.skip(f"run `make all` first: no {', '.join(lacking)}")
     set_threads(known.threads)
     method = known.methods["dynatree"]
-    target, decoder = loading.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
+    (target, _), decoder = loading.load(folders, calibration, method.decoder, method.knobs, known.dtype, known.device)
     documents = [document for path in tokens for document in read_tokens(path) if document.ids]
     tolerance, chance = audit.tolerance(target, documents), random.Random(known.seed)
     page = Transcript(

@@ -31,12 +31,14 @@ from transformers import (
 
 from dynatree import plugins
 from dynatree.engine.checkpoint import fingerprint, load, read, resolve
+from dynatree.engine.compatibility import check_pair
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import LanguageModel, check_pair
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.files import DRAFT_VOCABULARY
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 _SMALL: dict[str, Any] = {
     "vocab_size": 32,
@@ -84,7 +86,6 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
         lambda: LlamaForCausalLM(LlamaConfig(**_SMALL, rope_parameters=_ROPE)),
         "dynamic",
     ),
-    "a window of nothing": (lambda: LlamaForCausalLM(LlamaConfig(**_SMALL, draft_window=1)), "draft_window .* is 1"),
 }
 
 
@@ -95,6 +96,13 @@ def test_models_that_cannot_verify_a_tree_are_refused(case: str) -> None:
     with pytest.raises(UserError, match=complaint) as caught:
         LanguageModel(build(), name="candidate")
     assert "candidate" in str(caught.value)
+
+
+def test_a_window_of_nothing_is_refused() -> None:
+    """Guards against a drafter that would see no text at all."""
+    model = LanguageModel(LlamaForCausalLM(LlamaConfig(**_SMALL, draft_window=1)), name="candidate")
+    with pytest.raises(UserError, match=r"candidate: draft_window .* is 1"):
+        DraftModel(model)
 
 
 @pytest.mark.parametrize("architecture", models.CONFIGS)
@@ -118,12 +126,12 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_one_object_is_not_both_target_and_drafter(target: Build) -> None:
     """Guards against forwards of both roles in one counter."""
     with pytest.raises(UserError, match="one object"):
-        check_pair(target(), LanguageModel(target().model))
+        check_pair(target(), DraftModel(LanguageModel(target().model)))
 
 
 def test_vocabularies_of_different_size_are_refused_by_every_pair_decoder(target: Build) -> None:
     """Guards against drafted ids that mean other tokens, in any decoder that takes a drafter."""
-    other = models.language_model(vocab_size=models.VOCABULARY + 3)
+    other = DraftModel(models.language_model(vocab_size=models.VOCABULARY + 3))
     for name, knobs in [("speculative", {"policy": "chain", "draft_tokens": 2}), ("assisted", {})]:
         with pytest.raises(UserError, match=f"{models.VOCABULARY + 3}.*{models.VOCABULARY}"):
             plugins.load("decoding", name).Decoder(target(), other, **knobs)
@@ -139,20 +147,21 @@ def test_tokenizers_that_differ_are_refused_naming_a_token() -> None:
     ours, theirs, added = (tokenizer("a", "b", "c"), tokenizer("a", "c", "b"), tokenizer("a", "b", "c"))
     added.add_tokens(["<extra>"])
     target, drafter = models.language_model(), models.language_model()
+    pair = target, DraftModel(drafter)
     target.tokenizer = ours
     for other, named in [(theirs, "'b' is 2 and 1"), (added, "'<extra>' is 3 and None")]:
         drafter.tokenizer = other
         with pytest.raises(UserError, match=named):
-            check_pair(target, drafter)
+            check_pair(*pair)
     drafter.tokenizer = tokenizer("a", "b", "c")
-    check_pair(target, drafter)
+    check_pair(*pair)
 
 
 @pytest.mark.parametrize(
     ("prompt", "count", "complaint"),
     [
         ([], 5, "empty"),
-        ([1], 0, "max_new_tokens: 0"),
+        ([1], 0, "max_new_tokens\n.*greater than or equal to 1.*input_value=0"),
         ([1, models.VOCABULARY], 5, f"id {models.VOCABULARY} is outside"),
         ([-1], 5, "id -1 is outside"),
         ([1] * models.CONTEXT, 1, "at most 0"),
@@ -160,7 +169,7 @@ def test_tokenizers_that_differ_are_refused_naming_a_token() -> None:
     ],
 )
 def test_prompts_that_cannot_be_decoded_are_refused_before_any_forward(
-    target: Build, drafter: Build, prompt: list[int], count: int, complaint: str
+    target: Build, drafter: Drafts, prompt: list[int], count: int, complaint: str
 ) -> None:
     """Guards against index errors deep in a model, in every decoder."""
     forwards = target().forwards
@@ -171,8 +180,10 @@ def test_prompts_that_cannot_be_decoded_are_refused_before_any_forward(
         ("assisted", {}),
         ("speculative", {"policy": "chain", "draft_tokens": 2}),
     ]:
-        with pytest.raises(UserError, match=complaint):
-            plugins.load("decoding", name).Decoder(target(), drafter("same"), **knobs).decode(prompt, count)
+        decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), **knobs)
+        with pytest.raises(ValueError, match=complaint) as caught:
+            decoder.decode(prompt, models.wanted(count))
+        assert isinstance(caught.value, UserError) == (count > 0)
     assert target().forwards == forwards
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynatree.engine.checkpoint import load, load_pair
+from dynatree.engine.checkpoint import load, load_drafter, load_pair
 from dynatree.engine.eager import packing
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
@@ -118,10 +118,11 @@ def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path) ->
     """Guards against logits of the wrong tokens, with the head packed and not."""
     ids, tokens = [7, 3, 50, 0], torch.arange(12)
     for dtype in ("float32", "float64"):
-        model = load(write(tmp_path, ids), dtype)
-        full = model.forward(tokens, KeyValueCache())
+        model = load_drafter(write(tmp_path, ids), dtype)
+        full = model.language_model.forward(tokens, KeyValueCache())
         assert full.shape[-1] == models.VOCABULARY
         before = model.forwards
+        assert model.token_ids(torch.arange(4)).tolist() == ids
         assert torch.allclose(model.draft(tokens, KeyValueCache()), full[:, ids], rtol=1e-4, atol=1e-3)
         assert model.draft(tokens, KeyValueCache(), last_only=True).shape == (1, 4)
         assert model.forwards == before + 2
@@ -131,4 +132,4 @@ def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path) ->
 def test_a_draft_vocabulary_that_does_not_fit_is_refused(tmp_path: Path, ids: str) -> None:
     """Guards against an index error in the middle of a request."""
     with pytest.raises(UserError, match="draft_vocabulary"):
-        load(write(tmp_path, ids))
+        load_drafter(write(tmp_path, ids))

@@ -8,37 +8,37 @@ from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsPr
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.measuring.audit import audit
 from dynatree.tree import TokenTree
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.decoding.test_exactness import METHODS
 from tests.test_tree import line, trees
 
 PROMPT = [3, 1, 4, 1, 5, 3, 1]
 CASES = [
-    Processors(repetition_penalty=1.2),
-    Processors(repetition_penalty=0.8),
-    Processors(no_repeat_ngram=2),
-    Processors(no_repeat_ngram=1),
-    Processors(repetition_penalty=1.5, no_repeat_ngram=3),
+    LogitsProcessors(repetition_penalty=1.2),
+    LogitsProcessors(repetition_penalty=0.8),
+    LogitsProcessors(no_repeat_ngram_size=2),
+    LogitsProcessors(no_repeat_ngram_size=1),
+    LogitsProcessors(repetition_penalty=1.5, no_repeat_ngram_size=3),
 ]
 
 
-def theirs(processors: Processors, logits: torch.Tensor, text: list[int]) -> torch.Tensor:
+def theirs(processors: LogitsProcessors, logits: torch.Tensor, text: list[int]) -> torch.Tensor:
     """One row by transformers."""
     row, ids = logits.float()[None].clone(), torch.tensor([text])
     if processors.repetition_penalty != 1:
         row = RepetitionPenaltyLogitsProcessor(processors.repetition_penalty)(ids, row)
-    if processors.no_repeat_ngram:
-        row = NoRepeatNGramLogitsProcessor(processors.no_repeat_ngram)(ids, row)
+    if processors.no_repeat_ngram_size:
+        row = NoRepeatNGramLogitsProcessor(processors.no_repeat_ngram_size)(ids, row)
     return row[0]
 
 
 @given(trees(tokens=4), st.lists(st.integers(0, 5), max_size=8), st.sampled_from(CASES), st.integers(0, 99))
 def test_each_node_is_processed_as_if_its_path_were_committed(
-    tree: TokenTree, before: list[int], processors: Processors, seed: int
+    tree: TokenTree, before: list[int], processors: LogitsProcessors, seed: int
 ) -> None:
     """Guards against a penalty for a sibling's token, for the prefix alone, or for tokens of the root twice."""
     logits = torch.randn(len(tree), 9, generator=torch.Generator().manual_seed(seed))
@@ -56,7 +56,7 @@ def test_each_node_is_processed_as_if_its_path_were_committed(
 @pytest.mark.parametrize("processors", CASES, ids=str)
 @pytest.mark.parametrize("kind", ["related", "same", "wrong"])
 def test_every_method_equals_generate_with_the_same_processors(
-    target: Build, drafter: Build, processors: Processors, kind: str
+    target: Build, drafter: Drafts, processors: LogitsProcessors, kind: str
 ) -> None:
     """Guards the promise where text does not loop, and the audit that watches over it."""
     ids = torch.tensor([PROMPT])
@@ -64,23 +64,23 @@ def test_every_method_equals_generate_with_the_same_processors(
     expected = target().model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(PROMPT) :].tolist()
     for method, (name, knobs) in METHODS.items():
         decoder = plugins.load("decoding", name).Decoder(target(), drafter(kind), models.calibration(), **knobs)
-        output = decoder.decode(PROMPT, 24, processors=processors).output
+        output = decoder.decode(PROMPT, models.wanted(24, **processors.model_dump())).output
         assert output == expected, method
     assert audit(target(), PROMPT, expected, 1e-6, processors)["flips"] == 0
 
 
 def test_the_audit_knows_which_processors_were_asked_for(target: Build) -> None:
     """Guards against an audit by the plain argmax, which a penalised output need not have."""
-    penalised = Processors(no_repeat_ngram=1)
+    penalised = LogitsProcessors(no_repeat_ngram_size=1)
     decoder = plugins.load("decoding", "autoregressive").Decoder(target())
-    output = decoder.decode(PROMPT, 24, processors=penalised).output
+    output = decoder.decode(PROMPT, models.wanted(24, **penalised.model_dump())).output
     assert len({*PROMPT, *output}) == len({*PROMPT}) + 24
     assert audit(target(), PROMPT, output, 1e-6, penalised)["largest_gap"] == 0
     with pytest.raises(UserError, match="not exact"):
-        audit(target(), PROMPT, decoder.decode(PROMPT, 24).output, 1e-6, penalised)
+        audit(target(), PROMPT, decoder.decode(PROMPT, models.wanted(24)).output, 1e-6, penalised)
 
 
 def test_without_processors_nothing_is_copied() -> None:
     """Guards the hot loop."""
     logits = torch.zeros(2, 3)
-    assert Processors().process(logits, torch.tensor([1])) is logits and not Processors().active
+    assert LogitsProcessors().process(logits, torch.tensor([1])) is logits and not LogitsProcessors().active

@@ -8,20 +8,20 @@ import pytest
 from dynatree import decoding
 from dynatree.data.prompts import Prompt
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import benchmark
-from dynatree.measuring.clock import Reference
+from dynatree.measuring.clock import StepSampler
 from dynatree.tables import comparison
 from dynatree.tables.schema import TABLES
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 
 def prompt(name: str) -> Prompt:
     return Prompt(f"d/{name}/0", name, "d", "", "evaluation", "document", 0, [3, 1, 4, 1, 5])
 
 
-def decoders(target: Build, drafter: Build) -> dict[str, object]:
+def decoders(target: Build, drafter: Drafts) -> dict[str, object]:
     chain = {"policy": "chain", "drafting": "hybrid", "draft_tokens": 3}
     return {
         "autoregressive": decoding.build(target(), None, "autoregressive", {}),
@@ -30,12 +30,12 @@ def decoders(target: Build, drafter: Build) -> dict[str, object]:
     }
 
 
-def test_every_method_takes_its_turn_and_the_plain_loop_comes_again(target: Build, drafter: Build) -> None:
+def test_every_method_takes_its_turn_and_the_plain_loop_comes_again(target: Build, drafter: Drafts) -> None:
     """Guards against a method that always runs first, on a cold cache, and against ratios without their noise."""
     orders = []
     for turn in range(3):
         rows = benchmark.paired(
-            target(), decoders(target, drafter), prompt("a"), 12, Processors(repetition_penalty=1.3), turn, 1e-6
+            target(), decoders(target, drafter), prompt("a"), models.wanted(12, repetition_penalty=1.3), turn, 1e-6
         )
         orders.append([row["method"] for row in rows])
         assert all(row["identical"] and row["flips"] == 0 and len(row["output_ids"]) == 12 for row in rows)
@@ -47,16 +47,16 @@ def test_every_method_takes_its_turn_and_the_plain_loop_comes_again(target: Buil
     ]
 
 
-def test_an_inexact_method_stops_the_benchmark(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inexact_method_stops_the_benchmark(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a speed that is bought with other tokens."""
     wrong = decoders(target, drafter)
     other = models.language_model(seed=5)
     wrong["chain"] = decoding.build(other, None, "autoregressive", {})
     with pytest.raises(UserError, match="not exact"):
-        benchmark.paired(target(), wrong, prompt("a"), 12, Processors(), 0, 1e-6)
+        benchmark.paired(target(), wrong, prompt("a"), models.wanted(12), 0, 1e-6)
 
 
-def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
+def test_ratios_are_of_the_same_prompt(target: Build, drafter: Drafts) -> None:
     """Guards against dividing means, which a single long prompt would decide."""
     rows = [
         {"method": method, "prompt_id": name, "document_id": name, "dataset": "d", "seconds": seconds * step}
@@ -84,7 +84,7 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Build) -> None:
     assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
 
 
-def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(target: Build, drafter: Build) -> None:
+def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(target: Build, drafter: Drafts) -> None:
     """Guards against repeating the prompt of a slow minute, and against one method that always runs first."""
     rows = [
         {"method": method, "prompt_id": name, "seconds": seconds, "references": [step, step]}
@@ -93,7 +93,7 @@ def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(targ
     ]
     assert comparison.slowest(rows, "chain") == "c"
     built = decoders(target, drafter)
-    timed = benchmark.repeated(target(), built, "chain", prompt("a"), 12, Processors(), 3)
+    timed = benchmark.repeated(target(), built, "chain", prompt("a"), models.wanted(12), 3)
     names = ["autoregressive", "chain"]
     assert [row["method"] for row in timed] == [*names, *reversed(names), *names]
     assert len({tuple(row["output_ids"]) for row in timed}) == 1
@@ -105,23 +105,23 @@ class Recorded:
     def __init__(self) -> None:
         self.asked: list[Any] = []
 
-    def decode(self, ids: list[int], max_new_tokens: int, clock: Any, processors: Processors) -> Any:
-        self.asked.append((ids, max_new_tokens, processors))
+    def decode(self, ids: list[int], options: GenerationOptions, clock: Any) -> Any:
+        self.asked.append((ids, options))
         return SimpleNamespace(seconds=2.0)
 
 
 def test_tuning_is_on_the_kind_of_text_that_is_timed(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against rivals tuned on plain text and timed on penalised."""
-    monkeypatch.setattr(Reference, "sample", lambda self: 0.5)
-    decoder, processors = Recorded(), Processors(repetition_penalty=1.2)
-    assert benchmark.tune(target(), [decoder], [prompt("a"), prompt("b")], 6, processors) == [8.0]
-    assert decoder.asked == [(prompt(name).ids, 6, processors) for name in "ab"]
+    monkeypatch.setattr(StepSampler, "sample", lambda self: 0.5)
+    decoder, options = Recorded(), models.wanted(6, repetition_penalty=1.2)
+    assert benchmark.tune(target(), [decoder], [prompt("a"), prompt("b")], options) == [8.0]
+    assert decoder.asked == [(prompt(name).ids, options) for name in "ab"]
 
 
-def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Build) -> None:
+def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Drafts) -> None:
     """Guards against a baseline that had fewer tries, or other prompts, than its rival."""
     tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})
     assert tried == [{"policy": "chain", "draft_tokens": k, "x": 3} for k in (1, 2)]
     built = list(decoders(target, drafter).values())
-    steps = benchmark.tune(target(), built, [prompt("a"), prompt("b")], 6, Processors())
+    steps = benchmark.tune(target(), built, [prompt("a"), prompt("b")], models.wanted(6))
     assert len(steps) == 3 and all(value > 0 for value in steps)

@@ -16,13 +16,13 @@ from dynatree.costs.calibration import VERSION, Calibration
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
 from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
 from dynatree.drafting.lookup import PRIOR
-from dynatree.drafting.model import Drafter
+from dynatree.drafting.model import Draft
 from dynatree.errors import UserError
 from dynatree.measuring import calibrate, forward_times
 from dynatree.policies import cost_aware
 from dynatree.tree import TokenTree
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 
 def test_a_curve_goes_through_its_points_and_on_beyond() -> None:
@@ -78,7 +78,7 @@ def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
         assert abs(intercept) < 0.5 and abs(slope - 1) < 0.3
 
 
-def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, drafter: Build) -> None:
+def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, drafter: Drafts) -> None:
     """Guards against labels shifted by one position."""
     prompt, output = [3, 1, 4], models.generated(target(), [3, 1, 4], 20)
     stated, hits = calibrate.teacher_forced(drafter("same"), prompt, output)
@@ -88,16 +88,16 @@ def test_teacher_forcing_a_perfect_drafter_hits_at_rank_one(target: Build, draft
 
 
 def test_a_drafter_is_measured_as_it_sees_the_text(
-    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against rates of a drafter that sees all where it is asked behind the last few tokens alone."""
     helper, window, prompt = drafter("related"), 6, [3, 1, 4, 1, 5]
     output = models.generated(target(), prompt, 20)
-    monkeypatch.setattr(helper.model.config, "draft_window", window, raising=False)
+    monkeypatch.setattr(helper, "window", window)
     stated, hits = calibrate.teacher_forced(helper, prompt, output)
-    asked, text = Drafter(helper), [*prompt]
+    asked, text = Draft(helper, *helper.new_caches(1)), [*prompt]
     for place, token in enumerate(output):
-        asked.free(text, 0)
+        asked.begin_round(text)
         root = torch.zeros(1, dtype=torch.long)
         tokens, steps = models.proposed(asked, helper, TokenTree.root(text[-1]), root, calibrate.RATED, text)
         asked.accept(root)
@@ -109,7 +109,7 @@ def test_a_drafter_is_measured_as_it_sees_the_text(
     assert table.verify.contexts == [4, 16, 64]
 
 
-def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Build) -> None:
+def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Drafts) -> None:
     """Guards against a table that a policy cannot read, for models with a short context too."""
     for architecture in ("llama", "gpt2"):
         table = forward_times.costs(target(architecture), drafter("related"), [16, 64, 4096], 1, {"cpu": "x"}, {})
@@ -123,7 +123,9 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: B
     assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]
 
 
-def test_of_two_measurements_the_smaller_counts(target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_measurements_the_smaller_counts(
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Guards against a slow minute in which wide forwards seem to be for nothing."""
     asked: list[int] = []
 
@@ -156,7 +158,7 @@ def test_the_online_correction_follows_what_happens() -> None:
     assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
 
 
-def test_batches_are_measured_beside_single_requests(target: Build, drafter: Build) -> None:
+def test_batches_are_measured_beside_single_requests(target: Build, drafter: Drafts) -> None:
     """Guards against a table without the batches asked for, or one that takes as long as all sizes of all batches."""
     table = forward_times.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {})
     found = forward_times.together(target(), drafter("related"), [16, 32, 64, 100], 1, [1, 4, 2], table)
@@ -169,7 +171,7 @@ def test_batches_are_measured_beside_single_requests(target: Build, drafter: Bui
 
 
 def test_a_level_of_a_batch_takes_its_rows_own_work_and_the_surcharge(
-    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against batches that go on by costs of forwards in a tight loop."""
     monkeypatch.setattr(forward_times, "_medians", lambda model, steps, repeats: [1.0] * len(steps))
@@ -236,7 +238,7 @@ def test_a_table_without_batches_is_still_read() -> None:
 
 
 def test_levels_cost_what_they_take_while_decoding(
-    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against costs of forwards in a tight loop, which leave out what a level takes besides them."""
     expand = cost_aware.Policy.expand

@@ -10,13 +10,16 @@ from dynatree import plugins
 from dynatree.data import model_sources
 from dynatree.data.prompts import Prompt
 from dynatree.engine import checkpoint
+from dynatree.engine.compatibility import DTYPES
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager import packing
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.language_model import DTYPES, LanguageModel
+from dynatree.engine.eager.packing import weight_bytes
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.measuring import memory, watermark
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.decoding.test_exactness import METHODS, PROMPT, TREES, reference
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -25,7 +28,7 @@ A_TOKEN = 2 * 2 * 4 * 8 * 4
 WEIGHTS = {"target": 3, "drafter": 5}
 
 
-def decoder(method: str, target: LanguageModel, drafter: LanguageModel) -> Any:
+def decoder(method: str, target: LanguageModel, drafter: DraftModel | None) -> Any:
     name, knobs = METHODS[method]
     return plugins.load("decoding", name).Decoder(target, drafter, models.calibration(), **knobs)
 
@@ -43,7 +46,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def measured(folders: dict[str, Path], method: str, tokens: int = 12) -> dict[str, Any]:
     name, knobs = METHODS[method]
     prompt = Prompt("d/a/0", "a", "d", "", "evaluation", "", 0, [*PROMPT])
-    return memory.record(folders, None, name, knobs, "float32", "cpu", prompt, tokens)
+    return memory.record(folders, None, name, knobs, "float32", "cpu", prompt, models.wanted(tokens))
 
 
 def test_plain_decoding_holds_one_model_and_one_cache(folders: dict[str, Path]) -> None:
@@ -73,11 +76,11 @@ def test_a_drafter_is_accounted_apart(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_watching_sees_committed_and_tree_tokens(target: Build, drafter: Build, method: str) -> None:
+def test_watching_sees_committed_and_tree_tokens(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against a peak taken behind the crop, which would miss the tree, and against a changed output."""
     ours, helper = target(dtype=torch.float32), drafter("related", dtype=torch.float32)
     with memory.watched(ours) as cache:
-        trace = decoder(method, ours, helper).decode([*PROMPT], 20)
+        trace = decoder(method, ours, helper).decode([*PROMPT], models.wanted(20))
     assert trace.output == reference(ours, PROMPT, 20)
     lengths, emitted = [len(PROMPT)], trace.first
     for round in trace.rounds:
@@ -93,11 +96,11 @@ def test_watching_sees_committed_and_tree_tokens(target: Build, drafter: Build, 
 
 
 @pytest.mark.parametrize("method", TREES)
-def test_watching_sees_the_drafters_cache(target: Build, drafter: Build, method: str) -> None:
+def test_watching_sees_the_drafters_cache(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against drafting that goes past the hook, as that over a draft vocabulary does past the causal LM."""
     ours, helper = target(), drafter("related")
     with memory.watched(helper) as cache:
-        trace = decoder(method, ours, helper).decode([*PROMPT], 20)
+        trace = decoder(method, ours, helper).decode([*PROMPT], models.wanted(20))
     assert (cache.used > 0) == (trace.draft_forwards > 0)
 
 
@@ -106,7 +109,7 @@ def test_every_architecture_shows_its_cache(target: Build, architecture: str) ->
     """Guards against a model whose output carries the cache under another name."""
     ours = target(architecture)
     with memory.watched(ours) as cache:
-        decoder("autoregressive", ours, ours).decode([*PROMPT], 3)
+        decoder("autoregressive", ours, None).decode([*PROMPT], models.wanted(3))
     assert cache.used > 0
 
 
@@ -115,12 +118,12 @@ def test_weights_count_what_is_held() -> None:
     tied, loose = (models.random_model(dtype=torch.float32, tie_word_embeddings=tie) for tie in (True, False))
     head = tied.get_output_embeddings().weight.nbytes
     total = sum(tensor.nbytes for tensor in (*loose.parameters(), *loose.buffers()))
-    assert LanguageModel(loose).weight_bytes() == total
-    assert LanguageModel(tied).weight_bytes() == total - head
-    vocabulary = torch.arange(10)
-    assert LanguageModel(tied, draft_vocabulary=vocabulary).weight_bytes() == total - head + 10 * 32 * 4
+    assert weight_bytes(*LanguageModel(loose).parts) == total
+    held = LanguageModel(tied)
+    assert weight_bytes(*held.parts) == total - head
+    assert weight_bytes(*DraftModel(held, torch.arange(10)).parts) == total - head + 10 * 32 * 4
     packed = LanguageModel(loose, packed=True)
-    assert not packed.packed or packed.weight_bytes() >= total
+    assert not packed.packed or weight_bytes(*packed.parts) >= total
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -129,22 +132,26 @@ def test_an_equal_embedding_is_held_once(tmp_path: Path, dtype: str, tied: bool)
     """Guards against a drafter's second copy, and against one whose head lost its weights on the way."""
     plain = models.random_model(dtype=DTYPES[dtype], tie_word_embeddings=tied)
     plain.save_pretrained(tmp_path)
-    pair = checkpoint.load_pair({"target": tmp_path, "drafter": tmp_path}, dtype, "cpu")
-    target, drafter = pair["target"], pair["drafter"]
-    weights = [model.model.get_input_embeddings().weight for model in pair.values()]
+    target, drafter = checkpoint.load_pair({"target": tmp_path, "drafter": tmp_path}, dtype, "cpu")
+    assert drafter
+    weights = [model.get_input_embeddings().weight for model in (target.model, drafter.language_model.model)]
     assert weights[0] is weights[1]
-    assert drafter.weight_bytes() - drafter.weight_bytes(target) >= weights[0].nbytes
-    logits = [model.forward(torch.tensor(PROMPT), KeyValueCache()) for model in (LanguageModel(plain), drafter)]
-    assert float((logits[0] - logits[1]).abs().max()) < (0.1 if drafter.packed else 1e-9) * float(logits[0].std())
+    shared = sum(weight_bytes(*model.parts) for model in (target, drafter))
+    assert shared - weight_bytes(*target.parts, *drafter.parts) >= weights[0].nbytes
+    expected = LanguageModel(plain).forward(torch.tensor(PROMPT), KeyValueCache())
+    drafted = drafter.draft(torch.tensor(PROMPT), KeyValueCache())
+    bound = (0.1 if drafter.language_model.packed else 1e-9) * float(expected.std())
+    assert float((expected - drafted).abs().max()) < bound
 
 
 def test_another_embedding_stays_its_own(folders: dict[str, Path]) -> None:
     """Guards against a drafter that reads its target's embedding, and drafts nonsense; equal tokenizers are one."""
-    pair = checkpoint.load_pair(folders, "float32", "cpu")
-    assert pair["target"].tokenizer is pair["drafter"].tokenizer is not None
-    target, drafter = (model.model.get_input_embeddings().weight for model in pair.values())
-    assert not target.equal(drafter)
-    assert pair["drafter"].weight_bytes(pair["target"]) == pair["drafter"].weight_bytes()
+    target, drafter = checkpoint.load_pair(folders, "float32", "cpu")
+    assert drafter and target.tokenizer is drafter.language_model.tokenizer is not None
+    models_of = target.model, drafter.language_model.model
+    assert not models_of[0].get_input_embeddings().weight.equal(models_of[1].get_input_embeddings().weight)
+    apart = sum(weight_bytes(*model.parts) for model in (target, drafter))
+    assert weight_bytes(*target.parts, *drafter.parts) == apart
 
 
 def test_a_high_water_mark_stays_until_it_is_reset() -> None:

@@ -8,10 +8,12 @@ import torch
 
 from dynatree import decoding
 from dynatree.data.prompts import Prompt
+from dynatree.engine.checkpoint import Pair
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
-from dynatree.measuring import clock, phases
+from dynatree.measuring import pacing, phases
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 pytestmark = pytest.mark.usefixtures("own_lock")
 
@@ -20,12 +22,12 @@ PHASES = {"draft", "select", "verify", "cache"}
 PROMPT = Prompt("d/5/0", "5", "d", "title", "evaluation", "document", 0, [5, 9, 3])
 
 
-def record(target: LanguageModel, drafter: LanguageModel) -> dict[str, Any]:
+def record(target: LanguageModel, drafter: DraftModel) -> dict[str, Any]:
     decoder = decoding.build(target, drafter, "speculative", TREE)
-    return phases.record({"target": target, "drafter": drafter}, decoder, PROMPT, 12)
+    return phases.record(Pair(target, drafter), decoder, PROMPT, models.wanted(12))
 
 
-def test_spans_cover_every_round(target: Build, drafter: Build) -> None:
+def test_spans_cover_every_round(target: Build, drafter: Drafts) -> None:
     """Guards the timeline: every round has each phase once, in order, and none overlap."""
     made = record(target(), drafter("related"))
     spans = made["spans"]
@@ -41,11 +43,11 @@ def test_spans_cover_every_round(target: Build, drafter: Build) -> None:
 
 
 def test_every_forward_of_the_request_is_seen_where_it_ran(
-    target: Build, drafter: Build, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the share outside forwards against forwards that are missed, counted twice, or a reference's."""
-    monkeypatch.setattr(clock, "REFERENCE_EVERY", 0.0)
-    monkeypatch.setattr(clock, "REFERENCE_REST", 0)
+    monkeypatch.setattr(pacing, "SAMPLE_EVERY", 0.0)
+    monkeypatch.setattr(pacing, "SAMPLE_REST", 0)
     made = record(target(), drafter("related"))
     assert len(made["references"]) > len(made["rounds"])
 
@@ -63,12 +65,12 @@ def test_every_forward_of_the_request_is_seen_where_it_ran(
     assert all(begin < end for begin, end in made["forwards"])
 
 
-def test_a_head_of_its_own_belongs_to_a_draft_forward(target: Build, drafter: Build) -> None:
+def test_a_head_of_its_own_belongs_to_a_draft_forward(target: Build, drafter: Drafts) -> None:
     """Guards against a draft vocabulary's head, most of a draft, being taken for work besides; and hooks that stay."""
-    plain, small = target(dtype=torch.float32), drafter("related", dtype=torch.float32).model
-    drafting = LanguageModel(small, draft_vocabulary=torch.arange(0, 40))
+    plain, small = target(dtype=torch.float32), drafter("related", dtype=torch.float32).language_model
+    drafting = DraftModel(small, torch.arange(0, 40))
     head = drafting.parts[-1]
-    assert head is not small
+    assert head is not small.model
     slow = head.register_forward_pre_hook(lambda *_: time.sleep(0.02))
     made = record(plain, drafting)
     slow.remove()

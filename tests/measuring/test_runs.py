@@ -10,10 +10,11 @@ import pytest
 from dynatree import decoding
 from dynatree.data.prompts import Prompt
 from dynatree.errors import UserError
-from dynatree.measuring import clock, runs
-from dynatree.measuring.clock import PacedClock, Reference, lock_path
+from dynatree.generation.options import GenerationOptions
+from dynatree.measuring import clock, pacing, runs
+from dynatree.measuring.clock import StepSampler, lock_path
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 pytestmark = pytest.mark.usefixtures("own_lock")
 
@@ -28,9 +29,9 @@ def prompt(*ids: int) -> Prompt:
 PROMPTS = [prompt(5, 9, 3), prompt(17, 2, 8)]
 
 
-def run(target: Build, drafter: Build, repeats: int = 1) -> Any:
+def run(target: Build, drafter: Drafts, repeats: int = 1) -> Any:
     decoder = decoding.build(target(), drafter("related"), "speculative", TREE)
-    return runs.generate(target(), decoder, PROMPTS, 12, repeats)
+    return runs.generate(target(), decoder, PROMPTS, models.wanted(12), repeats)
 
 
 def locked() -> bool:
@@ -42,7 +43,7 @@ def locked() -> bool:
     return False
 
 
-def test_references_are_sampled_around_each_prompt(target: Build, drafter: Build) -> None:
+def test_references_are_sampled_around_each_prompt(target: Build, drafter: Drafts) -> None:
     """Guards against normalising by the speed of another moment."""
     _, timings = run(target, drafter, repeats=2)
     assert [(t["prompt_id"], t["repeat"]) for t in timings] == [
@@ -56,21 +57,21 @@ def test_references_are_sampled_around_each_prompt(target: Build, drafter: Build
 
 @pytest.mark.parametrize("decoder", ["autoregressive", "speculative", "transformers", "assisted", "prompt_lookup"])
 def test_a_clock_that_stops_changes_nothing_but_time(
-    target: Build, drafter: Build, decoder: str, monkeypatch: pytest.MonkeyPatch
+    target: Build, drafter: Drafts, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards against samples that count as a request's forwards, tokens or seconds, or that change what it decodes."""
     built = decoding.build(target(), drafter("related"), decoder, TREE if decoder == "speculative" else {})
-    plain = built.decode(PROMPTS[0].ids, 12)
-    monkeypatch.setattr(PacedClock, "_pause", lambda self: 0.0)
-    sample = Reference.sample
+    plain = built.decode(PROMPTS[0].ids, models.wanted(12))
+    monkeypatch.setattr(pacing, "pause", lambda step: 0.0)
+    sample = StepSampler.sample
 
-    def slow(self: Reference) -> float:
+    def slow(self: StepSampler) -> float:
         time.sleep(0.02)
         return sample(self)
 
-    monkeypatch.setattr(Reference, "sample", slow)
-    reference, forwards = Reference(target()), target().forwards
-    (trace,), clock = runs.timed(target(), built, reference, [PROMPTS[0].ids], 12)
+    monkeypatch.setattr(StepSampler, "sample", slow)
+    sampler, forwards = StepSampler(target()), target().forwards
+    (trace,), clock = runs.timed(built, sampler, [PROMPTS[0].ids], models.wanted(12))
     assert len(clock.samples) == len(trace.commits) + 2
     stopped = 0.02 * (len(clock.samples) - 2)
     assert trace.seconds < plain.seconds + stopped
@@ -78,7 +79,7 @@ def test_a_clock_that_stops_changes_nothing_but_time(
     assert target().forwards - forwards == trace.target_forwards + 1
 
 
-def test_outputs_are_deterministic_and_apart_from_timings(target: Build, drafter: Build) -> None:
+def test_outputs_are_deterministic_and_apart_from_timings(target: Build, drafter: Drafts) -> None:
     """Guards against seconds in the file that is compared by content, and against state left by an earlier request."""
     outputs, timings = run(target, drafter, repeats=2)
     again, _ = run(target, drafter, repeats=2)
@@ -92,7 +93,7 @@ def test_outputs_are_deterministic_and_apart_from_timings(target: Build, drafter
         assert timing["commits"][-1] <= timing["seconds"]
 
 
-def test_records_say_what_was_decoded(target: Build, drafter: Build) -> None:
+def test_records_say_what_was_decoded(target: Build, drafter: Drafts) -> None:
     """Guards the record: greedy output, the prompt's document, and forwards without those of warm-up and reference."""
     outputs, _ = run(target, drafter)
     for output, given in zip(outputs, PROMPTS, strict=True):
@@ -106,7 +107,7 @@ def test_end_of_sequence_does_not_end_a_measured_run(target: Build, monkeypatch:
     plain = models.generated(target(), PROMPTS[0].ids, 12)
     monkeypatch.setattr(target().model.generation_config, "eos_token_id", plain[3])
     decoder = decoding.build(target(), None, "autoregressive", {})
-    outputs, _ = runs.generate(target(), decoder, PROMPTS[:1], 12)
+    outputs, _ = runs.generate(target(), decoder, PROMPTS[:1], models.wanted(12))
     assert outputs[0]["output_ids"] == plain
 
 
@@ -115,18 +116,18 @@ def test_the_lock_is_held_while_measuring_and_released_after(target: Build) -> N
     seen = []
 
     class Decoder:
-        def decode(self, ids: list[int], max_new_tokens: int) -> None:
+        def decode(self, ids: list[int], options: GenerationOptions, **_: Any) -> None:
             seen.append(locked())
             raise UserError("enough")
 
     with pytest.raises(UserError, match="enough"):
-        runs.generate(target(), Decoder(), PROMPTS, 12)
+        runs.generate(target(), Decoder(), PROMPTS, models.wanted(12))
     assert seen == [True]
     assert not locked()
 
 
-def test_a_reference_always_steps_at_the_same_context(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against references that grow slower with every step."""
+def test_a_sample_always_steps_at_the_same_context(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against samples that grow slower with every step."""
     model, lengths = target(), set()
     real = model.forward
 
@@ -136,15 +137,15 @@ def test_a_reference_always_steps_at_the_same_context(target: Build, monkeypatch
         return real(tokens, cache, **options)
 
     monkeypatch.setattr(model, "forward", forward)
-    reference = Reference(model)
-    assert min(reference.sample() for _ in range(3)) > 0
-    assert lengths == {clock.REFERENCE_CONTEXT}
+    sampler = StepSampler(model)
+    assert min(sampler.sample() for _ in range(3)) > 0
+    assert lengths == {clock.CONTEXT}
 
 
-def test_timed_runs_record_no_spans(target: Build, drafter: Build) -> None:
+def test_timed_runs_record_no_spans(target: Build, drafter: Drafts) -> None:
     """Guards against instrumenting what is timed."""
     decoder = decoding.build(target(), drafter("related"), "speculative", TREE)
-    assert decoder.decode(PROMPTS[0].ids, 12).spans == []
+    assert decoder.decode(PROMPTS[0].ids, models.wanted(12)).spans == []
 
 
 def test_an_unknown_decoder_lists_the_choices(target: Build) -> None:
@@ -153,12 +154,12 @@ def test_an_unknown_decoder_lists_the_choices(target: Build) -> None:
         decoding.build(target(), None, "magic", {})
 
 
-def test_a_batch_is_timed_as_one_and_recorded_by_prompt(target: Build, drafter: Build) -> None:
+def test_a_batch_is_timed_as_one_and_recorded_by_prompt(target: Build, drafter: Drafts) -> None:
     """Guards throughput: tokens of all rows over the group's seconds, once; outputs as of single prompts."""
     prompts = [*PROMPTS, prompt(40, 41, 42, 43)]
     decoder = decoding.build(target(), drafter("related"), "speculative", TREE)
-    outputs, timings = runs.generate(target(), decoder, prompts, 12, batch=2)
-    alone, single = runs.generate(target(), decoder, prompts, 12)
+    outputs, timings = runs.generate(target(), decoder, prompts, models.wanted(12), batch=2)
+    alone, single = runs.generate(target(), decoder, prompts, models.wanted(12))
     assert outputs == alone
     assert [t["prompt_id"] for t in timings] == [p.prompt_id for p in prompts]
     assert [(t["batch"], t["batch_tokens"]) for t in timings] == [(2, 24), (2, 24), (1, 12)]
@@ -173,7 +174,7 @@ def test_a_method_without_batches_refuses_them(target: Build) -> None:
     """Guards against prompts decoded one after another and told as a batch."""
     decoder = decoding.build(target(), None, "transformers", {})
     with pytest.raises(UserError, match="batch: 2; transformers decodes one prompt at a time, batches are for auto"):
-        runs.generate(target(), decoder, PROMPTS, 4, batch=2)
+        runs.generate(target(), decoder, PROMPTS, models.wanted(4), batch=2)
 
 
 def test_a_drafter_that_is_needed_and_not_given_is_said(target: Build) -> None:

@@ -10,21 +10,19 @@ from hypothesis import strategies as st
 
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding.speculative import Decoder
-from dynatree.policies.cost_aware import Policy, seconds_a_token
+from dynatree.policies.cost_aware import Policy, seconds_per_token
 from dynatree.tree import TokenTree
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 from tests.test_tree import trees
 
 LIMITS: dict[str, Any] = {"depth": 12, "branch": 3, "threshold": None, "budget": 16}
 PROMPT = [3, 1, 4, 1, 5]
 
 
-def started(calibration: Calibration, **knobs: Any) -> Policy:
-    policy = Policy(**{**LIMITS, **knobs})
-    policy.start(calibration)
-    policy.begin(20)
-    return policy
+def started(calibration: Calibration, **knobs: Any) -> Any:
+    """The growth of a request in its first round."""
+    return Policy(**{**LIMITS, **knobs}).start(calibration, 20)
 
 
 def chain(*probabilities: float) -> TokenTree:
@@ -62,8 +60,8 @@ def test_selection_is_closed_under_parents_and_within_the_budget(tree: TokenTree
 
 
 def test_a_token_of_a_loop_is_cheap_later_and_one_of_new_text_costs_a_step() -> None:
-    """Guards the worth of a node: falling in its step probability, from a plain step to a verified chain's."""
-    seconds = seconds_a_token(torch.tensor([1.0 + 0.01 * n for n in range(65)]))
+    """Guards the worth of a node: falling in its step probability, from one step to a verified chain's."""
+    seconds = seconds_per_token(torch.tensor([1.0 + 0.01 * n for n in range(65)]))
     assert seconds[0] == 1 and seconds[-1] < 0.05
     assert (seconds.diff() <= 0).all()
 
@@ -75,7 +73,6 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     assert len(cheap.expand(tree, root)) == 1
     asked = []
     for _ in range(40):
-        dear.begin(20)
         asked.append(len(dear.expand(tree, root)))
         if asked[-1]:
             dear.children(tree, torch.full((3,), -9.0), root)
@@ -89,7 +86,7 @@ def test_a_level_that_yields_nothing_is_dropped() -> None:
     rounds = 0
     while len(policy.expand(TokenTree.root(0), root)) and rounds < 60:
         policy.children(TokenTree.root(0), torch.tensor([0.001, 0.0005]).log(), root)
-        policy.begin(20)
+        policy._begin_round()
         rounds += 1
     assert 2 < rounds < 60
 
@@ -101,7 +98,7 @@ def test_drafting_counts_on_every_child_and_on_the_cheaper_of_wider_forwards(
     """Guards against one child as the measure, where a forward over two tokens takes longer than one over four."""
     policy, root = started(verifying([1, 2, 4, 128], [1, two, four, 9])), torch.zeros(1, dtype=torch.long)
     for _ in range(60):
-        policy.begin(20)
+        policy._begin_round()
         chosen = policy.expand(TokenTree.root(0), root)
         if len(chosen):
             policy.children(TokenTree.root(0), torch.tensor([0.25, 0.1, 0.05]).log(), root)
@@ -115,27 +112,27 @@ def test_a_vocabulary_smaller_than_the_branch_is_learnt_from() -> None:
     policy.children(TokenTree.root(0), torch.tensor([0.6, 0.4]).log(), root)
 
 
-def test_dear_drafting_and_verification_leave_plain_steps(target: Build, drafter: Build) -> None:
+def test_dear_drafting_and_verification_leave_plain_steps(target: Build, drafter: Drafts) -> None:
     """Guards the promise to be no slower than plain decoding: no nodes, and draft calls in a bounded share."""
     decoder = Decoder(
         target(), drafter("wrong"), models.calibration(1.0, 2.0), policy="cost_aware", drafting="model", **LIMITS
     )
-    trace = decoder.decode(PROMPT, 60)
+    trace = decoder.decode(PROMPT, models.wanted(60))
     assert not any(round.drafted for round in trace.rounds)
     assert trace.draft_forwards <= len(trace.rounds) / 16 + 1
 
 
-def test_a_good_cheap_drafter_is_used_deeply(target: Build, drafter: Build) -> None:
+def test_a_good_cheap_drafter_is_used_deeply(target: Build, drafter: Drafts) -> None:
     """Guards against a policy that is exact because it never speculates."""
     decoder = Decoder(
         target(), drafter("same"), models.calibration(0.001, 0.001), policy="cost_aware", drafting="model", **LIMITS
     )
-    trace = decoder.decode(PROMPT, 60)
+    trace = decoder.decode(PROMPT, models.wanted(60))
     assert trace.target_forwards < 30
 
 
 def test_without_a_table_threshold_takes_over_and_says_so(
-    target: Build, drafter: Build, caplog: pytest.LogCaptureFixture
+    target: Build, drafter: Drafts, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Guards against a silent change of method."""
     knobs = {**LIMITS, "drafting": "model"}
@@ -143,4 +140,4 @@ def test_without_a_table_threshold_takes_over_and_says_so(
         fallen = Decoder(target(), drafter("related"), None, policy="cost_aware", **knobs)
     assert "threshold" in caplog.text
     threshold = Decoder(target(), drafter("related"), None, policy="threshold", **{**knobs, "depth": 8})
-    assert fallen.decode(PROMPT, 20).rounds == threshold.decode(PROMPT, 20).rounds
+    assert fallen.decode(PROMPT, models.wanted(20)).rounds == threshold.decode(PROMPT, models.wanted(20)).rounds

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dynatree.decoding.speculative import Decoder
 from dynatree.policies.optimal import StaticTree, best_trees, fastest
 from tests import models
-from tests.conftest import Build
+from tests.conftest import Build, Drafts
 
 RATES = st.lists(st.floats(0, 0.5), min_size=1, max_size=3)
 
@@ -58,10 +58,12 @@ def test_costs_decide_the_size() -> None:
     assert len(free.children) == 21 and len(dear.children) == 1
 
 
-def test_the_tree_that_is_grown_is_the_static_one(target: Build, drafter: Build) -> None:
+def test_the_tree_that_is_grown_is_the_static_one(target: Build, drafter: Drafts) -> None:
     """Guards against ranks that are mixed up while growing: every full round verifies the same shape."""
     knobs = {"policy": "optimal", "drafting": "model", "depth": 3, "branch": 3, "budget": 9}
-    trace = Decoder(target(), drafter("related"), models.calibration(0.001, 0.001), **knobs).decode([3, 1, 4], 40)
+    trace = Decoder(target(), drafter("related"), models.calibration(0.001, 0.001), **knobs).decode(
+        [3, 1, 4], models.wanted(40)
+    )
     shapes_seen = {tuple(round.tree["parents"]) for round in trace.rounds if round.depth == 3}
     assert len(shapes_seen) == 1 and len(next(iter(shapes_seen))) == 10
 

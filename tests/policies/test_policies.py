@@ -110,8 +110,7 @@ def test_a_chain_is_lookups_or_the_models(threshold: float | None, looked_up: bo
 
 def test_confidence_gives_fewer_children_to_a_surer_drafter() -> None:
     """Guards the paper's rule: one child at 0.9 and above, three below 0.4, two between; tau prunes."""
-    chosen = policy("confidence", threshold=0.05)
-    chosen.start(None)
+    chosen = policy("confidence", threshold=0.05).start(None, 8)
     tree = TokenTree.root(0)
     for best, kept in ((0.9, 1), (0.89, 2), (0.41, 2), (0.39, 3)):
         assert int(chosen.children(tree, torch.tensor([best, 0.06, 0.05]).log(), ROOT).sum()) == kept
@@ -123,8 +122,7 @@ def test_confidence_goes_deeper_where_much_is_accepted() -> None:
     chain = TokenTree.root(0).chain(torch.arange(2), torch.tensor([0.45, 0.99]).log())
     depths = {}
     for accepted in (0, 2):
-        chosen = policy("confidence", depth=8, base_depth=2)
-        chosen.start(None)
+        chosen = policy("confidence", depth=8, base_depth=2).start(None, 8)
         for _ in range(100):
             chosen.observe(chain, torch.arange(accepted + 1))
         depths[accepted] = chosen.expand(chain, torch.tensor([2])).tolist()

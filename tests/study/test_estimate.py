@@ -8,7 +8,7 @@ import pytest
 
 from dynatree.commands import cli
 from dynatree.errors import UserError
-from dynatree.generation import trace
+from dynatree.measuring import pacing
 from dynatree.study import estimate, grid, params
 
 METRICS = {
@@ -29,7 +29,7 @@ def test_a_run_is_added_up_from_what_was_measured() -> None:
     assert found["runs"].tokens == sum(run.prompts * run.output_tokens for run in runs)
     sizes = known.sizes
     forwards = (2 * sizes.prompt_tokens + sizes.output_tokens) * 0.025 * 0.1
-    every = max(trace.REFERENCE_EVERY, trace.REFERENCE_REST * 0.4)
+    every = max(pacing.SAMPLE_EVERY, pacing.SAMPLE_REST * 0.4)
     for method, speed in (("autoregressive", 1), ("dynatree", 4), ("linear", 1)):
         place = next(place for place, run in enumerate(runs) if run.method == method)
         decoding = sizes.output_tokens * 0.1 / speed

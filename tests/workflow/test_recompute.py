@@ -218,7 +218,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
     world.run(*benchmark)
     assert [path for path, at in records().items() if at != before[path]] == [lost]
     texts = world.params["benchmark"]["texts"]
-    world.edit(benchmark__texts={**texts, "fresh": {"no_repeat_ngram": 3}})
+    world.edit(benchmark__texts={**texts, "fresh": {"no_repeat_ngram_size": 3}})
     world.run(*benchmark)
     after = records()
     assert {path.parent.name.partition("-")[0] for path in set(after) - set(before)} == {"fresh", "tuned_fresh"}

@@ -23,11 +23,11 @@ from dynatree.data import model_sources
 from dynatree.data.splits import read_tokens
 from dynatree.engine import checkpoint, language_model
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import Processors
 from dynatree.measuring import audit, benchmark, llama_cpp
-from dynatree.measuring.clock import Reference, lock_path
+from dynatree.measuring.clock import StepSampler, lock_path
 from dynatree.tables import metrics
 from tests.figures import tables
+from tests.models import wanted
 from tests.workflow.world import ROOT
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -243,10 +243,10 @@ def test_the_engine_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(UserError, match="make EXTRAS=dev,bench install"):
         llama_cpp.Engine(tmp_path, 8, 1)
     decoder = llama_cpp.Decoder(Engine())
-    assert decoder.decode([3], 5).output == [3, 4, 5, 6, 7]
-    assert decoder.decode([3], 5, frozenset({5})).output == [3, 4, 5]
+    assert decoder.decode([3], wanted(5)).output == [3, 4, 5, 6, 7]
+    assert decoder.decode([3], wanted(5, 5)).output == [3, 4, 5]
     with pytest.raises(UserError, match="without logits processors"):
-        decoder.decode([3], 5, processors=Processors(repetition_penalty=1.2))
+        decoder.decode([3], wanted(5, repetition_penalty=1.2))
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,7 +263,7 @@ def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.C
 def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against work between two timings, and against an audit that slows another job's timing down."""
     happened = []
-    step, judge = Reference.sample, audit.audit
+    step, judge = StepSampler.sample, audit.audit
 
     def timed(*arguments: Any) -> float:
         happened.append("reference")
@@ -275,7 +275,7 @@ def test_the_audit_follows_the_last_timing(folder: Path, monkeypatch: pytest.Mon
         happened.append("audit")
         return judge(*arguments)
 
-    monkeypatch.setattr(Reference, "sample", timed)
+    monkeypatch.setattr(StepSampler, "sample", timed)
     monkeypatch.setattr(audit, "audit", judged)
     here("generate", f"{GENERATE} --repeats 2 --out ordered")
     assert happened == ["reference"] * 8 + ["audit"] * 4

@@ -17,7 +17,7 @@ from dynatree.data.splits import EVALUATION, TUNING, read_tokens
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, benchmark, llama_cpp, runs
 from dynatree.measuring.clock import alone
 from dynatree.study.grid import settings
@@ -68,12 +68,11 @@ def main() -> None:
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         machine = describe_machine(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
-        loaded = checkpoint.load_pair(folders, a.dtype, a.device)
-        target = loaded["target"]
+        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device)
 
-        def build(method: dict[str, Any]) -> Any:
+        def build(method: dict[str, Any]) -> decoding.Decoder:
             knobs = {key: value for key, value in method.items() if key != "decoder"}
-            return decoding.build(target, loaded.get("drafter"), method["decoder"], knobs, calibration)
+            return decoding.build(target, drafter, method["decoder"], knobs, calibration)
 
         gguf = model_sources.gguf_file(model_sources.parse(json.loads(a.source)), a.cache) if a.source else None
         kinds = (False, True) if gguf else ()
@@ -93,10 +92,11 @@ def main() -> None:
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
-            methods, processors = json.loads(a.methods), Processors(**given)
+            methods, wanted = json.loads(a.methods), GenerationOptions(max_new_tokens=a.output_tokens, **given)
             # A further kind of text leaves the records of the others as they are.
             tuned = home / f"tuned_{text}-{files.digest(given)}"
-            tried = (target, build, tuning, a.tuning_output_tokens, processors)
+            shorter = wanted.model_copy(update={"max_new_tokens": a.tuning_output_tokens})
+            tried = (target, build, tuning, shorter)
             edges: dict[str, list[str]] = {}
             for name, grid in json.loads(a.grids).items():
                 print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
@@ -117,13 +117,11 @@ def main() -> None:
                     with alone():
                         if not warm:
                             for decoder in (*decoders.values(), *others.values()):
-                                runs.warm_up(decoder, [prompt.ids], a.output_tokens)
+                                runs.warm_up(decoder, [prompt.ids], wanted)
                             warm = True
                         # Every data set begins with every method.
                         turn = place // len(documents)
-                        measured = benchmark.paired(
-                            target, decoders, prompt, a.output_tokens, processors, turn, tolerance, others
-                        )
+                        measured = benchmark.paired(target, decoders, prompt, wanted, turn, tolerance, others)
                     files.write_json(path, measured)
                 rows += files.read_json(path)
                 print(f"benchmark: {text}, {place + 1} of {len(evaluated)} prompts", file=sys.stderr)
@@ -134,8 +132,8 @@ def main() -> None:
                 path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
                     with alone():
-                        sizes = (a.output_tokens, processors, a.repeats)
-                        files.write_json(path, benchmark.repeated(target, decoders, method, prompt, *sizes))
+                        measured = benchmark.repeated(target, decoders, method, prompt, wanted, a.repeats)
+                        files.write_json(path, measured)
                 again[method] = files.read_json(path)
             for row in comparison.summary(text, rows, again, tuple(others) or comparison.BASELINES):
                 knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}

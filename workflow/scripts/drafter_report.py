@@ -36,7 +36,7 @@ def main() -> None:
         folders = options.folders(a)
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device).values()
+        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device)
         with alone():
             passages = report.follow(target, texts, a.limit, a.length)
             found = report.report(target, drafter, passages, measured)

@@ -10,7 +10,7 @@ from dynatree.data.prompts import read_prompts
 from dynatree.data.splits import read_tokens
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import UserError, readable, reported
-from dynatree.generation.logits_processors import Processors
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, loading, runs
 from dynatree.measuring.clock import alone
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True, help="prompts to take")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=options.at_least_one, default=1, metavar="N", help="prompts decoded together")
-    parser.add_argument("--processors", default="{}", help="JSON object: logits processors (dynatree/processors.py)")
+    parser.add_argument("--processors", default="{}", help="JSON object: the experiment's logits processors")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
@@ -34,13 +34,13 @@ def main() -> None:
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
         with readable("--processors"):
-            processors = Processors(**json.loads(a.processors))
-        target, decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
-        outputs, timings = runs.generate(target, decoder, prompts, a.output_tokens, a.repeats, a.batch, processors)
+            wanted = GenerationOptions(max_new_tokens=a.output_tokens, **json.loads(a.processors))
+        (target, _), decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        outputs, timings = runs.generate(target, decoder, prompts, wanted, a.repeats, a.batch)
         # Behind the last timing, and not beside another job's.
         with alone():
             audited = audit.records(
-                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), processors
+                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), wanted.processors
             )
         machine = describe_machine(a.dtype, a.device)
         files.write_json(a.out / files.TIMINGS, {"machine": machine, "timings": timings})

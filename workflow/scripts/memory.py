@@ -9,6 +9,7 @@ from dynatree.commands import options
 from dynatree.data.prompts import read_prompts
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import memory
 
 
@@ -23,7 +24,7 @@ def main() -> None:
         prompt = read_prompts(a.prompts)[0]
         measured = memory.record(
             options.folders(a), a.calibration, a.decoder, json.loads(a.knobs), a.dtype, a.device, prompt,
-            a.output_tokens,
+            GenerationOptions(max_new_tokens=a.output_tokens),
         )  # fmt: skip
         machine = describe_machine(a.dtype, a.device)
         files.write_json(a.out / files.MEMORY, {"machine": machine, **measured})

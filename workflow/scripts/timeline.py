@@ -9,6 +9,7 @@ from dynatree.commands import options
 from dynatree.data.prompts import read_prompts
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import readable, reported
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import loading, phases
 
 
@@ -23,9 +24,9 @@ def main() -> None:
         prompt = read_prompts(a.prompts)[0]
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
-        models, decoder = loading.load_all(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        models, decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         machine = describe_machine(a.dtype, a.device)
-        measured = phases.record(models, decoder, prompt, a.output_tokens)
+        measured = phases.record(models, decoder, prompt, GenerationOptions(max_new_tokens=a.output_tokens))
         files.write_json(a.out / files.PHASES, {"machine": machine, **measured})
 
 

@@ -48,7 +48,7 @@ class _Layer(CacheLayerMixin):
     values: Tensor
 
     def __init__(self, shared: _Rows, **_: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._shared = shared
         self._stored: Place | None = None
 

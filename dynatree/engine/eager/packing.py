@@ -30,6 +30,11 @@ class PackedLinear(nn.Module):
         # A plain attribute: opaque tensors are neither moved nor saved.
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype), _TOKENS)
 
+    def dense_weight(self) -> Tensor:
+        """The weight [out_features, in_features] as any module has it, a copy."""
+        weight: Tensor = self.packed.to_dense()
+        return weight
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs [..., out_features] of `inputs` [..., in_features]."""
         if self._rounded:
@@ -44,7 +49,7 @@ def weight_bytes(*modules: nn.Module) -> int:
         (tensor.data_ptr(), tensor.nbytes) for module in modules for tensor in (*module.parameters(), *module.buffers())
     }
     packed = {id(m.packed): m.packed for module in modules for m in module.modules() if isinstance(m, PackedLinear)}
-    return sum(size for _, size in dense) + sum(torch.ops.mkldnn._nbytes(tensor) for tensor in packed.values())
+    return sum(size for _, size in dense) + sum(int(torch.ops.mkldnn._nbytes(tensor)) for tensor in packed.values())
 
 
 def available(model: nn.Module) -> bool:

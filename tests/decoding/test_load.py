@@ -49,7 +49,7 @@ def test_memory_is_flat_and_outputs_stay(method: str, rounds: int) -> None:
         order = list(range(len(PROMPTS)))
         shuffle.shuffle(order)
         for place in order:
-            trace = decoder.decode(PROMPTS[place], TOKENS)
+            trace = decoder.decode(PROMPTS[place], models.wanted(TOKENS))
             found = (trace.output, trace.rounds, trace.target_forwards, trace.draft_forwards)
             assert found == traces.setdefault(place, found), (number, place)
     grown = resident() - settled
@@ -60,7 +60,7 @@ def test_memory_is_flat_and_outputs_stay(method: str, rounds: int) -> None:
 def test_results_do_not_depend_on_what_came_before(method: str) -> None:
     """Guards against state of a request that the next one meets: each result equals that of a fresh decoder."""
     decoder, places = build(method), range(3)
-    fresh = [build(method).decode(PROMPTS[place], TOKENS) for place in places]
+    fresh = [build(method).decode(PROMPTS[place], models.wanted(TOKENS)) for place in places]
     for place in (*places, *reversed(places)):
-        trace = decoder.decode(PROMPTS[place], TOKENS)
+        trace = decoder.decode(PROMPTS[place], models.wanted(TOKENS))
         assert (trace.output, trace.rounds) == (fresh[place].output, fresh[place].rounds)

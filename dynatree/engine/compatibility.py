@@ -1,0 +1,99 @@
+"""Which models can verify a token tree, and which pairs read the same tokens. Knows no checkpoint and no decoder."""
+
+import inspect
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.errors import UserError
+
+if TYPE_CHECKING:
+    from dynatree.engine.draft_model import DraftModel
+    from dynatree.engine.language_model import LanguageModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+# Relative to the spread of the logits; a wrong mask is off by the spread itself, a wrong position by a part of it.
+_PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
+
+
+def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError for a model that a tree cannot be verified with, by what its configuration says."""
+    config = model.config
+    accepted = inspect.signature(model.forward).parameters
+    rope = getattr(config, "rope_parameters", None) or {}
+    layer_types = set(getattr(config, "layer_types", None) or [])
+    window = getattr(config, "sliding_window", None) if not layer_types else None
+    reason = None
+    if config.is_encoder_decoder:
+        reason = "it is an encoder-decoder"
+    elif layer_types - {"full_attention"}:
+        reason = f"it has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    elif window is not None:
+        reason = f"its attention has a sliding window of {window}"
+    elif "cache" not in accepted:
+        reason = "its forward takes no `cache` of keys and values (recurrent state?)"
+    elif "position_ids" not in accepted:
+        reason = "its forward takes no `position_ids`"
+    elif getattr(config, "alibi", False):
+        reason = "its positions are linear biases (ALiBi)"
+    elif rope.get("rope_type") in ("dynamic", "longrope"):
+        reason = f"its rotary positions ({rope['rope_type']}) depend on the longest position of a forward"
+    elif model.dtype not in _PROBE_TOLERANCE:
+        reason = f"its weights are {model.dtype}; choose one of {', '.join(DTYPES)}"
+    if reason:
+        raise UserError(
+            f"{name} ({type(model).__name__}) cannot verify a token tree: {reason}. "
+            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2 or windowless Mistral"
+        )
+
+
+def probe(model: "LanguageModel") -> None:
+    """Check on three nodes that `model` honours tree mask and positions: root -> a, root -> b. Raises UserError."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.vocabulary_size, (4,), generator=generator)
+    tree = KeyValueCache()
+    model.forward(tokens[:1], tree)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
+    branch = model.forward(tokens[1:], tree, torch.tensor([1, 2, 2]), mask)[2].float()
+    tree.crop(1)
+    far = min(9, (model.context_limit or 10) - 1)
+    shifted = model.forward(tokens[1:], tree, torch.tensor([1, 2, far]), mask)[2].float()
+    path = model.forward(tokens[[0, 1, 3]], KeyValueCache())[2].float()
+    spread = float(path.std())
+    error = float((branch - path).abs().max())
+    # Near-uniform attention hides a wrong position from any tolerance, so a position must also have an effect.
+    if (far > 2 and torch.equal(branch, shifted)) or not error <= _PROBE_TOLERANCE[model.dtype] * spread + 1e-6:
+        raise UserError(
+            f"{model.name} ({type(model.model).__name__}): a tree branch and the same path decoded without branches "
+            f"differ by {error:.3g} in logits (spread {spread:.3g}); "
+            "models must honour a 4-D attention mask and position_ids, and have finite weights"
+        )
+
+
+def check_pair(target: "LanguageModel", drafter: "DraftModel") -> None:
+    """Raise UserError unless both read the same token ids: equal vocabulary sizes and equal tokenizers."""
+    if target is drafter.language_model or target.model is drafter.language_model.model:
+        raise UserError(
+            f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart"
+        )
+    if target.tokenizer is not None and drafter.language_model.tokenizer is not None:
+        ours, theirs = target.tokenizer.get_vocab(), drafter.language_model.tokenizer.get_vocab()
+        if ours != theirs:
+            token = next(t for t in sorted({*ours, *theirs}) if ours.get(t) != theirs.get(t))
+            raise UserError(
+                f"drafter {drafter.name} and target {target.name} have different tokenizers (for example {token!r} is "
+                f"{theirs.get(token)} and {ours.get(token)}); take a drafter trained with the target's tokenizer"
+            )
+    if target.vocabulary_size != drafter.vocabulary_size:
+        raise UserError(
+            f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
+            f"{target.vocabulary_size}; take one with as many embeddings, trained with the target's tokenizer"
+        )

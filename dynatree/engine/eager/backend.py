@@ -1,0 +1,73 @@
+"""Forwards of a transformers causal LM over rows of our own cache: all contact with transformers' forward is here."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dynatree.engine.eager import attention
+from dynatree.engine.eager.batch import Feed, collate
+from dynatree.engine.eager.kv_cache import KeyValueCache
+
+# Logits [..., v] of hidden states [..., width].
+Head = Callable[[Tensor], Tensor]
+
+
+class EagerBackend:
+    """`model`, whose attention is set to torch's kernels."""
+
+    def __init__(self, model: PreTrainedModel):
+        attention.install(model)
+        self._model = model
+        # Asked once: transformers looks through all parameters for it.
+        self.device: torch.device = model.device
+        # torch wants a mask of the queries' type, which is known where all weights are of one.
+        self._mask_dtype = model.dtype if len({p.dtype for p in model.parameters()}) == 1 else torch.bool
+
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
+        """Logits [n or 1, v] of each of `feeds`, whose caches are rows of one batch, in one forward.
+
+        `head`: what takes the place of the model's own on the last hidden states.
+        """
+        wanted = [1 if feed.last_only else len(feed.tokens) for feed in feeds]
+        inputs, last = self._single(feeds[0]) if len(feeds) == 1 else self._batch(feeds), max(wanted)
+        if head is None:
+            logits: Tensor = self._model(**inputs, logits_to_keep=last).logits
+        else:
+            logits = head(self._model.base_model(**inputs).last_hidden_state[:, -last:])
+        return [row[-count:] for row, count in zip(logits, wanted, strict=True)]
+
+    def _single(self, feed: Feed) -> dict[str, Any]:
+        tokens, cache, positions, mask, _ = feed
+        if positions is None:
+            positions = torch.arange(cache.length, cache.length + len(tokens))
+        KeyValueCache.place([cache], [len(tokens)])
+        return self._inputs(tokens[None], positions[None], None if mask is None else mask[None], cache)
+
+    def _batch(self, feeds: Sequence[Feed]) -> dict[str, Any]:
+        batch, counts = collate(feeds), [len(feed.tokens) for feed in feeds]
+        columns = None if batch.columns is None else batch.columns.to(self.device)
+        KeyValueCache.place([feed.cache for feed in feeds], counts, columns)
+        return self._inputs(batch.tokens, batch.positions, batch.mask, feeds[0].cache)
+
+    def _inputs(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
+        mask = None if mask is None else mask.to(self.device)[:, None]
+        if mask is not None and self._mask_dtype != torch.bool:
+            # Added to the scores, once a forward: torch would convert it in every layer.
+            zeros = torch.zeros(mask.shape, dtype=self._mask_dtype, device=self.device)
+            mask = zeros.masked_fill_(~mask, -torch.inf)
+        return {
+            "input_ids": tokens.to(self.device),
+            "position_ids": positions.to(self.device),
+            "attention_mask": mask,
+            "cache": cache.states,
+            "use_cache": True,
+        }
+
+    def score(self, tokens: Tensor, last: int) -> Tensor:
+        """Logits [last, vocabulary] of the `last` tokens of `tokens` [n], by one forward without a cache."""
+        output = self._model(input_ids=tokens.to(self.device)[None], use_cache=False, logits_to_keep=last)
+        logits: Tensor = output.logits[0]
+        return logits

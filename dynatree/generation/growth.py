@@ -1,0 +1,60 @@
+"""How the tree of one request grows: what a policy decides and a drafter asks. Contracts alone."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from dynatree.costs.calibration import Calibration
+from dynatree.tree import TokenTree
+
+
+class Growth(Protocol):
+    """The decisions of a policy for one request, round by round."""
+
+    @property
+    def branch(self) -> int:
+        """Most children of a node."""
+
+    @property
+    def depth(self) -> int:
+        """Most levels of a tree."""
+
+    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+        """Mask [k] of the proposed children to keep: path `log_probs` [k], equally many of each node of `expanded` [f].
+
+        A node's children follow one another, likeliest first. A chain that needed no draft has no `expanded` node, and
+        is kept from its beginning.
+        """
+
+    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+        """Of `candidates` (the root, then each level's nodes) those to draft children of, in one go; none: stop."""
+
+    def select(self, tree: TokenTree) -> Tensor:
+        """Nodes to verify: ascending, closed under parents, root included."""
+
+    def observe(self, tree: TokenTree, path: Tensor) -> None:
+        """The round is over: the verified `tree` and its accepted path [1 + accepted], root first."""
+
+
+@runtime_checkable
+class PricedGrowth(Growth, Protocol):
+    """A growth that weighs nodes against the seconds of a forward, which several requests may share."""
+
+    def set_costs(self, calibration: Calibration) -> None:
+        """Costs from now on: fewer requests than before share a forward."""
+
+    def savings(self, tree: TokenTree) -> Tensor:
+        """Seconds saved by a forward over 0, 1, ... nodes of `tree` besides the root, by this request alone.
+
+        Equally many for every request, whatever the size of its tree.
+        """
+
+    def select_within(self, tree: TokenTree, width: int) -> Tensor:
+        """As `select`, where the forward has room for `width` nodes besides the root."""
+
+
+class GrowthPolicy(Protocol):
+    """A policy with its parameters: it starts the growth of each request."""
+
+    def start(self, calibration: Calibration | None, context: int) -> Growth:
+        """The growth of a request whose first tree is drafted after `context` tokens, the root not counted."""
