@@ -14,7 +14,7 @@ from dynatree import decoding, plugins
 from dynatree.commands import cli
 from dynatree.data import model_sources
 from dynatree.measuring import loading
-from dynatree.policies import GrowthPolicy
+from dynatree.policies import PolicySettings
 from dynatree.study import params
 from dynatree.tables.schema import APART
 from tests.models import wanted
@@ -199,7 +199,7 @@ def test_the_readme_s_python_runs(world: Path, here: None, capsys: pytest.Captur
 def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
     """Guards against a policy in the tutorial that the contract has left behind."""
     module = plugins.load("policies", "tapering")
-    assert issubclass(module.Policy, GrowthPolicy)
+    assert issubclass(module.Policy, PolicySettings)
     folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
     knobs = {"policy": "tapering", "drafting": "model", "depth": 4, "branch": 3, "budget": 64}
     (target, _), decoder = loading.load(folders, None, "speculative", knobs, "float64", "cpu")

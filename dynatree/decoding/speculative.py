@@ -1,6 +1,7 @@
 """Speculative decoding with token trees (a chain is a tree of branch 1): one target forward a round, greedy, exact.
 
-Which drafter proposes and which policy chooses are plug-ins; this loop knows neither's ways.
+Here is one round. The base prefills, repeats it until every request is finished, and retires those that are. Which
+drafter proposes and which policy chooses are plug-ins; this file knows neither's ways.
 """
 
 import logging

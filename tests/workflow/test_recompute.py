@@ -253,10 +253,10 @@ def caption(tables):
 """
 
 POLICY = """
-from dynatree.policies import GrowthPolicy
+from dynatree.policies import PolicySettings
 
 
-class Policy(GrowthPolicy):
+class Policy(PolicySettings):
     depth: int = 2
 
     @property
