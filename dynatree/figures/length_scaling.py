@@ -11,7 +11,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
 from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
@@ -30,36 +30,34 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A column a data set: tokens/s above, speedup below. Raises UserError without runs of plain decoding."""
     rows = _rows(tables)
     ticks = sorted({row["x"] for row in rows})
-    x = panels.lengths("output tokens", ticks)
+    x = axes.lengths("output tokens", ticks)
     columns = []
-    for title, here in panels.places(rows):
+    for title, here in queries.places(rows):
         stacked = []
         for metric, unit in METRICS.items():
             shown = [row for row in here if row["metric"] == metric]
             if metric == "speedup":
-                shown = [row for row in shown if row["method"] != panels.BASELINE]
+                shown = [row for row in shown if row["method"] != queries.BASELINE]
             if shown:
                 speedup = metric == "speedup"
                 every = [row for row in rows if row["metric"] == metric]
-                axis = panels.values(unit, every, one=speedup)
+                axis = axes.values(unit, every, one=speedup)
                 head = "" if speedup else f"{title} ({captions.prompts(shown)})"
-                stacked.append(
-                    panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
-                )
+                stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
         columns.append(alt.vconcat(*stacked, spacing=12))
-    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
 
 
-def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Rows like those of `summary`, with the length `x` and the `label`, in drawing order."""
     timed = _timed(tables)
-    names = theme.labels({key[1:] for key in timed})
+    names = queries.labels({key[1:] for key in timed})
     rows = []
     for dataset in sorted({key[0] for key in timed}):
         here = {series: timed[dataset, *series] for series in names if (dataset, *series) in timed}
-        plain = next((times for (method, _), times in here.items() if method == panels.BASELINE), None)
+        plain = next((times for (method, _), times in here.items() if method == queries.BASELINE), None)
         if plain is None:
-            raise UserError(f"{EXPERIMENT}: no run of {panels.BASELINE} on {dataset} to compare with")
+            raise UserError(f"{EXPERIMENT}: no run of {queries.BASELINE} on {dataset} to compare with")
         for length in _lengths(list(here.values())):
             # The prompts that every method brings so far, so that all are judged on the same ones.
             common = set.intersection(*({key for key, at in times.items() if length in at} for times in here.values()))
@@ -83,9 +81,9 @@ def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]
 
 def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]]:
     """Per (data set, method, settings), (prompt, repeat) and length: when it was reached."""
-    runs = theme.rows(tables, "runs", experiment=EXPERIMENT)
+    runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
     commits = defaultdict(list)
-    for row in theme.rows(tables, "rounds", experiment=EXPERIMENT):
+    for row in queries.rows(tables, "rounds", experiment=EXPERIMENT):
         commits[_run(row)].append((row["output_tokens"], row["commit_ms"]))
     result: dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]] = defaultdict(dict)
     # A common end for outputs that are shorter than every length.
@@ -100,11 +98,11 @@ def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tu
     return result
 
 
-def _run(row: theme.Row) -> tuple[str, ...]:
+def _run(row: queries.Row) -> tuple[str, ...]:
     return tuple(row[name] for name in ("dataset", "method", "settings", "prompt_id", "repeat"))
 
 
-def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> theme.Row:
+def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> queries.Row:
     """Geometric mean over prompts of tokens/s, or of the ratio of times, with its interval."""
     keys = sorted(pairs)
     speedup = metric == "speedup"
@@ -126,10 +124,10 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
     parts = ["Throughput up to an output length (prefill included), and speedup over our autoregressive loop there."]
-    for title, here in panels.places(rows):
+    for title, here in queries.places(rows):
         lengths = sorted({row["x"] for row in here})
-        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
-        reached = f"On {title} all methods reach {theme.joined([f'{n:,}' for n in lengths])} tokens"
+        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.BASELINE]
+        reached = f"On {title} all methods reach {grammar.joined([f'{n:,}' for n in lengths])} tokens"
         parts.append(f"{reached} ({captions.prompts(here)}).")
         if ratios:
             parts.append(captions.fastest_along(ratios, names, "tokens"))

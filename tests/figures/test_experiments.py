@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, grammar, placement, theme
 from dynatree.tables.schema import TABLES
 
 Row = dict[str, Any]
@@ -105,7 +105,7 @@ def test_the_heat_map_writes_every_cell_of_the_grid_and_nothing_else() -> None:
         (str(d), str(b)) for d in range(3, 9) for b in (2, 3, 4)
     ]
     drawn = texts(figure("tree_shape").draw(synthetic.make()))
-    assert all(f">{theme.number(row['value'])}<" in drawn for row in cells)
+    assert all(f">{grammar.number(row['value'])}<" in drawn for row in cells)
 
 
 @pytest.mark.parametrize("name", ["tree_shape", "length_scaling", "prompt_length"])
@@ -222,7 +222,7 @@ def test_each_length_has_its_own_winner() -> None:
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=8))
 def test_labels_keep_their_distance_and_their_order(positions: list[float]) -> None:
     """Guards against labels on one another, and labels that change places."""
-    moved = panels.apart(positions, 13.0)
+    moved = placement.apart(positions, 13.0)
     pairs = sorted(zip(positions, moved, strict=True))
     assert all(later[1] - earlier[1] >= 13.0 - 1e-6 for earlier, later in itertools.pairwise(pairs))
     assert sum(moved) == pytest.approx(sum(positions), abs=1e-6)
@@ -230,7 +230,7 @@ def test_labels_keep_their_distance_and_their_order(positions: list[float]) -> N
 
 def test_labels_that_do_not_collide_stay() -> None:
     """Guards against spreading labels that had room."""
-    assert panels.apart([40.0, 0.0, 13.0], 13.0) == [40.0, 0.0, 13.0]
+    assert placement.apart([40.0, 0.0, 13.0], 13.0) == [40.0, 0.0, 13.0]
 
 
 def test_synthetic_rows_keep_the_schema() -> None:

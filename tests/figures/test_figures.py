@@ -12,7 +12,7 @@ import vl_convert
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import queries, theme
 from dynatree.figures.shared.render import render
 from dynatree.tables.schema import TABLES
 
@@ -132,7 +132,7 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
 
 def test_settings_names_are_read_back() -> None:
     """Guards against losing a knob whose name holds an underscore or whose value is null."""
-    read = theme.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
+    read = queries.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
     assert read == {
         "D": "8", "B": "3", "tau": "0.03", "N": "None", "draft_vocabulary": "8192", "lookup": "False", "rate": "1e-05",
     }  # fmt: skip
