@@ -20,10 +20,10 @@ SECTION = "Settings"
 EXPERIMENT = "ablation"
 BLOCKS = {"dynatree_threshold": "Threshold policy, drafter model", "dynatree": "Cost-aware default"}
 REMOVED = "without_"  # begins the name of a method that is the default less a part
-RIVAL = "optimal"
+STATIC = "optimal"  # the baseline of both blocks
 OFF = ("None", "False")
 KNOBS = {"tau": "pruning", "N": "node budget"}
-NOTES = {"without_draft_vocabulary": "goes by costs and probabilities that were measured with it"}
+NOTES = {"without_draft_vocabulary": "uses costs and probabilities that were measured with it"}
 WIDTH, STEP = 210, 24
 VALUES, CHANGES = WIDTH + 8, WIDTH + 46  # pixels from the left: the numbers beside the panel
 
@@ -37,7 +37,7 @@ class Block(NamedTuple):
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel a block and data set, a row a variant. Raises UserError where no full method was run."""
+    """A panel per block and data set, a row per variant. Raises UserError where no full method was run."""
     blocks = _blocks(tables)
     every = [row for block in blocks for row in block.rows]
     ends = [value for row in every for value in (row["value"], row["low"], row["high"]) if value is not None]
@@ -45,7 +45,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     margin = (high - low) * 0.06 or 0.1
     scale = alt.Scale(domain=[low - margin, high + margin], nice=False, zero=False)
     charts = [_panel(block, scale, block is blocks[-1]) for block in blocks]
-    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, WIDTH + 80), *charts))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, WIDTH + 80), *charts))
 
 
 def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
@@ -57,7 +57,7 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
             "change": "" if row is block.full else "same rounds" if row["alike"] else captions.percent(row["ratio"])
         }
         changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
-        fill = {"tone": own, "fill": own if row["resolved"] else "white"}
+        fill = {"tone": own, "fill": own if row["significant"] else "white"}
         shown.append(row | changed | fill | {"words": f"{grammar.number(row['value'])}×"})
     names = [row["label"] for row in shown]
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup (×)" if last else None, tickCount=5))
@@ -89,7 +89,7 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
 def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
     found = queries.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
     runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
-    rows = [row for row in found if row["method"] != queries.BASELINE and row["value"] is not None]
+    rows = [row for row in found if row["method"] != queries.AUTOREGRESSIVE and row["value"] is not None]
     blocks = []
     for place, here in queries.places(rows, "prompt_tokens", "batch"):
         for method, title in BLOCKS.items():
@@ -110,14 +110,14 @@ def _methods(rows: Sequence[queries.Row]) -> list[str]:
 
 
 def _others(method: str, rows: Sequence[queries.Row]) -> list[queries.Row]:
-    """The other methods of a block, the rival last: by name the default's variants, all else the threshold policy's."""
+    """The other methods of a block, the static tree last: by name the default's variants, the rest the threshold's."""
     default = method == list(BLOCKS)[-1]
     own = [
         row
         for row in rows
-        if row["method"] not in BLOCKS and row["method"] != RIVAL and row["method"].startswith(REMOVED) == default
+        if row["method"] not in BLOCKS and row["method"] != STATIC and row["method"].startswith(REMOVED) == default
     ]
-    return own + [row for row in rows if row["method"] == RIVAL]
+    return own + [row for row in rows if row["method"] == STATIC]
 
 
 def _full(variants: Sequence[queries.Row]) -> queries.Row:
@@ -147,8 +147,10 @@ def _changed(name: str, value: str) -> str:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per block: the full method's speedup, what each variant changes and whether that is resolved, the static tree."""
-    parts = ["Speedup over our autoregressive loop (dashed) of the full method and of variants, on the same prompts."]
+    """Per block: the full method's speedup, what each variant changes and whether that is significant."""
+    parts = [
+        "Speedup over autoregressive decoding (dashed) of the full method and of its variants, on the same prompts."
+    ]
     blocks = _blocks(tables)
     for block in blocks:
         full = block.full
@@ -159,14 +161,14 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             # What does the same as the full method is no variant: its difference is what chance does to a ratio.
             best = max((row for row in block.rows if row is full or not row["alike"]), key=lambda row: row["value"])
             parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}.")
-            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'plain decoding'}.")
+            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'autoregressive decoding'}.")
     intervals = captions.intervals([row for block in blocks for row in block.rows]).capitalize()
-    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where resolved.")
+    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where significant.")
     return " ".join(parts)
 
 
 def _difference(row: queries.Row) -> str:
     if row["alike"]:
-        return f"{row['label']} goes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
+        return f"{row['label']} takes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
     note = f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""
     return f"{row['label']}{note} {captions.change(row)}"

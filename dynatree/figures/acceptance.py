@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 METRICS = {
     "tokens_per_iteration": Metric("Tokens per round", "tokens", "emits the most tokens per round", 1),
     "acceptance_rate": Metric("Acceptance rate", "% of tree depth", "has the highest acceptance rate", 1, 100.0),
-    "mean_path_length": Metric("Accepted path", "drafted tokens", "has the longest mean accepted path", 1),
+    "mean_path_length": Metric("Accepted path", "drafted tokens per round", "has the longest mean accepted path", 1),
     "nodes_per_round": Metric("Nodes verified", "nodes per round", "verifies the fewest nodes per round", -1),
     "target_forwards": Metric("Target forwards", "per request", "needs the fewest target forwards", -1),
 }

@@ -23,7 +23,7 @@ SIZE = (230, 180)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a data set: throughput, speedup, peak memory. Raises UserError without the experiment."""
+    """A row per data set: throughput, speedup, peak memory. Raises UserError without the experiment."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     sizes = sorted({row["x"] for row in every})
@@ -42,7 +42,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 axis = axes.values(METRICS[metric], rows, one=speedup)
                 both.append(panels.lines(shown, x, axis, SIZE, one=speedup))
         lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, 2 * SIZE[0]), *lines))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *lines))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
@@ -55,8 +55,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who is fastest at the smallest and the largest batch, and at which batch each method's gain ends."""
     found = _found(tables)
     parts = [
-        "Requests decoded together: tokens/s of the whole batch, speedup over our autoregressive loop there, and the "
-        "process's peak of memory."
+        "Requests decoded together: tokens/s of the whole batch, speedup over autoregressive decoding of the same "
+        "batches, and the process's peak memory."
     ]
     rows = [row for rows in found.values() for row in rows]
     for title, here in queries.places(rows):
@@ -72,7 +72,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
 
 
 def _gain(label: str, rows: list[queries.Row]) -> str:
-    """One method's speedup at the ends, and the first size from which on it is not faster than plain decoding."""
+    """One method's speedup at the ends, and the first size from which on it is no faster."""
     first, last = rows[0], rows[-1]
     text = f"{label} reaches {grammar.interval(first, '×')} at {first['x']} ({captions.verdict(first)})"
     if len(rows) == 1:
@@ -90,7 +90,7 @@ def _gain(label: str, rows: list[queries.Row]) -> str:
 
 def _most(rows: list[queries.Row]) -> str:
     best = max(rows, key=lambda row: row["value"])
-    return f"Most tokens a second: {best['label']} at {best['x']}, {grammar.interval(best)}."
+    return f"Most tokens per second: {best['label']} at {best['x']}, {grammar.interval(best)}."
 
 
 def _memory(rows: list[queries.Row]) -> str:

@@ -1,4 +1,4 @@
-"""The paired benchmark: speedup of every method over plain decoding, worst prompt included. Knows no record."""
+"""The paired benchmark: speedup of every method over autoregressive decoding, worst prompt included."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ HEIGHT = 190
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a kind of text: geometric means over all data sets with intervals and each method's worst prompt; below,
+    """A column per kind of text: geometric means over all data sets, intervals, and each method's worst prompt; below,
     the same by quarter of the output.
     """
     rows = queries.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
@@ -35,12 +35,12 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def _along(rows: Sequence[queries.Row], texts: Sequence[str]) -> list[alt.HConcatChart]:
-    """Lines along the output, a panel a kind of text; none where no quarter was long enough to be timed."""
+    """Lines along the output, a panel per kind of text; none where no quarter was long enough to be timed."""
     found = [
         row | {"x": axes.QUARTERS[row["part"]], "label": theme.display(row["method"])}
         for method in theme.ordered(row["method"] for row in rows)
         for row in rows
-        if row["method"] == method and method not in queries.PLAIN and row["part"] in axes.QUARTERS
+        if row["method"] == method and method not in queries.UNDRAFTED and row["part"] in axes.QUARTERS
     ]
     if not found:
         return []
@@ -55,13 +55,15 @@ def _along(rows: Sequence[queries.Row], texts: Sequence[str]) -> list[alt.HConca
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on each kind of text, by how much, over whom, whether resolved, its worst prompt and quarters."""
+    """Who is fastest on each kind of text, by how much and over whom, its worst prompt and its quarters."""
     rows = queries.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
     every = queries.rows(tables, "benchmark", dataset="all", part="whole")
-    parts = ["All methods of a prompt side by side in one process; dots are geometric means, ticks the worst prompt."]
+    parts = [
+        "All methods decode each prompt side by side in one process; dots are geometric means, ticks the worst prompt."
+    ]
     for text in dict.fromkeys(row["text"] for row in rows):
         here = [row for row in rows if (row["text"], row["part"]) == (text, "whole")]
-        ranked = sorted((row for row in here if row["method"] not in queries.PLAIN), key=lambda row: -row["value"])
+        ranked = sorted((row for row in here if row["method"] not in queries.UNDRAFTED), key=lambda row: -row["value"])
         if ranked:
             parts.append(_fastest(text, ranked[0]))
             parts += _over_others(ranked, [row for row in every if row["text"] == text])
@@ -69,15 +71,18 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         again = next((row for row in here if row["method"] == queries.AGAIN), None)
         if again:
             name = theme.display(again["method"])
-            parts.append(f"{name}, which differs by chance alone, has {grammar.number(again['worst'])}× on its worst.")
+            parts.append(
+                f"{name}, which differs by chance alone, has {grammar.number(again['worst'])}× on its worst prompt."
+            )
         edges = [row for row in here if row["edges"]]
         if edges:
             told = [f"{theme.display(row['method'])} ({', '.join(row['edges'])})" for row in edges]
             parts.append(f"Tuned to the edge of their grids: {grammar.joined(told)}.")
         for row in [row for row in every if row["text"] == text and row["worst_again"] is not None]:
             parts.append(
-                f"Against our plain loop, {theme.display(row['method'])} has {grammar.number(row['worst'])}× on its "
-                f"slowest prompt; timed again and again, {grammar.number(row['worst_again'])}× (median)."
+                f"Against our own autoregressive decoding, {theme.display(row['method'])} has "
+                f"{grammar.number(row['worst'])}× on its slowest prompt; timed again several times, "
+                f"{grammar.number(row['worst_again'])}× (median)."
             )
     return " ".join([*parts, f"{captions.intervals(rows).capitalize()}."])
 
@@ -92,14 +97,14 @@ def _fastest(text: str, best: queries.Row) -> str:
 
 
 def _over_others(ranked: Sequence[queries.Row], every: Sequence[queries.Row]) -> list[str]:
-    """The fastest over each other method, prompt by prompt, the closest first; the plain ones are told elsewhere."""
+    """The fastest over each other method that drafts, prompt by prompt, the closest first."""
     best, *others = ranked
     over = {row["baseline"]: row for row in every if row["method"] == best["method"]}
     told = [(theme.display(row["method"]), over[row["method"]]) for row in others if row["method"] in over]
     if not told:
         return []
     clauses = [
-        f"{grammar.interval(row, '×')} that of {name}{'' if row['resolved'] else ' (not resolved)'}"
+        f"{grammar.interval(row, '×')} that of {name}{'' if row['significant'] else ' (inconclusive)'}"
         for name, row in told
     ]
     return [f"Prompt by prompt its speed is {'; '.join(clauses)}."]
@@ -108,4 +113,4 @@ def _over_others(ranked: Sequence[queries.Row], every: Sequence[queries.Row]) ->
 def _quarters(best: queries.Row, rows: Sequence[queries.Row]) -> list[str]:
     own = {row["part"]: row["value"] for row in rows if row["method"] == best["method"]}
     values = [f"{grammar.number(own[part])}×" for part in axes.QUARTERS if part in own]
-    return [f"In the quarters of an output it has {grammar.joined(values)}."] if len(values) > 1 else []
+    return [f"In the four quarters of an output it has {grammar.joined(values)}."] if len(values) > 1 else []

@@ -16,7 +16,7 @@ SIZE, BINS, FEWEST = 230, 10, 10
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel a method: observed hit rate by stated probability of a step. Raises UserError without verified nodes."""
+    """A panel per method: observed hit rate by stated probability of a step. Raises UserError without nodes."""
     found = _bins(tables)
     most = max(row["count"] for rows in found.values() for row in rows)
     scale = alt.Scale(domain=[0, 1], nice=False)
@@ -69,13 +69,18 @@ def _error(rows: list[queries.Row]) -> float:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """The expected calibration error of each method, and whether it promises too much."""
+    """The expected calibration error of each method, and whether it is overconfident."""
     parts = []
     for method, rows in _bins(tables).items():
         total = sum(row["count"] for row in rows)
         bias = sum(row["count"] * (row["stated"] - row["observed"]) for row in rows) / total
-        way = "promises too much" if bias > 0.02 else "promises too little" if bias < -0.02 else "is fair on average"
+        way = "is overconfident" if bias > 0.02 else "is underconfident" if bias < -0.02 else "is calibrated on average"
         parts.append(
             f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}, {_count(rows)} nodes)."
         )
-    return " ".join(["Nodes whose parent was accepted, by the stated probability of their step.", *parts])
+    return " ".join(
+        [
+            "How often a node whose parent was accepted is the target's token, by the probability the tree stated.",
+            *parts,
+        ]
+    )

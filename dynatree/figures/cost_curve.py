@@ -86,15 +86,16 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     context = min(row["context"] for row in verify)
     curve = {row["tokens"]: row["ms"] for row in verify if row["context"] == context}
     steps = [n for n in (2, 8, 32, 128) if n in curve]
-    text = f"Behind {grammar.plural(context, 'token')} a target forward over one token takes {curve[1]:.1f} ms; "
+    text = f"After a context of {grammar.plural(context, 'token')} a target forward over one token takes "
+    text += f"{curve[1]:.1f} ms; "
     text += grammar.joined([f"{curve[n] / curve[1]:.2f} times that over {n}" for n in steps]) + "."
     level = [row["ms"] for row in costs if row["part"] == "draft" and row["context"] == context and row["tokens"] == 1]
     if level:
-        text += f" A draft of one token costs {level[0] / curve[1]:.1%} of it."
+        text += f" A draft of one token costs {level[0] / curve[1]:.1%} of that."
     for method in theme.ordered(row["method"] for row in _chosen(tables)):
         own = [row for row in _chosen(tables) if row["method"] == method]
         mean = sum(row["tokens"] * row["share"] for row in own)
-        plain = sum(row["share"] for row in own if row["tokens"] == 1)
-        text += f" {theme.display(method)} verified {mean:.1f} tokens a round on average"
-        text += f", {plain:.0%} of its rounds plain steps." if plain >= 0.005 else "."
+        undrafted = sum(row["share"] for row in own if row["tokens"] == 1)
+        text += f" {theme.display(method)} verified {mean:.1f} tokens per round on average"
+        text += f", {undrafted:.0%} of its rounds were autoregressive steps." if undrafted >= 0.005 else "."
     return text

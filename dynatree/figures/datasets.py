@@ -11,7 +11,7 @@ from dynatree.tables import bootstrap
 TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
 
-METRICS = {"throughput": "tokens/s", "speedup": "speedup over our autoregressive loop (×)"}
+METRICS = {"throughput": "tokens/s", "speedup": "speedup over autoregressive decoding (×)"}
 WIDTH, STEP = 250, 24
 
 
@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         if dataset in perplexity:
             title += f", perplexity of its text {grammar.number(perplexity[dataset])}"
         drawn.append(alt.hconcat(*both, title=title, spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, 2 * WIDTH), *drawn))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * WIDTH), *drawn))
 
 
 def _label_start(row: queries.Row) -> float:
@@ -55,7 +55,9 @@ def _panel(
             "label": names[row["method"], row["settings"]],
             "end": _label_start(row),
             "words": grammar.number(row["value"]),
-            "fill": theme.colour(row["method"]) if row["resolved"] or row["method"] == queries.BASELINE else "white",
+            "fill": theme.colour(row["method"])
+            if row["significant"] or row["method"] == queries.AUTOREGRESSIVE
+            else "white",
         }
         for row in here
         if row["value"] is not None
@@ -87,30 +89,32 @@ def _panel(
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on each data set, by how much against plain decoding and the next, whether resolved."""
+    """Who is fastest on each data set, by how much over autoregressive decoding and the next, who is slower."""
     ratios = [
         row
         for row in queries.rows(tables, "summary", experiment="headline", metric="speedup")
-        if row["value"] is not None and row["method"] != queries.BASELINE
+        if row["value"] is not None and row["method"] != queries.AUTOREGRESSIVE
     ]
     speeds = queries.rows(tables, "summary", experiment="headline", metric="throughput")
     runs = queries.rows(tables, "runs", experiment="headline")
     names = queries.labels((row["method"], row["settings"]) for row in speeds)
     parts = [
-        "Throughput (left) and speedup over our autoregressive loop on the same prompts (right), both at the machine's "
-        "usual pace: a request's seconds are seen by those of the plain steps timed between its rounds."
+        "Throughput (left) and speedup over our own autoregressive decoding on the same prompts (right), both at the "
+        "machine's usual pace: a request's seconds are divided by those of autoregressive steps timed meanwhile."
     ]
     for dataset in sorted({row["dataset"] for row in speeds}):
         here = [row for row in ratios if row["dataset"] == dataset]
         if here:
             parts.append(_sentences(dataset, here, runs, names))
-    steps, spreads = ([run[name] for run in runs] for name in ("reference_step_ms", "reference_spread"))
+    steps, spreads = ([run[name] for run in runs] for name in ("autoregressive_step_ms", "autoregressive_step_spread"))
     parts.append(
-        f"A plain step took {grammar.number(bootstrap.median(steps))} ms, from request to request "
+        f"An autoregressive step took {grammar.number(bootstrap.median(steps))} ms, from request to request "
         f"{grammar.number(min(steps))} to {grammar.number(max(steps))}; within a request its standard deviation was "
         f"{bootstrap.median(spreads):.1%} (median), at most {max(spreads):.0%}."
     )
-    parts.append(f"Geometric means over prompts; {captions.intervals(ratios)}; filled dots: resolved against 1.")
+    parts.append(
+        f"Geometric means over prompts; {captions.intervals(ratios)}; filled dots: significantly different from 1."
+    )
     return " ".join(parts)
 
 
@@ -125,8 +129,9 @@ def _sentences(
     slower = [row for row in ranked if row["value"] < 1]
     if slower:
         marked = [
-            f"{names[row['method'], row['settings']]} ({grammar.number(row['value'])}×{', resolved' * row['resolved']})"
+            f"{names[row['method'], row['settings']]} "
+            f"({grammar.number(row['value'])}×, {captions.judged(row['significant'])})"
             for row in slower
         ]
-        text += f" Slower than plain decoding: {grammar.joined(marked)}."
+        text += f" Slower than autoregressive decoding: {grammar.joined(marked)}."
     return text

@@ -13,14 +13,16 @@ SECTION = "Costs"
 WIDTH, STEP = 300, 23
 SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
-# Methods of the project that the simulated ones stand for; they share their colours.
-ALIKE = {"plain": "autoregressive", "chain": "linear", "tree": "optimal"}
+# Simulated methods by the project's method whose colour they share.
+ALIKE = {"chain": "linear", "tree": "optimal"}
 LOOKUPS = ("prompt_lookup", "lookup")
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """Left a row a text, a dot a rank; right a row a method, a dot a data set. Raises UserError without rows."""
-    simulated = [row for row in queries.rows(tables, "drafter", kind="simulated") if row["method"] != "plain"]
+    """Left a row per text, a dot per rank; right a row per method, a dot per data set. UserError without rows."""
+    simulated = [
+        row for row in queries.rows(tables, "drafter", kind="simulated") if row["method"] != queries.AUTOREGRESSIVE
+    ]
     agreement = queries.rows(tables, "drafter", kind="agreement")
     height = STEP * len({_label(row) for row in simulated})
     return theme.finish(
@@ -70,7 +72,7 @@ def _speeds(rows: list[queries.Row]) -> theme.Layers:
     domain = [min(0.8, lowest * 0.9) / 1.8, highest * 1.8]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
-    x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over plain decoding (×)", values=ticks))
+    x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over autoregressive decoding (×)", values=ticks))
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
     shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
     one = alt.Chart(queries.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
@@ -91,7 +93,7 @@ def _like(method: str) -> str:
 
 
 def _label(row: queries.Row) -> str:
-    """Every chain stands for itself; of the other methods the setting is the fastest one, which is in the caption."""
+    """Every chain has a line of its own; of the other methods the fastest setting has one, named in the caption."""
     if row["method"] == "chain":
         return f"Chain of {queries.knobs(row['setting'])['K']}"
     return "Best static tree" if row["method"] == "tree" else theme.display(_like(row["method"]))
@@ -115,9 +117,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         text = f"On {dataset} the drafter's first choice is the target's at {shares} of positions. "
         text += f"The fastest way to use it is {_words(drafted)}"
         text += f"; {_words(chain)} is the best chain" if drafted["method"] == "tree" else ", and no tree is faster"
-        text += ", slower than plain decoding" if drafted["speedup"] < 1 else ""
+        text += ", slower than autoregressive decoding" if drafted["speedup"] < 1 else ""
         ahead = "faster" if found["speedup"] > drafted["speedup"] else "no faster"
-        text += f". Lookup alone is {ahead}: {_words(found)}. The oracle reaches {grammar.number(oracle['speedup'])}×."
+        text += f". Lookup alone is {ahead}: {_words(found)}. An oracle reaches {grammar.number(oracle['speedup'])}×."
         parts.append(text)
     return " ".join(parts)
 

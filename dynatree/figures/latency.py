@@ -30,7 +30,7 @@ METRICS = {
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method, a panel a metric, for each data set. Raises UserError if there is no headline row."""
+    """A row per method, a panel per metric, for each data set. Raises UserError if there is no headline row."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     names = queries.labels((row["method"], row["settings"]) for row in every)
@@ -96,11 +96,11 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     speedups = [
         row
         for row in queries.rows(tables, "summary", experiment="headline", metric="speedup")
-        if row["value"] is not None and row["method"] != queries.BASELINE
+        if row["value"] is not None and row["method"] != queries.AUTOREGRESSIVE
     ]
     parts = [
         "Wait for the first token, time of each after it, and tokens over the whole request, at the machine's usual "
-        "pace. The first token is the prefill's, with nothing drafted but by transformers' assistant and lookup."
+        "pace. The first token is the prefill's, with nothing drafted except by transformers' assistant and lookup."
     ]
     everything = [row for rows in found.values() for row in rows]
     for title, here in queries.places(everything):
@@ -112,17 +112,17 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(f"On {title}, {captions.prompts(here)}: {'; '.join(clauses)}.")
         ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
         if ratios:
-            parts.append(f"Speedup of whole requests over plain decoding: {captions.fastest(ratios, names)}.")
+            parts.append(f"Speedup of whole requests over autoregressive decoding: {captions.fastest(ratios, names)}.")
     return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(everything)}."])
 
 
 def _ranked(rows: list[queries.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:
-    """The best with its interval, the next and how far it is behind."""
+    """The best with its interval, the next and how far off it is."""
     ranked = sorted(rows, key=lambda row: (-better * row["value"], row["method"], row["settings"]))
     best = ranked[0]
     text = f"{names[best['method'], best['settings']]} {grammar.interval(best)} {unit}"
     if len(ranked) > 1:
         second = ranked[1]
-        name, behind = names[second["method"], second["settings"]], abs(second["value"] / best["value"] - 1)
-        text += f", next {name}, {behind:.0%} {'below' if better > 0 else 'above'}"
+        name, distance = names[second["method"], second["settings"]], abs(second["value"] / best["value"] - 1)
+        text += f", next {name}, {distance:.0%} {'below' if better > 0 else 'above'}"
     return text

@@ -27,7 +27,7 @@ Timed = tuple[float, str]
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a data set: tokens/s above, speedup below. Raises UserError without runs of plain decoding."""
+    """A column per data set: tokens/s above, speedup below. Raises UserError without autoregressive runs."""
     rows = _rows(tables)
     ticks = sorted({row["x"] for row in rows})
     x = axes.lengths("output tokens", ticks)
@@ -37,7 +37,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         for metric, unit in METRICS.items():
             shown = [row for row in here if row["metric"] == metric]
             if metric == "speedup":
-                shown = [row for row in shown if row["method"] != queries.BASELINE]
+                shown = [row for row in shown if row["method"] != queries.AUTOREGRESSIVE]
             if shown:
                 speedup = metric == "speedup"
                 every = [row for row in rows if row["metric"] == metric]
@@ -45,7 +45,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 head = "" if speedup else f"{title} ({captions.prompts(shown)})"
                 stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
         columns.append(alt.vconcat(*stacked, spacing=12))
-    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+    return theme.finish(
+        alt.vconcat(legends.boxes(legends.SIGNIFICANCE, SIZE[0] + 120), alt.hconcat(*columns, spacing=24))
+    )
 
 
 def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
@@ -55,9 +57,9 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     rows = []
     for dataset in sorted({key[0] for key in timed}):
         here = {series: timed[dataset, *series] for series in names if (dataset, *series) in timed}
-        plain = next((times for (method, _), times in here.items() if method == queries.BASELINE), None)
-        if plain is None:
-            raise UserError(f"{EXPERIMENT}: no run of {queries.BASELINE} on {dataset} to compare with")
+        usual = next((times for (method, _), times in here.items() if method == queries.AUTOREGRESSIVE), None)
+        if usual is None:
+            raise UserError(f"{EXPERIMENT}: no run of {queries.AUTOREGRESSIVE} on {dataset} to compare with")
         for length in _lengths(list(here.values())):
             # The prompts that every method brings so far, so that all are judged on the same ones.
             common = set.intersection(*({key for key, at in times.items() if length in at} for times in here.values()))
@@ -66,7 +68,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
                     rows.append(
                         {"dataset": dataset, "method": method, "settings": settings, "label": names[method, settings]}
                         | {"x": length, "metric": metric}
-                        | _mean(metric, length, {key: (times[key][length], plain[key][length]) for key in common})
+                        | _mean(metric, length, {key: (times[key][length], usual[key][length]) for key in common})
                     )
     if not rows:
         raise UserError(f"{EXPERIMENT}: no prompt that every method was run on")
@@ -115,18 +117,18 @@ def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Ti
         "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bootstrap.resolved(ends, prompts) if speedup else None,
+        "significant": bootstrap.significant(ends, prompts) if speedup else None,
     }
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at the shortest and the longest length, by how much, whether resolved; how far outputs go."""
+    """Who is fastest at the shortest and the longest length, by how much, whether significant; how far outputs go."""
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
-    parts = ["Throughput up to an output length (prefill included), and speedup over our autoregressive loop there."]
+    parts = ["Throughput up to an output length (prefill included), and speedup over autoregressive decoding up to it."]
     for title, here in queries.places(rows):
         lengths = sorted({row["x"] for row in here})
-        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.BASELINE]
+        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.AUTOREGRESSIVE]
         reached = f"On {title} all methods reach {grammar.joined([f'{n:,}' for n in lengths])} tokens"
         parts.append(f"{reached} ({captions.prompts(here)}).")
         if ratios:

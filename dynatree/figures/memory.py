@@ -10,7 +10,6 @@ from dynatree.figures.shared import grammar, legends, queries, theme
 TABLES: tuple[str, ...] = ("memory",)
 SECTION = "Costs"
 
-BASELINE = "autoregressive"
 PARTS = {
     "target's weights": ("weights_mib", "#44546a"),
     "drafter's weights": ("drafter_weights_mib", "#8fa3bf"),
@@ -23,7 +22,7 @@ WIDTHS, STEP = (330, 190), 22
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method; left the peak by parts, right keys and values alone. Raises UserError without measurements."""
+    """A row per method; left the peak by parts, right keys and values alone. Raises UserError without measurements."""
     places = _places(tables)
     everywhere = [row for rows in places.values() for row in rows]
     charts = []
@@ -41,7 +40,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 def _panel(
     rows: list[queries.Row], everywhere: list[queries.Row], parts: list[str], total: str, title: str | None, first: bool
 ) -> theme.Layers:
-    """Stacked bars of `parts`, `total` in words behind them; keys and values with an outline of what is allocated."""
+    """Stacked bars of `parts`, `total` in words right of them; keys and values with an outline of what is allocated."""
     y = alt.Y(
         "label:N",
         title=None,
@@ -93,7 +92,7 @@ def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who needs least and most, how much more than plain decoding and for what, and what keys and values take."""
+    """Who needs least and most, how much more than autoregressive decoding, and what keys and values take."""
     parts = ["Most memory in use during one request, each method in a process of its own, without repeats."]
     for title, rows in _places(tables).items():
         ranked = sorted(rows, key=lambda row: (row["peak_mib"], row["label"]))
@@ -102,14 +101,15 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if len(ranked) > 1:
             text += f" and {most['label']} most with {grammar.number(most['peak_mib'])} MiB"
         parts.append(text + ".")
-        plain = next((row for row in rows if row["method"] == BASELINE), None)
+        usual = next((row for row in rows if row["method"] == queries.AUTOREGRESSIVE), None)
         drafting = [row for row in ranked if row["drafter_weights_mib"]]
-        if plain and drafting:
-            ends = [f"{_more(row['peak_mib'] - plain['peak_mib'])} ({row['label']})" for row in drafting]
+        if usual and drafting:
+            ends = [f"{_more(row['peak_mib'] - usual['peak_mib'])} ({row['label']})" for row in drafting]
             given = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else ends[0]
             weights = grammar.number(max(row["drafter_weights_mib"] for row in drafting))
             parts.append(
-                f"With a drafter model the peak is {given} than plain decoding's; its own weights are {weights} MiB."
+                f"With a drafter model the peak is {given} than autoregressive decoding's; its own weights are "
+                f"{weights} MiB."
             )
         largest = max(rows, key=lambda row: row["cache"])
         text = f"Keys and values take at most {grammar.number(largest['cache'])} MiB ({largest['label']})"

@@ -1,4 +1,4 @@
-"""How much of an oracle's speed each method has; an oracle drafts the true continuation for nothing."""
+"""How much of an oracle's speed each method has; an oracle drafts the true continuation at no cost."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -19,7 +19,7 @@ MOST = 63  # tokens that the oracle drafts in a round
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method, a dot a data set: share of the oracle's speed. Raises UserError without runs or costs."""
+    """A row per method, a dot per data set: share of the oracle's speed. Raises UserError without runs or costs."""
     found = _shares(tables)
     methods = theme.ordered(row["method"] for row in found)
     datasets = sorted({row["dataset"] for row in found})
@@ -48,8 +48,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 def _shares(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Share of the oracle's speed after the first commit, by method and data set: geometric means, intervals.
 
-    Both in plain steps, a run's in those around it, the oracle's in the table's: a run and the calibration saw the
-    machine at different minutes.
+    Both in autoregressive steps, a run's in those timed meanwhile, the oracle's in the table's: the run and the
+    calibration saw the machine at different minutes.
     """
     runs = queries.rows(tables, "runs", experiment="headline")
     costs = [row for row in queries.rows(tables, "costs", batch=1) if row["part"] == "verify"]
@@ -61,7 +61,7 @@ def _shares(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
         later = run["output_tokens"] - 1
         if run["tpot_ms"] and later > 0:
             context = run["prompt_tokens"] + run["output_tokens"] // 2
-            own = run["tpot_ms"] / (run["pace"] * run["reference_step_ms"]) * later
+            own = run["tpot_ms"] / (run["pace"] * run["autoregressive_step_ms"]) * later
             share = _oracle_ms(_curve(costs, context), later) / step / own
             found.setdefault((run["method"], run["dataset"]), []).append(run | {"share": share})
     if not found:
@@ -110,7 +110,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who comes nearest to the oracle on each data set."""
     found = _shares(tables)
     parts = [
-        f"An oracle drafts the target's own continuation for nothing, at most {MOST} tokens a round, and pays the "
+        f"An oracle drafts the target's own continuation at no cost, at most {MOST} tokens per round, and pays the "
         "measured cost of verifying them; prefill left out."
     ]
     for dataset in sorted({row["dataset"] for row in found}):

@@ -1,4 +1,4 @@
-"""Each output's perplexity under the target against that of plain decoding's output. Knows runs, not rounds."""
+"""Each output's perplexity under the target against that of autoregressive decoding's. Knows runs, not rounds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,13 +12,12 @@ from dynatree.figures.shared import grammar, legends, queries, theme
 TABLES: tuple[str, ...] = ("runs", "perplexity")
 SECTION = "Acceptance"
 
-BASELINE = "autoregressive"
 SIDE, COLUMNS = 150, 4
 TICKS = (1, 1.2, 1.4, 1.6, 1.8, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel a method, a mark an output, on the diagonal where it says the same. Raises UserError without a pair."""
+    """A panel per method, a mark per output, on the diagonal where it says the same. UserError without a pair."""
     found, texts = _found(tables)
     names = queries.labels((row["method"], row["settings"]) for row in found)
     datasets = sorted({row["dataset"] for row in found})
@@ -46,7 +45,7 @@ def _panel(
     low, high = scale.domain
     ticks = [tick for tick in TICKS if low <= tick <= high]
     axis: dict[str, Any] = {"values": ticks, "labelOverlap": "greedy", "format": "~g"}
-    x = alt.X("x:Q", scale=scale, axis=alt.Axis(title="perplexity, plain decoding", **axis))
+    x = alt.X("x:Q", scale=scale, axis=alt.Axis(title="perplexity, autoregressive", **axis))
     y = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=None if place % COLUMNS else "perplexity, this method", **axis))
     shape = alt.Shape("dataset:N", scale=shapes, legend=None)
     line = alt.Chart(queries.data([{"x": low, "y": low}, {"x": high, "y": high}]), width=SIDE, height=SIDE, title=name)
@@ -60,16 +59,18 @@ def _panel(
 
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[list[queries.Row], dict[str, float]]:
-    """(an output a row, with `x` plain decoding's perplexity, `y` its own, `flipped` if either flips; texts')."""
+    """(A row per output: `x` autoregressive decoding's perplexity, `y` its own, `flipped` if either flips; texts')."""
     runs = [row for row in queries.rows(tables, "runs", experiment="headline") if row["perplexity"] is not None]
-    plain = {_prompt(row): row for row in runs if row["method"] == BASELINE}
+    usual = {_prompt(row): row for row in runs if row["method"] == queries.AUTOREGRESSIVE}
     found = [
         row | {"x": other["perplexity"], "y": row["perplexity"], "flipped": bool(row["flips"] or other["flips"])}
         for row in runs
-        if row["method"] != BASELINE and (other := plain.get(_prompt(row)))
+        if row["method"] != queries.AUTOREGRESSIVE and (other := usual.get(_prompt(row)))
     ]
     if not found:
-        raise UserError(f"perplexity: no headline run of {BASELINE} and another method on the same prompt")
+        raise UserError(
+            f"perplexity: no headline run of {queries.AUTOREGRESSIVE} and another method on the same prompt"
+        )
     texts = {row["dataset"]: row["perplexity"] for row in queries.rows(tables, "perplexity")}
     datasets = {row["dataset"] for row in found}
     if missing := sorted(datasets - set(texts)):
@@ -82,7 +83,7 @@ def _prompt(row: queries.Row) -> tuple[str, str, int]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """How many outputs are plain decoding's own, how many flip, the largest ratio, and the texts' perplexities."""
+    """How many outputs are autoregressive decoding's, how many flip, the largest ratio, and the texts' perplexities."""
     found, texts = _found(tables)
     names = queries.labels((row["method"], row["settings"]) for row in found)
     same = sum(bool(row["identical"]) for row in found)
@@ -91,9 +92,10 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     farthest = max(found, key=lambda row: ratio[id(row)])
     prompts = grammar.plural(len({_prompt(row)[:2] for row in found}), "prompt")
     parts = [
-        "Perplexity under the target of each output, against that of plain decoding's output for the same prompt.",
-        f"{same:,} of {grammar.plural(len(found), 'output')} ({prompts}) {'is' if same == 1 else 'are'} plain "
-        f"decoding's token for token; {_flips(flips, sum(row['flips'] > 0 for row in found))}.",
+        "Perplexity of each output under the target, against that of autoregressive decoding's output for the same "
+        "prompt.",
+        f"{same:,} of {grammar.plural(len(found), 'output')} ({prompts}) {'equals' if same == 1 else 'equal'} "
+        f"autoregressive decoding's token for token; {_flips(flips, sum(row['flips'] > 0 for row in found))}.",
     ]
     if ratio[id(farthest)] == 1:
         parts.append("All perplexities coincide.")
@@ -111,7 +113,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         given = " to ".join(dict.fromkeys(grammar.number(end) for end in ends))
         parts.append(
             f"The text of {name} has {grammar.number(value)} ({row['tokens']:,} tokens, window {row['window']}, stride "
-            f"{row['stride']}); plain decoding's outputs have {given}."
+            f"{row['stride']}); autoregressive decoding's outputs have {given}."
         )
     return " ".join(parts)
 

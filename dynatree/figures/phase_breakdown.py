@@ -27,7 +27,7 @@ BESIDES = {
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A bar a method: milliseconds a token after the prefill, by part. Raises UserError without any pass."""
+    """A bar per method: milliseconds per token after the prefill, by part. Raises UserError without any pass."""
     spent = _spent(tables)
     names = [theme.display(method) for method in spent]
     tones = dict([*FORWARDS.values(), *BESIDES.values()])
@@ -47,7 +47,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         .mark_bar(height=18)
         .encode(
             y=y,
-            x=alt.X("x:Q", scale=x_scale, axis=alt.Axis(title="ms a token", tickCount=6)),
+            x=alt.X("x:Q", scale=x_scale, axis=alt.Axis(title="ms per token", tickCount=6)),
             x2="x2:Q",
             color=alt.Color("part:N", scale=scale, legend=None),
         )
@@ -63,7 +63,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def _spent(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
-    """Milliseconds a token after the prefill, by method and part."""
+    """Milliseconds per token after the prefill, by method and part."""
     rows = [row for row in queries.rows(tables, "phases") if row["round"] >= 0]
     if not rows:
         raise UserError("no instrumented pass went beyond its prefill; see `timeline` in params.yaml")
@@ -93,14 +93,14 @@ def _outside(parts: Mapping[str, float]) -> float:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per method: milliseconds a token, the share outside model forwards, and what it consists of."""
+    """Per method: milliseconds per token, the share outside model forwards, and what it consists of."""
     sentences = []
     for method, parts in _spent(tables).items():
         total = sum(parts.values())
         shares = {label: parts[label] / total for label, _ in BESIDES.values()}
         named = [f"{label} {share:.1%}" for label, share in shares.items() if share >= 5e-4]
         sentence = (
-            f"{theme.display(method)} takes {grammar.number(total)} ms a token, {_outside(parts):.1%} of it outside"
+            f"{theme.display(method)} takes {grammar.number(total)} ms per token, {_outside(parts):.1%} of it outside"
         )
         sentences.append(f"{sentence} model forwards{': ' if named else ''}{', '.join(named)}.")
     return " ".join(

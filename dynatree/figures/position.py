@@ -17,7 +17,7 @@ SIZE = (240, 190)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a data set: speedup by quarter of the output, and by kind of text. Raises UserError without speedups."""
+    """A row per data set: speedup by quarter of the output, and by kind of text. Raises UserError without speedups."""
     rows = _rows(tables)
     kinds = alt.X("x:N", scale=alt.Scale(type="point", domain=list(KINDS)), axis=alt.Axis(title=None, labelAngle=0))
     stacked = []
@@ -30,7 +30,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         share = f"{_share(tables, title):.0%} of the tokens are in loops"
         right = panels.lines(texts, kinds, axis, (SIZE[0] * 0.6, SIZE[1]), title=share, one=True)
         stacked.append(alt.hconcat(left, right, spacing=20))
-    return theme.finish(alt.vconcat(legends.boxes(legends.RESOLVED, 2 * SIZE[0]), *stacked, spacing=16))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *stacked, spacing=16))
 
 
 def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
@@ -38,10 +38,10 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     found = [
         row
         for row in queries.rows(tables, "parts", experiment="headline")
-        if row["speedup"] is not None and row["method"] != queries.BASELINE
+        if row["speedup"] is not None and row["method"] != queries.AUTOREGRESSIVE
     ]
     if not found:
-        raise UserError("table 'parts' has no speedups: no headline run of another method beside plain decoding")
+        raise UserError("table 'parts' has no speedups: no headline run of a method other than autoregressive decoding")
     names = queries.labels((row["method"], row["settings"]) for row in found)
     groups: dict[tuple[str, tuple[str, str], str], list[queries.Row]] = {}
     for row in found:
@@ -64,24 +64,24 @@ def _mean(rows: Sequence[queries.Row]) -> queries.Row:
         "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bootstrap.resolved(ends, prompts),
+        "significant": bootstrap.significant(ends, prompts),
     }
 
 
 def _share(tables: Mapping[str, pa.Table], dataset: str) -> float:
-    """Share of plain decoding's tokens that are in loops."""
-    rows = queries.rows(tables, "parts", experiment="headline", dataset=dataset, method=queries.BASELINE)
+    """Share of autoregressive decoding's tokens that are in loops."""
+    rows = queries.rows(tables, "parts", experiment="headline", dataset=dataset, method=queries.AUTOREGRESSIVE)
     counts = {kind: sum(row["tokens"] for row in rows if row["part"] == kind) for kind in KINDS}
     return counts["loops"] / (sum(counts.values()) or 1)
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on new text and in loops, by how much, whether resolved, and how much of the text loops."""
+    """Who is fastest on new text and in loops, by how much, whether significant, and how much of the text loops."""
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
     parts = [
         "Speed of each quarter of an output, prefill left out, and of tokens inside and outside of verbatim "
-        "repetition (spans of 17 tokens or more that stood in prompt or output before)."
+        "repetition (spans of 17 tokens or more that occurred in prompt or output before)."
     ]
     for title, here in queries.places(rows):
         clauses = []

@@ -19,7 +19,7 @@ WIDTH = 420
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """Each method's speed over llama.cpp's plain decoding, and its tokens/s."""
+    """Each method's speed over llama.cpp's autoregressive decoding, and its tokens/s."""
     rows = queries.rows(tables, "quantised", dataset="all", part="whole", baseline=BASELINE)
     shown = [
         row | {"words": f"{grammar.number(row['value'])} ({grammar.number(row['throughput'])} tokens/s)"}
@@ -40,21 +40,21 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     engine = max((over[name, BASELINE] for name in (BASELINE, OTHERS)), key=lambda row: row["value"])
     name = theme.display(engine["method"])
     parts = [
-        "Greedy decoding of the same prompts here and by another engine on 4-bit weights, whose outputs are its own "
-        f"({over[BASELINE, BASELINE]['identical']:.0%} of them are those of the weights in float32)."
+        "Greedy decoding of the same prompts here and by another engine on 4-bit weights, which may write another text "
+        f"({over[BASELINE, BASELINE]['identical']:.0%} of its outputs are those of the weights in float32)."
     ]
     if (OURS, engine["method"]) in over:
         own = over[OURS, engine["method"]]
         parts.append(
             f"{theme.display(OURS)} has {grammar.interval(own, '×')} the speed of {name} ({captions.verdict(own)}), "
-            f"the faster of llama.cpp's two, and {grammar.interval(over[OURS, BASELINE], '×')} that of its plain "
-            "decoding."
+            f"the faster of llama.cpp's two, and {grammar.interval(over[OURS, BASELINE], '×')} that of its "
+            "autoregressive decoding."
         )
-    plain = over["autoregressive", BASELINE]
+    ours = over["autoregressive", BASELINE]
     parts.append(
-        f"A plain step reads {_size(rows, True)} MB there and {_size(rows, False)} MB here, "
-        f"{grammar.number(plain['weight_bytes'] / over[BASELINE, BASELINE]['weight_bytes'])} times as much: plain "
-        f"decoding has {grammar.interval(plain, '×')} its speed."
+        f"An autoregressive step reads {_size(rows, True)} MB there and {_size(rows, False)} MB here, "
+        f"{grammar.number(ours['weight_bytes'] / over[BASELINE, BASELINE]['weight_bytes'])} times as much: "
+        f"autoregressive decoding here has {grammar.interval(ours, '×')} the speed of that there."
     )
     return " ".join([*parts, f"{captions.intervals(rows).capitalize()}."])
 

@@ -11,14 +11,14 @@ from dynatree.figures.shared import grammar, heat, queries, theme
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Acceptance"
 
-# First depth of each line, and first rank (from 1) of each column; the last ones stand for all beyond.
+# First depth of each line, and first rank (from 1) of each column; the last ones hold all beyond.
 DEPTHS, RANKS = (1, 2, 3, 4, 5, 9, 17), (1, 2, 3, 4, 5)
 FEWEST = 10  # nodes of a cell that is shown
 CELL = (52, 30)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A heat map a method. Raises UserError if no cell has enough nodes."""
+    """A heat map per method. Raises UserError if no cell has enough nodes."""
     charts = []
     for method, cells in _found(tables).items():
         ranks = _spans(RANKS, max(cell["rank"] for cell in cells))
@@ -36,7 +36,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def _spans(firsts: Sequence[int], most: int) -> dict[int, str]:
-    """What a line or column that begins with each of `firsts`, up to `most`, stands for: 4 alone, 5 to 8, or 17+."""
+    """What a line or column that begins with each of `firsts`, up to `most`, holds: 4 alone, 5 to 8, or 17+."""
     ends = [*(following - 1 for following in firsts[1:]), None]
     spans = {}
     for first, last in zip(firsts, ends, strict=True):

@@ -145,7 +145,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         f"{theme.display(best.method)} is quickest: {_lasted(best)}"
         + "".join(
             f"; {theme.display(lane.method)} takes {_lasted(lane)},"
-            f" {grammar.number(lane.end / len(lane.tokens) / (best.end / len(best.tokens)))} times as long a token"
+            f" {grammar.number(lane.end / len(lane.tokens) / (best.end / len(best.tokens)))} times as long per token"
             for lane in ranked[1:]
         )
         + ".",

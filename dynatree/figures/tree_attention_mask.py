@@ -14,7 +14,7 @@ SECTION = "Method"
 OURS = "dynatree"
 READABLE = 24  # nodes, the root apart
 DEPTH, BRANCH = 3, 2  # of the schematic tree
-CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels a level, columns that stand for the prefix
+CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels per level, columns for the prefix
 WIDEST = 330  # pixels that all levels share; a deep chain is indented less
 TONES = {"prefix": "#9ecae1", "self and ancestors": "#08306b", "blocked": "#ececec"}
 GREEDY = 0  # rank of the drafter's first choice
@@ -195,7 +195,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
 
 
 def described(tree: list[queries.Row]) -> str:
-    """What a round with these nodes verified and accepted, in sentences behind a colon."""
+    """What a round with these nodes verified and accepted, in sentences after a colon."""
     path = [row for row in tree if row["accepted"] and row["depth"]]
     turns = sum(row["rank"] != GREEDY for row in path)
     walked = depth_first(tree)

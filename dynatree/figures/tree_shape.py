@@ -31,7 +31,7 @@ class Shapes(NamedTuple):
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """Per data set a panel a knob and a heat map, two a line. Raises UserError if no knob has two values."""
+    """Per data set a panel per knob and a heat map, two per line. Raises UserError if no knob has two values."""
     found = _found(tables)
     everything = [row for shapes in found for row in shapes.swept + shapes.steady]
     axis = axes.values("speedup (×)", everything, one=True)
@@ -47,13 +47,13 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         blocks.append(alt.concat(*charts, columns=2, spacing=16).properties(title=head))
     methods = theme.ordered(row["method"] for row in everything)
     entries = [(theme.display(method), theme.colour(method), theme.colour(method)) for method in methods]
-    key = legends.boxes([*entries, *legends.RESOLVED], 2 * SIZE[0] + 70)
+    key = legends.boxes([*entries, *legends.SIGNIFICANCE], 2 * SIZE[0] + 70)
     return theme.finish(alt.vconcat(key, *blocks))
 
 
 def _panel(knob: str, line: Sequence[queries.Row], shapes: Shapes, axis: axes.Values) -> theme.Layers:
     names = [grammar.knob_value(row["knobs"][knob]) for row in line]
-    points = [_plain(row) | {"x": name, "label": row["method"]} for row, name in zip(line, names, strict=True)]
+    points = [_without_knobs(row) | {"x": name, "label": row["method"]} for row, name in zip(line, names, strict=True)]
     x = alt.X(
         "x:O",
         sort=names,
@@ -85,7 +85,7 @@ def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
     rows = [
         row | {"knobs": queries.knobs(row["settings"])}
         for row in queries.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
-        if row["method"] != queries.BASELINE and row["value"] is not None
+        if row["method"] != queries.AUTOREGRESSIVE and row["value"] is not None
     ]
     result = []
     for title, here in queries.places(rows, "prompt_tokens", "batch"):
@@ -93,13 +93,13 @@ def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
         method = max(theme.ordered(count), key=lambda name: count[name])
         swept = [row for row in here if row["method"] == method]
         if any(_line(swept, knob) for knob in KNOBS):
-            result.append(Shapes(title, swept, [_plain(row) for row in here if row["method"] != method]))
+            result.append(Shapes(title, swept, [_without_knobs(row) for row in here if row["method"] != method]))
     if not result:
         raise UserError(f"{EXPERIMENT}: no method was run with two values of {', '.join(KNOBS)}")
     return result
 
 
-def _plain(row: queries.Row) -> queries.Row:
+def _without_knobs(row: queries.Row) -> queries.Row:
     return {key: value for key, value in row.items() if key != "knobs"}
 
 
@@ -128,8 +128,8 @@ def _grid(rows: Sequence[queries.Row]) -> list[queries.Row]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per knob the best and the worst value; the best shape of all against the level lines and plain decoding."""
-    parts = ["Speedup over our autoregressive loop (dashed) on the same prompts by the shape of the tree."]
+    """Per knob the best and the worst value; the best shape against the level lines and autoregressive decoding."""
+    parts = ["Speedup over autoregressive decoding (dashed) on the same prompts by the shape of the tree."]
     found, runs = _found(tables), queries.rows(tables, "runs", experiment=EXPERIMENT)
     for shapes in found:
         method = theme.display(shapes.swept[0]["method"])
@@ -148,7 +148,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         against = others[:1] + shapes.steady
         parts.append(text + "".join(f"; {_against(row, best, runs)}" for row in against) + ".")
         if best["value"] <= 1:
-            parts.append("No setting beats plain decoding.")
+            parts.append("No setting beats autoregressive decoding.")
     swept = [row for shapes in found for row in shapes.swept]
     return " ".join([*parts, f"{captions.intervals(swept, lines='lines and bands').capitalize()}."])
 

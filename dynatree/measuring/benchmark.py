@@ -20,7 +20,7 @@ from dynatree.measuring.audit import audit
 from dynatree.measuring.audit import repeated as repetition
 from dynatree.measuring.clock import Reference, alone
 from dynatree.tables import bootstrap
-from dynatree.tables.comparison import PLAIN
+from dynatree.tables.comparison import AUTOREGRESSIVE
 
 # The plain loop once more at the end: how far a ratio strays by chance.
 AGAIN = "autoregressive_again"
@@ -98,10 +98,10 @@ def paired(
     every = {**decoders, **others}
     names = list(every)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[PLAIN])]
+    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[AUTOREGRESSIVE])]
     reference = Reference(target)
     rows = [run(target, decoder, reference, name, prompt, output_tokens, processors) for name, decoder in asked]
-    plain = next(row["output_ids"] for row in rows if row["method"] == PLAIN)
+    plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
         row["identical"] = row["output_ids"] == plain
         if row["method"] in others:
@@ -125,13 +125,13 @@ def repeated(
     times: int,
 ) -> list[Row]:
     """Records of our plain loop and of `method`, taking turns on `prompt`, `times` times over."""
-    for name in (PLAIN, method):
+    for name in (AUTOREGRESSIVE, method):
         runs.warm_up(decoders[name], [prompt.ids], output_tokens)
     reference = Reference(target)
     return [
         run(target, decoders[name], reference, name, prompt, output_tokens, processors)
         for turn in range(times)
-        for name in (PLAIN, method)[:: 1 if turn % 2 == 0 else -1]
+        for name in (AUTOREGRESSIVE, method)[:: 1 if turn % 2 == 0 else -1]
     ]
 
 

@@ -8,7 +8,7 @@ import altair as alt
 
 from dynatree.figures.shared.queries import Row
 
-# Where on an axis of an output's percents the parts of the tables stand.
+# Where on an axis of an output's percents the parts of the tables lie.
 QUARTERS = {f"quarter {number}": 25 * number - 12.5 for number in (1, 2, 3, 4)}
 MARGIN = 1.15  # of an axis of lengths, beyond its first and last
 DODGE = 3.0  # pixels between the dots of two lines
@@ -69,7 +69,7 @@ def lengths(title: str, ticks: Sequence[float]) -> alt.X:
 
 
 def beside(points: Sequence[Row], ticks: Sequence[float], width: float) -> list[Row]:
-    """Points moved on the axis of `lengths`, DODGE pixels from label to label, so that intervals stand side by side."""
+    """Points moved on the axis of `lengths`, DODGE pixels from label to label, so that intervals lie side by side."""
     pixel = math.log(ticks[-1] / ticks[0] * MARGIN**2) / width
     series = list(dict.fromkeys(row["label"] for row in points))
     moves = {label: pixel * DODGE * (place - (len(series) - 1) / 2) for place, label in enumerate(series)}

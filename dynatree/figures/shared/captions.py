@@ -1,4 +1,4 @@
-"""Clauses that several captions share: who is fastest, by how much, whether it is resolved, what intervals there are.
+"""Clauses that several captions share: who is fastest, by how much, whether significantly, which intervals there are.
 
 Written from rows of the tables alone; knows no figure and reads no file.
 """
@@ -26,12 +26,17 @@ def prompts(rows: Sequence[queries.Row]) -> str:
     return f"{text}, {given} tokens{' each' if most > 1 else ''}"
 
 
+def judged(significant: bool) -> str:
+    """The word for a comparison."""
+    return "significant" if significant else "inconclusive"
+
+
 def verdict(row: queries.Row) -> str:
-    """Whether a speedup differs from 1: `not resolved with 4 prompts`, or `with 2 batches`."""
+    """Whether a speedup differs from 1: `inconclusive with 4 prompts`, `significant with 12 batches`."""
     counted = grammar.plural(row["prompts"], "prompt")
     if row.get("batch", 1) > 1:
         counted = grammar.plural(row["measurements"], "batch", "batches")
-    return f"{'resolved' if row['resolved'] else 'not resolved'} with {counted}"
+    return f"{judged(row['significant'])} with {counted}"
 
 
 def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) -> queries.Row:
@@ -52,7 +57,7 @@ def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) ->
     return {
         "ratio": bootstrap.mean(ratios, geometric=True),
         "ends": ends,
-        "differs": bootstrap.resolved(ends, len({prompt for prompt, _ in keys})),
+        "differs": bootstrap.significant(ends, len({prompt for prompt, _ in keys})),
         "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
     }
 
@@ -76,19 +81,19 @@ def percent(ratio: float) -> str:
 
 
 def change(compared: queries.Row) -> str:
-    """What `paired` found: `+12 % [+5.0 %, +18 %], resolved`."""
+    """What `paired` found: `+12 % [+5.0 %, +18 %], significant`."""
     ends = f" [{', '.join(percent(end) for end in compared['ends'])}]" if compared["ends"] else ""
-    return f"{percent(compared['ratio'])}{ends}, {'resolved' if compared['differs'] else 'not resolved'}"
+    return f"{percent(compared['ratio'])}{ends}, {judged(compared['differs'])}"
 
 
 def fastest(rows: Sequence[queries.Row], names: Names) -> str:
-    """Of speedups over plain decoding: `fastest is` who, by how much, whether resolved, and who is next."""
+    """Of speedups over autoregressive decoding: `fastest is` who, by how much, whether significant, and who is next."""
     ranked = sorted(rows, key=lambda row: (-row["value"], row["method"], row["settings"]))
     best, *others = ranked
     text = f"is {names[best['method'], best['settings']]} with {grammar.interval(best, '×')}, {verdict(best)}"
     if others:
         text += f" (next {names[others[0]['method'], others[0]['settings']]}, {grammar.number(others[0]['value'])}×)"
-    return f"fastest {text}" if best["value"] > 1 else f"no method beats plain decoding; closest {text}"
+    return f"fastest {text}" if best["value"] > 1 else f"no method beats autoregressive decoding; closest {text}"
 
 
 def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str) -> str:
@@ -97,7 +102,7 @@ def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str) -> str:
     lengths = sorted({row["x"] for row in rows})
     for length in lengths:
         best = max((row for row in rows if row["x"] == length), key=lambda row: row["value"])
-        name = names[best["method"], best["settings"]] if best["value"] > 1 else "plain decoding"
+        name = names[best["method"], best["settings"]] if best["value"] > 1 else "autoregressive decoding"
         leaders.setdefault(name, []).append(f"{length:,}")
     parts = [f"{name} at {grammar.joined(at)}" for name, at in leaders.items()]
     text = f"Fastest: {'; '.join(parts)} {unit}." if len(lengths) > 1 else ""

@@ -7,9 +7,9 @@ import altair as alt
 from dynatree.figures.shared import queries, theme
 from dynatree.tables import bootstrap
 
-RESOLVED = [
-    (f"resolved: 95 % interval excludes 1, {bootstrap.MINIMUM_PROMPTS} prompts or more", theme.QUIET, theme.QUIET),
-    ("not resolved", "white", theme.QUIET),
+SIGNIFICANCE = [
+    (f"significant: 95 % interval excludes 1, at least {bootstrap.MINIMUM_PROMPTS} prompts", theme.QUIET, theme.QUIET),
+    ("inconclusive", "white", theme.QUIET),
 ]
 
 

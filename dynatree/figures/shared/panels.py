@@ -19,10 +19,10 @@ def lines(
     labelled: bool = True,
     steady: Sequence[queries.Row] = (),
 ) -> theme.Layers:
-    """A line per `label` of `points` (label, method, x, value, low, high, resolved), named at its end if `labelled`.
+    """A line per `label` of `points` (label, method, x, value, low, high, significant), named at its end if `labelled`.
 
     `x` encodes the field `x`; `size` is width and height in pixels. `steady`: rows drawn as level lines with their
-    intervals. `one`: a dashed line at 1. Hollow dots: `resolved` is False.
+    intervals. `one`: a dashed line at 1. Hollow dots: `significant` is False.
     """
     layers: list[Any] = []
     if one:
@@ -40,7 +40,7 @@ def lines(
         row
         | {
             "tone": theme.colour(row["method"]),
-            "fill": "white" if row["resolved"] is False else theme.colour(row["method"]),
+            "fill": "white" if row["significant"] is False else theme.colour(row["method"]),
         }
         for row in points
     ]

@@ -10,10 +10,10 @@ from dynatree.errors import UserError
 from dynatree.figures.shared import grammar, theme
 
 Row = dict[str, Any]
-BASELINE = "autoregressive"
-# Plain decoding under other names: what others are measured by.
+AUTOREGRESSIVE = "autoregressive"
 AGAIN = "autoregressive_again"
-PLAIN = (BASELINE, AGAIN, "transformers")
+# Methods that draft nothing: what the others are measured by.
+UNDRAFTED = (AUTOREGRESSIVE, AGAIN, "transformers")
 # Which round of which run a node's tree was verified in.
 _TREE = ("method", "settings", "dataset", "prompt_id", "repeat", "round")
 
@@ -51,7 +51,7 @@ def places(found: Sequence[Row], *columns: str) -> list[tuple[str, list[Row]]]:
 def along(tables: Mapping[str, pa.Table], experiment: str, metrics: Iterable[str], column: str) -> dict[str, list[Row]]:
     """Of an experiment the rows of `summary` of each metric, with `x` (of `column`) and `label`, in drawing order.
 
-    Plain decoding's speedup is 1 and no line. Raises UserError without such rows.
+    Autoregressive decoding's speedup is always 1 and is left out. Raises UserError without such rows.
     """
     every = {metric: rows(tables, "summary", experiment=experiment, metric=metric) for metric in metrics}
     names = labels((row["method"], row["settings"]) for found in every.values() for row in found)
@@ -60,7 +60,7 @@ def along(tables: Mapping[str, pa.Table], experiment: str, metrics: Iterable[str
         metric: [
             row | {"x": row[column], "label": names[row["method"], row["settings"]]}
             for row in sorted(found, key=lambda row: (order.index((row["method"], row["settings"])), row[column]))
-            if row["value"] is not None and (metric, row["method"]) != ("speedup", BASELINE)
+            if row["value"] is not None and (metric, row["method"]) != ("speedup", AUTOREGRESSIVE)
         ]
         for metric, found in every.items()
     }

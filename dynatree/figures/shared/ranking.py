@@ -1,4 +1,4 @@
-"""A panel of the paired benchmark's table: a line a method, its mean with its interval, and its worst prompt.
+"""A panel of the paired benchmark's table: a line per method, its mean with its interval, and its worst prompt.
 
 Knows no figure and reads no file; looks and names are those of theme.py.
 """
@@ -10,12 +10,12 @@ import altair as alt
 from dynatree.figures.shared import legends, queries, theme
 
 STEP = 22
-KEY = [*legends.RESOLVED, ("tick: worst prompt", "white", "white")]
+KEY = [*legends.SIGNIFICANCE, ("tick: worst prompt", "white", "white")]
 _TICKS = [0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
 
 
 def scale(rows: Sequence[queries.Row], room: float = 1.35) -> alt.Scale:
-    """A logarithmic axis for `rows` of the table, and `room` for words behind the last."""
+    """A logarithmic axis for `rows` of the table, and `room` for words right of the last."""
     ends = [value for row in rows for value in (row["worst"], row["high"] or row["value"])]
     return alt.Scale(type="log", domain=[min(0.8, min(ends) * 0.9), max(1.3, max(ends) * room)], nice=False)
 
@@ -30,13 +30,13 @@ def panel(
 ) -> theme.Layers:
     """`rows`, one a method, with their `words`, in the order of `methods`; `axis`: its title and its scale.
 
-    A dot is filled where its row is resolved, or is its own baseline; methods are named at the left if `labelled`.
+    A dot is filled where its row is significant or the baseline's own; methods are named at the left if `labelled`.
     """
     names = [theme.display(method) for method in methods]
     here = [
         row
         | {"name": theme.display(row["method"]), "end": row["high"] or row["value"]}
-        | {"fill": theme.colour(row["method"]) if row["resolved"] or row["method"] == row["baseline"] else "white"}
+        | {"fill": theme.colour(row["method"]) if row["significant"] or row["method"] == row["baseline"] else "white"}
         for row in rows
     ]
     y = alt.Y(
