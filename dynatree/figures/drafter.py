@@ -12,7 +12,6 @@ SECTION = "Costs"
 
 WIDTH, STEP = 300, 23
 SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
 # Simulated methods by the project's method whose colour they share.
 ALIKE = {"chain": "linear", "tree": "optimal"}
 LOOKUPS = ("prompt_lookup", "lookup")
@@ -74,7 +73,7 @@ def _speeds(rows: list[queries.Row]) -> theme.Layers:
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
     x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over autoregressive decoding (×)", values=ticks))
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
-    shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
+    shapes = theme.shape_scale(datasets)
     one = alt.Chart(queries.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
     dots = alt.Chart(queries.data(rows)).mark_point(filled=True, size=75, opacity=1)
     dots = dots.encode(
