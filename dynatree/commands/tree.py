@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     knobs = request.settings(known.methods[arguments.method], arguments.set)
 
     try:
-        from dynatree.figures.shared import render, theme
+        from dynatree.figures.shared import grammar, render, theme
     except ImportError as error:
         raise UserError(
             f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
@@ -83,8 +83,8 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     rounds = trace.rounds
     if arguments.round >= len(rounds):
         raise UserError(
-            f"--round: no {arguments.round}; this output of {theme.plural(len(trace.output), 'token')} has "
-            f"{theme.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise "
+            f"--round: no {arguments.round}; this output of {grammar.plural(len(trace.output), 'token')} has "
+            f"{grammar.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise "
             f"--max-new-tokens, now {arguments.max_new_tokens}"
         )
     chosen = rounds[arguments.round]
@@ -122,14 +122,14 @@ def _shown(chosen: Any, title: str, tone: str, decode: Callable[[list[int]], str
 
 def quoted(text: str) -> str:
     """A token's text, visible, in quotes."""
-    from dynatree.figures.shared import theme
+    from dynatree.figures.shared import grammar
 
-    return f"“{theme.visible(text)}”"
+    return f"“{grammar.visible(text)}”"
 
 
 def tree_text(walked: list[dict[str, Any]], before: int) -> str:
     """The tree with one node a line, depth first: number, mark, position behind `before` tokens, step, path, token."""
-    from dynatree.figures.shared import theme
+    from dynatree.figures.shared import grammar
 
     last = {row["parent"]: row["place"] for row in walked}  # of each parent, the child that is drawn last
     wide = 2 if max(row["depth"] for row in walked) <= 16 else 1  # letters a level; a long chain is indented less
@@ -144,7 +144,7 @@ def tree_text(walked: list[dict[str, Any]], before: int) -> str:
         ended = [last[node["parent"]] == node["place"] for node in line]
         marks = [("  " if end else "│ ")[:wide] for end in ended[:-1]] + [("└ " if end else "├ ") for end in ended[-1:]]
         mark = "*" if row["accepted"] else " "
-        words = theme.visible(row["text"])
+        words = grammar.visible(row["text"])
         lines.append(f"{row['place']:4} {mark} {before + row['depth']:8}  {step:4}  {path:4}  {''.join(marks)}{words}")
     return "\n".join(lines)
 

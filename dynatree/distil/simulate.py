@@ -187,15 +187,15 @@ def simulate(drafter: DraftModel, pairs: Sequence[Pair], calibration: Calibratio
     rates = calibration.steps.rates[:BRANCH]
     trees = {tree.children for found in best_trees(rates, DEPTH, BUDGET)[1:] for tree in found}
     rows = [
-        row("plain", "", walked(chain(0))),
+        row("autoregressive", "", walked(chain(0))),
         *(row("chain", f"K{tokens}", walked(chain(tokens))) for tokens in CHAINS),
         fastest(row("tree", name(tree), walked(tree)) for tree in sorted(trees, key=lambda t: (len(t), t))),
         fastest(row("prompt_lookup", f"K{k}_n{n}", looked_up(k, n)) for k, n in PROMPT_LOOKUP),
         fastest(row("lookup", f"K{tokens}", looked_up(tokens)) for tokens in LOOKED_UP),
         fastest(row("oracle", f"K{tokens}", drafted_right(tokens)) for tokens in ORACLE),
     ]
-    plain = rows[0]["tokens_per_second"]
-    return [{**one, "speedup": round(one["tokens_per_second"] / plain, 4)} for one in rows]
+    undrafted = rows[0]["tokens_per_second"]
+    return [{**one, "speedup": round(one["tokens_per_second"] / undrafted, 4)} for one in rows]
 
 
 def name(children: Children) -> str:

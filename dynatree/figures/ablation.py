@@ -12,7 +12,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Settings"
@@ -20,10 +20,10 @@ SECTION = "Settings"
 EXPERIMENT = "ablation"
 BLOCKS = {"dynatree_threshold": "Threshold policy, drafter model", "dynatree": "Cost-aware default"}
 REMOVED = "without_"  # begins the name of a method that is the default less a part
-RIVAL = "optimal"
+STATIC = "optimal"  # the baseline of both blocks
 OFF = ("None", "False")
 KNOBS = {"tau": "pruning", "N": "node budget"}
-NOTES = {"without_draft_vocabulary": "goes by costs and probabilities that were measured with it"}
+NOTES = {"without_draft_vocabulary": "uses costs and probabilities that were measured with it"}
 WIDTH, STEP = 210, 24
 VALUES, CHANGES = WIDTH + 8, WIDTH + 46  # pixels from the left: the numbers beside the panel
 
@@ -32,12 +32,12 @@ class Block(NamedTuple):
     """A full method, its variants and what it is compared with, on one data set; rows of `summary` and more."""
 
     title: str
-    full: theme.Row
-    rows: list[theme.Row]
+    full: queries.Row
+    rows: list[queries.Row]
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel a block and data set, a row a variant. Raises UserError where no full method was run."""
+    """A panel per block and data set, a row per variant. Raises UserError where no full method was run."""
     blocks = _blocks(tables)
     every = [row for block in blocks for row in block.rows]
     ends = [value for row in every for value in (row["value"], row["low"], row["high"]) if value is not None]
@@ -45,7 +45,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     margin = (high - low) * 0.06 or 0.1
     scale = alt.Scale(domain=[low - margin, high + margin], nice=False, zero=False)
     charts = [_panel(block, scale, block is blocks[-1]) for block in blocks]
-    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, WIDTH + 80), *charts))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, WIDTH + 80), *charts))
 
 
 def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
@@ -57,8 +57,8 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
             "change": "" if row is block.full else "same rounds" if row["alike"] else captions.percent(row["ratio"])
         }
         changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
-        fill = {"tone": own, "fill": own if row["resolved"] else "white"}
-        shown.append(row | changed | fill | {"words": f"{theme.number(row['value'])}×"})
+        fill = {"tone": own, "fill": own if row["significant"] else "white"}
+        shown.append(row | changed | fill | {"words": f"{grammar.number(row['value'])}×"})
     names = [row["label"] for row in shown]
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup (×)" if last else None, tickCount=5))
     y = alt.Y(
@@ -68,14 +68,14 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
         scale=alt.Scale(domain=names),
         axis=alt.Axis(ticks=False, domain=False, grid=True, labelPadding=6),
     )
-    one = alt.Chart(theme.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3])
-    full = alt.Chart(theme.data([{"value": block.full["value"]}])).mark_rule(color=tone, strokeWidth=2, opacity=0.35)
+    one = alt.Chart(queries.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3])
+    full = alt.Chart(queries.data([{"value": block.full["value"]}])).mark_rule(color=tone, strokeWidth=2, opacity=0.35)
     layers: list[alt.Chart] = [one.encode(x=x), full.encode(x=x)]
     ranged = [row | {"value": row["low"]} for row in shown if row["low"] is not None]
     if ranged:
-        rule = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        rule = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(rule.encode(x=x, x2="high:Q", y=y, color=alt.Color("tone:N", scale=None)))
-    base = alt.Chart(theme.data(shown)).encode(y=y)
+    base = alt.Chart(queries.data(shown)).encode(y=y)
     dots = base.mark_point(size=70, strokeWidth=2, opacity=1)
     stroke, filled = alt.Stroke("tone:N", scale=None), alt.Fill("fill:N", scale=None)
     layers.append(dots.encode(x=x, stroke=stroke, fill=filled))
@@ -87,11 +87,11 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
 
 
 def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
-    found = theme.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
-    runs = theme.rows(tables, "runs", experiment=EXPERIMENT)
-    rows = [row for row in found if row["method"] != panels.BASELINE and row["value"] is not None]
+    found = queries.rows(tables, "summary", experiment=EXPERIMENT, metric="speedup")
+    runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
+    rows = [row for row in found if row["method"] != queries.AUTOREGRESSIVE and row["value"] is not None]
     blocks = []
-    for place, here in panels.places(rows, "prompt_tokens", "batch"):
+    for place, here in queries.places(rows, "prompt_tokens", "batch"):
         for method, title in BLOCKS.items():
             variants = [row for row in here if row["method"] == method]
             if not variants:
@@ -105,68 +105,70 @@ def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
     return blocks
 
 
-def _methods(rows: Sequence[theme.Row]) -> list[str]:
+def _methods(rows: Sequence[queries.Row]) -> list[str]:
     return theme.ordered(row["method"] for row in rows)
 
 
-def _others(method: str, rows: Sequence[theme.Row]) -> list[theme.Row]:
-    """The other methods of a block, the rival last: by name the default's variants, all else the threshold policy's."""
+def _others(method: str, rows: Sequence[queries.Row]) -> list[queries.Row]:
+    """The other methods of a block, the static tree last: by name the default's variants, the rest the threshold's."""
     default = method == list(BLOCKS)[-1]
     own = [
         row
         for row in rows
-        if row["method"] not in BLOCKS and row["method"] != RIVAL and row["method"].startswith(REMOVED) == default
+        if row["method"] not in BLOCKS and row["method"] != STATIC and row["method"].startswith(REMOVED) == default
     ]
-    return own + [row for row in rows if row["method"] == RIVAL]
+    return own + [row for row in rows if row["method"] == STATIC]
 
 
-def _full(variants: Sequence[theme.Row]) -> theme.Row:
+def _full(variants: Sequence[queries.Row]) -> queries.Row:
     """The settings with the fewest parts switched off, then those that share most with the others."""
-    often = Counter(item for row in variants for item in theme.knobs(row["settings"]).items())
+    often = Counter(item for row in variants for item in queries.knobs(row["settings"]).items())
 
-    def rank(row: theme.Row) -> tuple[int, int]:
-        knobs = theme.knobs(row["settings"])
+    def rank(row: queries.Row) -> tuple[int, int]:
+        knobs = queries.knobs(row["settings"])
         return sum(value in OFF for value in knobs.values()), -sum(often[item] for item in knobs.items())
 
     return min(variants, key=rank)
 
 
-def _label(row: theme.Row, full: theme.Row) -> str:
+def _label(row: queries.Row, full: queries.Row) -> str:
     """`DynaTree, threshold`; of other settings what differs: `Without pruning (tau none)`, `D 5`."""
     if row is full or row["method"] != full["method"]:
         return theme.display(row["method"])
-    usual = theme.knobs(full["settings"])
-    changed = {name: value for name, value in theme.knobs(row["settings"]).items() if usual.get(name) != value}
-    text = theme.joined([_changed(name, value) for name, value in changed.items()])
+    usual = queries.knobs(full["settings"])
+    changed = {name: value for name, value in queries.knobs(row["settings"]).items() if usual.get(name) != value}
+    text = grammar.joined([_changed(name, value) for name, value in changed.items()])
     return text[:1].upper() + text[1:] or row["settings"]
 
 
 def _changed(name: str, value: str) -> str:
-    text = theme.knob_text({name: value})
+    text = grammar.knob_text({name: value})
     return f"without {KNOBS.get(name, name)} ({text})" if value in OFF else text
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per block: the full method's speedup, what each variant changes and whether that is resolved, the static tree."""
-    parts = ["Speedup over our autoregressive loop (dashed) of the full method and of variants, on the same prompts."]
+    """Per block: the full method's speedup, what each variant changes and whether that is significant."""
+    parts = [
+        "Speedup over autoregressive decoding (dashed) of the full method and of its variants, on the same prompts."
+    ]
     blocks = _blocks(tables)
     for block in blocks:
         full = block.full
-        text = f"{block.title}: {full['label']} reaches {theme.interval(full, '×')} ({captions.verdict(full)})"
+        text = f"{block.title}: {full['label']} reaches {grammar.interval(full, '×')} ({captions.verdict(full)})"
         parts.append(f"{text}.")
         changes = [row for row in block.rows if row is not full]
         if changes:
             # What does the same as the full method is no variant: its difference is what chance does to a ratio.
             best = max((row for row in block.rows if row is full or not row["alike"]), key=lambda row: row["value"])
             parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}.")
-            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'plain decoding'}.")
+            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'autoregressive decoding'}.")
     intervals = captions.intervals([row for block in blocks for row in block.rows]).capitalize()
-    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where resolved.")
+    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where significant.")
     return " ".join(parts)
 
 
-def _difference(row: theme.Row) -> str:
+def _difference(row: queries.Row) -> str:
     if row["alike"]:
-        return f"{row['label']} goes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
+        return f"{row['label']} takes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
     note = f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""
     return f"{row['label']}{note} {captions.change(row)}"

@@ -8,7 +8,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs",)
@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 METRICS = {
     "tokens_per_iteration": Metric("Tokens per round", "tokens", "emits the most tokens per round", 1),
     "acceptance_rate": Metric("Acceptance rate", "% of tree depth", "has the highest acceptance rate", 1, 100.0),
-    "mean_path_length": Metric("Accepted path", "drafted tokens", "has the longest mean accepted path", 1),
+    "mean_path_length": Metric("Accepted path", "drafted tokens per round", "has the longest mean accepted path", 1),
     "nodes_per_round": Metric("Nodes verified", "nodes per round", "verifies the fewest nodes per round", -1),
     "target_forwards": Metric("Target forwards", "per request", "needs the fewest target forwards", -1),
 }
@@ -50,12 +50,12 @@ class Mean(NamedTuple):
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """One panel a metric, one line a method, one shape a place. Raises UserError if no headline run drafted."""
     means = _means(_runs(tables))
-    names = theme.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
+    names = queries.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
     places = sorted({place for values in means.values() for _, _, place in values})
     scale = theme.shape_scale(places)
-    panels = [_panel(metric, means[metric], names, scale) for metric in METRICS if means[metric]]
+    charts = [_panel(metric, means[metric], names, scale) for metric in METRICS if means[metric]]
     entries = [(name, shape, theme.INK) for name, shape in zip(places, scale.range, strict=True)]
-    return theme.finish(alt.vconcat(theme.shape_key(entries), alt.concat(*panels, columns=3, spacing=22)))
+    return theme.finish(alt.vconcat(legends.shapes(entries), alt.concat(*charts, columns=3, spacing=22)))
 
 
 def _panel(metric: str, means: dict[Key, Mean], names: dict[tuple[str, str], str], shapes: alt.Scale) -> theme.Layers:
@@ -73,14 +73,14 @@ def _panel(metric: str, means: dict[Key, Mean], names: dict[tuple[str, str], str
             "low": mean.ends and mean.ends[0] * factor,
             "high": mean.ends and mean.ends[1] * factor,
             "end": (mean.ends[1] if mean.ends else mean.value) * factor,
-            "words": theme.number(mean.value * factor),
+            "words": grammar.number(mean.value * factor),
         }
         for (method, settings, place), mean in means.items()
     ]
     most_right = max(mean.ends[1] if mean.ends else mean.value for mean in means.values()) * factor
     scale = alt.Scale(domain=[0, (most_right or 1.0) * 1.28], nice=False)
     first = list(METRICS).index(metric) % 3 == 0
-    base = alt.Chart(theme.data(shown), title=title, width=165, height=alt.Step(STEP * most + 4)).encode(
+    base = alt.Chart(queries.data(shown), title=title, width=165, height=alt.Step(STEP * most + 4)).encode(
         y=alt.Y(
             "label:N",
             title=None,
@@ -105,9 +105,9 @@ def _panel(metric: str, means: dict[Key, Mean], names: dict[tuple[str, str], str
     return alt.layer(stems, interval, dots, words.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
 
 
-def _runs(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _runs(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Runs of the methods that draft, with `place`. Raises UserError if no headline run drafted anything."""
-    every = theme.rows(tables, "runs")
+    every = queries.rows(tables, "runs")
     runs = [run for experiment in EXPERIMENTS for run in every if run["experiment"] == experiment]
     drafting = {(run["method"], run["settings"]) for run in runs if run["drafted"]}
     if not any(run["drafted"] for run in runs if run["experiment"] == EXPERIMENTS[0]):
@@ -122,13 +122,13 @@ def _runs(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
         prompts, tokens = sizes[run["experiment"], place]
         # Counts of other prompts or of longer outputs are not compared with one another.
         if (prompts, tokens) != sizes.get((EXPERIMENTS[0], place)):
-            place += f", {theme.plural(len(prompts), 'prompt')} of {tokens} tokens"
+            place += f", {grammar.plural(len(prompts), 'prompt')} of {tokens} tokens"
         if (run["method"], run["settings"]) in drafting:
             result.append(run | {"place": place})
     return result
 
 
-def _means(runs: list[theme.Row]) -> dict[str, dict[Key, Mean]]:
+def _means(runs: list[queries.Row]) -> dict[str, dict[Key, Mean]]:
     """Mean over prompts (first over a prompt's repeats) per metric and (method, settings, place)."""
     document = {run["prompt_id"]: run["document_id"] for run in runs}
     values: dict[str, dict[Key, dict[str, list[float]]]] = {metric: {} for metric in METRICS}
@@ -154,7 +154,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """Per data set, who leads on each metric and how far the next one is."""
     runs = _runs(tables)
     means = _means(runs)
-    names = theme.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
+    names = queries.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
     parts = ["What the speculative methods draft and what the target accepts."]
     for dataset in sorted({dataset for values in means.values() for _, _, dataset in values}):
         clauses = []
@@ -164,13 +164,13 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
                 continue
             ranked = sorted(here, key=lambda key: (-better * here[key], names[key]))
             best = ranked[0]
-            clause = f"{names[best]} {phrase} ({theme.number(here[best])} {unit}"
+            clause = f"{names[best]} {phrase} ({grammar.number(here[best])} {unit}"
             if len(ranked) > 1:
-                clause += f"; next {names[ranked[1]]}, {theme.number(here[ranked[1]])}"
+                clause += f"; next {names[ranked[1]]}, {grammar.number(here[ranked[1]])}"
             clauses.append(clause + ")")
-        parts.append(f"On {dataset}, {theme.joined(clauses)}.")
+        parts.append(f"On {dataset}, {grammar.joined(clauses)}.")
     counts = Counter(dataset for dataset, _ in {(run["dataset"], run["prompt_id"]) for run in runs})
-    over = theme.joined([f"{theme.plural(counts[name], 'prompt')} of {name}" for name in sorted(counts)])
+    over = grammar.joined([f"{grammar.plural(counts[name], 'prompt')} of {name}" for name in sorted(counts)])
     found = [{"low": mean.ends and mean.ends[0]} for values in means.values() for mean in values.values()]
     means_over = f"Means over {over}; {captions.intervals(found)}; tokens per round include the target's own."
     return " ".join([*parts, means_over])

@@ -7,7 +7,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import panels, theme
+from dynatree.figures.shared import queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Costs"
@@ -16,28 +16,30 @@ SIZE, BINS, FEWEST = 230, 10, 10
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel a method: observed hit rate by stated probability of a step. Raises UserError without verified nodes."""
+    """A panel per method: observed hit rate by stated probability of a step. Raises UserError without nodes."""
     found = _bins(tables)
     most = max(row["count"] for rows in found.values() for row in rows)
     scale = alt.Scale(domain=[0, 1], nice=False)
-    panels = []
+    charts = []
     for method, rows in found.items():
         title = alt.TitleParams(theme.display(method), subtitle=f"error {_error(rows):.1%}, {_count(rows)} nodes")
         x = alt.X("stated:Q", scale=scale, axis=alt.Axis(title="stated probability", format="%", tickCount=5))
         y = alt.Y("observed:Q", scale=scale, axis=alt.Axis(title="observed hits", format="%", tickCount=5))
-        ends = alt.Chart(theme.data([{"stated": 0.0, "observed": 0.0}, {"stated": 1.0, "observed": 1.0}]), title=title)
+        ends = alt.Chart(
+            queries.data([{"stated": 0.0, "observed": 0.0}, {"stated": 1.0, "observed": 1.0}]), title=title
+        )
         ends = ends.mark_line(color=theme.QUIET, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y)
-        base = alt.Chart(theme.data(rows), width=SIZE, height=SIZE).encode(x=x, y=y)
+        base = alt.Chart(queries.data(rows), width=SIZE, height=SIZE).encode(x=x, y=y)
         size = alt.Size("count:Q", scale=alt.Scale(type="sqrt", domain=[0, most], range=[12, 400]), legend=None)
         dots = base.mark_circle(color=theme.colour(method), opacity=0.8).encode(size=size)
-        panels.append(ends + dots)
-    return theme.finish(alt.concat(*panels, columns=3, spacing=22))
+        charts.append(ends + dots)
+    return theme.finish(alt.concat(*charts, columns=3, spacing=22))
 
 
-def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
     """Per method with enough nodes: mean stated probability, hit rate and number of the nodes of each bin."""
-    found: dict[str, list[theme.Row]] = {}
-    for method, nodes in panels.tested(tables).items():
+    found: dict[str, list[queries.Row]] = {}
+    for method, nodes in queries.tested(tables).items():
         groups: dict[int, list[tuple[float, bool]]] = {}
         for row, parent in nodes:
             stated = min(1.0, math.exp(row["path_log_probability"] - parent["path_log_probability"]))
@@ -56,24 +58,29 @@ def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
     return found
 
 
-def _count(rows: list[theme.Row]) -> str:
+def _count(rows: list[queries.Row]) -> str:
     return f"{sum(row['count'] for row in rows):,}"
 
 
-def _error(rows: list[theme.Row]) -> float:
+def _error(rows: list[queries.Row]) -> float:
     """Expected calibration error (Guo et al., ICML 2017, 1706.04599)."""
     total = sum(row["count"] for row in rows)
     return sum(row["count"] * abs(row["stated"] - row["observed"]) for row in rows) / total
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """The expected calibration error of each method, and whether it promises too much."""
+    """The expected calibration error of each method, and whether it is overconfident."""
     parts = []
     for method, rows in _bins(tables).items():
         total = sum(row["count"] for row in rows)
         bias = sum(row["count"] * (row["stated"] - row["observed"]) for row in rows) / total
-        way = "promises too much" if bias > 0.02 else "promises too little" if bias < -0.02 else "is fair on average"
+        way = "is overconfident" if bias > 0.02 else "is underconfident" if bias < -0.02 else "is calibrated on average"
         parts.append(
             f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}, {_count(rows)} nodes)."
         )
-    return " ".join(["Nodes whose parent was accepted, by the stated probability of their step.", *parts])
+    return " ".join(
+        [
+            "How often a node whose parent was accepted is the target's token, by the probability the tree stated.",
+            *parts,
+        ]
+    )

@@ -7,7 +7,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("costs", "rounds")
 SECTION = "Costs"
@@ -20,7 +20,7 @@ DASHES = ([1, 0], [6, 3], [2, 2], [8, 2, 2, 2])
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Milliseconds by new tokens, a line per context; below, shares of rounds. Raises UserError without costs."""
-    costs, chosen = theme.rows(tables, "costs", batch=1), _chosen(tables)
+    costs, chosen = queries.rows(tables, "costs", batch=1), _chosen(tables)
     contexts = sorted({row["context"] for row in costs})
     least, most = (choose(row["ms"] for row in costs) for choose in (min, max))
     widest = max([row["tokens"] for row in costs] + [row["tokens"] for row in chosen])
@@ -31,7 +31,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     )
     colours = alt.Scale(domain=list(PARTS), range=[colour for _, colour in PARTS.values()])
     dashes = alt.Scale(domain=contexts, range=[DASHES[i % len(DASHES)] for i in range(len(contexts))])
-    base = alt.Chart(theme.data(costs), width=WIDTH, height=HEIGHT).encode(
+    base = alt.Chart(queries.data(costs), width=WIDTH, height=HEIGHT).encode(
         x=x,
         y=alt.Y(
             "ms:Q",
@@ -45,12 +45,12 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         detail=["part:N", "context:N"],
     )
     parts = [part for part in PARTS if any(row["part"] == part for row in costs)]
-    legend = theme.key([(PARTS[part][0], PARTS[part][1], PARTS[part][1]) for part in parts], WIDTH)
+    legend = legends.boxes([(PARTS[part][0], PARTS[part][1], PARTS[part][1]) for part in parts], WIDTH)
     charts: list[alt.LayerChart | alt.Chart] = [legend, lines + base.mark_point(filled=True, size=28, opacity=1)]
     if chosen:
         methods = theme.ordered(row["method"] for row in chosen)
         names = [theme.display(method) for method in methods]
-        strips = alt.Chart(theme.data(chosen), width=WIDTH, height=alt.Step(STEP)).encode(
+        strips = alt.Chart(queries.data(chosen), width=WIDTH, height=alt.Step(STEP)).encode(
             x=x,
             y=alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, grid=True)),
             size=alt.Size(
@@ -64,7 +64,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(alt.vconcat(*charts).resolve_scale(color="independent", size="independent"))
 
 
-def _chosen(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _chosen(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Share of the headline's rounds by tokens fed, the root included, of each method that verifies several."""
     headline = [row for row in tables["rounds"].to_pylist() if row["experiment"] == "headline"]
     result = []
@@ -79,22 +79,23 @@ def _chosen(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """What more tokens cost against one, what a draft level costs, and how many tokens DynaTree chose."""
-    costs = theme.rows(tables, "costs", batch=1)
+    costs = queries.rows(tables, "costs", batch=1)
     verify = [row for row in costs if row["part"] == "verify"]
     if not verify:
         raise UserError(f"no verification costs; parts: {', '.join(sorted({row['part'] for row in costs}))}")
     context = min(row["context"] for row in verify)
     curve = {row["tokens"]: row["ms"] for row in verify if row["context"] == context}
     steps = [n for n in (2, 8, 32, 128) if n in curve]
-    text = f"Behind {theme.plural(context, 'token')} a target forward over one token takes {curve[1]:.1f} ms; "
-    text += theme.joined([f"{curve[n] / curve[1]:.2f} times that over {n}" for n in steps]) + "."
+    text = f"After a context of {grammar.plural(context, 'token')} a target forward over one token takes "
+    text += f"{curve[1]:.1f} ms; "
+    text += grammar.joined([f"{curve[n] / curve[1]:.2f} times that over {n}" for n in steps]) + "."
     level = [row["ms"] for row in costs if row["part"] == "draft" and row["context"] == context and row["tokens"] == 1]
     if level:
-        text += f" A draft of one token costs {level[0] / curve[1]:.1%} of it."
+        text += f" A draft of one token costs {level[0] / curve[1]:.1%} of that."
     for method in theme.ordered(row["method"] for row in _chosen(tables)):
         own = [row for row in _chosen(tables) if row["method"] == method]
         mean = sum(row["tokens"] * row["share"] for row in own)
-        plain = sum(row["share"] for row in own if row["tokens"] == 1)
-        text += f" {theme.display(method)} verified {mean:.1f} tokens a round on average"
-        text += f", {plain:.0%} of its rounds plain steps." if plain >= 0.005 else "."
+        undrafted = sum(row["share"] for row in own if row["tokens"] == 1)
+        text += f" {theme.display(method)} verified {mean:.1f} tokens per round on average"
+        text += f", {undrafted:.0%} of its rounds were autoregressive steps." if undrafted >= 0.005 else "."
     return text

@@ -5,23 +5,24 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import panels, theme
+from dynatree.figures.shared import grammar, placement, queries, theme
 
 TABLES: tuple[str, ...] = ("drafter",)
 SECTION = "Costs"
 
 WIDTH, STEP = 300, 23
 SHADES = ("#08306b", "#2171b5", "#6baed6", "#b9d4ea", "#deebf7")  # ColorBrewer's blues, first choice darkest
-SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
-# Methods of the project that the simulated ones stand for; they share their colours.
-ALIKE = {"plain": "autoregressive", "chain": "linear", "tree": "optimal"}
+# Simulated methods by the project's method whose colour they share.
+ALIKE = {"chain": "linear", "tree": "optimal"}
 LOOKUPS = ("prompt_lookup", "lookup")
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """Left a row a text, a dot a rank; right a row a method, a dot a data set. Raises UserError without rows."""
-    simulated = [row for row in theme.rows(tables, "drafter", kind="simulated") if row["method"] != "plain"]
-    agreement = theme.rows(tables, "drafter", kind="agreement")
+    """Left a row per text, a dot per rank; right a row per method, a dot per data set. UserError without rows."""
+    simulated = [
+        row for row in queries.rows(tables, "drafter", kind="simulated") if row["method"] != queries.AUTOREGRESSIVE
+    ]
+    agreement = queries.rows(tables, "drafter", kind="agreement")
     height = STEP * len({_label(row) for row in simulated})
     return theme.finish(
         alt.hconcat(_agreement(agreement, height), _speeds(simulated), spacing=30).resolve_scale(
@@ -30,7 +31,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     )
 
 
-def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
+def _agreement(rows: list[queries.Row], height: int) -> theme.Layers:
     rows = [row | {"name": f"{row['dataset']}, {row['part']}"} for row in rows]
     ranks = sorted({row["rank"] for row in rows})
     ends = [
@@ -44,7 +45,7 @@ def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
     axis = alt.Axis(title="share of positions", format="%", tickCount=5)
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
     shades = alt.Scale(domain=ranks, range=[SHADES[i % len(SHADES)] for i in range(len(ranks))])
-    dots = alt.Chart(theme.data(rows)).mark_circle(size=90, opacity=1, stroke=theme.INK, strokeWidth=0.5)
+    dots = alt.Chart(queries.data(rows)).mark_circle(size=90, opacity=1, stroke=theme.INK, strokeWidth=0.5)
     dots = dots.encode(
         x=alt.X("agreement:Q", scale=scale, axis=axis),
         y=y,
@@ -52,7 +53,7 @@ def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
             "rank:O", scale=shades, legend=alt.Legend(title="among the first", titleOrient="left", orient="top")
         ),
     )
-    spans = alt.Chart(theme.data(ends)).encode(y=y)
+    spans = alt.Chart(queries.data(ends)).encode(y=y)
     x = alt.X("low:Q", scale=scale, axis=axis)
     rules = spans.mark_rule(color=theme.QUIET).encode(x=x, x2="high:Q")
     least = spans.mark_text(align="right", dx=-9, color=theme.INK).encode(x=x, text="least:N")
@@ -61,27 +62,27 @@ def _agreement(rows: list[theme.Row], height: int) -> theme.Layers:
     return alt.layer(rules, least, most, dots).properties(width=WIDTH, height=height, title=title)
 
 
-def _speeds(rows: list[theme.Row]) -> theme.Layers:
+def _speeds(rows: list[queries.Row]) -> theme.Layers:
     rows = [row | {"name": _label(row), "like": _like(row["method"])} for row in rows]
     names, methods = list(dict.fromkeys(row["name"] for row in rows)), {row["like"] for row in rows}
     datasets = sorted({row["dataset"] for row in rows})
-    rows = [row | {"words": f"{theme.number(row['speedup'])}×"} for row in rows]
+    rows = [row | {"words": f"{grammar.number(row['speedup'])}×"} for row in rows]
     lowest, highest = (choose(row["speedup"] for row in rows) for choose in (min, max))
     domain = [min(0.8, lowest * 0.9) / 1.8, highest * 1.8]
     scale = alt.Scale(type="log", domain=domain, nice=False)
     ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64) if domain[0] <= tick <= domain[1]]
-    x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over plain decoding (×)", values=ticks))
+    x = alt.X("speedup:Q", scale=scale, axis=alt.Axis(title="speedup over autoregressive decoding (×)", values=ticks))
     y = alt.Y("name:N", sort=names, title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=6))
-    shapes = alt.Scale(domain=datasets, range=[SHAPES[i % len(SHAPES)] for i in range(len(datasets))])
-    one = alt.Chart(theme.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
-    dots = alt.Chart(theme.data(rows)).mark_point(filled=True, size=75, opacity=1)
+    shapes = theme.shape_scale(datasets)
+    one = alt.Chart(queries.data([{"speedup": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
+    dots = alt.Chart(queries.data(rows)).mark_point(filled=True, size=75, opacity=1)
     dots = dots.encode(
         x=x,
         y=y,
         color=alt.Color("like:N", scale=theme.colour_scale(methods), legend=None),
         shape=alt.Shape("dataset:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
     )
-    return alt.layer(one, dots, *panels.numbers(rows, x, y, 9, value="speedup")).properties(
+    return alt.layer(one, dots, *placement.numbers(rows, x, y, 9, value="speedup")).properties(
         width=WIDTH, height=alt.Step(STEP), title="Simulated speed by this machine's costs"
     )
 
@@ -90,23 +91,23 @@ def _like(method: str) -> str:
     return ALIKE.get(method, method)
 
 
-def _label(row: theme.Row) -> str:
-    """Every chain stands for itself; of the other methods the setting is the fastest one, which is in the caption."""
+def _label(row: queries.Row) -> str:
+    """Every chain has a line of its own; of the other methods the fastest setting has one, named in the caption."""
     if row["method"] == "chain":
-        return f"Chain of {theme.knobs(row['setting'])['K']}"
+        return f"Chain of {queries.knobs(row['setting'])['K']}"
     return "Best static tree" if row["method"] == "tree" else theme.display(_like(row["method"]))
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Agreement of the first choice, and who is fastest on each data set: a chain, a tree or lookup; the oracle."""
-    agreement = theme.rows(tables, "drafter", kind="agreement", rank=1)
-    simulated = theme.rows(tables, "drafter", kind="simulated")
+    agreement = queries.rows(tables, "drafter", kind="agreement", rank=1)
+    simulated = queries.rows(tables, "drafter", kind="simulated")
     parts = [
         "Rounds follow from teacher forcing along the target's greedy continuations, seconds from the measured costs; "
         "prefill left out, settings the fastest on these very texts."
     ]
     for dataset in sorted({row["dataset"] for row in simulated}):
-        shares = theme.joined([f"{r['agreement']:.0%} ({r['part']})" for r in agreement if r["dataset"] == dataset])
+        shares = grammar.joined([f"{r['agreement']:.0%} ({r['part']})" for r in agreement if r["dataset"] == dataset])
         own = [row for row in simulated if row["dataset"] == dataset]
         kinds = {kind: [row for row in own if row["method"] in kind] for kind in (("chain", "tree"), LOOKUPS)}
         drafted, found = (max(rows, key=lambda row: row["speedup"]) for rows in kinds.values())
@@ -115,14 +116,14 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         text = f"On {dataset} the drafter's first choice is the target's at {shares} of positions. "
         text += f"The fastest way to use it is {_words(drafted)}"
         text += f"; {_words(chain)} is the best chain" if drafted["method"] == "tree" else ", and no tree is faster"
-        text += ", slower than plain decoding" if drafted["speedup"] < 1 else ""
+        text += ", slower than autoregressive decoding" if drafted["speedup"] < 1 else ""
         ahead = "faster" if found["speedup"] > drafted["speedup"] else "no faster"
-        text += f". Lookup alone is {ahead}: {_words(found)}. The oracle reaches {theme.number(oracle['speedup'])}×."
+        text += f". Lookup alone is {ahead}: {_words(found)}. An oracle reaches {grammar.number(oracle['speedup'])}×."
         parts.append(text)
     return " ".join(parts)
 
 
-def _words(row: theme.Row) -> str:
-    settings = theme.knob_text(theme.knobs(row["setting"]))
+def _words(row: queries.Row) -> str:
+    settings = grammar.knob_text(queries.knobs(row["setting"]))
     name = {"chain": "a chain", "tree": "a static tree"}.get(row["method"]) or theme.display(_like(row["method"]))
-    return f"{name} ({settings}) with {theme.number(row['speedup'])}×"
+    return f"{name} ({settings}) with {grammar.number(row['speedup'])}×"

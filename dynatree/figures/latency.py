@@ -6,7 +6,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, grammar, queries, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
@@ -30,11 +30,11 @@ METRICS = {
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method, a panel a metric, for each data set. Raises UserError if there is no headline row."""
+    """A row per method, a panel per metric, for each data set. Raises UserError if there is no headline row."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
-    names = theme.labels((row["method"], row["settings"]) for row in every)
-    places = panels.places(every)
+    names = queries.labels((row["method"], row["settings"]) for row in every)
+    places = queries.places(every)
     lines = []
     for title, here in places:
         shown = {metric: [row for row in here if row["metric"] == metric] for metric in METRICS}
@@ -47,8 +47,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
 
 
 def _panel(
-    here: list[theme.Row],
-    everywhere: list[theme.Row],
+    here: list[queries.Row],
+    everywhere: list[queries.Row],
     names: dict[tuple[str, str], str],
     metric: Metric,
     first: bool,
@@ -56,7 +56,7 @@ def _panel(
 ) -> theme.Layers:
     shown = [
         row
-        | {"label": names[row["method"], row["settings"]], "words": theme.number(row["value"])}
+        | {"label": names[row["method"], row["settings"]], "words": grammar.number(row["value"])}
         | {"end": max(row["value"], row["high"] or 0.0), "zero": 0.0}
         for row in here
     ]
@@ -72,38 +72,38 @@ def _panel(
     colour = alt.Color("method:N", scale=theme.colour_scale(method for method, _ in names), legend=None)
     words = f"{metric.title.lower()}, {'more' if metric.better > 0 else 'less'} is better"
     title = alt.TitleParams(words, frame="group", fontSize=theme.SMALL, fontWeight="normal")
-    base = alt.Chart(theme.data(shown), width=WIDTH, height=alt.Step(STEP), title=title).encode(y=y)
+    base = alt.Chart(queries.data(shown), width=WIDTH, height=alt.Step(STEP), title=title).encode(y=y)
     stems = base.mark_rule(strokeWidth=1, color=theme.FAINT).encode(x=alt.X("zero:Q", scale=scale), x2="value:Q")
     layers = [stems, base.mark_point(filled=True, size=60, opacity=1).encode(x=x, color=colour)]
     ranged = [row for row in shown if row["low"] is not None]
     if ranged:
-        interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        interval = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
     text = base.mark_text(align="left", dx=7, color=theme.INK)
     return alt.layer(*layers, text.encode(x=alt.X("end:Q", scale=scale), text="words:N"))
 
 
-def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
     """Rows of each metric that have a value."""
-    found = {metric: theme.rows(tables, "summary", experiment="headline", metric=metric) for metric in METRICS}
+    found = {metric: queries.rows(tables, "summary", experiment="headline", metric=metric) for metric in METRICS}
     return {metric: [row for row in rows if row["value"] is not None] for metric, rows in found.items()}
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who waits least for the first token, who is fastest after it and altogether, and the others' distance."""
     found = _found(tables)
-    names = theme.labels((row["method"], row["settings"]) for rows in found.values() for row in rows)
+    names = queries.labels((row["method"], row["settings"]) for rows in found.values() for row in rows)
     speedups = [
         row
-        for row in theme.rows(tables, "summary", experiment="headline", metric="speedup")
-        if row["value"] is not None and row["method"] != panels.BASELINE
+        for row in queries.rows(tables, "summary", experiment="headline", metric="speedup")
+        if row["value"] is not None and row["method"] != queries.AUTOREGRESSIVE
     ]
     parts = [
         "Wait for the first token, time of each after it, and tokens over the whole request, at the machine's usual "
-        "pace. The first token is the prefill's, with nothing drafted but by transformers' assistant and lookup."
+        "pace. The first token is the prefill's, with nothing drafted except by transformers' assistant and lookup."
     ]
     everything = [row for rows in found.values() for row in rows]
-    for title, here in panels.places(everything):
+    for title, here in queries.places(everything):
         clauses = []
         for metric, (what, unit, better) in METRICS.items():
             rows = [row for row in here if row["metric"] == metric]
@@ -112,17 +112,17 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         parts.append(f"On {title}, {captions.prompts(here)}: {'; '.join(clauses)}.")
         ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
         if ratios:
-            parts.append(f"Speedup of whole requests over plain decoding: {captions.fastest(ratios, names)}.")
+            parts.append(f"Speedup of whole requests over autoregressive decoding: {captions.fastest(ratios, names)}.")
     return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(everything)}."])
 
 
-def _ranked(rows: list[theme.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:
-    """The best with its interval, the next and how far it is behind."""
+def _ranked(rows: list[queries.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:
+    """The best with its interval, the next and how far off it is."""
     ranked = sorted(rows, key=lambda row: (-better * row["value"], row["method"], row["settings"]))
     best = ranked[0]
-    text = f"{names[best['method'], best['settings']]} {theme.interval(best)} {unit}"
+    text = f"{names[best['method'], best['settings']]} {grammar.interval(best)} {unit}"
     if len(ranked) > 1:
         second = ranked[1]
-        name, behind = names[second["method"], second["settings"]], abs(second["value"] / best["value"] - 1)
-        text += f", next {name}, {behind:.0%} {'below' if better > 0 else 'above'}"
+        name, distance = names[second["method"], second["settings"]], abs(second["value"] / best["value"] - 1)
+        text += f", next {name}, {distance:.0%} {'below' if better > 0 else 'above'}"
     return text

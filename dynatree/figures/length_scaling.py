@@ -11,7 +11,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
 from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs", "rounds")
@@ -27,39 +27,39 @@ Timed = tuple[float, str]
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a data set: tokens/s above, speedup below. Raises UserError without runs of plain decoding."""
+    """A column per data set: tokens/s above, speedup below. Raises UserError without autoregressive runs."""
     rows = _rows(tables)
     ticks = sorted({row["x"] for row in rows})
-    x = panels.lengths("output tokens", ticks)
+    x = axes.lengths("output tokens", ticks)
     columns = []
-    for title, here in panels.places(rows):
+    for title, here in queries.places(rows):
         stacked = []
         for metric, unit in METRICS.items():
             shown = [row for row in here if row["metric"] == metric]
             if metric == "speedup":
-                shown = [row for row in shown if row["method"] != panels.BASELINE]
+                shown = [row for row in shown if row["method"] != queries.AUTOREGRESSIVE]
             if shown:
                 speedup = metric == "speedup"
                 every = [row for row in rows if row["metric"] == metric]
-                axis = panels.values(unit, every, one=speedup)
+                axis = axes.values(unit, every, one=speedup)
                 head = "" if speedup else f"{title} ({captions.prompts(shown)})"
-                stacked.append(
-                    panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
-                )
+                stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
         columns.append(alt.vconcat(*stacked, spacing=12))
-    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+    return theme.finish(
+        alt.vconcat(legends.boxes(legends.SIGNIFICANCE, SIZE[0] + 120), alt.hconcat(*columns, spacing=24))
+    )
 
 
-def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Rows like those of `summary`, with the length `x` and the `label`, in drawing order."""
     timed = _timed(tables)
-    names = theme.labels({key[1:] for key in timed})
+    names = queries.labels({key[1:] for key in timed})
     rows = []
     for dataset in sorted({key[0] for key in timed}):
         here = {series: timed[dataset, *series] for series in names if (dataset, *series) in timed}
-        plain = next((times for (method, _), times in here.items() if method == panels.BASELINE), None)
-        if plain is None:
-            raise UserError(f"{EXPERIMENT}: no run of {panels.BASELINE} on {dataset} to compare with")
+        usual = next((times for (method, _), times in here.items() if method == queries.AUTOREGRESSIVE), None)
+        if usual is None:
+            raise UserError(f"{EXPERIMENT}: no run of {queries.AUTOREGRESSIVE} on {dataset} to compare with")
         for length in _lengths(list(here.values())):
             # The prompts that every method brings so far, so that all are judged on the same ones.
             common = set.intersection(*({key for key, at in times.items() if length in at} for times in here.values()))
@@ -68,7 +68,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
                     rows.append(
                         {"dataset": dataset, "method": method, "settings": settings, "label": names[method, settings]}
                         | {"x": length, "metric": metric}
-                        | _mean(metric, length, {key: (times[key][length], plain[key][length]) for key in common})
+                        | _mean(metric, length, {key: (times[key][length], usual[key][length]) for key in common})
                     )
     if not rows:
         raise UserError(f"{EXPERIMENT}: no prompt that every method was run on")
@@ -83,9 +83,9 @@ def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]
 
 def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]]:
     """Per (data set, method, settings), (prompt, repeat) and length: when it was reached."""
-    runs = theme.rows(tables, "runs", experiment=EXPERIMENT)
+    runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
     commits = defaultdict(list)
-    for row in theme.rows(tables, "rounds", experiment=EXPERIMENT):
+    for row in queries.rows(tables, "rounds", experiment=EXPERIMENT):
         commits[_run(row)].append((row["output_tokens"], row["commit_ms"]))
     result: dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]] = defaultdict(dict)
     # A common end for outputs that are shorter than every length.
@@ -100,11 +100,11 @@ def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tu
     return result
 
 
-def _run(row: theme.Row) -> tuple[str, ...]:
+def _run(row: queries.Row) -> tuple[str, ...]:
     return tuple(row[name] for name in ("dataset", "method", "settings", "prompt_id", "repeat"))
 
 
-def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> theme.Row:
+def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Timed]]) -> queries.Row:
     """Geometric mean over prompts of tokens/s, or of the ratio of times, with its interval."""
     keys = sorted(pairs)
     speedup = metric == "speedup"
@@ -117,19 +117,19 @@ def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Ti
         "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bootstrap.resolved(ends, prompts) if speedup else None,
+        "significant": bootstrap.significant(ends, prompts) if speedup else None,
     }
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at the shortest and the longest length, by how much, whether resolved; how far outputs go."""
+    """Who is fastest at the shortest and the longest length, by how much, whether significant; how far outputs go."""
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
-    parts = ["Throughput up to an output length (prefill included), and speedup over our autoregressive loop there."]
-    for title, here in panels.places(rows):
+    parts = ["Throughput up to an output length (prefill included), and speedup over autoregressive decoding up to it."]
+    for title, here in queries.places(rows):
         lengths = sorted({row["x"] for row in here})
-        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
-        reached = f"On {title} all methods reach {theme.joined([f'{n:,}' for n in lengths])} tokens"
+        ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.AUTOREGRESSIVE]
+        reached = f"On {title} all methods reach {grammar.joined([f'{n:,}' for n in lengths])} tokens"
         parts.append(f"{reached} ({captions.prompts(here)}).")
         if ratios:
             parts.append(captions.fastest_along(ratios, names, "tokens"))

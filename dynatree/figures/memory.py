@@ -5,12 +5,11 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("memory",)
 SECTION = "Costs"
 
-BASELINE = "autoregressive"
 PARTS = {
     "target's weights": ("weights_mib", "#44546a"),
     "drafter's weights": ("drafter_weights_mib", "#8fa3bf"),
@@ -23,7 +22,7 @@ WIDTHS, STEP = (330, 190), 22
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method; left the peak by parts, right keys and values alone. Raises UserError without measurements."""
+    """A row per method; left the peak by parts, right keys and values alone. Raises UserError without measurements."""
     places = _places(tables)
     everywhere = [row for rows in places.values() for row in rows]
     charts = []
@@ -35,13 +34,13 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     entries = [(name, tone, tone) for name, (_, tone) in PARTS.items()] + [
         ("allocated for keys and values", "white", theme.INK)
     ]
-    return theme.finish(alt.vconcat(theme.key(entries, sum(WIDTHS)), *charts))
+    return theme.finish(alt.vconcat(legends.boxes(entries, sum(WIDTHS)), *charts))
 
 
 def _panel(
-    rows: list[theme.Row], everywhere: list[theme.Row], parts: list[str], total: str, title: str | None, first: bool
+    rows: list[queries.Row], everywhere: list[queries.Row], parts: list[str], total: str, title: str | None, first: bool
 ) -> theme.Layers:
-    """Stacked bars of `parts`, `total` in words behind them; keys and values with an outline of what is allocated."""
+    """Stacked bars of `parts`, `total` in words right of them; keys and values with an outline of what is allocated."""
     y = alt.Y(
         "label:N",
         title=None,
@@ -57,28 +56,28 @@ def _panel(
             column, tone = PARTS[part]
             bars.append({"label": row["label"], "start": end, "end": end + row[column], "tone": tone})
             end += row[column]
-        words.append({"label": row["label"], "end": end, "words": theme.number(row[total])})
+        words.append({"label": row["label"], "end": end, "words": grammar.number(row[total])})
         if not first and row["allocated"] is not None:
             outlines.append({"label": row["label"], "start": 0.0, "end": row["allocated"]})
             words[-1]["end"] = max(end, row["allocated"])
-            words[-1]["words"] += f" of {theme.number(row['allocated'])}"
-    base = alt.Chart(theme.data(bars), width=WIDTHS[0 if first else 1], height=alt.Step(STEP))
+            words[-1]["words"] += f" of {grammar.number(row['allocated'])}"
+    base = alt.Chart(queries.data(bars), width=WIDTHS[0 if first else 1], height=alt.Step(STEP))
     x = alt.X("start:Q", scale=scale, axis=alt.Axis(title=title, tickCount=5 if first else 4))
     layers = [base.mark_bar(height=14).encode(x=x, x2="end:Q", y=y, color=alt.Color("tone:N", scale=None))]
     if outlines:
-        outline = alt.Chart(theme.data(outlines)).mark_bar(height=14, filled=False, stroke=theme.INK, strokeWidth=1)
+        outline = alt.Chart(queries.data(outlines)).mark_bar(height=14, filled=False, stroke=theme.INK, strokeWidth=1)
         layers.append(outline.encode(x=x, x2="end:Q", y=y))
-    text = alt.Chart(theme.data(words)).mark_text(align="left", dx=5, color=theme.INK)
+    text = alt.Chart(queries.data(words)).mark_text(align="left", dx=5, color=theme.INK)
     layers.append(text.encode(x=alt.X("end:Q", scale=scale), y=y, text="words:N"))
     return alt.layer(*layers)
 
 
-def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
     """Rows by data set and lengths, in drawing order, with `label`, `cache`, `allocated` (all in MiB) and `rest`."""
-    rows = theme.rows(tables, "memory")
-    names = theme.labels((row["method"], row["settings"]) for row in rows)
+    rows = queries.rows(tables, "memory")
+    names = queries.labels((row["method"], row["settings"]) for row in rows)
     order = list(names)
-    places: dict[str, list[theme.Row]] = {}
+    places: dict[str, list[queries.Row]] = {}
     for row in sorted(rows, key=lambda row: (row["dataset"], order.index((row["method"], row["settings"])))):
         held = [row[column] for column, _ in PARTS.values() if column != "rest"]
         allocated = [row["cache_allocated_mib"], row["drafter_cache_allocated_mib"]]
@@ -93,31 +92,32 @@ def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who needs least and most, how much more than plain decoding and for what, and what keys and values take."""
+    """Who needs least and most, how much more than autoregressive decoding, and what keys and values take."""
     parts = ["Most memory in use during one request, each method in a process of its own, without repeats."]
     for title, rows in _places(tables).items():
         ranked = sorted(rows, key=lambda row: (row["peak_mib"], row["label"]))
         least, most = ranked[0], ranked[-1]
-        text = f"On {title}, {least['label']} needs least with {theme.number(least['peak_mib'])} MiB"
+        text = f"On {title}, {least['label']} needs least with {grammar.number(least['peak_mib'])} MiB"
         if len(ranked) > 1:
-            text += f" and {most['label']} most with {theme.number(most['peak_mib'])} MiB"
+            text += f" and {most['label']} most with {grammar.number(most['peak_mib'])} MiB"
         parts.append(text + ".")
-        plain = next((row for row in rows if row["method"] == BASELINE), None)
+        usual = next((row for row in rows if row["method"] == queries.AUTOREGRESSIVE), None)
         drafting = [row for row in ranked if row["drafter_weights_mib"]]
-        if plain and drafting:
-            ends = [f"{_more(row['peak_mib'] - plain['peak_mib'])} ({row['label']})" for row in drafting]
+        if usual and drafting:
+            ends = [f"{_more(row['peak_mib'] - usual['peak_mib'])} ({row['label']})" for row in drafting]
             given = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else ends[0]
-            weights = theme.number(max(row["drafter_weights_mib"] for row in drafting))
+            weights = grammar.number(max(row["drafter_weights_mib"] for row in drafting))
             parts.append(
-                f"With a drafter model the peak is {given} than plain decoding's; its own weights are {weights} MiB."
+                f"With a drafter model the peak is {given} than autoregressive decoding's; its own weights are "
+                f"{weights} MiB."
             )
         largest = max(rows, key=lambda row: row["cache"])
-        text = f"Keys and values take at most {theme.number(largest['cache'])} MiB ({largest['label']})"
+        text = f"Keys and values take at most {grammar.number(largest['cache'])} MiB ({largest['label']})"
         if largest["allocated"] is not None:
-            text += f", for which {theme.number(largest['allocated'])} MiB are allocated"
+            text += f", for which {grammar.number(largest['allocated'])} MiB are allocated"
         parts.append(text + f"; that is {largest['cache'] / largest['peak_mib']:.1%} of the peak.")
     return " ".join(parts)
 
 
 def _more(difference: float) -> str:
-    return f"{theme.number(abs(difference))} MiB {'more' if difference >= 0 else 'less'}"
+    return f"{grammar.number(abs(difference))} MiB {'more' if difference >= 0 else 'less'}"

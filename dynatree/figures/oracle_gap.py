@@ -1,4 +1,4 @@
-"""How much of an oracle's speed each method has; an oracle drafts the true continuation for nothing."""
+"""How much of an oracle's speed each method has; an oracle drafts the true continuation at no cost."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -8,7 +8,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, legends, placement, queries, theme
 from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("runs", "costs")
@@ -19,7 +19,7 @@ MOST = 63  # tokens that the oracle drafts in a round
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a method, a dot a data set: share of the oracle's speed. Raises UserError without runs or costs."""
+    """A row per method, a dot per data set: share of the oracle's speed. Raises UserError without runs or costs."""
     found = _shares(tables)
     methods = theme.ordered(row["method"] for row in found)
     datasets = sorted({row["dataset"] for row in found})
@@ -31,37 +31,37 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="share of the oracle's speed", format="%", tickCount=6))
     shapes = theme.shape_scale(datasets)
     colour = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
-    base = alt.Chart(theme.data(rows), width=WIDTH, height=alt.Step(STEP)).encode(x=x, y=y)
+    base = alt.Chart(queries.data(rows), width=WIDTH, height=alt.Step(STEP)).encode(x=x, y=y)
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(
         color=colour, shape=alt.Shape("dataset:N", scale=shapes, legend=None)
     )
     layers: list[Any] = []
     if ranged := [row for row in rows if row["low"] is not None]:
-        rule = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=1.5)
+        rule = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=1.5)
         layers.append(rule.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour))
     layers.append(dots)
-    layers += panels.numbers(rows, x, y, 8)
-    key = theme.shape_key([(name, shape, theme.INK) for name, shape in zip(datasets, shapes.range, strict=True)])
+    layers += placement.numbers(rows, x, y, 8)
+    key = legends.shapes([(name, shape, theme.INK) for name, shape in zip(datasets, shapes.range, strict=True)])
     return theme.finish(alt.vconcat(key, alt.layer(*layers)))
 
 
-def _shares(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _shares(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Share of the oracle's speed after the first commit, by method and data set: geometric means, intervals.
 
-    Both in plain steps, a run's in those around it, the oracle's in the table's: a run and the calibration saw the
-    machine at different minutes.
+    Both in autoregressive steps, a run's in those timed meanwhile, the oracle's in the table's: the run and the
+    calibration saw the machine at different minutes.
     """
-    runs = theme.rows(tables, "runs", experiment="headline")
-    costs = [row for row in theme.rows(tables, "costs", batch=1) if row["part"] == "verify"]
+    runs = queries.rows(tables, "runs", experiment="headline")
+    costs = [row for row in queries.rows(tables, "costs", batch=1) if row["part"] == "verify"]
     if not costs:
         raise UserError("no verification costs; run the calibration first")
     step = _curve(costs, min(row["context"] for row in costs))[0][1]
-    found: dict[tuple[str, str], list[theme.Row]] = {}
+    found: dict[tuple[str, str], list[queries.Row]] = {}
     for run in runs:
         later = run["output_tokens"] - 1
         if run["tpot_ms"] and later > 0:
             context = run["prompt_tokens"] + run["output_tokens"] // 2
-            own = run["tpot_ms"] / (run["pace"] * run["reference_step_ms"]) * later
+            own = run["tpot_ms"] / (run["pace"] * run["autoregressive_step_ms"]) * later
             share = _oracle_ms(_curve(costs, context), later) / step / own
             found.setdefault((run["method"], run["dataset"]), []).append(run | {"share": share})
     if not found:
@@ -84,7 +84,7 @@ def _shares(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     return rows
 
 
-def _curve(costs: list[theme.Row], context: int) -> list[tuple[int, float]]:
+def _curve(costs: list[queries.Row], context: int) -> list[tuple[int, float]]:
     """(Tokens, ms) of a forward, ascending, at the measured context nearest to `context`."""
     near = min({row["context"] for row in costs}, key=lambda measured: abs(measured - context))
     return sorted((row["tokens"], row["ms"]) for row in costs if row["context"] == near)
@@ -110,7 +110,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who comes nearest to the oracle on each data set."""
     found = _shares(tables)
     parts = [
-        f"An oracle drafts the target's own continuation for nothing, at most {MOST} tokens a round, and pays the "
+        f"An oracle drafts the target's own continuation at no cost, at most {MOST} tokens per round, and pays the "
         "measured cost of verifying them; prefill left out."
     ]
     for dataset in sorted({row["dataset"] for row in found}):

@@ -8,7 +8,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Costs"
@@ -27,11 +27,11 @@ BESIDES = {
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A bar a method: milliseconds a token after the prefill, by part. Raises UserError without any pass."""
+    """A bar per method: milliseconds per token after the prefill, by part. Raises UserError without any pass."""
     spent = _spent(tables)
     names = [theme.display(method) for method in spent]
     tones = dict([*FORWARDS.values(), *BESIDES.values()])
-    rows: list[theme.Row] = []
+    rows: list[queries.Row] = []
     for method, parts in spent.items():
         start = 0.0
         for part in tones:
@@ -43,28 +43,28 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     largest = max(row["x2"] for row in rows)
     x_scale = alt.Scale(domain=[0, largest * 1.5], nice=False)
     bars = (
-        alt.Chart(theme.data(rows), width=WIDTH, height=alt.Step(STEP))
+        alt.Chart(queries.data(rows), width=WIDTH, height=alt.Step(STEP))
         .mark_bar(height=18)
         .encode(
             y=y,
-            x=alt.X("x:Q", scale=x_scale, axis=alt.Axis(title="ms a token", tickCount=6)),
+            x=alt.X("x:Q", scale=x_scale, axis=alt.Axis(title="ms per token", tickCount=6)),
             x2="x2:Q",
             color=alt.Color("part:N", scale=scale, legend=None),
         )
     )
     totals = []
     for method, parts in spent.items():
-        text = f"{theme.number(sum(parts.values()))}, {_outside(parts):.1%} outside forwards"
+        text = f"{grammar.number(sum(parts.values()))}, {_outside(parts):.1%} outside forwards"
         totals.append({"name": theme.display(method), "x": sum(parts.values()), "words": text})
-    words = alt.Chart(theme.data(totals)).mark_text(align="left", dx=5, color=theme.INK)
+    words = alt.Chart(queries.data(totals)).mark_text(align="left", dx=5, color=theme.INK)
     words = words.encode(y=y, x=alt.X("x:Q", scale=x_scale), text="words:N")
-    key = theme.key([(label, colour, colour) for label, colour in tones.items()], WIDTH)
+    key = legends.boxes([(label, colour, colour) for label, colour in tones.items()], WIDTH)
     return theme.finish(alt.vconcat(key, bars + words))
 
 
 def _spent(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
-    """Milliseconds a token after the prefill, by method and part."""
-    rows = [row for row in theme.rows(tables, "phases") if row["round"] >= 0]
+    """Milliseconds per token after the prefill, by method and part."""
+    rows = [row for row in queries.rows(tables, "phases") if row["round"] >= 0]
     if not rows:
         raise UserError("no instrumented pass went beyond its prefill; see `timeline` in params.yaml")
     result = {}
@@ -93,14 +93,14 @@ def _outside(parts: Mapping[str, float]) -> float:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per method: milliseconds a token, the share outside model forwards, and what it consists of."""
+    """Per method: milliseconds per token, the share outside model forwards, and what it consists of."""
     sentences = []
     for method, parts in _spent(tables).items():
         total = sum(parts.values())
         shares = {label: parts[label] / total for label, _ in BESIDES.values()}
         named = [f"{label} {share:.1%}" for label, share in shares.items() if share >= 5e-4]
         sentence = (
-            f"{theme.display(method)} takes {theme.number(total)} ms a token, {_outside(parts):.1%} of it outside"
+            f"{theme.display(method)} takes {grammar.number(total)} ms per token, {_outside(parts):.1%} of it outside"
         )
         sentences.append(f"{sentence} model forwards{': ' if named else ''}{', '.join(named)}.")
     return " ".join(

@@ -6,7 +6,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import axes, captions, legends, panels, queries, theme
 from dynatree.tables import bootstrap
 
 TABLES: tuple[str, ...] = ("parts",)
@@ -17,36 +17,36 @@ SIZE = (240, 190)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row a data set: speedup by quarter of the output, and by kind of text. Raises UserError without speedups."""
+    """A row per data set: speedup by quarter of the output, and by kind of text. Raises UserError without speedups."""
     rows = _rows(tables)
     kinds = alt.X("x:N", scale=alt.Scale(type="point", domain=list(KINDS)), axis=alt.Axis(title=None, labelAngle=0))
     stacked = []
-    for title, here in panels.places(rows):
-        quarters = [row | {"x": panels.QUARTERS[row["part"]]} for row in here if row["part"] in panels.QUARTERS]
+    for title, here in queries.places(rows):
+        quarters = [row | {"x": axes.QUARTERS[row["part"]]} for row in here if row["part"] in axes.QUARTERS]
         texts = [row | {"x": row["part"]} for row in here if row["part"] in KINDS]
-        axis = panels.values("speedup (×)", here, one=True, log=True)
+        axis = axes.values("speedup (×)", here, one=True, log=True)
         head = f"{title} ({captions.prompts(quarters)})"
-        left = panels.lines(quarters, panels.percents(), axis, SIZE, title=head, one=True, labelled=False)
+        left = panels.lines(quarters, axes.percents(), axis, SIZE, title=head, one=True, labelled=False)
         share = f"{_share(tables, title):.0%} of the tokens are in loops"
         right = panels.lines(texts, kinds, axis, (SIZE[0] * 0.6, SIZE[1]), title=share, one=True)
         stacked.append(alt.hconcat(left, right, spacing=20))
-    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, 2 * SIZE[0]), *stacked, spacing=16))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *stacked, spacing=16))
 
 
-def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """Geometric means of the headline's speedups by part, with `label`, in drawing order."""
     found = [
         row
-        for row in theme.rows(tables, "parts", experiment="headline")
-        if row["speedup"] is not None and row["method"] != panels.BASELINE
+        for row in queries.rows(tables, "parts", experiment="headline")
+        if row["speedup"] is not None and row["method"] != queries.AUTOREGRESSIVE
     ]
     if not found:
-        raise UserError("table 'parts' has no speedups: no headline run of another method beside plain decoding")
-    names = theme.labels((row["method"], row["settings"]) for row in found)
-    groups: dict[tuple[str, tuple[str, str], str], list[theme.Row]] = {}
+        raise UserError("table 'parts' has no speedups: no headline run of a method other than autoregressive decoding")
+    names = queries.labels((row["method"], row["settings"]) for row in found)
+    groups: dict[tuple[str, tuple[str, str], str], list[queries.Row]] = {}
     for row in found:
         groups.setdefault((row["dataset"], (row["method"], row["settings"]), row["part"]), []).append(row)
-    parts = [*panels.QUARTERS, *KINDS]
+    parts = [*axes.QUARTERS, *KINDS]
     order = sorted(groups, key=lambda key: (key[0], list(names).index(key[1]), parts.index(key[2])))
     return [
         {"dataset": dataset, "method": series[0], "settings": series[1], "label": names[series], "part": part}
@@ -55,7 +55,7 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     ]
 
 
-def _mean(rows: Sequence[theme.Row]) -> theme.Row:
+def _mean(rows: Sequence[queries.Row]) -> queries.Row:
     values = [row["speedup"] for row in rows]
     ends = bootstrap.interval(values, [row["document_id"] for row in rows], geometric=True)
     prompts = len({row["prompt_id"] for row in rows})
@@ -64,26 +64,26 @@ def _mean(rows: Sequence[theme.Row]) -> theme.Row:
         "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bootstrap.resolved(ends, prompts),
+        "significant": bootstrap.significant(ends, prompts),
     }
 
 
 def _share(tables: Mapping[str, pa.Table], dataset: str) -> float:
-    """Share of plain decoding's tokens that are in loops."""
-    rows = theme.rows(tables, "parts", experiment="headline", dataset=dataset, method=panels.BASELINE)
+    """Share of autoregressive decoding's tokens that are in loops."""
+    rows = queries.rows(tables, "parts", experiment="headline", dataset=dataset, method=queries.AUTOREGRESSIVE)
     counts = {kind: sum(row["tokens"] for row in rows if row["part"] == kind) for kind in KINDS}
     return counts["loops"] / (sum(counts.values()) or 1)
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest on new text and in loops, by how much, whether resolved, and how much of the text loops."""
+    """Who is fastest on new text and in loops, by how much, whether significant, and how much of the text loops."""
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
     parts = [
         "Speed of each quarter of an output, prefill left out, and of tokens inside and outside of verbatim "
-        "repetition (spans of 17 tokens or more that stood in prompt or output before)."
+        "repetition (spans of 17 tokens or more that occurred in prompt or output before)."
     ]
-    for title, here in panels.places(rows):
+    for title, here in queries.places(rows):
         clauses = []
         for kind, words in zip(KINDS, ("In loops", "on new text"), strict=True):
             if those := [row for row in here if row["part"] == kind]:

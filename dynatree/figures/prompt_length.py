@@ -5,47 +5,47 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
-METRICS = {"speedup": "speedup (×)", "tpot_ms": "ms a later token", "ttft_ms": "ms to the first token"}
+METRICS = {"speedup": "speedup (×)", "tpot_ms": "ms per later token", "ttft_ms": "ms to the first token"}
 SIZE = (270, 150)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column a data set: speedup, ms a later token, ms to the first token. Raises UserError without speedups."""
-    found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
+    """A column per data set: speedup, ms per later token, ms to the first token. Raises UserError without speedups."""
+    found = queries.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     every = [row for rows in found.values() for row in rows]
     ticks = sorted({row["x"] for row in every})
-    x = panels.lengths("prompt tokens", ticks)
+    x = axes.lengths("prompt tokens", ticks)
     columns = []
-    for title, here in panels.places(every):
+    for title, here in queries.places(every):
         stacked = []
         for metric, rows in found.items():
             shown = [row for row in here if row["metric"] == metric]
             if shown:
                 speedup = metric == "speedup"
-                axis = panels.values(METRICS[metric], rows, one=speedup, log=not speedup)
+                axis = axes.values(METRICS[metric], rows, one=speedup, log=not speedup)
                 head = f"{title} ({captions.prompts(shown)})" if speedup else ""
-                stacked.append(
-                    panels.lines(panels.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup)
-                )
+                stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
         columns.append(alt.vconcat(*stacked, spacing=12))
-    return theme.finish(alt.vconcat(theme.key(panels.RESOLVED, SIZE[0] + 120), alt.hconcat(*columns, spacing=24)))
+    return theme.finish(
+        alt.vconcat(legends.boxes(legends.SIGNIFICANCE, SIZE[0] + 120), alt.hconcat(*columns, spacing=24))
+    )
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at which length; at both ends by how much, whether resolved; how later tokens grow dearer, and
+    """Who is fastest at which length; at both ends by how much, whether significant; how later tokens slow down, and
     the wait for the first.
     """
-    found = panels.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
+    found = queries.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
-    parts = ["Speedup over our autoregressive loop on the same prompts, and times of tokens, by prompt length."]
+    parts = ["Speedup over autoregressive decoding on the same prompts, and times of tokens, by prompt length."]
     rows = [row for rows in found.values() for row in rows]
-    for title, here in panels.places(rows):
+    for title, here in queries.places(rows):
         ratios = [row for row in here if row["metric"] == "speedup"]
         parts.append(f"On {title} ({captions.prompts(here)}, of every length):")
         parts.append(captions.fastest_along(ratios, names, "prompt tokens"))
@@ -55,26 +55,28 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows)}."])
 
 
-def _growth(rows: list[theme.Row], names: captions.Names) -> str:
-    """How many times as long a later token takes behind the longest prompts as behind the shortest, by method."""
+def _growth(rows: list[queries.Row], names: captions.Names) -> str:
+    """How many times as long a later token takes after the longest prompts as after the shortest, by method."""
     lengths = sorted({row["x"] for row in rows})
     ends = {(row["method"], row["settings"], row["x"]): row["value"] for row in rows}
     both = [key for key in names if (*key, lengths[0]) in ends and (*key, lengths[-1]) in ends] if rows else []
     if not both or lengths[0] == lengths[-1]:
         return ""
     grown = [
-        f"{theme.number(ends[*key, lengths[-1]] / ends[*key, lengths[0]])} times as long with {names[key]}"
+        f"{grammar.number(ends[*key, lengths[-1]] / ends[*key, lengths[0]])} times as long with {names[key]}"
         for key in both
     ]
-    return f"Behind {lengths[-1]:,} tokens a later token takes {theme.joined(grown)} as behind {lengths[0]:,}."
+    longest = f"After a prompt of {lengths[-1]:,} tokens a later token takes {grammar.joined(grown)}"
+    return f"{longest} as after one of {lengths[0]:,}."
 
 
-def _waits(rows: list[theme.Row]) -> str:
+def _waits(rows: list[queries.Row]) -> str:
     """Shortest and longest mean time to the first token, at the shortest and the longest prompts."""
     lengths = sorted({row["x"] for row in rows})
     clauses = []
     for length in dict.fromkeys((lengths[0], lengths[-1])):
         ranked = sorted((row for row in rows if row["x"] == length), key=lambda row: (row["value"], row["label"]))
-        first, last = (f"{theme.number(row['value'])} ms ({row['label']})" for row in (ranked[0], ranked[-1]))
-        clauses.append(f"{first} to {last} behind {length:,} tokens" if len(ranked) > 1 else f"{first} at {length:,}")
-    return f"The first token takes {theme.joined(clauses)}."
+        first, last = (f"{grammar.number(row['value'])} ms ({row['label']})" for row in (ranked[0], ranked[-1]))
+        span = f"{first} to {last}" if len(ranked) > 1 else first
+        clauses.append(f"{span} after a prompt of {length:,} tokens")
+    return f"The first token takes {grammar.joined(clauses)}."

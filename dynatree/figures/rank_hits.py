@@ -6,19 +6,19 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import panels, theme
+from dynatree.figures.shared import grammar, heat, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Acceptance"
 
-# First depth of each line, and first rank (from 1) of each column; the last ones stand for all beyond.
+# First depth of each line, and first rank (from 1) of each column; the last ones hold all beyond.
 DEPTHS, RANKS = (1, 2, 3, 4, 5, 9, 17), (1, 2, 3, 4, 5)
 FEWEST = 10  # nodes of a cell that is shown
 CELL = (52, 30)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A heat map a method. Raises UserError if no cell has enough nodes."""
+    """A heat map per method. Raises UserError if no cell has enough nodes."""
     charts = []
     for method, cells in _found(tables).items():
         ranks = _spans(RANKS, max(cell["rank"] for cell in cells))
@@ -28,15 +28,15 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             | {"words": f"{cell['value']:.0%}"}
             for cell in cells
         ]
-        title = alt.TitleParams(theme.display(method), subtitle=theme.plural(sum(c["nodes"] for c in cells), "node"))
+        title = alt.TitleParams(theme.display(method), subtitle=grammar.plural(sum(c["nodes"] for c in cells), "node"))
         across, down = (list(ranks.values()), "rank among siblings"), (list(depths.values()), "depth")
         size = CELL[0] * len(ranks), CELL[1] * len(depths)
-        charts.append(panels.heat(shown, across, down, (0.0, 1.0), size, title))
+        charts.append(heat.panel(shown, across, down, (0.0, 1.0), size, title))
     return theme.finish(alt.concat(*charts, columns=2, spacing=22))
 
 
 def _spans(firsts: Sequence[int], most: int) -> dict[int, str]:
-    """What a line or column that begins with each of `firsts`, up to `most`, stands for: 4 alone, 5 to 8, or 17+."""
+    """What a line or column that begins with each of `firsts`, up to `most`, holds: 4 alone, 5 to 8, or 17+."""
     ends = [*(following - 1 for following in firsts[1:]), None]
     spans = {}
     for first, last in zip(firsts, ends, strict=True):
@@ -44,10 +44,10 @@ def _spans(firsts: Sequence[int], most: int) -> dict[int, str]:
     return {first: span for first, span in spans.items() if first <= most}
 
 
-def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[theme.Row]]:
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
     """Per method the cells with enough nodes: first depth, first rank, share of hits as `value`, number of nodes."""
-    found: dict[str, list[theme.Row]] = {}
-    for method, nodes in panels.tested(tables).items():
+    found: dict[str, list[queries.Row]] = {}
+    for method, nodes in queries.tested(tables).items():
         groups: dict[tuple[int, int], list[bool]] = {}
         for row, _ in nodes:
             depth = max(first for first in DEPTHS if first <= row["depth"])
@@ -84,7 +84,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     return " ".join(parts)
 
 
-def _rate(cells: Sequence[theme.Row], rank: int) -> str:
+def _rate(cells: Sequence[queries.Row], rank: int) -> str:
     """Share of hits of all nodes of a rank; empty where there are none."""
     own = [cell for cell in cells if cell["rank"] == rank]
     nodes = sum(cell["nodes"] for cell in own)

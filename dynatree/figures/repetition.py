@@ -6,26 +6,26 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, grammar, legends, placement, queries, theme
 
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
 WIDTH, STEP = 420, 30
 EXPERIMENT = "penalised"
-TEXTS = {"headline": "plain greedy text", EXPERIMENT: "penalised text"}
+TEXTS = {"headline": "greedy text", EXPERIMENT: "penalised text"}
 SHAPES = {"headline": "circle", EXPERIMENT: "diamond"}
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A line a method from its speedup on penalised text to that on plain text. Raises UserError without both."""
+    """A line per method between its speedups on penalised and on greedy text. Raises UserError without both."""
     dataset, rows, repeated = _found(tables)
     methods = theme.ordered(row["method"] for row in rows)
     names = [theme.display(method) for method in methods]
     shown = [
         row
-        | {"name": theme.display(row["method"]), "words": theme.number(row["value"])}
-        | {"fill": theme.colour(row["method"]) if row["resolved"] else "white", "shape": SHAPES[row["experiment"]]}
+        | {"name": theme.display(row["method"]), "words": grammar.number(row["value"])}
+        | {"fill": theme.colour(row["method"]) if row["significant"] else "white", "shape": SHAPES[row["experiment"]]}
         for row in rows
     ]
     lines = [
@@ -36,7 +36,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     largest, smallest = max(row["value"] for row in rows), min(row["value"] for row in rows)
     scale = alt.Scale(type="log", domain=[min(0.9, smallest * 0.78), max(1.2, largest * 1.25)], nice=False)
     ticks = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
-    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over our autoregressive loop (×)", values=ticks))
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over autoregressive decoding (×)", values=ticks))
     y = alt.Y(
         "name:N",
         sort=names,
@@ -45,35 +45,35 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         axis=alt.Axis(ticks=False, domain=False, labelPadding=6),
     )
     colours = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
-    plain, other = repeated["headline"], repeated["penalised"]
-    said = [_sizes(rows), f"{plain:.0%} of the plain text is repetition, {other:.0%} of the penalised"]
+    free, penalised = repeated["headline"], repeated[EXPERIMENT]
+    said = [_sizes(rows), f"{free:.0%} of the greedy text is repetition, {penalised:.0%} of the penalised"]
     title = alt.TitleParams(dataset, subtitle=said)
-    one = alt.Chart(theme.data([{"value": 1.0}]), width=WIDTH, height=alt.Step(STEP), title=title)
-    joined = alt.Chart(theme.data(lines)).mark_rule(strokeWidth=2, opacity=0.25)
+    one = alt.Chart(queries.data([{"value": 1.0}]), width=WIDTH, height=alt.Step(STEP), title=title)
+    joined = alt.Chart(queries.data(lines)).mark_rule(strokeWidth=2, opacity=0.25)
     joined = joined.encode(x=alt.X("x:Q", scale=scale), x2="x2:Q", y=y, color=colours)
-    base = alt.Chart(theme.data(shown)).encode(x=x, y=y)
+    base = alt.Chart(queries.data(shown)).encode(x=x, y=y)
     dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
     dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None), shape=alt.Shape("shape:N", scale=None))
-    labels = panels.numbers(shown, x, y, 9)
+    labels = placement.numbers(shown, x, y, 9)
     rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
     layers = [rule, joined]
     if ranged := [row for row in shown if row["low"] is not None]:
-        interval = alt.Chart(theme.data(ranged)).mark_rule(strokeWidth=2)
+        interval = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colours))
-    texts = theme.shape_key([(TEXTS[name], shape, theme.QUIET) for name, shape in SHAPES.items()])
-    key = theme.key(panels.RESOLVED, WIDTH + 90)
+    texts = legends.shapes([(TEXTS[name], shape, theme.QUIET) for name, shape in SHAPES.items()])
+    key = legends.boxes(legends.SIGNIFICANCE, WIDTH + 90)
     return theme.finish(alt.vconcat(texts, key, alt.layer(*layers, dots, *labels)))
 
 
-def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[str, float]]:
+def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[queries.Row], dict[str, float]]:
     """(data set, speedups of the methods that have both, share of repeated text in each)."""
-    every = theme.rows(tables, "summary")
+    every = queries.rows(tables, "summary")
     penalised = [r for r in every if r["experiment"] == "penalised" and r["metric"] == "speedup"]
     if not penalised:
-        raise UserError("no penalised run to compare with plain greedy text; see `penalised` in params.yaml")
+        raise UserError("no penalised run to compare with greedy text; see `penalised` in params.yaml")
     dataset = penalised[0]["dataset"]
     here = [row for row in every if row["dataset"] == dataset and row["experiment"] in TEXTS]
-    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != panels.BASELINE]
+    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.AUTOREGRESSIVE]
     both = [
         row
         for row in speedups
@@ -82,21 +82,21 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[theme.Row], dict[s
     repeated = {
         row["experiment"]: row["value"]
         for row in here
-        if row["metric"] == "repetition" and row["method"] == panels.BASELINE
+        if row["metric"] == "repetition" and row["method"] == queries.AUTOREGRESSIVE
     }
     if not both or set(repeated) != set(TEXTS):
         raise UserError(f"repetition: {dataset} lacks headline or penalised runs of the same method")
     return dataset, both, repeated
 
 
-def _sizes(rows: list[theme.Row]) -> str:
+def _sizes(rows: list[queries.Row]) -> str:
     """Prompts and tokens, of both texts where they differ: then length tells in their difference, too."""
-    plain, other = (captions.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
-    return plain if plain == other else f"plain {plain}; penalised {other}"
+    free, penalised = (captions.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
+    return free if free == penalised else f"greedy text {free}; penalised text {penalised}"
 
 
-def _told(row: theme.Row) -> str:
-    return f"{theme.interval(row)}{' (not resolved)' * (not row['resolved'])}"
+def _told(row: queries.Row) -> str:
+    return f"{grammar.interval(row)}{' (inconclusive)' * (not row['significant'])}"
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
@@ -108,11 +108,11 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         f"{theme.display(method)} {_told(value['headline', method])} and {_told(value[EXPERIMENT, method])}"
         for method in methods
     ]
-    names = theme.labels((row["method"], row["settings"]) for row in rows)
-    ranked = [row for row in rows if row["experiment"] == "penalised" and row["method"] not in panels.PLAIN]
+    names = queries.labels((row["method"], row["settings"]) for row in rows)
+    ranked = [row for row in rows if row["experiment"] == "penalised" and row["method"] not in queries.UNDRAFTED]
     text = (
-        f"On {dataset} ({_sizes(rows)}) {repeated['headline']:.0%} of the plain greedy text repeats itself verbatim, "
-        f"with the penalty {repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)}."
+        f"On {dataset} ({_sizes(rows)}) {repeated['headline']:.0%} of the greedy text repeats itself verbatim, "
+        f"with a repetition penalty {repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)}."
     )
     if ranked:
         text += f" With the penalty {captions.fastest(ranked, names)}."

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Method"
@@ -22,8 +22,8 @@ class Lane(NamedTuple):
     """One method's rounds up to the limit: bars and tokens in ms after its first commit."""
 
     method: str
-    bars: list[theme.Row]
-    tokens: list[theme.Row]
+    bars: list[queries.Row]
+    tokens: list[queries.Row]
     end: float
     rounds: int
 
@@ -43,7 +43,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             entries.append((f"{theme.display(lane.method)}: drafted, accepted", tone, tone))
     entries.append(("target's own token", "white", theme.QUIET))
     charts = [_lane(lane, longest, lane is lanes[-1]) for lane in lanes]
-    return theme.finish(alt.vconcat(theme.key(entries, WIDTH), *charts, spacing=8))
+    return theme.finish(alt.vconcat(legends.boxes(entries, WIDTH), *charts, spacing=8))
 
 
 def _lane(lane: Lane, longest: float, last: bool) -> theme.Layers:
@@ -57,7 +57,7 @@ def _lane(lane: Lane, longest: float, last: bool) -> theme.Layers:
         tokens.append(
             token
             | {"y": bottom, "y2": bottom - CELL + 1, "middle": bottom - CELL / 2 + 0.5}
-            | {"xm": (token["x"] + token["x2"]) / 2, "words": theme.fitting(theme.visible(token["text"]), room, 10)}
+            | {"xm": (token["x"] + token["x2"]) / 2, "words": grammar.fitting(grammar.visible(token["text"]), room, 10)}
             | {"fill": tone if token["drafted"] else "white", "stroke": "white" if token["drafted"] else tone}
             | {"ink": "white" if token["drafted"] else theme.INK}
         )
@@ -65,13 +65,15 @@ def _lane(lane: Lane, longest: float, last: bool) -> theme.Layers:
     upright = alt.Scale(domain=[0, high], nice=False)
     axis = alt.Axis(title="ms after the first token", grid=False, tickCount=10) if last else None
     x, y = alt.X("x:Q", scale=scale, axis=axis), alt.Y("y:Q", scale=upright, axis=None)
-    title = f"{theme.display(lane.method)}: {theme.plural(len(lane.tokens), 'token')} in {theme.number(lane.end)} ms, "
-    title += theme.plural(lane.rounds, "round")
-    bars = alt.Chart(theme.data(lane.bars), width=WIDTH, height=high, title=title).mark_rect(
+    title = (
+        f"{theme.display(lane.method)}: {grammar.plural(len(lane.tokens), 'token')} in {grammar.number(lane.end)} ms, "
+    )
+    title += grammar.plural(lane.rounds, "round")
+    bars = alt.Chart(queries.data(lane.bars), width=WIDTH, height=high, title=title).mark_rect(
         stroke="white", strokeWidth=0.4
     )
-    cells = alt.Chart(theme.data(tokens)).mark_rect(strokeWidth=1, cornerRadius=2)
-    words = alt.Chart(theme.data(tokens)).mark_text(font=theme.MONO, fontSize=10, baseline="middle")
+    cells = alt.Chart(queries.data(tokens)).mark_rect(strokeWidth=1, cornerRadius=2)
+    words = alt.Chart(queries.data(tokens)).mark_text(font=theme.MONO, fontSize=10, baseline="middle")
     fill = alt.Fill("fill:N", scale=None)
     return alt.layer(
         bars.encode(x=x, x2="x2:Q", y=y, y2="y2:Q", fill=fill),
@@ -87,7 +89,7 @@ def _lane(lane: Lane, longest: float, last: bool) -> theme.Layers:
 
 def _lanes(tables: Mapping[str, pa.Table]) -> tuple[str, list[Lane]]:
     """The prompt and its lanes: the first prompt, in name order, among those with the most of the shown methods."""
-    rows = theme.rows(tables, "phases")
+    rows = queries.rows(tables, "phases")
     shown = [row for row in rows if row["method"] in SHOWN] or rows
     methods: dict[str, set[str]] = {}
     for row in shown:
@@ -102,10 +104,10 @@ def _lanes(tables: Mapping[str, pa.Table]) -> tuple[str, list[Lane]]:
     return prompt, lanes
 
 
-def _measure(method: str, rows: list[theme.Row]) -> Lane:
+def _measure(method: str, rows: list[queries.Row]) -> Lane:
     start = max((row["end_ms"] for row in rows if row["round"] < 0), default=min(row["start_ms"] for row in rows))
-    bars: list[theme.Row] = []
-    tokens: list[theme.Row] = []
+    bars: list[queries.Row] = []
+    tokens: list[queries.Row] = []
     rounds = 0
     for number in sorted({row["round"] for row in rows if row["round"] >= 0}):
         own = [row for row in rows if row["round"] == number]
@@ -128,18 +130,22 @@ def _measure(method: str, rows: list[theme.Row]) -> Lane:
     return Lane(method, bars, tokens, max((bar["x2"] for bar in bars), default=0.0), rounds)
 
 
+def _lasted(lane: Lane) -> str:
+    return f"{grammar.number(lane.end)} ms in {grammar.plural(lane.rounds, 'round')}"
+
+
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who emits the tokens first, how much later the others do, and where the time goes."""
     prompt, lanes = _lanes(tables)
     ranked = sorted(lanes, key=lambda lane: lane.end / len(lane.tokens))
     best = ranked[0]
     parts = [
-        f"The first {theme.plural(len(best.tokens), 'token')} after the prefill's on prompt {prompt}, instrumented, at "
-        "the passes' usual pace.",
-        f"{theme.display(best.method)} is quickest: {theme.number(best.end)} ms in {theme.plural(best.rounds, 'round')}"
+        f"The first {grammar.plural(len(best.tokens), 'token')} after the prefill's on prompt {prompt}, instrumented, "
+        "at the passes' usual pace.",
+        f"{theme.display(best.method)} is quickest: {_lasted(best)}"
         + "".join(
-            f"; {theme.display(lane.method)} takes {theme.number(lane.end)} ms in {theme.plural(lane.rounds, 'round')},"
-            f" {theme.number(lane.end / len(lane.tokens) / (best.end / len(best.tokens)))} times as long a token"
+            f"; {theme.display(lane.method)} takes {_lasted(lane)},"
+            f" {grammar.number(lane.end / len(lane.tokens) / (best.end / len(best.tokens)))} times as long per token"
             for lane in ranked[1:]
         )
         + ".",
@@ -149,8 +155,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if drafted:
             spent = sum(bar["x2"] - bar["x"] for bar in lane.bars if bar["phase"] == "draft") / lane.end
             parts.append(
-                f"{theme.display(lane.method)} drafts for {theme.number(100 * spent)} % of its time and"
-                f" {drafted} of its {theme.plural(len(lane.tokens), 'token')} were drafted."
+                f"{theme.display(lane.method)} drafts for {grammar.number(100 * spent)} % of its time and"
+                f" {drafted} of its {grammar.plural(len(lane.tokens), 'token')} were drafted."
             )
     return " ".join(
         [*parts, "A stack is read downwards; one prompt and one pass each show the mechanism, not the mean."]

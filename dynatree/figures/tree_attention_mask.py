@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Method"
@@ -14,7 +14,7 @@ SECTION = "Method"
 OURS = "dynatree"
 READABLE = 24  # nodes, the root apart
 DEPTH, BRANCH = 3, 2  # of the schematic tree
-CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels a level, columns that stand for the prefix
+CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels per level, columns for the prefix
 WIDEST = 330  # pixels that all levels share; a deep chain is indented less
 TONES = {"prefix": "#9ecae1", "self and ancestors": "#08306b", "blocked": "#ececec"}
 GREEDY = 0  # rank of the drafter's first choice
@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return drawing([(tree, title), (_full(), schematic)], theme.colour(first["method"]))
 
 
-def drawing(trees: Sequence[tuple[list[theme.Row], str]], tone: str) -> alt.TopLevelMixin:
+def drawing(trees: Sequence[tuple[list[queries.Row], str]], tone: str) -> alt.TopLevelMixin:
     """Each of these (nodes, title) beside its mask, one below the other, accepted paths in the colour `tone`.
 
     A node is a row of the table `nodes`, of which node, parent, depth, rank, text, accepted and path_log_probability
@@ -37,14 +37,14 @@ def drawing(trees: Sequence[tuple[list[theme.Row], str]], tone: str) -> alt.TopL
     """
     entries = [(name, fill, fill) for name, fill in TONES.items()] + [("accepted path", tone, tone)]
     pairs = [_pair(depth_first(tree), title, tone) for tree, title in trees]
-    return theme.finish(alt.vconcat(theme.key(entries, 420), *pairs))
+    return theme.finish(alt.vconcat(legends.boxes(entries, 420), *pairs))
 
 
-def _recorded(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
+def _recorded(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     """The most instructive round: ours before others', a branching tree with an accepted path of two or more,
     readable, and of those the largest, then the longest path, then the first."""
-    rounds: dict[tuple[str, ...], list[theme.Row]] = {}
-    for row in theme.rows(tables, "nodes"):
+    rounds: dict[tuple[str, ...], list[queries.Row]] = {}
+    for row in queries.rows(tables, "nodes"):
         name = tuple(str(row[k]) for k in ("experiment", "method", "settings", "dataset", "prompt_id", "repeat"))
         rounds.setdefault((*name, f"{row['round']:09d}"), []).append(row)
 
@@ -66,9 +66,9 @@ def _recorded(tables: Mapping[str, pa.Table]) -> list[theme.Row]:
     return sorted(rounds[best], key=lambda row: row["node"])
 
 
-def _full() -> list[theme.Row]:
+def _full() -> list[queries.Row]:
     """The full tree of DEPTH and BRANCH; a node's text is the way to it from the root."""
-    tree: list[theme.Row] = [{"node": 0, "parent": -1, "depth": 0, "rank": 0, "text": "root", "accepted": False}]
+    tree: list[queries.Row] = [{"node": 0, "parent": -1, "depth": 0, "rank": 0, "text": "root", "accepted": False}]
     for parent in tree:
         if parent["depth"] < DEPTH:
             way = f"{parent['text']}." if parent["depth"] else ""
@@ -78,14 +78,14 @@ def _full() -> list[theme.Row]:
     return [row | {"path_log_probability": None} for row in tree]
 
 
-def depth_first(tree: list[theme.Row]) -> list[theme.Row]:
+def depth_first(tree: list[queries.Row]) -> list[queries.Row]:
     """The nodes depth first, siblings by rank: `place` is the row, `above` the places of a node and its ancestors."""
-    children: dict[int, list[theme.Row]] = {}
+    children: dict[int, list[queries.Row]] = {}
     for row in tree:
         children.setdefault(row["parent"], []).append(row)
-    walked: list[theme.Row] = []
+    walked: list[queries.Row] = []
 
-    def visit(row: theme.Row, above: tuple[int, ...]) -> None:
+    def visit(row: queries.Row, above: tuple[int, ...]) -> None:
         place = len(walked)
         walked.append(row | {"place": place, "above": (*above, place)})
         for child in sorted(children.get(row["node"], []), key=lambda child: (child["rank"], child["node"])):
@@ -96,7 +96,7 @@ def depth_first(tree: list[theme.Row]) -> list[theme.Row]:
     return walked
 
 
-def _pair(walked: list[theme.Row], title: str, tone: str) -> alt.HConcatChart:
+def _pair(walked: list[queries.Row], title: str, tone: str) -> alt.HConcatChart:
     return alt.hconcat(_tree(walked, tone), _mask(walked, tone), title=title, spacing=6)
 
 
@@ -109,14 +109,14 @@ def _upright(count: int) -> alt.Scale:
     return alt.Scale(domain=[count * CELL, -CELL], nice=False)
 
 
-def _tree(walked: list[theme.Row], tone: str) -> theme.Layers:
+def _tree(walked: list[queries.Row], tone: str) -> theme.Layers:
     """Node-link drawing, one row a node, so that every row of the mask continues its node."""
     shown = []
     indent = min(INDENT, WIDEST / max(1, *(row["depth"] for row in walked)))
     for row in walked:
         x, y = 8 + row["depth"] * indent, (row["place"] + 0.5) * CELL
         parent = walked[row["above"][-2]] if row["depth"] else row
-        text = theme.fitting(theme.visible(row["text"]), 130)
+        text = grammar.fitting(grammar.visible(row["text"]), 130)
         share = row["path_log_probability"]
         shown.append(
             {"x": x, "y": y, "words": text, "place": str(row["place"]), "accepted": row["accepted"]}
@@ -130,7 +130,7 @@ def _tree(walked: list[theme.Row], tone: str) -> theme.Layers:
     width = right + 26
     scale = alt.Scale(domain=[0, width], nice=False)
     upright = _upright(len(walked))
-    table = theme.data(sorted(shown, key=lambda row: row["accepted"]))
+    table = queries.data(sorted(shown, key=lambda row: row["accepted"]))
     base = alt.Chart(table, width=width, height=(len(walked) + 1) * CELL)
     colour = alt.Color("tone:N", scale=None)
     thick = alt.StrokeWidth("thick:Q", scale=None)
@@ -152,14 +152,14 @@ def _tree(walked: list[theme.Row], tone: str) -> theme.Layers:
         layers.append(base.mark_text(align="right").encode(x=alt.value(right), y=y, text="share:N", color=colour))
         heads = [{"x": 8.0, "y": -CELL / 2, "words": "token"}, {"x": right, "y": -CELL / 2, "words": "probability"}]
         token, probability = (
-            alt.Chart(theme.data([head])).encode(x=across("x"), y=y, text="words:N") for head in heads
+            alt.Chart(queries.data([head])).encode(x=across("x"), y=y, text="words:N") for head in heads
         )
         layers.append(token.mark_text(align="left", color=theme.QUIET))
         layers.append(probability.mark_text(align="right", color=theme.QUIET))
     return alt.layer(*layers)
 
 
-def _mask(walked: list[theme.Row], tone: str) -> theme.Layers:
+def _mask(walked: list[queries.Row], tone: str) -> theme.Layers:
     count = len(walked)
     cells = [{"row": row["place"], "left": -PREFIX, "right": 0, "fill": TONES["prefix"]} for row in walked]
     for row in walked:
@@ -178,11 +178,11 @@ def _mask(walked: list[theme.Row], tone: str) -> theme.Layers:
     scale = alt.Scale(domain=[-PREFIX * CELL, count * CELL], nice=False)
     upright = _upright(count)
     x, y = alt.X("x:Q", scale=scale, axis=None), alt.Y("y:Q", scale=upright, axis=None)
-    boxes = alt.Chart(theme.data(placed), width=(count + PREFIX) * CELL, height=(count + 1) * CELL)
+    boxes = alt.Chart(queries.data(placed), width=(count + PREFIX) * CELL, height=(count + 1) * CELL)
     squares = boxes.mark_rect(stroke="white", strokeWidth=1).encode(
         x=x, x2="x2:Q", y=y, y2="y2:Q", fill=alt.Fill("fill:N", scale=None)
     )
-    words = alt.Chart(theme.data([head | {"y": -CELL / 2} for head in heads])).mark_text(fontSize=theme.SMALL - 1)
+    words = alt.Chart(queries.data([head | {"y": -CELL / 2} for head in heads])).mark_text(fontSize=theme.SMALL - 1)
     return alt.layer(squares, words.encode(x=x, y=y, text="words:N", color=alt.Color("tone:N", scale=None)))
 
 
@@ -194,17 +194,17 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     return f"{place}: {described(tree)}"
 
 
-def described(tree: list[theme.Row]) -> str:
-    """What a round with these nodes verified and accepted, in sentences behind a colon."""
+def described(tree: list[queries.Row]) -> str:
+    """What a round with these nodes verified and accepted, in sentences after a colon."""
     path = [row for row in tree if row["accepted"] and row["depth"]]
     turns = sum(row["rank"] != GREEDY for row in path)
     walked = depth_first(tree)
     open_cells = sum(len(row["above"]) for row in walked)
     text = "".join(row["text"] for row in sorted(path, key=lambda row: row["depth"]))
     parts = [
-        f"one target forward verifies {theme.plural(len(tree) - 1, 'node')} of depth"
-        f" {max(row['depth'] for row in tree)} and accepts {theme.plural(len(path), 'token')}"
-        + (f", “{theme.visible(text)}”" if path else "")
+        f"one target forward verifies {grammar.plural(len(tree) - 1, 'node')} of depth"
+        f" {max(row['depth'] for row in tree)} and accepts {grammar.plural(len(path), 'token')}"
+        + (f", “{grammar.visible(text)}”" if path else "")
         + "."
     ]
     if path and turns:

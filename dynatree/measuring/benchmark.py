@@ -21,7 +21,7 @@ from dynatree.measuring.audit import audit
 from dynatree.measuring.audit import repeated as repetition
 from dynatree.measuring.clock import StepSampler, alone
 from dynatree.tables import bootstrap
-from dynatree.tables.comparison import PLAIN
+from dynatree.tables.comparison import AUTOREGRESSIVE
 
 # The autoregressive loop once more at the end: how far a ratio strays by chance.
 AGAIN = "autoregressive_again"
@@ -93,10 +93,10 @@ def paired(
     every = {**decoders, **others}
     names = list(every)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[PLAIN])]
+    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[AUTOREGRESSIVE])]
     sampler = StepSampler(target)
     rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked]
-    plain = next(row["output_ids"] for row in rows if row["method"] == PLAIN)
+    plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
         row["identical"] = row["output_ids"] == plain
         if row["method"] in others:
@@ -119,13 +119,13 @@ def repeated(
     times: int,
 ) -> list[Row]:
     """Records of our autoregressive loop and of `method`, taking turns on `prompt`, `times` times over."""
-    for name in (PLAIN, method):
+    for name in (AUTOREGRESSIVE, method):
         runs.warm_up(decoders[name], [prompt.ids], options)
     sampler = StepSampler(target)
     return [
         run(decoders[name], sampler, name, prompt, options)
         for turn in range(times)
-        for name in (PLAIN, method)[:: 1 if turn % 2 == 0 else -1]
+        for name in (AUTOREGRESSIVE, method)[:: 1 if turn % 2 == 0 else -1]
     ]
 
 

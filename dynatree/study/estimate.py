@@ -12,7 +12,7 @@ from dynatree.measuring import pacing
 from dynatree.study import grid
 from dynatree.study.params import Params
 
-PLAIN = "autoregressive"
+AUTOREGRESSIVE = "autoregressive"
 
 
 class Part(NamedTuple):
@@ -35,7 +35,7 @@ class Measured(NamedTuple):
 def measured(metrics: Mapping[str, Any]) -> Measured:
     """What `metrics` (metrics.json) say. Raises UserError without plain decoding."""
     try:
-        plain = metrics[PLAIN]
+        plain = metrics[AUTOREGRESSIVE]
         speed = {name: facts["speedup"] for name, facts in metrics.items() if "speedup" in facts}
         step = plain["tpot_ms"] / 1000
         if not all(value > 0 for value in speed.values()):
@@ -43,7 +43,7 @@ def measured(metrics: Mapping[str, Any]) -> Measured:
         prompt_token = plain["ttft_ms"] / 1000 / step / metrics["lengths"]["prompt_tokens"]
         return Measured(metrics["machine"]["processor"], step, prompt_token, speed)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"metrics: they lack speeds of {PLAIN} ({error!r}); run `make all` first") from error
+        raise UserError(f"metrics: they lack speeds of {AUTOREGRESSIVE} ({error!r}); run `make all` first") from error
 
 
 def parts(params: Params, known: Measured, step: float, job: float) -> list[Part]:

@@ -19,7 +19,7 @@ from dynatree.study.scales import DataType, Device, Scale, from_one, once
 
 # Names become parts of paths and of commands; those of methods are keys of metrics.json, beside others of its own.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-TAKEN = ("machine", "reference", "lengths", "datasets")
+TAKEN = ("machine", "autoregressive_step", "lengths", "datasets")
 # Knobs of a method whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
 # Folders of results, and what the main runs are called in the tables.

@@ -50,6 +50,6 @@ def interval(
     return means[round(tail * (RESAMPLES - 1))], means[round((1 - tail) * (RESAMPLES - 1))]
 
 
-def resolved(ends: tuple[float, float] | None, prompts: int) -> bool:
+def significant(ends: tuple[float, float] | None, prompts: int) -> bool:
     """Whether a ratio differs from 1: the interval excludes it, and there are enough prompts."""
     return ends is not None and prompts >= MINIMUM_PROMPTS and (ends[0] > 1 or ends[1] < 1)

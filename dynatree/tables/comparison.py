@@ -1,6 +1,6 @@
-"""The benchmark's table: methods compared prompt by prompt, from the records that benchmark.py makes. Knows no model.
+"""The benchmark's table: methods compared prompt by prompt, from the records of measuring/benchmark.py. Knows no model.
 
-Speeds are in tokens a plain step, of those that were timed meanwhile (measure.py).
+Speeds are in tokens per autoregressive step, of steps that were timed meanwhile (measuring/clock.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,9 @@ from itertools import product
 from dynatree.tables import bootstrap, metrics
 from dynatree.tables.rounds import Row, parts_of, token_seconds
 
-PLAIN = "autoregressive"
+AUTOREGRESSIVE = "autoregressive"
 # Parts of an output are compared with these alone.
-BASELINES = (PLAIN, "transformers")
+BASELINES = (AUTOREGRESSIVE, "transformers")
 WHOLE = "whole"
 
 
@@ -21,10 +21,10 @@ def summary(
     """Rows of the table `benchmark` (schema.py) for one kind of `text`: per data set and over all of them, every method
     over every method, and by part of the output over `baselines`.
 
-    `again`: by method, records of it and of the plain loop on its slowest prompt, taking turns.
+    `again`: by method, records of it and of autoregressive decoding on its slowest prompt, taking turns.
     """
     repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
-    usual = bootstrap.median([metrics.reference(row) for row in rows])
+    usual = bootstrap.median([metrics.step_seconds(row) for row in rows])
     rows = [row | {"speeds": _speeds(row)} for row in rows]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     result = []
@@ -34,7 +34,7 @@ def summary(
             own, other = ([row for row in here if row["method"] == name] for name in (method, baseline))
             key = {"text": text, "dataset": dataset, "method": method, "baseline": baseline}
             for part in own[0]["speeds"] if baseline in baselines else (WHOLE,):
-                again_here = (dataset, baseline, part) == ("all", PLAIN, WHOLE)
+                again_here = (dataset, baseline, part) == ("all", AUTOREGRESSIVE, WHOLE)
                 if compared := _compared(own, other, part, usual):
                     result.append(key | compared | {"worst_again": repeats.get(method) if again_here else None})
     return result
@@ -43,7 +43,7 @@ def summary(
 def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float) -> Row | None:
     """Of a method's records over another's, prompt by prompt, on a part of the output; None: no prompt has it in both.
 
-    `usual`: seconds of a plain step.
+    `usual`: seconds of an autoregressive step.
     """
     baseline = {row["prompt_id"]: row["speeds"] for row in other}
     both = [row for row in own if part in row["speeds"] and part in baseline[row["prompt_id"]]]
@@ -60,7 +60,7 @@ def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float)
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
         "worst": min(ratios),
-        "resolved": bootstrap.resolved(ends, len(both)),
+        "significant": bootstrap.significant(ends, len(both)),
         "throughput": bootstrap.mean([row["speeds"][part] / usual for row in both], geometric=True),
         "repetition": bootstrap.mean([row["repetition"] for row in own], geometric=False),
         "identical": bootstrap.mean([float(row["identical"]) for row in own], geometric=False),
@@ -68,8 +68,8 @@ def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float)
 
 
 def _speeds(row: Row) -> dict[str, float]:
-    """Tokens a plain step of the whole output, prefill included, and of each quarter, without the prefill's tokens."""
-    step, total = metrics.reference(row), len(row["output_ids"])
+    """Tokens per autoregressive step: of the whole output, prefill included, and of each quarter, without prefill."""
+    step, total = metrics.step_seconds(row), len(row["output_ids"])
     speeds = {WHOLE: total * step / row["seconds"]}
     first, *counts = row["emitted"]
     for part, taken in parts_of(token_seconds(first, counts, row["commits"]), total).items():
@@ -78,17 +78,17 @@ def _speeds(row: Row) -> dict[str, float]:
 
 
 def slowest(rows: Sequence[Row], method: str) -> str:
-    """Id of the prompt on which `method` is slowest, measured by our plain loop."""
+    """Id of the prompt on which `method` is slowest, relative to autoregressive decoding."""
     steps = {(row["method"], row["prompt_id"]): _steps(row) for row in rows}
     prompts = [row["prompt_id"] for row in rows if row["method"] == method]
-    return str(min(prompts, key=lambda prompt: steps[PLAIN, prompt] / steps[method, prompt]))
+    return str(min(prompts, key=lambda prompt: steps[AUTOREGRESSIVE, prompt] / steps[method, prompt]))
 
 
 def _median_ratio(method: str, timed: Sequence[Row]) -> float:
-    """Of our plain loop's steps over those of `method`, turn by turn."""
-    plain, own = ([_steps(row) for row in timed if row["method"] == name] for name in (PLAIN, method))
-    return bootstrap.median([ours / theirs for ours, theirs in zip(plain, own, strict=True)])
+    """Median of autoregressive decoding's steps over those of `method`, turn by turn."""
+    usual, own = ([_steps(row) for row in timed if row["method"] == name] for name in (AUTOREGRESSIVE, method))
+    return bootstrap.median([ours / theirs for ours, theirs in zip(usual, own, strict=True)])
 
 
 def _steps(row: Row) -> float:
-    return float(row["seconds"] / metrics.reference(row))
+    return float(row["seconds"] / metrics.step_seconds(row))

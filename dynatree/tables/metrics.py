@@ -1,6 +1,6 @@
 """From raw records to tidy tables (schema.py) and metrics.json. Every number of a figure comes through here.
 
-What happened within a run is in events.py. Knows no model.
+What happened within a run is in rounds.py. Knows no model.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ MIB = 2**20
 GEOMETRIC = (
     "seconds",
     "normalised_seconds",
-    "reference_step_ms",
+    "autoregressive_step_ms",
     "ttft_ms",
     "tpot_ms",
     "throughput",
@@ -36,7 +36,7 @@ COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch"
 
 @dataclass(frozen=True)
 class Records:
-    """The raw records of one run folder and where it stands in the experiment."""
+    """The raw records of one run folder and its place in the experiment."""
 
     key: Row  # experiment, method, settings, dataset
     outputs: list[Row]
@@ -81,10 +81,10 @@ def runs(records: list[Records]) -> list[Row]:
     """Rows of the table `runs`: one a prompt, method and repeat."""
     usual = usual_step(records)
     rows = [row for record in records for row in _run_rows(record, usual)]
-    plain = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
+    autoregressive = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
     theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
     for row in rows:
-        own, other = plain.get(prompt_key(row)), theirs.get(prompt_key(row))
+        own, other = autoregressive.get(prompt_key(row)), theirs.get(prompt_key(row))
         row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
         row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
         row["identical"] = row["output_ids"] == own["output_ids"] if own else None
@@ -92,13 +92,15 @@ def runs(records: list[Records]) -> list[Row]:
 
 
 def usual_step(records: list[Records]) -> float:
-    """Seconds of a plain step while plain decoding's main runs ran: others' times stay, whatever is measured anew."""
-    plain = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
-    return bootstrap.median([reference(timing) for record in plain or records for timing in record.timings])
+    """Seconds of an autoregressive step during the main runs of autoregressive decoding: what is measured anew moves no
+    other time.
+    """
+    usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
+    return bootstrap.median([step_seconds(timing) for record in usual or records for timing in record.timings])
 
 
-def reference(timing: Row) -> float:
-    """Seconds of a plain step while a request ran, by which its own are seen: machines have slower minutes."""
+def step_seconds(timing: Row) -> float:
+    """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes."""
     return bootstrap.mean(timing["references"], geometric=False)
 
 
@@ -116,7 +118,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
-        step = reference(timing)
+        step = step_seconds(timing)
         pace = usual / step
         seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
         tpot = (pace * timing["commits"][-1] - first) / later if later else None
@@ -139,8 +141,8 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "ttft_ms": 1000 * first,
             "tpot_ms": 1000 * tpot if tpot is not None else None,
             "decode_throughput": 1 / tpot if tpot else None,
-            "reference_step_ms": 1000 * step,
-            "reference_spread": bootstrap.deviation(timing["references"]) / step,
+            "autoregressive_step_ms": 1000 * step,
+            "autoregressive_step_spread": bootstrap.deviation(timing["references"]) / step,
             "normalised_seconds": timing["seconds"] / step,
             "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
             "iterations": len(rounds),
@@ -227,7 +229,7 @@ def _summarise(rows: list[Row], metric: str) -> Row:
         "value": bootstrap.mean(values, geometric),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bootstrap.resolved(ends, measured) if metric.startswith("speedup") else None,
+        "significant": bootstrap.significant(ends, measured) if metric.startswith("speedup") else None,
     }
 
 
@@ -248,13 +250,13 @@ HEADLINE = (
 def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
     """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine.
 
-    `reference`: what a plain step took during each request of all experiments, and how it varied meanwhile.
+    `autoregressive_step`: what such a step took during each request of all experiments, and how it varied meanwhile.
     """
     rows = [row for row in run_rows if row["experiment"] == "headline"]
     lengths = ("prompt_tokens", "output_tokens")
     result: Row = {
         "machine": machine,
-        "reference": _reference(run_rows),
+        "autoregressive_step": _autoregressive_step(run_rows),
         "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
         "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
     }
@@ -266,8 +268,8 @@ def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> R
     return result
 
 
-def _reference(rows: list[Row]) -> Row:
-    steps, spreads = ([row[name] for row in rows] for name in ("reference_step_ms", "reference_spread"))
+def _autoregressive_step(rows: list[Row]) -> Row:
+    steps, spreads = ([row[name] for row in rows] for name in ("autoregressive_step_ms", "autoregressive_step_spread"))
     found = {"usual_ms": rows[0]["pace"] * steps[0], "least_ms": min(steps), "most_ms": max(steps)}
     found |= {"usual_spread": bootstrap.median(spreads), "most_spread": max(spreads)}
     return {name: round(value, 4) for name, value in found.items()}

@@ -10,7 +10,7 @@ from typing import Any
 
 from dynatree import files
 from dynatree.tables import bootstrap
-from dynatree.tables.metrics import Records, prompt_key, reference, run_key
+from dynatree.tables.metrics import Records, prompt_key, run_key, step_seconds
 
 Row = dict[str, Any]
 Decode = Callable[[list[int]], str]
@@ -80,10 +80,10 @@ def node_rows(fact: Row, decode: Decode) -> list[Row]:
 def phases(results: Path, folders: Sequence[Path], decode: Decode) -> list[Row]:
     """Rows of the table `phases` from instrumented passes, all at the pace that is usual among them."""
     records = [files.read_json(folder / files.PHASES) for folder in folders]
-    usual = bootstrap.median([reference(record) for record in records]) if records else 0.0
+    usual = bootstrap.median([step_seconds(record) for record in records]) if records else 0.0
     rows = []
     for folder, record in zip(folders, records, strict=True):
-        rows += _phase_rows(run_key(results, folder), record, usual / reference(record), decode)
+        rows += _phase_rows(run_key(results, folder), record, usual / step_seconds(record), decode)
     return rows
 
 
@@ -114,10 +114,10 @@ def parts(records: list[Records]) -> list[Row]:
     The tokens of a round are taken to have come one by one while it lasted, so that none takes no time.
     """
     rows = [row for record in records for row in _part_rows(record)]
-    plain = {(*prompt_key(row), row["part"]): row for row in rows if row["method"] == "autoregressive"}
+    autoregressive = {(*prompt_key(row), row["part"]): row for row in rows if row["method"] == "autoregressive"}
     for row in rows:
-        own = plain.get((*prompt_key(row), row["part"]))
-        row["speedup"] = own["steps_a_token"] / row["steps_a_token"] if own else None
+        own = autoregressive.get((*prompt_key(row), row["part"]))
+        row["speedup"] = own["normalised_seconds_per_token"] / row["normalised_seconds_per_token"] if own else None
         del row["batch"], row["output_tokens"]
     return rows
 
@@ -135,7 +135,7 @@ def _part_rows(record: Records) -> list[Row]:
         key = {**record.key, **{n: output[n] for n in ("prompt_id", "repeat", "document_id", "prompt_tokens")}}
         rows += [
             {**key, "batch": timing["batch"], "output_tokens": total, "part": part, "tokens": len(taken)}
-            | {"steps_a_token": sum(taken) / len(taken) / reference(timing)}
+            | {"normalised_seconds_per_token": sum(taken) / len(taken) / step_seconds(timing)}
             for part, taken in members.items()
         ]
     return rows

@@ -47,7 +47,7 @@ def test_drafters_are_ranked_by_speed_not_by_agreement() -> None:
     """Guards against a drafter that agrees more often but costs more standing first, and a mean of tokens a second."""
 
     def of(speedup: float, top1: float, plain: float) -> dict:
-        methods = {"plain": 1.0, "chain": speedup - 0.1, "tree": speedup, "lookup": 1.5, "oracle": 9.0}
+        methods = {"autoregressive": 1.0, "chain": speedup - 0.1, "tree": speedup, "lookup": 1.5, "oracle": 9.0}
         rows = [{"method": m, "setting": "x", "tokens_per_second": s * plain, "speedup": s} for m, s in methods.items()]
         return {"agreement": {"words": {"top1": top1}}, "cost": {"ratio": 0.1}, "simulated": {"words": rows}}
 

@@ -70,7 +70,7 @@ def _summary(
         "value": value,
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
-        "resolved": bool(ends) and prompts >= 10 and not ends[0] <= 1 <= ends[1] if metric == "speedup" else None,
+        "significant": bool(ends) and prompts >= 10 and not ends[0] <= 1 <= ends[1] if metric == "speedup" else None,
     }
 
 

@@ -60,7 +60,7 @@ def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, e
                     | {"prompt_tokens": 128, "batch": batch, "metric": metric, "prompts": prompts, "documents": prompts}
                     | {"measurements": -(-prompts // batch), "output_tokens": 48}
                     | {"value": value, "low": low if ends else None, "high": high if ends else None}
-                    | {"resolved": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
+                    | {"significant": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
                 )
     return rows
 
@@ -68,10 +68,10 @@ def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, e
 def perplexity(runs: list[Row], chance: random.Random, winner: str) -> list[Row]:
     """Gives runs of the headline their outputs' perplexities, one in twenty another output; those of the texts."""
     headline = [row for row in runs if row["experiment"] == "headline"]
-    plain = {(row["dataset"], row["prompt_id"]): chance.uniform(1.3, 6.0) for row in headline}
+    baseline = {(row["dataset"], row["prompt_id"]): chance.uniform(1.3, 6.0) for row in headline}
     for row in headline:
         flips = int(row["method"] not in ("autoregressive", winner) and chance.random() < 0.05)
-        value = plain[row["dataset"], row["prompt_id"]]
+        value = baseline[row["dataset"], row["prompt_id"]]
         row |= {
             "flips": flips,
             "identical": not flips,
@@ -87,9 +87,9 @@ def perplexity(runs: list[Row], chance: random.Random, winner: str) -> list[Row]
 def chains(runs: list[Row], few: bool) -> list[Row]:
     """Runs of longer chains and a larger fixed tree, on the headline's prompts; `few`: on one, cut short."""
     dataset = runs[0]["dataset"]
-    plain = [row for row in runs if (row["experiment"], row["method"]) == ("headline", "linear")]
+    baseline = [row for row in runs if (row["experiment"], row["method"]) == ("headline", "linear")]
     rows = []
-    for row in [row for row in plain if row["dataset"] == dataset][: 1 if few else None]:
+    for row in [row for row in baseline if row["dataset"] == dataset][: 1 if few else None]:
         for method, settings, nodes, gain in (
             ("linear", "K8", 8, 1.1), ("linear", "K10", 10, 1.12), ("fixed_tree", "D5_B2_N62", 62, 1.3),
         ):  # fmt: skip
@@ -117,5 +117,7 @@ def parts(chance: random.Random, runs: list[Row], winner: str) -> list[Row]:
         for place, part in enumerate(("quarter 1", "quarter 2", "quarter 3", "quarter 4", "new text", "loops")):
             speedup = (1 + gain * (place - 1 if place < 4 else 5 * (place - 4) - 0.5)) * chance.uniform(0.98, 1.02)
             speedup = 1.0 if run["method"] == "autoregressive" else speedup
-            rows.append(key | {"part": part, "tokens": 50, "steps_a_token": 1 / speedup, "speedup": speedup})
+            rows.append(
+                key | {"part": part, "tokens": 50, "normalised_seconds_per_token": 1 / speedup, "speedup": speedup}
+            )
     return rows

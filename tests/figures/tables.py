@@ -128,7 +128,7 @@ def _headline(
             rows["runs"].append(
                 _key(method, dataset, prompt)
                 | {"prompt_tokens": 128, "batch": 1, "tpot_ms": 45.0 / speed, "document_id": f"{dataset}:{prompt}"}
-                | {"pace": 1.0, "reference_step_ms": chance.uniform(44, 46), "reference_spread": 0.02}
+                | {"pace": 1.0, "autoregressive_step_ms": chance.uniform(44, 46), "autoregressive_step_spread": 0.02}
                 | {"speedup": speed * chance.uniform(0.95, 1.05) if method != "autoregressive" else 1.0}
                 | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
                 | {"target_forwards": rounds, "drafted": drafted, "drafted_depth": min(drafted, rounds * 5)}
@@ -179,7 +179,7 @@ def _summary(
         "value": value,
         "low": low if intervals else None,
         "high": high if intervals else None,
-        "resolved": intervals and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None,
+        "significant": intervals and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None,
     }
 
 
@@ -205,7 +205,7 @@ def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool
                 rows.append(
                     {"text": text, "dataset": dataset, "method": method, "baseline": baseline, "value": value}
                     | {"low": 0.9 * value if intervals else None, "high": 1.1 * value if intervals else None}
-                    | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "resolved": prompts >= 10}
+                    | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "significant": prompts >= 10}
                     | {"settings": SETTINGS.get(method, "default"), "edges": ["K"] if method == "linear" else None}
                     | {"worst_again": None, "throughput": 20 * value, "repetition": repeated, "identical": 1.0}
                     | {"part": part}
@@ -234,7 +234,7 @@ def _drafter(chance: random.Random, winner: str, datasets: tuple[str, ...]) -> l
             for rank, gained in ((1, 0.0), (2, 0.12), (3, 0.17), (8, 0.28)):
                 row = {"kind": "agreement", "dataset": dataset, "part": part, "rank": rank, "positions": 2048}
                 rows.append({**row, "agreement": share + gained})
-        simulated = {("plain", ""): 1.0}
+        simulated = {("autoregressive", ""): 1.0}
         simulated |= {("chain", f"K{k}"): 1.5 - abs(k - 3) * chance.uniform(0.06, 0.09) for k in range(1, 9)}
         simulated |= {("tree", "D3_B2_N6"): 1.0 if winner == "linear" else 1.7}
         simulated |= {("prompt_lookup", "K5_n3"): 1.3, ("lookup", "K8"): 1.4, ("oracle", "K63"): 19.0}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, panels, theme
+from dynatree.figures.shared import captions, grammar, placement, theme
 from dynatree.tables.schema import TABLES
 
 Row = dict[str, Any]
@@ -81,7 +81,7 @@ def test_outputs_shorter_than_every_length_are_compared_at_their_common_end() ->
     assert {row["x"] for row in figure("length_scaling")._rows(short)} == {16}
 
 
-def test_lengths_need_plain_decoding() -> None:
+def test_lengths_need_autoregressive_decoding() -> None:
     """Guards against speedups over whatever method comes first."""
     with pytest.raises(UserError, match="autoregressive"):
         figure("length_scaling").draw(together(runs("dynatree", 0, [(100, 100.0)], reference=1.0)))
@@ -105,7 +105,7 @@ def test_the_heat_map_writes_every_cell_of_the_grid_and_nothing_else() -> None:
         (str(d), str(b)) for d in range(3, 9) for b in (2, 3, 4)
     ]
     drawn = texts(figure("tree_shape").draw(synthetic.make()))
-    assert all(f">{theme.number(row['value'])}<" in drawn for row in cells)
+    assert all(f">{grammar.number(row['value'])}<" in drawn for row in cells)
 
 
 @pytest.mark.parametrize("name", ["tree_shape", "length_scaling", "prompt_length"])
@@ -141,7 +141,7 @@ def ablated(speedups: dict[tuple[str, str], list[float]]) -> dict[str, pa.Table]
         key = {"experiment": "ablation", "method": method, "settings": settings, "dataset": "wikipedia"}
         key |= {"prompt_tokens": 128, "batch": 1}
         mean = sum(values) / len(values)
-        rows["summary"].append(key | {"metric": "speedup", "prompts": len(values), "value": mean, "resolved": False})
+        rows["summary"].append(key | {"metric": "speedup", "prompts": len(values), "value": mean, "significant": False})
         rows["runs"] += [
             key
             | {"prompt_id": f"{place}", "document_id": f"{place}", "repeat": 0, "speedup": value, "drafted": drafted}
@@ -155,7 +155,7 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     prompts = [1.0 + place / 2 for place in range(10)]
     tables = ablated({("dynatree", "D63"): prompts, ("without_lookup", "D63"): [0.9 * value for value in prompts]})
     caption = figure("ablation").caption(tables)
-    assert "Without lookup \u221210 % [\u221210 %, \u221210 %], resolved" in caption
+    assert "Without lookup \u221210 % [\u221210 %, \u221210 %], significant" in caption
     assert "Fastest is DynaTree" in caption
 
 
@@ -171,7 +171,7 @@ def test_the_full_variant_is_found_whatever_the_order(backwards: bool) -> None:
     }  # fmt: skip
 
 
-def test_variants_stand_in_their_block_and_the_rival_in_both() -> None:
+def test_variants_are_in_their_block_and_the_static_tree_in_both() -> None:
     """Guards against comparing the default's variants with the threshold policy."""
     first, second = figure("ablation")._blocks(synthetic.make(datasets=("wikipedia",)))
     assert {row["method"] for row in first.rows} == {"dynatree_threshold", "fixed_d5_b2", "optimal"}
@@ -181,9 +181,9 @@ def test_variants_stand_in_their_block_and_the_rival_in_both() -> None:
 
 
 def test_an_ablation_that_beats_nothing_says_so() -> None:
-    """Guards against praising the best of variants that are all slower than plain decoding."""
+    """Guards against praising the best of variants that are all slower than autoregressive decoding."""
     tables = ablated({("dynatree", "D63"): [0.8, 0.9], ("without_lookup", "D63"): [0.7, 0.7]})
-    assert "Fastest is plain decoding" in figure("ablation").caption(tables)
+    assert "Fastest is autoregressive decoding" in figure("ablation").caption(tables)
 
 
 def test_a_variant_that_does_the_same_is_no_variant() -> None:
@@ -192,37 +192,37 @@ def test_a_variant_that_does_the_same_is_no_variant() -> None:
     same = [row | {"drafted": 7} for row in tables["runs"].to_pylist()]
     tables["runs"] = table("runs", same)
     caption = figure("ablation").caption(tables)
-    assert "Without node budget (N none) goes the very same rounds, so its +19 % is chance" in caption
+    assert "Without node budget (N none) takes the very same rounds, so its +19 % is chance" in caption
     assert "Fastest is DynaTree, threshold." in caption
     assert "same rounds" in texts(figure("ablation").draw(tables))
 
 
-def ratio(method: str, value: float, x: int = 0, resolved: bool = False) -> Row:
+def ratio(method: str, value: float, x: int = 0, significant: bool = False) -> Row:
     return {"method": method, "settings": "", "value": value, "low": None, "high": None, "x": x} | {
-        "prompts": 4, "resolved": resolved,
+        "prompts": 4, "significant": significant,
     }  # fmt: skip
 
 
 NAMES = {(method, ""): theme.display(method) for method in ("linear", "dynatree")}
 
 
-def test_plain_decoding_is_said_to_win() -> None:
+def test_autoregressive_decoding_is_said_to_win() -> None:
     """Guards against calling the best of slow methods fastest."""
     said = captions.fastest([ratio("linear", 0.9), ratio("dynatree", 0.95)], NAMES)
-    assert said.startswith("no method beats plain decoding; closest is DynaTree with 0.95×, not resolved")
+    assert said.startswith("no method beats autoregressive decoding; closest is DynaTree with 0.95×, inconclusive")
 
 
 def test_each_length_has_its_own_winner() -> None:
     """Guards against one winner for all lengths."""
     rows = [ratio("linear", 1.5, 100), ratio("dynatree", 1.2, 100), ratio("linear", 0.8, 1000)]
     said = captions.fastest_along([*rows, ratio("dynatree", 0.9, 1000)], NAMES, "tokens")
-    assert "Fastest: Linear chain at 100; plain decoding at 1,000 tokens." in said
+    assert "Fastest: Linear chain at 100; autoregressive decoding at 1,000 tokens." in said
 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=8))
 def test_labels_keep_their_distance_and_their_order(positions: list[float]) -> None:
     """Guards against labels on one another, and labels that change places."""
-    moved = panels.apart(positions, 13.0)
+    moved = placement.apart(positions, 13.0)
     pairs = sorted(zip(positions, moved, strict=True))
     assert all(later[1] - earlier[1] >= 13.0 - 1e-6 for earlier, later in itertools.pairwise(pairs))
     assert sum(moved) == pytest.approx(sum(positions), abs=1e-6)
@@ -230,7 +230,7 @@ def test_labels_keep_their_distance_and_their_order(positions: list[float]) -> N
 
 def test_labels_that_do_not_collide_stay() -> None:
     """Guards against spreading labels that had room."""
-    assert panels.apart([40.0, 0.0, 13.0], 13.0) == [40.0, 0.0, 13.0]
+    assert placement.apart([40.0, 0.0, 13.0], 13.0) == [40.0, 0.0, 13.0]
 
 
 def test_synthetic_rows_keep_the_schema() -> None:

@@ -12,7 +12,7 @@ import vl_convert
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import queries, theme
 from dynatree.figures.shared.render import render
 from dynatree.tables.schema import TABLES
 
@@ -106,13 +106,15 @@ def test_caption_follows_the_data(figure: ModuleType) -> None:
 
 
 def test_a_winning_baseline_is_said_to_win() -> None:
-    """Guards against hiding that no speculative method beats plain decoding."""
+    """Guards against hiding that no speculative method beats autoregressive decoding."""
     caption = plugins.load("figures", "datasets").caption(synthetic.make(winner="autoregressive"))
-    assert "no method beats plain decoding; closest is" in caption
+    assert "no method beats autoregressive decoding; closest is" in caption
 
 
-@pytest.mark.parametrize(("prompts", "said"), [(4, "not resolved with 4 prompts"), (12, ", resolved with 12 prompts")])
-def test_caption_says_whether_a_speedup_is_resolved(prompts: int, said: str) -> None:
+@pytest.mark.parametrize(
+    ("prompts", "said"), [(4, "inconclusive with 4 prompts"), (12, ", significant with 12 prompts")]
+)
+def test_caption_says_whether_a_speedup_is_significant(prompts: int, said: str) -> None:
     """Guards against claiming a speedup that the number of prompts does not carry."""
     assert said in plugins.load("figures", "datasets").caption(synthetic.make(prompts=prompts))
 
@@ -123,16 +125,16 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
     won, lost = (caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear"))
     assert "a static tree (D 3, B 2, N 6) with 1.70×; a chain (K 3) with 1.50× is the best chain" in won
     assert "a chain (K 3) with 1.50×, and no tree is faster" in lost
-    assert "Lookup alone is no faster: Lookup (K 8) with 1.40×" in won and "The oracle reaches 19.0×" in won
+    assert "Lookup alone is no faster: Lookup (K 8) with 1.40×" in won and "An oracle reaches 19.0×" in won
     rows = synthetic.make()["drafter"].to_pylist()
     slow = [row | {"speedup": row["speedup"] and row["speedup"] / 2} for row in rows]
-    assert "slower than plain" in caption({"drafter": pa.Table.from_pylist(slow, schema=TABLES["drafter"])})
-    assert "slower than plain" not in won + lost
+    assert "slower than autoregressive" in caption({"drafter": pa.Table.from_pylist(slow, schema=TABLES["drafter"])})
+    assert "slower than autoregressive" not in won + lost
 
 
 def test_settings_names_are_read_back() -> None:
     """Guards against losing a knob whose name holds an underscore or whose value is null."""
-    read = theme.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
+    read = queries.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
     assert read == {
         "D": "8", "B": "3", "tau": "0.03", "N": "None", "draft_vocabulary": "8192", "lookup": "False", "rate": "1e-05",
     }  # fmt: skip
@@ -170,7 +172,7 @@ def test_the_page_works_offline_and_tokens_cannot_break_it(tmp_path) -> None:
 def test_figures_need_no_model_library() -> None:
     """Guards against figures that load torch or transformers, seconds and gigabytes for a plot."""
     code = (
-        "import sys; from dynatree import plugins, render;"
+        "import sys; from dynatree import plugins; from dynatree.figures.shared import render;"
         "[plugins.load('figures', name) for name in plugins.names('figures')];"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
     )

@@ -35,7 +35,7 @@ def batches(speedups: dict[int, float], prompts: int = 12) -> dict[str, pa.Table
         {"experiment": "batch_size", "method": "linear", "settings": "K3", "dataset": "d", "prompt_tokens": 9}
         | {"batch": batch, "metric": metric, "prompts": prompts, "documents": prompts, "value": value}
         | {"measurements": -(-prompts // batch)}
-        | {"low": value - 0.1, "high": value + 0.1, "resolved": abs(value - 1) > 0.1 and prompts >= 10}
+        | {"low": value - 0.1, "high": value + 0.1, "significant": abs(value - 1) > 0.1 and prompts >= 10}
         for batch, speedup in speedups.items()
         for metric, value in (("speedup", speedup), ("throughput", 20.0 * batch))
     ]
@@ -55,13 +55,13 @@ def test_batches_say_where_the_gain_ends(speedups: dict[int, float], said: str) 
     """Guards against an end of the gain that the data do not have, or one that a later size contradicts."""
     text = caption("batch_size", batches(speedups))
     assert said in text and f"{speedups[1]:.2f}× [" in text
-    assert f"Most tokens a second: Linear chain at {max(speedups)}" in text
+    assert f"Most tokens per second: Linear chain at {max(speedups)}" in text
 
 
-def test_batches_of_few_prompts_are_not_resolved() -> None:
+def test_batches_of_few_prompts_are_inconclusive() -> None:
     """Guards against a claim that the number of prompts does not carry."""
     text = caption("batch_size", batches({1: 2.0, 2: 0.5}, prompts=4))
-    assert "not resolved with 4 prompts" in text and "not resolved with 2 batches" in text
+    assert "inconclusive with 4 prompts" in text and "inconclusive with 2 batches" in text
 
 
 def test_memory_is_told_against_plain_decoding() -> None:
@@ -74,7 +74,7 @@ def test_memory_is_told_against_plain_decoding() -> None:
     )
     text = caption("memory", tables)
     assert "DynaTree needs least with 950 MiB and Linear chain most with 1,300 MiB" in text
-    assert "the peak is 50.0 MiB less (DynaTree) to 300 MiB more (Linear chain) than plain decoding's" in text
+    assert "the peak is 50.0 MiB less (DynaTree) to 300 MiB more (Linear chain) than autoregressive decoding's" in text
     assert "Keys and values take at most 10.2 MiB (DynaTree)" in text
     assert all(f">{words}<" in svg("memory", tables) for words in ("1,000", "1,300", "950"))
 

@@ -80,7 +80,7 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Drafts) -> None:
     windows = {(row["baseline"], row["part"]): row["value"] for row in here if row["part"] != "whole"}
     assert windows == pytest.approx({("autoregressive", "quarter 3"): 4, ("transformers", "quarter 3"): 8})
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
-    assert not chain["autoregressive"]["resolved"]
+    assert not chain["autoregressive"]["significant"]
     assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
 
 

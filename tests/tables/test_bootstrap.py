@@ -75,8 +75,8 @@ def test_a_higher_level_gives_a_wider_interval() -> None:
         (None, 40, False),
     ],
 )
-def test_resolved_needs_ten_prompts_and_an_interval_without_one(
+def test_significant_needs_ten_prompts_and_an_interval_without_one(
     ends: tuple[float, float] | None, prompts: int, expected: bool
 ) -> None:
     """Guards against claiming a win that the prompts do not carry."""
-    assert bootstrap.resolved(ends, prompts) is expected
+    assert bootstrap.significant(ends, prompts) is expected

@@ -144,43 +144,43 @@ def test_null_where_nothing_was_drafted_or_nothing_followed() -> None:
 
 def test_speedup_is_of_normalised_times() -> None:
     """Guards against comparing seconds of a slow moment with seconds of a fast one."""
-    plain = record("autoregressive", [STEP] * 2, [1.0, 2.0, 4.0], references=(0.1, 0.3))
+    autoregressive = record("autoregressive", [STEP] * 2, [1.0, 2.0, 4.0], references=(0.1, 0.3))
     theirs = record("transformers", [STEP] * 2, [1.0, 2.0, 3.0], references=(0.1, 0.1))
     fast = record("dynatree", [SPECULATED], [1.0, 2.0], references=(0.4, 0.4))
-    got = row(plain, theirs, fast, method="dynatree")
-    assert got["reference_step_ms"] == pytest.approx(400)
+    got = row(autoregressive, theirs, fast, method="dynatree")
+    assert got["autoregressive_step_ms"] == pytest.approx(400)
     assert got["normalised_seconds"] == pytest.approx(5)
     assert got["speedup"] == pytest.approx(20 / 5)
     assert got["speedup_transformers"] == pytest.approx(30 / 5)
-    own = row(plain, theirs, fast, method="autoregressive")
+    own = row(autoregressive, theirs, fast, method="autoregressive")
     assert own["speedup"] == 1.0
-    assert own["reference_spread"] == pytest.approx(0.1 / 0.2)
+    assert own["autoregressive_step_spread"] == pytest.approx(0.1 / 0.2)
 
 
 def test_times_are_at_the_usual_pace() -> None:
-    """Guards against tokens a second of a slow minute beside those of a fast one; raw seconds stay what they were."""
+    """Guards against tokens per second of a slow minute beside those of a fast one; raw seconds stay what they were."""
     records = [record("autoregressive", [STEP], [1.0, 2.0], references=(0.1, 0.1), prompt=f"d/a/{n}") for n in range(2)]
     slow = record("dynatree", [STEP], [2.0, 4.0], references=(0.2, 0.2))
     rows = metrics.runs([*records, slow])
     own = next(row for row in rows if row["method"] == "dynatree")
     assert (own["seconds"], own["pace"], own["ttft_ms"], own["tpot_ms"]) == pytest.approx((4.0, 0.5, 1000, 1000))
     assert own["throughput"] == pytest.approx(rows[0]["throughput"]) == pytest.approx(1.0)
-    found = metrics.headline(rows, [], {})["reference"]
+    found = metrics.headline(rows, [], {})["autoregressive_step"]
     assert found == {"usual_ms": 100, "least_ms": 100, "most_ms": 200, "usual_spread": 0, "most_spread": 0}
 
 
 def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
     """Guards against a baseline of other lengths or another text."""
-    plain = record("autoregressive", [STEP], [1.0, 2.0])
+    autoregressive = record("autoregressive", [STEP], [1.0, 2.0])
     other_prompt = record("dynatree", [SPECULATED], [1.0, 2.0], prompt="d/b/0")
     other_experiment = record("linear", [SPECULATED], [1.0, 2.0], experiment="chains")
     for method in ("dynatree", "linear"):
-        got = row(plain, other_prompt, other_experiment, method=method)
+        got = row(autoregressive, other_prompt, other_experiment, method=method)
         assert got["speedup"] is got["speedup_transformers"] is got["identical"] is None
 
 
 def test_outputs_of_other_lengths_are_not_compared() -> None:
-    """Guards against a speedup over plain decoding's shorter output, left by a run of other sizes."""
+    """Guards against a speedup over autoregressive decoding's shorter output, left by a run of other sizes."""
     longer = record("autoregressive", [STEP] * 2, [1.0, 2.0, 3.0])
     rows = metrics.runs([longer, record("dynatree", [STEP], [1.0, 2.0])])
     assert [row["speedup"] for row in rows] == [1.0, None]
@@ -188,11 +188,11 @@ def test_outputs_of_other_lengths_are_not_compared() -> None:
 
 def test_identical_compares_tokens() -> None:
     """Guards against calling outputs equal because they are equally long."""
-    plain = record("autoregressive", [{**STEP, "emitted": [7]}, {**STEP, "emitted": [4]}], [1.0, 2.0, 3.0])
+    autoregressive = record("autoregressive", [{**STEP, "emitted": [7]}, {**STEP, "emitted": [4]}], [1.0, 2.0, 3.0])
     same = record("dynatree", [SPECULATED], [1.0, 2.0])
     differs = record("linear", [{**SPECULATED, "emitted": [7, 3]}], [1.0, 2.0])
-    assert row(plain, same, method="dynatree")["identical"] is True
-    assert row(plain, differs, method="linear")["identical"] is False
+    assert row(autoregressive, same, method="dynatree")["identical"] is True
+    assert row(autoregressive, differs, method="linear")["identical"] is False
 
 
 @pytest.mark.parametrize(
@@ -202,11 +202,11 @@ def test_identical_compares_tokens() -> None:
 )
 def test_timings_of_unlike_machines_are_refused(difference: dict[str, Any]) -> None:
     """Guards against a speedup that is the machine's, the threads' or the precision's."""
-    plain = record("autoregressive", [STEP], [1.0, 2.0])
+    autoregressive = record("autoregressive", [STEP], [1.0, 2.0])
     other = record("dynatree", [SPECULATED], [1.0, 2.0], machine=difference)
     key, value = next(iter(difference.items()))
-    with pytest.raises(UserError, match=f"{key} is {MACHINE[key]!r} for plain but {value!r} for tree/timings.json"):
-        metrics.same_machine({"plain": plain.machine, "tree/timings.json": other.machine})
+    with pytest.raises(UserError, match=f"{key} is {MACHINE[key]!r} for a but {value!r} for tree/timings.json"):
+        metrics.same_machine({"a": autoregressive.machine, "tree/timings.json": other.machine})
 
 
 def test_memory_size_does_not_make_a_machine_another() -> None:
@@ -232,13 +232,13 @@ def test_summary_takes_geometric_means_of_ratios(monkeypatch: pytest.MonkeyPatch
     assert rows["largest_gap"]["value"] == pytest.approx(2.5)
     assert rows["speedup"]["low"] == pytest.approx(0.5)
     assert rows["speedup"]["high"] == pytest.approx(2.0)
-    assert rows["speedup"]["resolved"] is False
-    assert rows["seconds"]["resolved"] is None
+    assert rows["speedup"]["significant"] is False
+    assert rows["seconds"]["significant"] is None
     assert {rows["speedup"][name] for name in ("prompts", "documents", "measurements")} == {2}
 
 
 @pytest.mark.parametrize(("prompts", "expected"), [(9, False), (10, True)])
-def test_a_speedup_is_resolved_from_ten_prompts_on(prompts: int, expected: bool) -> None:
+def test_a_speedup_is_significant_from_ten_prompts_on(prompts: int, expected: bool) -> None:
     """Guards against counting repeats or documents instead of prompts."""
     records = []
     for number in range(prompts):
@@ -246,7 +246,7 @@ def test_a_speedup_is_resolved_from_ten_prompts_on(prompts: int, expected: bool)
         records.append(record("autoregressive", [STEP] * 2, [0.5, 1.0, 2.0], **where))
         records.append(record("dynatree", [SPECULATED], [0.5, 1.0], **where))
     rows = {r["metric"]: r for r in metrics.summary(metrics.runs(records)) if r["method"] == "dynatree"}
-    assert rows["speedup"]["resolved"] is expected
+    assert rows["speedup"]["significant"] is expected
 
 
 def test_no_interval_for_one_document() -> None:
@@ -269,19 +269,21 @@ def test_parts_share_a_rounds_time_among_its_tokens(monkeypatch: pytest.MonkeyPa
     assert rounds.REPEATED_NGRAM == audit.REPETITION_ORDER
     monkeypatch.setattr(rounds, "REPEATED_NGRAM", 2)
     flags = {"repeated": [0, 0, 0, 1, 1, 1, 0, 0]}
-    plain = record("autoregressive", [STEP] * 7, [1.0 + 0.5 * i for i in range(8)], audit=flags)
+    autoregressive = record("autoregressive", [STEP] * 7, [1.0 + 0.5 * i for i in range(8)], audit=flags)
     pair = {**STEP, "emitted": [5, 5]}
     other = record("dynatree", [pair, pair, STEP, pair], [9.0, 9.5, 9.75, 10.25, 10.5], (0.2, 0.2), audit=flags)
-    rows = {(r["method"], r["part"]): r for r in rounds.parts([other, plain])}
+    rows = {(r["method"], r["part"]): r for r in rounds.parts([other, autoregressive])}
     assert [rows["autoregressive", f"quarter {n}"]["tokens"] for n in (1, 2, 3, 4)] == [1, 2, 2, 2]
-    assert all(r["steps_a_token"] == pytest.approx(5) for (method, _), r in rows.items() if method != "dynatree")
+    assert all(
+        r["normalised_seconds_per_token"] == pytest.approx(5) for (method, _), r in rows.items() if method != "dynatree"
+    )
     own = {part: r for (method, part), r in rows.items() if method == "dynatree"}
-    # Tokens 1 to 7 took 0.25, 0.25, 0.125, 0.125, 0.5, 0.125, 0.125 s, a reference step 0.2 s.
-    assert own["quarter 2"]["steps_a_token"] == pytest.approx((0.25 + 0.125) / 2 / 0.2)
+    # Tokens 1 to 7 took 0.25, 0.25, 0.125, 0.125, 0.5, 0.125, 0.125 s, an autoregressive step 0.2 s.
+    assert own["quarter 2"]["normalised_seconds_per_token"] == pytest.approx((0.25 + 0.125) / 2 / 0.2)
     # Flagged are tokens 3 to 5, each the last of two that occurred earlier.
     assert own["loops"]["tokens"] == 4 and own["new text"]["tokens"] == 3
     assert own["loops"]["speedup"] == pytest.approx(5 / (1.0 / 4 / 0.2))
-    assert own["new text"]["steps_a_token"] == pytest.approx(0.5 / 3 / 0.2)
+    assert own["new text"]["normalised_seconds_per_token"] == pytest.approx(0.5 / 3 / 0.2)
     assert metrics.table("parts", list(rows.values())).num_rows == len(rows) == 12
 
 
@@ -329,11 +331,11 @@ def test_headline_holds_each_method_with_its_data_sets() -> None:
     ]
     result = metrics.headline(metrics.runs(records), [{"dataset": "d", "perplexity": 9.5}], MACHINE)
     assert result["datasets"] == {"d": {"perplexity": 9.5}}
-    plain = result["autoregressive"]
-    assert plain["throughput"] == 1.0
-    assert plain["acceptance_rate"] is None
-    assert (plain["flips"], plain["identical"], plain["speedup"]) == (2, 1.0, 1.0)
-    assert plain["d"]["tpot_ms"] == 1000.0
+    autoregressive = result["autoregressive"]
+    assert autoregressive["throughput"] == 1.0
+    assert autoregressive["acceptance_rate"] is None
+    assert (autoregressive["flips"], autoregressive["identical"], autoregressive["speedup"]) == (2, 1.0, 1.0)
+    assert autoregressive["d"]["tpot_ms"] == 1000.0
 
 
 def test_records_are_read_from_the_run_folder(tmp_path: Path) -> None:

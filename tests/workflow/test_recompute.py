@@ -69,7 +69,7 @@ def test_changed_tau_reruns_dynatree_alone_in_dvc(world: World):
     assert done["restored"] == set()
     changed = json.loads(world.run("dvc", "metrics", "diff", "--json"))["results/metrics.json"]
     # Speed is measured anew for DynaTree alone; aggregation reads the other runs' records unchanged.
-    assert {key.split(".")[0] for key in changed} == {"dynatree", "reference"}
+    assert {key.split(".")[0] for key in changed} == {"dynatree", "autoregressive_step"}
     assert "dynatree.throughput" in changed
 
 
@@ -237,19 +237,19 @@ def test_a_stopped_benchmark_goes_on(world: World):
 FIGURE = """
 import altair as alt
 
-from dynatree import theme
+from dynatree.figures.shared import queries, theme
 
 TABLES = ("runs",)
 SECTION = "Speed"
 
 
 def draw(tables):
-    rows = theme.data(theme.rows(tables, "runs"))
+    rows = queries.data(queries.rows(tables, "runs"))
     return theme.finish(alt.Chart(rows).mark_point().encode(x="method:N", y="seconds:Q"))
 
 
 def caption(tables):
-    return f"{len(theme.rows(tables, 'runs'))} runs."
+    return f"{len(queries.rows(tables, 'runs'))} runs."
 """
 
 POLICY = """

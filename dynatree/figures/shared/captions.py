@@ -1,4 +1,4 @@
-"""Clauses that several captions share: who is fastest, by how much, whether it is resolved, what intervals there are.
+"""Clauses that several captions share: who is fastest, by how much, whether significantly, which intervals there are.
 
 Written from rows of the tables alone; knows no figure and reads no file.
 """
@@ -6,7 +6,7 @@ Written from rows of the tables alone; knows no figure and reads no file.
 from collections.abc import Mapping, Sequence
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import theme
+from dynatree.figures.shared import grammar, queries
 from dynatree.tables import bootstrap
 
 # Columns of `runs` that say what was done, and not how long it took.
@@ -15,10 +15,10 @@ WORK = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafte
 Names = Mapping[tuple[str, str], str]
 
 
-def prompts(rows: Sequence[theme.Row]) -> str:
+def prompts(rows: Sequence[queries.Row]) -> str:
     """`4 prompts, 200 tokens each`, or `2 to 4 prompts` where rows have different numbers of them."""
     least, most = min(row["prompts"] for row in rows), max(row["prompts"] for row in rows)
-    text = theme.plural(most, "prompt") if least == most else f"{least} to {theme.plural(most, 'prompt')}"
+    text = grammar.plural(most, "prompt") if least == most else f"{least} to {grammar.plural(most, 'prompt')}"
     tokens = sorted({row["output_tokens"] for row in rows if row.get("output_tokens")})
     if not tokens:
         return text
@@ -26,15 +26,20 @@ def prompts(rows: Sequence[theme.Row]) -> str:
     return f"{text}, {given} tokens{' each' if most > 1 else ''}"
 
 
-def verdict(row: theme.Row) -> str:
-    """Whether a speedup differs from 1: `not resolved with 4 prompts`, or `with 2 batches`."""
-    counted = theme.plural(row["prompts"], "prompt")
+def judged(significant: bool) -> str:
+    """The word for a comparison."""
+    return "significant" if significant else "inconclusive"
+
+
+def verdict(row: queries.Row) -> str:
+    """Whether a speedup differs from 1: `inconclusive with 4 prompts`, `significant with 12 batches`."""
+    counted = grammar.plural(row["prompts"], "prompt")
     if row.get("batch", 1) > 1:
-        counted = theme.plural(row["measurements"], "batch", "batches")
-    return f"{'resolved' if row['resolved'] else 'not resolved'} with {counted}"
+        counted = grammar.plural(row["measurements"], "batch", "batches")
+    return f"{judged(row['significant'])} with {counted}"
 
 
-def paired(row: theme.Row, other: theme.Row, runs: Sequence[theme.Row]) -> theme.Row:
+def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) -> queries.Row:
     """Of two rows of `summary`: `ratio` of their speedups, a geometric mean prompt by prompt, its interval's `ends`,
     and whether it `differs` from 1; `alike`: they did the same, so that only chance can part them.
 
@@ -52,12 +57,12 @@ def paired(row: theme.Row, other: theme.Row, runs: Sequence[theme.Row]) -> theme
     return {
         "ratio": bootstrap.mean(ratios, geometric=True),
         "ends": ends,
-        "differs": bootstrap.resolved(ends, len({prompt for prompt, _ in keys})),
+        "differs": bootstrap.significant(ends, len({prompt for prompt, _ in keys})),
         "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
     }
 
 
-def _of(row: theme.Row, runs: Sequence[theme.Row]) -> dict[tuple[str, int], theme.Row]:
+def _of(row: queries.Row, runs: Sequence[queries.Row]) -> dict[tuple[str, int], queries.Row]:
     """The runs by (prompt, repeat) that a row of `summary` is the mean of."""
     same = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch")
     return {
@@ -75,38 +80,40 @@ def percent(ratio: float) -> str:
     return f"{sign}{digits} %"
 
 
-def change(compared: theme.Row) -> str:
-    """What `paired` found: `+12 % [+5.0 %, +18 %], resolved`."""
+def change(compared: queries.Row) -> str:
+    """What `paired` found: `+12 % [+5.0 %, +18 %], significant`."""
     ends = f" [{', '.join(percent(end) for end in compared['ends'])}]" if compared["ends"] else ""
-    return f"{percent(compared['ratio'])}{ends}, {'resolved' if compared['differs'] else 'not resolved'}"
+    return f"{percent(compared['ratio'])}{ends}, {judged(compared['differs'])}"
 
 
-def fastest(rows: Sequence[theme.Row], names: Names) -> str:
-    """Of speedups over plain decoding: `fastest is` who, by how much, whether resolved, and who is next."""
+def fastest(rows: Sequence[queries.Row], names: Names) -> str:
+    """Of speedups over autoregressive decoding: `fastest is` who, by how much, whether significant, and who is next."""
     ranked = sorted(rows, key=lambda row: (-row["value"], row["method"], row["settings"]))
     best, *others = ranked
-    text = f"is {names[best['method'], best['settings']]} with {theme.interval(best, '×')}, {verdict(best)}"
+    text = f"is {names[best['method'], best['settings']]} with {grammar.interval(best, '×')}, {verdict(best)}"
     if others:
-        text += f" (next {names[others[0]['method'], others[0]['settings']]}, {theme.number(others[0]['value'])}×)"
-    return f"fastest {text}" if best["value"] > 1 else f"no method beats plain decoding; closest {text}"
+        text += f" (next {names[others[0]['method'], others[0]['settings']]}, {grammar.number(others[0]['value'])}×)"
+    return f"fastest {text}" if best["value"] > 1 else f"no method beats autoregressive decoding; closest {text}"
 
 
-def fastest_along(rows: Sequence[theme.Row], names: Names, unit: str) -> str:
+def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str) -> str:
     """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the smallest and the largest."""
     leaders: dict[str, list[str]] = {}
     lengths = sorted({row["x"] for row in rows})
     for length in lengths:
         best = max((row for row in rows if row["x"] == length), key=lambda row: row["value"])
-        name = names[best["method"], best["settings"]] if best["value"] > 1 else "plain decoding"
+        name = names[best["method"], best["settings"]] if best["value"] > 1 else "autoregressive decoding"
         leaders.setdefault(name, []).append(f"{length:,}")
-    parts = [f"{name} at {theme.joined(at)}" for name, at in leaders.items()]
+    parts = [f"{name} at {grammar.joined(at)}" for name, at in leaders.items()]
     text = f"Fastest: {'; '.join(parts)} {unit}." if len(lengths) > 1 else ""
     for length in dict.fromkeys((lengths[0], lengths[-1])):
         text += f" At {length:,} {unit}: {fastest([row for row in rows if row['x'] == length], names)}."
     return text.strip()
 
 
-def intervals(rows: Sequence[theme.Row], over: str = "documents", few: str = "documents", lines: str = "lines") -> str:
+def intervals(
+    rows: Sequence[queries.Row], over: str = "documents", few: str = "documents", lines: str = "lines"
+) -> str:
     """`lines are 95 % bootstrap intervals over documents`, or that there are too `few` of them for any of `rows`."""
     given = any(row["low"] is not None for row in rows)
     return f"{lines} are 95 % bootstrap intervals over {over}" if given else f"too few {few} for intervals"
