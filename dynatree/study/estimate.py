@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dynatree.errors import UserError
 from dynatree.generation.trace import REFERENCE_EVERY, REFERENCE_REST, REFERENCE_STEPS
 from dynatree.study import grid
-from dynatree.study.params import Params
+from dynatree.study.sections import Params
 
 PLAIN = "autoregressive"
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from dynatree.config import checked
 from dynatree.errors import UserError
-from dynatree.study.params import PLUGGED, Method, Params
+from dynatree.study.sections import PLUGGED, Method, Params
 
 # The field's one-letter symbols; a knob without one stands in a path by its own name.
 SYMBOLS = {

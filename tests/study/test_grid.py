@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dynatree.errors import UserError
 from dynatree.study import grid, params
+from dynatree.study.sections import Params
 
 RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
 BASE = {"policy": "threshold", "drafting": "model", "depth": 8, "branch": 3, "threshold": 0.03, "budget": 64}
@@ -16,7 +17,7 @@ BASE = {"policy": "threshold", "drafting": "model", "depth": 8, "branch": 3, "th
 _NUMBERS = st.one_of(st.none(), st.integers(0, 2048), st.floats(0, 1, allow_nan=False))
 
 
-def changed(**sections: Any) -> params.Params:
+def changed(**sections: Any) -> Params:
     scales = {
         name: {**sizes, "experiments": {"default": {"prompts": 8, "output_tokens": 8}}}
         for name, sizes in RAW["scales"].items()

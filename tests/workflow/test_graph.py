@@ -10,7 +10,7 @@ import pytest
 from dvc.repo import Repo
 
 from dynatree.measuring import calibrate
-from dynatree.study import grid, params
+from dynatree.study import grid, params, sections
 from dynatree.tables.schema import APART
 from tests.workflow.world import ROOT, World
 
@@ -109,10 +109,10 @@ def plugs(output: str) -> set[str]:
     if run:
         knobs = dict(run.knobs)
         return {f"dynatree.decoding.{run.decoder}"} | {
-            f"dynatree.{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs
+            f"dynatree.{folder}.{knobs[knob]}" for knob, folder in sections.PLUGGED.items() if knob in knobs
         }
     if parts[:2] == ("results", "calibration") and parts[2] != "batches.json":
-        watched = {f"dynatree.{params.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
+        watched = {f"dynatree.{sections.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
         return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
     if parts[:2] == ("data", "documents"):
         return {f"dynatree.data.sources.{known.sources[Path(output).stem].kind}"}

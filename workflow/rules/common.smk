@@ -10,7 +10,7 @@ from pathlib import Path
 from dynatree import plugins
 from dynatree.errors import UserError, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
-from dynatree.study import grid, params, preflight
+from dynatree.study import grid, params, preflight, sections
 from dynatree.tables.schema import APART, TABLES
 
 
@@ -89,7 +89,7 @@ def has_code(file):
 def decoding_library(script, method):
     """Files that a script uses with decoder, policy and drafter of `method`: a run, or an entry of params.yaml."""
     knobs = {**({"drafting": "model"} if method.decoder == "speculative" else {}), **dict(method.knobs)}
-    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in sections.PLUGGED.items() if knob in knobs]
     return library(script, f"decoding.{method.decoder}", *plugged)
 
 
