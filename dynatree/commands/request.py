@@ -10,6 +10,7 @@ import yaml
 from dynatree import files, plugins
 from dynatree.commands.arguments import quieten
 from dynatree.errors import UserError, readable
+from dynatree.settings import PLUGGED
 from dynatree.study import sections
 
 FindModel = Callable[[str, sections.Params], Path]
@@ -43,7 +44,7 @@ def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
 def settings(method: sections.Method, assignments: list[str]) -> dict[str, Any]:
     """The method's knobs with `KEY=VALUE` changes. Raises UserError for a key that is not the method's."""
     knobs = method.knobs
-    settable = [key for key in knobs if key not in sections.PLUGGED]
+    settable = [key for key in knobs if key not in PLUGGED]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or key not in settable:

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.study.sections import PLUGGED, Experiment, Method, Params
+from dynatree.settings import PLUGGED
+from dynatree.study.sections import Experiment, Method, Params
 
 # Names become parts of paths and of commands; those of methods are keys of metrics.json, beside others of its own.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"

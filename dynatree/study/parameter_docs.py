@@ -12,7 +12,7 @@ from dynatree import plugins
 from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
 from dynatree.generation.logits_processors import Processors
-from dynatree.study.grid import SYMBOLS
+from dynatree.settings import SYMBOLS
 from dynatree.study.sections import Params
 
 # How a bound of a field is written: pydantic keeps each as an object with one of these attributes.

@@ -10,9 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from dynatree.config import MOST_THREADS, Knobs
 from dynatree.study.scales import DataType, Device, Scale, from_one, once
 
-# Knobs of a method whose values name plug-ins, with the plug-ins' folders.
-PLUGGED = {"policy": "policies", "drafting": "drafting"}
-
 
 class Method(BaseModel):
     """A decoder and its knobs."""

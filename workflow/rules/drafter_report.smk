@@ -4,7 +4,6 @@ include: "common.smk"
 
 rule drafter_report:
     input:
-        script="workflow/scripts/drafter_report.py",
         library=library("workflow/scripts/drafter_report.py"),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         calibration=CALIBRATION,
@@ -23,5 +22,5 @@ rule drafter_report:
         length=2 * SIZES.prompt_tokens,
         machine=MACHINE,
     shell:
-        "python {input.script} {params.models} --tokens {input.tokens} --limit {params.limit} "
+        "python workflow/scripts/drafter_report.py {params.models} --tokens {input.tokens} --limit {params.limit} "
         "--length {params.length} {params.machine} --out {output} 2>&1 | tee {log:q}"

@@ -4,7 +4,6 @@ include: "common.smk"
 
 rule perplexity:
     input:
-        script="workflow/scripts/perplexity.py",
         library=library("workflow/scripts/perplexity.py"),
         target=f"{TARGET}/manifest.json",
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
@@ -21,6 +20,6 @@ rule perplexity:
         stride=SIZES.perplexity_stride,
         machine=MACHINE,
     shell:
-        "python {input.script} --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
+        "python workflow/scripts/perplexity.py --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
         "--limit {params.limit} --window {params.window} --stride {params.stride} {params.machine} --out {output} "
         "2>&1 | tee {log:q}"

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from dynatree import settings
 from dynatree.errors import UserError, reported
 from dynatree.files import replacing
 from dynatree.study import grid, params, sections
@@ -91,10 +92,10 @@ def plan(text: str) -> list[Job]:
     return jobs
 
 
-def settings(key: str, knobs: dict[str, Any]) -> str:
-    """`grid.settings` with each knob taken from params.yaml; what YAML and a path write differently stays as it is."""
+def templates(key: str, knobs: dict[str, Any]) -> str:
+    """Knobs as a path has them, each taken from params.yaml but for what YAML and a path write differently."""
     own = {k: v if v is None or isinstance(v, bool) else f"${{{key}.{k}}}" for k, v in knobs.items()}
-    return grid.settings(own)
+    return settings.write(own)
 
 
 def lengths(known: sections.Params, title: str, tokens: int) -> tuple[str, str]:
@@ -110,14 +111,14 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
     knobs, title = dict(run.knobs), run.top
     stage = Stage(rule, reads=[*READ[rule]])
     if title not in known.experiments:
-        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", settings(run.key, knobs)
+        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", templates(run.key, knobs)
         stage.reads.append(run.key)
         if title == "runs":
             stage.matrix["dataset"] = "${datasets}"
             stage.reads += of_scale("prompts", "output_tokens", "repeats")
     else:
         experiment, key = known.experiments[title], f"experiments.{title}"
-        name, written = f"{title}_{run.method}", settings(run.key, knobs)
+        name, written = f"{title}_{run.method}", templates(run.key, knobs)
         stage.matrix["dataset"] = f"${{{key}.datasets}}"
         size = f"experiments.{title if title in known.sizes.experiments else 'default'}"
         stage.reads += of_scale(f"{size}.prompts", f"{size}.output_tokens")
@@ -125,7 +126,7 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
             listed = run.key.rpartition(f".{run.settings}")[0]  # of the experiment, or of its size at this scale
             stage.matrix["settings"], written = f"${{{listed}}}", "${item.settings}"
             name += "_more" if listed.startswith("scales.") else ""
-            stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*sections.PLUGGED, "decoder")]
+            stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*settings.PLUGGED, "decoder")]
         else:
             stage.reads.append(run.key)
         if run.prompt_tokens is not None:
