@@ -7,27 +7,52 @@ Python differ in which empty fields `ast.dump` shows and in how `ast.unparse` qu
 
 import ast
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dynatree.files import sha256
 
-PACKAGE, LAZY = "dynatree", ("__getattr__", "__dir__")
+PACKAGE, LAZY, IMPORTS = "dynatree", ("__getattr__", "__dir__"), (ast.Import, ast.ImportFrom)
 
 
-def used(root: Path, script: str, modules: Iterable[str] = ()) -> list[str]:
-    """The script and the files of the checkout `root` that it imports, and with it `modules`: paths below `root`."""
-    found: set[Path] = set()
-    waiting = [root / script, *(path for module in modules for path in _files(root, module))]
-    while waiting:
-        path = waiting.pop()
-        if path not in found and counts(path):
-            found.add(path)
-            imported = _imported(path.read_bytes(), path.parent.relative_to(root).parts)
-            waiting += [other for module in imported for other in _files(root, module)]
-    return sorted(path.relative_to(root).as_posix() for path in found)
+class Checkout:
+    """The code below the folder `root` as it stands: each file is read once."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._imports: dict[Path, list[Path]] = {}
+        self._modules: dict[str, list[Path]] = {}
+
+    def used(self, script: str, modules: Iterable[str] = ()) -> list[str]:
+        """The script and the files of the library that it imports, and with it `modules`: paths below the root."""
+        found: set[Path] = set()
+        waiting = [self.root / script, *(path for module in modules for path in self._files(module))]
+        while waiting:
+            path = waiting.pop()
+            if path not in found:
+                found.add(path)
+                waiting += self._imported(path)
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
+
+    def _imported(self, path: Path) -> list[Path]:
+        if path not in self._imports:
+            package = path.parent.relative_to(self.root).parts
+            statements = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, IMPORTS)]
+            modules = {name for node in statements for name in _names(node, package)}
+            self._imports[path] = [other for module in modules for other in self._files(module)]
+        return self._imports[path]
+
+    def _files(self, module: str) -> list[Path]:
+        """The files of a module and of the packages that it lies in, if they count; none for what is no module here."""
+        if module not in self._modules:
+            parts = module.split(".")
+            place = self.root.joinpath(*parts)
+            above = self._files(".".join(parts[:-1])) if len(parts) > 1 else []
+            own = [place / "__init__.py", place.with_suffix(".py")] if parts[0] == PACKAGE else []
+            self._modules[module] = [*above, *(path for path in own if path.is_file() and counts(path))]
+        return self._modules[module]
 
 
 def counts(path: Path) -> bool:
@@ -74,7 +99,7 @@ def _only_names(node: ast.stmt) -> bool:
     """Whether a statement of an `__init__` neither computes anything nor names what another file may use."""
     if isinstance(node, ast.FunctionDef):
         return node.name in LAZY
-    if isinstance(node, ast.Import | ast.ImportFrom):
+    if isinstance(node, IMPORTS):
         own = any(module.split(".")[0] == PACKAGE for module in _names(node, ()))
         return not own and not getattr(node, "level", 0)
     if isinstance(node, ast.Assign | ast.AnnAssign):
@@ -84,24 +109,9 @@ def _only_names(node: ast.stmt) -> bool:
     return for_types_alone or _is_docstring(node)
 
 
-@cache
-def _imported(code: bytes, package: tuple[str, ...]) -> frozenset[str]:
-    """Names of modules, and of what may be modules, that code of a package imports, within functions, too."""
-    statements = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import | ast.ImportFrom))
-    return frozenset(name for node in statements for name in _names(node, package))
-
-
 def _names(node: ast.Import | ast.ImportFrom, package: tuple[str, ...]) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     above = package[: len(package) - node.level + 1] if node.level else ()
     module = ".".join([*above, node.module or ""]).rstrip(".")
     return [module, *(f"{module}.{alias.name}" for alias in node.names)]
-
-
-def _files(root: Path, module: str) -> Iterator[Path]:
-    """The files of a module of the library and of the packages that it lies in; none for what is no module of it."""
-    parts = module.split(".")
-    if parts[0] == PACKAGE:
-        packages = (root.joinpath(*parts[:depth], "__init__.py") for depth in range(1, len(parts) + 1))
-        yield from (path for path in (*packages, root.joinpath(*parts).with_suffix(".py")) if path.is_file())

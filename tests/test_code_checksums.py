@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dynatree.code_checksums import checksum, counts, listing, used
+from dynatree.code_checksums import Checkout, checksum, counts, listing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -133,7 +133,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def test_names_on_demand_draw_nothing_in(checkout: Path) -> None:
     """Guards against the package's own lazy names, with which every job would depend on the whole library."""
-    assert used(checkout, "scripts/say.py") == ["scripts/say.py"]
+    assert Checkout(checkout).used("scripts/say.py") == ["scripts/say.py"]
     assert not counts(checkout / "dynatree/__init__.py")
 
 
@@ -150,8 +150,8 @@ def test_an_init_with_code_counts(checkout: Path, more: str) -> None:
 def test_a_script_uses_what_it_imports_and_its_plug_ins(checkout: Path) -> None:
     """Guards against an import within a function, a package's own code or a relative import that is not seen."""
     rules = ["dynatree/rules/__init__.py", "dynatree/rules/base.py"]
-    assert used(checkout, "scripts/run.py") == [*rules, "dynatree/tree.py", "scripts/run.py"]
-    with_plug_in = used(checkout, "scripts/say.py", ["dynatree.rules.extra"])
+    assert Checkout(checkout).used("scripts/run.py") == [*rules, "dynatree/tree.py", "scripts/run.py"]
+    with_plug_in = Checkout(checkout).used("scripts/say.py", ["dynatree.rules.extra"])
     assert with_plug_in == [*rules, "dynatree/rules/extra.py", "dynatree/tree.py", "scripts/say.py"]
 
 

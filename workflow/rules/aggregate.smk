@@ -1,5 +1,7 @@
 # Raw records of the runs asked for, and no others, into tables and metrics.json.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))

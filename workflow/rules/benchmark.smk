@@ -1,5 +1,7 @@
 # Methods side by side: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)

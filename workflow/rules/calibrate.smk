@@ -1,5 +1,7 @@
 # What forwards cost on this machine, and how often drafted tokens are right on tuning text.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule calibrate:

@@ -66,11 +66,14 @@ def library(script, *plugged):
     return f"results/library/{'-'.join([Path(script).stem, *plugged])}.sha256"
 
 
+CODE = code_checksums.Checkout(Path.cwd())
+
+
 @cache
 def library_files(group):
     """The script and the files of the library that it imports, and with it plug-ins: `group` names them as `library`."""
     script, *plugged = group.split("-")
-    return code_checksums.used(Path.cwd(), f"workflow/scripts/{script}.py", [f"dynatree.{name}" for name in plugged])
+    return CODE.used(f"workflow/scripts/{script}.py", [f"dynatree.{name}" for name in plugged])
 
 
 def changed_code(group):

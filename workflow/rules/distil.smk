@@ -1,5 +1,7 @@
 # The drafter: trained from the target's layers (or its trained part taken from drafters/), or fetched, as the pair says.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 # Without a trained part in the checkout, or with distil.retrain, it is trained.

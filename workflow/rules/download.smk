@@ -1,5 +1,7 @@
 # Fetch text as documents, and the target as a model folder.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule download_data:

@@ -1,5 +1,7 @@
 # How good the drafter is on its own, on evaluation text.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule drafter_report:

@@ -1,5 +1,7 @@
 # Figures, each from the tables that it names. The drawings enter the report, in the section that a figure names.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule draw:

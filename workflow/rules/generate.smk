@@ -1,6 +1,8 @@
 # Generation: timed runs of every method, audited behind the timing, and instrumented passes for the timeline. Timed jobs
 # run alone. A flip above the tolerance fails.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule generate:

@@ -1,6 +1,8 @@
 # Checksums of a script and the library files that it imports, one small file for each set: what a job computes with, a
 # short list for both tools. Comments and docstrings change none.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule library:

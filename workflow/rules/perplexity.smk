@@ -1,5 +1,7 @@
 # Perplexity of the data sets under the target. (That of outputs: generate.smk.)
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule perplexity:

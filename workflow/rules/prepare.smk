@@ -1,5 +1,7 @@
 # Tokenise and split by document; choose prompts.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule tokenise:
