@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml
+.PHONY: all install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml rooms
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -64,6 +64,10 @@ publish: $(STAMP)
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)
 	$(BIN)/python workflow/scripts/stages.py
+
+# The picture of docs/architecture.md, after a change of what the library's folders import.
+rooms: $(STAMP)
+	$(BIN)/python workflow/scripts/rooms.py
 
 # All methods side by side in one process, for about two hours at scale laptop; goes on where it stopped.
 benchmark: $(STAMP)

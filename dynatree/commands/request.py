@@ -10,9 +10,10 @@ import yaml
 from dynatree import files, plugins
 from dynatree.commands.arguments import quieten
 from dynatree.errors import UserError, readable
-from dynatree.study import params
+from dynatree.settings import PLUGGED
+from dynatree.study import sections
 
-FindModel = Callable[[str, params.Params], Path]
+FindModel = Callable[[str, sections.Params], Path]
 
 
 def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -40,10 +41,10 @@ def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     )
 
 
-def settings(method: params.Method, assignments: list[str]) -> dict[str, Any]:
+def settings(method: sections.Method, assignments: list[str]) -> dict[str, Any]:
     """The method's knobs with `KEY=VALUE` changes. Raises UserError for a key that is not the method's."""
     knobs = method.knobs
-    settable = [key for key in knobs if key not in params.PLUGGED]
+    settable = [key for key in knobs if key not in PLUGGED]
     for assignment in assignments:
         key, separator, text = assignment.partition("=")
         if not separator or key not in settable:
@@ -105,7 +106,7 @@ class Loaded(NamedTuple):
     prompts: list[list[int]]
 
 
-def load(arguments: argparse.Namespace, known: params.Params, knobs: dict[str, Any], find_model: FindModel) -> Loaded:
+def load(arguments: argparse.Namespace, known: sections.Params, knobs: dict[str, Any], find_model: FindModel) -> Loaded:
     """The models and the decoder that `arguments` name, with the method's `knobs`; the prompts as token ids.
 
     Raises UserError if anything is missing or does not fit.

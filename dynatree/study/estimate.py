@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from dynatree.errors import UserError
 from dynatree.measuring import pacing
 from dynatree.study import grid
-from dynatree.study.params import Params
+from dynatree.study.sections import Params
 
 AUTOREGRESSIVE = "autoregressive"
 

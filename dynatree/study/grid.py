@@ -3,26 +3,15 @@
 So a changed D, B or tau is a missing file, and equal runs are one entry. Knows no workflow tool and no torch.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from dynatree import settings
 from dynatree.config import checked
 from dynatree.errors import UserError
-from dynatree.study.params import PLUGGED, Method, Params
-
-# The field's one-letter symbols; a knob without one stands in a path by its own name.
-SYMBOLS = {
-    "depth": "D",
-    "branch": "B",
-    "threshold": "tau",
-    "budget": "N",
-    "draft_tokens": "K",
-    "max_ngram": "n",
-    "confidence": "c",
-}
+from dynatree.study.sections import Method, Params
 
 
 @dataclass(frozen=True)
@@ -69,55 +58,12 @@ def length(prompt_tokens: int | None) -> str:
     return "default" if prompt_tokens is None else f"P{prompt_tokens}"
 
 
-def settings(knobs: dict[str, Any]) -> str:
-    """The path part of these knobs (D8_B3_tau0.03_N64), in their own order; `default` if there are none.
-
-    Which plug-ins a method is made of is told by its name.
-    """
-    parts = [f"{SYMBOLS.get(knob, knob)}{value}" for knob, value in knobs.items() if knob not in PLUGGED]
-    return "_".join(parts) or "default"
-
-
-def parse_settings(text: str) -> dict[str, Any]:
-    """The inverse of `settings`. Raises UserError for a symbol it does not know."""
-    names = {symbol: knob for knob, symbol in SYMBOLS.items()}
-    knobs: dict[str, Any] = {}
-    for part in text.split("_"):
-        match = re.fullmatch(r"([A-Za-z]+?)(None|-?\d+(?:\.\d+)?(?:e-?\d+)?)", part)
-        if not match or match[1] not in names:
-            raise UserError(
-                f"settings {text!r}: cannot read {part!r}; write symbols of {', '.join(names)} with numbers or None, "
-                "joined by _, such as D8_B3_tau0.03_N64"
-            )
-        number = match[2]
-        knobs[names[match[1]]] = (
-            None if number == "None" else float(number) if re.search(r"[.e]", number) else int(number)
-        )
-    return knobs
-
-
-def with_settings(knobs: dict[str, Any], text: str) -> dict[str, Any]:
-    """`knobs` with those of `text` put in. Raises UserError if `text` is not how they would be written in a path."""
-    changed = parse_settings(text)
-    unknown = [SYMBOLS[knob] for knob in changed if knob not in knobs]
-    if unknown:
-        raise UserError(f"settings {text!r}: the method has no {', '.join(unknown)}; it has {settings(knobs)}")
-    merged = {**knobs, **changed}
-    if unsaid := [knob for knob in knobs if knob not in {*SYMBOLS, *PLUGGED}]:
-        raise UserError(
-            f"settings {text!r}: {', '.join(unsaid)} of this method has no symbol; name the settings in `also`"
-        )
-    if settings(merged) != text:
-        raise UserError(f"settings {text!r}: write it as {settings(merged)}")
-    return merged
-
-
 def _run(key: str, top: str, name: str, method: Method, dataset: str, **sizes: Any) -> Run:
     return Run(
         key=key,
         top=top,
         method=name,
-        settings=settings(method.knobs),
+        settings=settings.write(method.knobs),
         dataset=dataset,
         decoder=method.decoder,
         knobs=tuple(method.knobs.items()),
@@ -159,7 +105,7 @@ def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
             usual = params.methods[name]
             for text in listed:
                 key = f"{place}.settings.{name}.{text}"
-                knobs = checked(key, partial(with_settings, usual.knobs), text)
+                knobs = checked(key, partial(settings.change, usual.knobs), text)
                 yield key, name, Method(decoder=usual.decoder, **knobs)
     for name, method in experiment.also.items():
         yield f"experiments.{title}.also.{name}", name, method

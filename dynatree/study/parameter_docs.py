@@ -12,8 +12,8 @@ from dynatree import plugins
 from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
 from dynatree.generation.logits_processors import LogitsProcessors
-from dynatree.study.grid import SYMBOLS
-from dynatree.study.params import Params
+from dynatree.settings import SYMBOLS
+from dynatree.study.sections import Params
 
 # How a bound of a field is written: pydantic keeps each as an object with one of these attributes.
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "length ≥"}
@@ -56,8 +56,8 @@ def describe() -> str:
     for name in plugins.names("data.sources"):
         lines += section(plugins.load("data.sources", name).Parameters, f"kind: {name}")
     lines += ["## Models of a pair", ""]
-    models: dict[str, type[BaseModel]] = {"distil": Recipe, **model_sources.KINDS}
-    for name, model in models.items():
+    kinds: dict[str, type[BaseModel]] = {"distil": Recipe, **model_sources.KINDS}
+    for name, model in kinds.items():
         lines += section(model, f"kind: {name}")
         for part in nested(model):
             lines += section(part, part.__name__)

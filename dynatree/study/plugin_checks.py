@@ -13,7 +13,7 @@ from dynatree.errors import UserError
 from dynatree.files import drafter_of
 from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.study import grid
-from dynatree.study.params import Params
+from dynatree.study.sections import Params
 
 
 def check(params: Params) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import dynatree
 from dynatree.files import read_json, write_json
-from dynatree.study.params import Params
+from dynatree.study.sections import Params
 
 
 def check_once(params: Params, stamps: Path) -> Any:

@@ -1,8 +1,6 @@
 """params.yaml is refused with one line that names the key, the value and the choices."""
 
-import os
 import re
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +9,9 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-import dynatree
 from dynatree.errors import UserError
-from dynatree.study import params, plugin_checks, preflight
-
-RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
-
-
-def changed(place: str | tuple[Any, ...], value: Any) -> dict[str, Any]:
-    """params.yaml with one value replaced, or removed where it is `...`."""
-    raw = deepcopy(RAW)
-    *outer, last = place.split(".") if isinstance(place, str) else place
-    section: Any = raw
-    for key in outer:
-        section = section[key]
-    if value is ...:
-        del section[last]
-    else:
-        section[last] = value
-    return raw
+from dynatree.study import params, plugin_checks
+from tests.study.values import RAW, changed
 
 
 def places(section: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -284,36 +266,3 @@ def test_a_model_is_not_built_over_its_source(tmp_path: Path, monkeypatch: pytes
     pair = {"target": local, "drafter": {"kind": "local", "path": "elsewhere"}}
     with pytest.raises(UserError, match=r"pairs\.mine\.target\.path: models/mine is where the model is built"):
         plugin_checks.check(params.check(changed("pairs.mine", pair)))
-
-
-def test_knobs_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against importing torch for every job, and against trusting a stamp of other parameters."""
-    calls = []
-    monkeypatch.setattr(plugin_checks, "check", lambda checked: calls.append(checked) or {"answer": len(calls)})
-    first, second = params.check(RAW), params.check(changed("seed", 1))
-    answers = [preflight.check_once(checked, tmp_path)["answer"] for checked in (first, first, second, second)]
-    assert answers == [1, 1, 2, 2]
-    assert calls == [first, second]
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_changed_library_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a stamp that outlives an edit of a plug-in."""
-    calls = []
-    monkeypatch.setattr(plugin_checks, "check", lambda checked: calls.append(checked) or {"answer": len(calls)})
-    copy = tmp_path / "library" / "params.py"
-    copy.parent.mkdir()
-    copy.write_text("")
-    monkeypatch.setattr(dynatree, "__file__", str(copy))
-    for moment in (1, 1, 2):
-        os.utime(copy, (moment, moment))
-        preflight.check_once(params.check(RAW), tmp_path / "stamps")
-    assert len(calls) == 2
-
-
-def test_a_failed_check_leaves_no_stamp(tmp_path: Path) -> None:
-    """Guards against an error that is reported only the first time."""
-    broken = params.check(changed("methods.dynatree.branch", 0))
-    for _ in range(2):
-        with pytest.raises(UserError, match="branch"):
-            preflight.check_once(broken, tmp_path)

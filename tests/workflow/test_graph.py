@@ -3,34 +3,49 @@
 import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import grimp
 import pytest
 from dvc.repo import Repo
 
+from dynatree import settings
+from dynatree.code_checksums import counts
 from dynatree.measuring import calibrate
 from dynatree.study import grid, params
 from dynatree.tables.schema import APART
-from tests.workflow.world import ROOT, World
+from tests.workflow.world import ROOT, World, jobs
 
 
-def plan(target: str) -> list[tuple[set[str], set[str]]]:
-    """(inputs, outputs) of every job that Snakemake would run from nothing."""
-    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", target)
-    jobs = []
-    for block in re.split(r"^(?:local)?rule \w+:$", text, flags=re.M)[1:]:
-        found = {
-            key: set(match[1].split(", ")) if (match := re.search(rf"^    {key}: (.*)$", block, re.M)) else set()
+class Job(NamedTuple):
+    """One that Snakemake would run from nothing: its rule, its script, files in and out."""
+
+    rule: str
+    script: str
+    inputs: set[str]
+    outputs: set[str]
+
+
+def plan(*targets: str) -> list[Job]:
+    """Every job that makes a file of the graph."""
+    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "--printshellcmds", *targets)
+    blocks = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)
+    found = []
+    for rule, block in zip(blocks[1::2], blocks[2::2], strict=True):
+        files = [
+            set(match[1].split(", ")) if (match := re.search(rf"^    {key}: (.*)$", block, re.M)) else set()
             for key in ("input", "output")
-        }
-        if found["output"]:
-            jobs.append((found["input"], found["output"]))
-    return jobs
+        ]
+        if files[1]:
+            (script,) = re.findall(r"^Shell command: python (workflow/scripts/\w+\.py) ", block, re.M)
+            found.append(Job(rule, script, *files))
+    return found
 
 
 @pytest.fixture(scope="module")
-def planned() -> list[tuple[set[str], set[str]]]:
+def planned() -> list[Job]:
     """The jobs of `all`."""
     return plan("all")
 
@@ -38,7 +53,7 @@ def planned() -> list[tuple[set[str], set[str]]]:
 @pytest.mark.parametrize("name", APART)
 def test_what_is_asked_for_apart_is_planned_with_names_that_can_be_made(name: str) -> None:
     """Guards against file names beyond 255 bytes: the benchmark decodes with every plug-in."""
-    outputs = set().union(*(made for _, made in plan(f"figures/{name}.svg")))
+    outputs = set().union(*(job.outputs for job in plan(f"figures/{name}.svg")))
     assert f"results/{name}.parquet" in outputs
     assert max(len(part.encode()) for path in outputs for part in Path(path).parts) < 200
 
@@ -61,14 +76,13 @@ def test_every_planned_file_belongs_to_one_stage(planned, stages):
     """Guards against a file that only one of the tools makes, or that two stages claim."""
     made = Counter(out for _, _, outs in stages for out in outs)
     assert set(made.values()) == {1}
-    assert set(made) == {out for _, outs in planned for out in outs}
+    assert set(made) == {out for job in planned for out in job.outputs}
 
 
 def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
     """Guards against a change that one tool notices and the other does not."""
-    jobs = [(inputs, outputs) for inputs, outputs in planned]
     for name, dependencies, outs in stages:
-        inputs = {path for job_inputs, job_outputs in jobs if job_outputs <= outs for path in job_inputs}
+        inputs = {path for job in planned if job.outputs <= outs for path in job.inputs}
         rules = {path for path in dependencies if path.startswith("workflow/rules/")}
         assert len(rules) == 2, name
         assert "workflow/rules/common.smk" in rules, name
@@ -79,27 +93,53 @@ def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
         assert not undeclared, (name, undeclared)
 
 
-def test_each_job_depends_on_exactly_the_library_files_that_it_imports(planned):
-    """Guards against a changed library file that recomputes nothing, and against a theme that measures runs again."""
+def code(planned: list[Job]) -> Iterator[tuple[Job, set[str]]]:
+    """Every job that computes something, with the files that its checksums of code are of."""
+    made = {output: job.inputs for job in planned for output in job.outputs}
+    for job in planned:
+        if job.rule != "library":
+            assert not [path for path in job.inputs if path.startswith(("dynatree/", "workflow/"))]
+            for stands in {path for path in job.inputs if path.startswith("results/library/")}:
+                yield job, made[stands]
+
+
+def test_each_job_depends_on_exactly_the_code_that_it_runs(planned):
+    """Guards against a changed file that recomputes nothing, and against a theme that measures runs again."""
     graph = grimp.build_graph("dynatree")
-    made = {output: inputs for inputs, outputs in planned for output in outputs}
-    for inputs, outputs in planned:
-        if sorted(outputs)[0].startswith("results/library/"):
-            continue
-        (script,) = (path for path in inputs if path.startswith("workflow/scripts/"))
-        (stands,) = (path for path in inputs if path.startswith("results/library/"))
-        assert not [path for path in inputs if path.startswith("dynatree/")]
-        named = {
-            ".".join(Path(path).with_suffix("").parts) for path in made[stands] if not path.endswith("__init__.py")
-        }
-        wanted = imports(ROOT / script, graph.modules) | plugs(sorted(outputs)[0])
+    for package in [name for name in graph.modules if folder(name).is_dir()]:
+        # What only names others draws nothing in.
+        if not counts(folder(package) / "__init__.py"):
+            for other in graph.find_modules_directly_imported_by(package):
+                graph.remove_import(importer=package, imported=other)
+    seen = Counter()
+    for job, named in code(planned):
+        wanted = imports(ROOT / job.script, graph.modules) | plugs(sorted(job.outputs)[0])
         wanted |= {module for name in wanted for module in graph.find_upstream_modules(name)}
-        # A package stands for its __init__, which is named where it has code.
-        packages = {name for name in wanted if (ROOT / name.replace(".", "/")).is_dir()}
-        assert named == wanted - packages, script
-        assert ("dynatree/decoding/__init__.py" in made[stands]) == any(
-            name.startswith("dynatree.decoding") for name in named
-        )
+        packages = {".".join(name.split(".")[:depth]) for name in wanted for depth in range(1, name.count(".") + 2)}
+        files = {folder(name).with_suffix(".py") for name in wanted}
+        files |= {folder(name) / "__init__.py" for name in packages}
+        own = {path.relative_to(ROOT).as_posix() for path in files if path.is_file() and counts(path)}
+        assert named == {job.script, *own}, job.script
+        seen[job.rule] += 1
+    assert seen == Counter(job.rule for job in planned if job.rule != "library")
+
+
+MODEL = {"engine", "generation", "verification", "decoding", "drafting", "policies", "costs", "measuring", "distil"}
+SAID = {"figures", "tables", "study", "commands"}
+
+
+def test_groups_of_code_follow_the_rooms(planned):
+    """Guards against hours of measuring again after a change of a figure, a table or a check of params.yaml; against
+    figures that are drawn again after a change of the engine."""
+    for job, named in code([*planned, *(job for name in APART for job in plan(f"figures/{name}.svg"))]):
+        rooms = {Path(path).parts[1] for path in named - {"dynatree/commands/options.py"} if path.count("/") > 1}
+        if job.rule == "draw":
+            assert not rooms & (MODEL | {"study", "commands", "data"}), job
+        elif job.rule == "aggregate":
+            assert not rooms & (MODEL - {"engine"} | SAID - {"tables"}), job
+        else:
+            # The benchmark writes its own table.
+            assert not rooms & (SAID - ({"tables"} if job.rule in APART else set())), job
 
 
 def plugs(output: str) -> set[str]:
@@ -109,14 +149,19 @@ def plugs(output: str) -> set[str]:
     if run:
         knobs = dict(run.knobs)
         return {f"dynatree.decoding.{run.decoder}"} | {
-            f"dynatree.{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs
+            f"dynatree.{folder}.{knobs[knob]}" for knob, folder in settings.PLUGGED.items() if knob in knobs
         }
     if parts[:2] == ("results", "calibration") and parts[2] != "batches.json":
-        watched = {f"dynatree.{params.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
+        watched = {f"dynatree.{settings.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
         return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
     if parts[:2] == ("data", "documents"):
         return {f"dynatree.data.sources.{known.sources[Path(output).stem].kind}"}
     return {f"dynatree.figures.{parts[1].split('.')[0]}"} if parts[0] == "figures" else set()
+
+
+def folder(module: str) -> Path:
+    """Where a module's file lies, but for the suffix; a package's folder."""
+    return ROOT / module.replace(".", "/")
 
 
 def imports(script: Path, modules: set[str]) -> set[str]:
@@ -150,3 +195,20 @@ def test_bad_parameters_stop_before_any_job():
     """Guards against a traceback, or hours of work, before a wrong value is noticed; the last line says it all."""
     text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "all", "--config", "scale=huge", ok=False)
     assert "scale: no 'huge'; choose one of tiny, laptop" in text.strip().splitlines()[-1]
+
+
+def test_mended_words_make_nothing_stale(tmp_path):
+    """Guards against a comment that measures anew, in Snakemake, which follows a job that was run to what it feeds."""
+    world, made = World(tmp_path), "data/documents/tiny_articles.parquet"
+    world.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", tmp_path, cwd=ROOT)
+    world.run("snakemake", "--cores", 1, made)
+    for path in ("dynatree/data/documents.py", "workflow/scripts/download_data.py"):
+        with (tmp_path / path).open("a") as file:
+            file.write("# What it is for.\n")
+    assert "Nothing to be done" in world.run("snakemake", "--cores", 1, "--dry-run", made)
+    with (tmp_path / "workflow/scripts/download_data.py").open("a") as file:
+        file.write("SIZE = 3\n")
+    assert set(jobs(world.run("snakemake", "--cores", 1, "--dry-run", made))) == {
+        "library:download_data-data.sources.synthetic",
+        "download_data:tiny_articles",
+    }

@@ -1,5 +1,7 @@
 # Raw records of the runs asked for, and no others, into tables and metrics.json.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))
@@ -7,7 +9,6 @@ TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top]
 
 rule aggregate:
     input:
-        script="workflow/scripts/aggregate.py",
         library=library("workflow/scripts/aggregate.py"),
         runs=expand("results/{run}/{file}", run=RUNS, file=RECORDS),
         timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
@@ -29,7 +30,7 @@ rule aggregate:
         memory=[f"results/{folder}" for folder in MEMORY],
         model=subpath(input.tokenizer, parent=True),
     shell:
-        "python {input.script} --runs {params.runs} --timeline {params.timeline} --memory {params.memory} "
+        "python workflow/scripts/aggregate.py --runs {params.runs} --timeline {params.timeline} --memory {params.memory} "
         "--perplexity {input.perplexity} "
         "--costs {input.costs} --drafter {input.drafter} "
         "--model {params.model} --results results --out results 2>&1 | tee {log:q}"
@@ -38,7 +39,6 @@ rule aggregate:
 # What is there so far, where some run fails: tables of the finished runs, with the names of those that are missing.
 rule partial:
     input:
-        script="workflow/scripts/aggregate.py",
         tokenizer=f"{TARGET}/tokenizer.json",
     log:
         "logs/aggregate/partial.log",
@@ -49,5 +49,5 @@ rule partial:
         missing=[run for run in RUNS if not complete(run)],
         model=subpath(input.tokenizer, parent=True),
     shell:
-        "python {input.script} --runs {params.runs} --missing {params.missing} "
+        "python workflow/scripts/aggregate.py --runs {params.runs} --missing {params.missing} "
         "--model {params.model} --results results --out results/partial 2>&1 | tee {log:q}"

@@ -1,12 +1,13 @@
 # Methods side by side: not part of `all`, and asked for by hand. What was measured is kept and never measured again.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
 # What both rules read and are told.
 BESIDE = {
-    "script": "workflow/scripts/benchmark.py",
     "models": [f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
     "calibration": CALIBRATION,
     "tokens": expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
@@ -42,8 +43,8 @@ rule benchmark:
         texts=json.dumps(PARAMS.benchmark.texts),
         repeated=" ".join(PARAMS.benchmark.repeated),
     shell:
-        "python {input.script} {params.models} --methods {params.methods:q} --grids {params.grids:q} --texts {params.texts:q} "
-        "--tokens {input.tokens} --start {params.start} {params.sizes} --repeated {params.repeated} "
+        "python workflow/scripts/benchmark.py {params.models} --methods {params.methods:q} "
+        "--grids {params.grids:q} --texts {params.texts:q} --tokens {input.tokens} --start {params.start} {params.sizes} --repeated {params.repeated} "
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
 
 
@@ -69,7 +70,7 @@ rule quantised:
         source=json.dumps(PAIR.target),
         lookup=json.dumps(PARAMS.benchmark.quantised),
     shell:
-        "python {input.script} {params.models} --methods {params.methods:q} --grids {{}} --texts {params.texts:q} "
-        "--tokens {input.tokens} --start {params.start} {params.sizes} "
+        "python workflow/scripts/benchmark.py {params.models} --methods {params.methods:q} "
+        "--grids {{}} --texts {params.texts:q} --tokens {input.tokens} --start {params.start} {params.sizes} "
         "--source {params.source:q} --cache .cache/downloads --lookup {params.lookup:q} "
         "{params.machine} --decoding {input.decoding} --records results/quantised --out {output} 2>&1 | tee {log:q}"

@@ -1,10 +1,11 @@
 # What forwards cost on this machine, and how often drafted tokens are right on tuning text.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule calibrate:
     input:
-        script="workflow/scripts/calibrate.py",
         library=library(
             "workflow/scripts/calibrate.py",
             "decoding.speculative",
@@ -32,7 +33,7 @@ rule calibrate:
         machine=MACHINE,
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.models} --tokens {input.tokens} --start {params.start} "
+        "python workflow/scripts/calibrate.py {params.models} --tokens {input.tokens} --start {params.start} "
         "--prompts {params.sizes[prompts]} --prompt-tokens {params.prompt_tokens} "
         "--output-tokens {params.sizes[output_tokens]} --contexts {params.sizes[contexts]} "
         "--repeats {params.sizes[repeats]} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
@@ -41,7 +42,6 @@ rule calibrate:
 # Apart, so that another batch size changes nothing for single requests.
 rule calibrate_batches:
     input:
-        script="workflow/scripts/calibrate_batches.py",
         library=library("workflow/scripts/calibrate_batches.py"),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         calibration=CALIBRATION,
@@ -60,5 +60,5 @@ rule calibrate_batches:
         batches=" ".join(map(str, sorted({run.batch for run in RUNS.values()}))),
         machine=MACHINE,
     shell:
-        "python {input.script} {params.models} --contexts {params.contexts} --repeats {params.repeats} "
+        "python workflow/scripts/calibrate_batches.py {params.models} --contexts {params.contexts} --repeats {params.repeats} "
         "--batches {params.batches} {params.machine} 2>&1 | tee {log:q}"

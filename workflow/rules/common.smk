@@ -1,13 +1,11 @@
 # Parameters, checked; the runs they ask for; which library files a job uses. The only place for helpers.
-import ast
 import json
 import shlex
 import sys
 from functools import cache
-from modulefinder import ModuleFinder
 from pathlib import Path
 
-from dynatree import plugins
+from dynatree import code_checksums, plugins, settings
 from dynatree.errors import UserError, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
 from dynatree.study import grid, params, preflight
@@ -64,32 +62,31 @@ wildcard_constraints:
 
 
 def library(script, *plugged):
-    """The file that stands for the library files of a script and the plug-ins `plugged` ("policies.chain", ...)."""
+    """The file that stands for a script, its library files and those of the plug-ins `plugged` ("policies.chain", ...)."""
     return f"results/library/{'-'.join([Path(script).stem, *plugged])}.sha256"
+
+
+CODE = code_checksums.Checkout(Path.cwd())
 
 
 @cache
 def library_files(group):
-    """Files of the library that a script imports, and with it plug-ins: `group` names them as `library` does."""
+    """The script and the files of the library that it imports, and with it plug-ins: `group` names them as `library`."""
     script, *plugged = group.split("-")
-    finder = ModuleFinder(path=[str(Path.cwd())])  # of this checkout alone
-    finder.run_script(f"workflow/scripts/{script}.py")
-    for plugin in plugged:
-        finder.import_hook(f"dynatree.{plugin}")
-    modules = [module for module in finder.modules.values() if module.__file__ and module.__name__ != "__main__"]
-    found = [Path(module.__file__).relative_to(Path.cwd()) for module in modules]
-    return sorted(str(file) for file in found if file.name != "__init__.py" or has_code(file))
+    return CODE.used(f"workflow/scripts/{script}.py", [f"dynatree.{name}" for name in plugged])
 
 
-def has_code(file):
-    """Whether a package's __init__ holds more than words and the version, so that a result may depend on it."""
-    return any(not isinstance(node, ast.Expr | ast.Assign) for node in ast.parse(file.read_text()).body)
+def changed_code(group):
+    """`library_files`, as inputs that make nothing stale where only words have changed since their checksums were taken."""
+    files, taken = library_files(group), Path(f"results/library/{group}.sha256")
+    same = taken.is_file() and taken.read_text(encoding="utf-8") == code_checksums.listing(files)
+    return ancient(files) if same else files
 
 
 def decoding_library(script, method):
     """Files that a script uses with decoder, policy and drafter of `method`: a run, or an entry of params.yaml."""
     knobs = {**({"drafting": "model"} if method.decoder == "speculative" else {}), **dict(method.knobs)}
-    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in params.PLUGGED.items() if knob in knobs]
+    plugged = [f"{folder}.{knobs[knob]}" for knob, folder in settings.PLUGGED.items() if knob in knobs]
     return library(script, f"decoding.{method.decoder}", *plugged)
 
 

@@ -1,5 +1,7 @@
 # The drafter: trained from the target's layers (or its trained part taken from drafters/), or fetched, as the pair says.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 # Without a trained part in the checkout, or with distil.retrain, it is trained.
@@ -11,7 +13,6 @@ if PAIR.drafter["kind"] == "distil":
 
     rule distil:
         input:
-            script="workflow/scripts/distil.py",
             library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
             tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
@@ -33,7 +34,7 @@ if PAIR.drafter["kind"] == "distil":
             target=subpath(input.target, parent=True),
             folder=subpath(output[0], parent=True),
         shell:
-            "python {input.script} --target {params.target} {params.part} --tokens {input.tokens} "
+            "python workflow/scripts/distil.py --target {params.target} {params.part} --tokens {input.tokens} "
             "--source {params.source:q} --seed {params.seed} --device {params.device} "
             "--work {params.work} --out {params.folder} 2>&1 | tee {log:q}"
 
@@ -41,7 +42,6 @@ else:
 
     rule download_drafter:
         input:
-            script="workflow/scripts/download_model.py",
             library=library("workflow/scripts/download_model.py"),
         output:
             expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
@@ -54,4 +54,4 @@ else:
             seed=PARAMS.seed,
             folder=subpath(output[0], parent=True),
         shell:
-            "python {input.script} --source {params.source:q} --drafter --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"
+            "python workflow/scripts/download_model.py --source {params.source:q} --drafter --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"

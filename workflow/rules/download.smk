@@ -1,10 +1,11 @@
 # Fetch text as documents, and the target as a model folder.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule download_data:
     input:
-        script="workflow/scripts/download_data.py",
         library=lambda w: library("workflow/scripts/download_data.py", f"data.sources.{PARAMS.sources[w.dataset].kind}"),
     output:
         "data/documents/{dataset}.parquet",
@@ -16,12 +17,11 @@ rule download_data:
         kind=lambda w: PARAMS.sources[w.dataset].kind,
         source=lambda w: json.dumps(PARAMS.sources[w.dataset].origin),
     shell:
-        "python {input.script} --kind {params.kind} --source {params.source:q} --cache .cache/downloads --out {output} 2>&1 | tee {log:q}"
+        "python workflow/scripts/download_data.py --kind {params.kind} --source {params.source:q} --cache .cache/downloads --out {output} 2>&1 | tee {log:q}"
 
 
 rule download_model:
     input:
-        script="workflow/scripts/download_model.py",
         library=library("workflow/scripts/download_model.py"),
     output:
         expand("{model}/{file}", model=TARGET, file=MODEL_FILES),
@@ -34,4 +34,4 @@ rule download_model:
         seed=PARAMS.seed,
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} --source {params.source:q} --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"
+        "python workflow/scripts/download_model.py --source {params.source:q} --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"

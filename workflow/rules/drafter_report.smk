@@ -1,10 +1,11 @@
 # How good the drafter is on its own, on evaluation text.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule drafter_report:
     input:
-        script="workflow/scripts/drafter_report.py",
         library=library("workflow/scripts/drafter_report.py"),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         calibration=CALIBRATION,
@@ -23,5 +24,5 @@ rule drafter_report:
         length=2 * SIZES.prompt_tokens,
         machine=MACHINE,
     shell:
-        "python {input.script} {params.models} --tokens {input.tokens} --limit {params.limit} "
+        "python workflow/scripts/drafter_report.py {params.models} --tokens {input.tokens} --limit {params.limit} "
         "--length {params.length} {params.machine} --out {output} 2>&1 | tee {log:q}"

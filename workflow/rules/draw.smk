@@ -1,10 +1,11 @@
 # Figures, each from the tables that it names. The drawings enter the report, in the section that a figure names.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule draw:
     input:
-        script="workflow/scripts/draw.py",
         library=lambda w: library("workflow/scripts/draw.py", f"figures.{w.figure}"),
         tables=lambda w: [f"results/{table}.parquet" for table in figure_tables(w.figure)],
     output:
@@ -20,4 +21,4 @@ rule draw:
     conda:
         "../envs/dynatree.yaml"
     shell:
-        "python {input.script} --tables results --figure {wildcards.figure} --out figures 2>&1 | tee {log:q}"
+        "python workflow/scripts/draw.py --tables results --figure {wildcards.figure} --out figures 2>&1 | tee {log:q}"

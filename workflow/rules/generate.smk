@@ -1,11 +1,12 @@
 # Generation: timed runs of every method, audited behind the timing, and instrumented passes for the timeline. Timed jobs
 # run alone. A flip above the tolerance fails.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule generate:
     input:
-        script="workflow/scripts/generate.py",
         library=lambda w: decoding_library("workflow/scripts/generate.py", run_of(w)),
         models=lambda w: models(run_of(w)),
         calibration=lambda w: calibration(run_of(w)),
@@ -28,13 +29,12 @@ rule generate:
         processors=lambda w: json.dumps(dict(run_of(w).processors)),
         folder=subpath(output.outputs, parent=True),
     shell:
-        "python {input.script} {params.models} {params.method} {params.sizes} --prompts {input.prompts} "
+        "python workflow/scripts/generate.py {params.models} {params.method} {params.sizes} --prompts {input.prompts} "
         "--tokens {input.tokens} --processors {params.processors:q} --out {params.folder} 2>&1 | tee {log:q}"
 
 
 rule timeline:
     input:
-        script="workflow/scripts/timeline.py",
         library=lambda w: decoding_library("workflow/scripts/timeline.py", pass_of(w, "timeline")),
         models=lambda w: models(pass_of(w, "timeline")),
         calibration=lambda w: calibration(pass_of(w, "timeline")),
@@ -52,13 +52,12 @@ rule timeline:
         method=lambda w: method_options(pass_of(w, "timeline")),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.models} {params.method} --prompts {input.prompts} "
+        "python workflow/scripts/timeline.py {params.models} {params.method} --prompts {input.prompts} "
         "--out {params.folder} 2>&1 | tee {log:q}"
 
 
 rule memory:
     input:
-        script="workflow/scripts/memory.py",
         library=lambda w: decoding_library("workflow/scripts/memory.py", pass_of(w, "memory")),
         models=lambda w: models(pass_of(w, "memory")),
         calibration=lambda w: calibration(pass_of(w, "memory")),
@@ -74,5 +73,5 @@ rule memory:
         method=lambda w: method_options(pass_of(w, "memory")),
         folder=subpath(output[0], parent=True),
     shell:
-        "python {input.script} {params.models} {params.method} --prompts {input.prompts} "
+        "python workflow/scripts/memory.py {params.models} {params.method} --prompts {input.prompts} "
         "--out {params.folder} 2>&1 | tee {log:q}"

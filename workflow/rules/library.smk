@@ -1,11 +1,13 @@
-# Checksums of the library files that a script imports, one small file for each set: what a job computes with, told apart
-# by content, and a short list for both tools.
-include: "common.smk"
+# Checksums of a script and the library files that it imports, one small file for each set: what a job computes with, a
+# short list for both tools. Comments and docstrings change none.
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule library:
     input:
-        lambda w: library_files(w.group),
+        lambda w: changed_code(w.group),
     output:
         "results/library/{group}.sha256",
     log:
@@ -13,4 +15,4 @@ rule library:
     conda:
         "../envs/dynatree.yaml"
     shell:
-        "sha256sum {input} > {output} 2> {log:q}"
+        "python workflow/scripts/code_checksums.py {input} --out {output} 2>&1 | tee {log:q}"

@@ -1,10 +1,11 @@
 # Perplexity of the data sets under the target. (That of outputs: generate.smk.)
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule perplexity:
     input:
-        script="workflow/scripts/perplexity.py",
         library=library("workflow/scripts/perplexity.py"),
         target=f"{TARGET}/manifest.json",
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
@@ -21,6 +22,6 @@ rule perplexity:
         stride=SIZES.perplexity_stride,
         machine=MACHINE,
     shell:
-        "python {input.script} --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
+        "python workflow/scripts/perplexity.py --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
         "--limit {params.limit} --window {params.window} --stride {params.stride} {params.machine} --out {output} "
         "2>&1 | tee {log:q}"

@@ -1,10 +1,11 @@
 # Tokenise and split by document; choose prompts.
-include: "common.smk"
+if "PARAMS" not in globals():
+
+    include: "common.smk"
 
 
 rule tokenise:
     input:
-        script="workflow/scripts/tokenise.py",
         library=library("workflow/scripts/tokenise.py"),
         documents="data/documents/{dataset}.parquet",
         tokenizer=f"{TARGET}/tokenizer.json",
@@ -19,13 +20,12 @@ rule tokenise:
         seed=PARAMS.seed,
         model=subpath(input.tokenizer, parent=True),
     shell:
-        "python {input.script} --documents {input.documents} --model {params.model} "
+        "python workflow/scripts/tokenise.py --documents {input.documents} --model {params.model} "
         "--evaluation-share {params.share} --seed {params.seed} --out {output} 2>&1 | tee {log:q}"
 
 
 rule choose_prompts:
     input:
-        script="workflow/scripts/choose_prompts.py",
         library=library("workflow/scripts/choose_prompts.py"),
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     output:
@@ -39,6 +39,6 @@ rule choose_prompts:
         prompts=lambda w: PROMPTS[w.length, w.dataset],
         seed=PARAMS.seed,
     shell:
-        "python {input.script} --tokens {input.tokens} --dataset {wildcards.dataset} --start {params.start} "
+        "python workflow/scripts/choose_prompts.py --tokens {input.tokens} --dataset {wildcards.dataset} --start {params.start} "
         "--prompts {params.prompts.number} --prompt-tokens {params.prompts.tokens} --reserve-tokens {params.prompts.reserve} "
         "--seed {params.seed} --out {output} 2>&1 | tee {log:q}"

@@ -1,8 +1,9 @@
 # What the report says besides the figures: `snakemake --report report.html`. It makes no file of the graph.
 import yaml
 
+if "PARAMS" not in globals():
 
-include: "common.smk"
+    include: "common.smk"
 
 
 report: "../report/workflow.rst"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dynatree import decoding, files
+from dynatree import code_checksums, decoding, files, settings
 from dynatree.commands import options
 from dynatree.costs.calibration import COSTS, STEPS, Calibration
 from dynatree.data import model_sources
@@ -20,7 +20,6 @@ from dynatree.errors import reported
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, benchmark, llama_cpp, runs
 from dynatree.measuring.clock import alone
-from dynatree.study.grid import settings
 from dynatree.tables import comparison, metrics
 
 
@@ -81,7 +80,7 @@ def main() -> None:
         read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
         read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__)]
         asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
-        asked += [a.tuning_output_tokens, fingerprints, [files.sha256(path) for path in read], machine]
+        asked += [a.tuning_output_tokens, fingerprints, [code_checksums.checksum(path) for path in read], machine]
         asked += [a.lookup, [engine.version for engine in engines]]
         home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
@@ -137,7 +136,7 @@ def main() -> None:
                 again[method] = files.read_json(path)
             for row in comparison.summary(text, rows, again, tuple(others) or comparison.BASELINES):
                 knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
-                row |= {"settings": settings(knobs), "edges": edges.get(row["method"])}
+                row |= {"settings": settings.write(knobs), "edges": edges.get(row["method"])}
                 table.append(row)
         if gguf:
             size = {True: gguf.stat().st_size, False: (a.target / files.WEIGHTS).stat().st_size}

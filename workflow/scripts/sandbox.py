@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 from pathspec import GitIgnoreSpec
 
-LEFT = ("/.git/", "/results/", "/figures/", "/published/")
+LEFT = ("/.git", "/results/", "/figures/", "/published/")
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
 COMPARED = ["autoregressive", "dynatree"]

@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from dynatree import settings
 from dynatree.errors import UserError, reported
 from dynatree.files import replacing
-from dynatree.study import grid, params
+from dynatree.study import grid, params, sections
 
 HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
 MACHINE = ("dtype", "device", "threads")
@@ -91,13 +92,13 @@ def plan(text: str) -> list[Job]:
     return jobs
 
 
-def settings(key: str, knobs: dict[str, Any]) -> str:
-    """`grid.settings` with each knob taken from params.yaml; what YAML and a path write differently stays as it is."""
+def templates(key: str, knobs: dict[str, Any]) -> str:
+    """Knobs as a path has them, each taken from params.yaml but for what YAML and a path write differently."""
     own = {k: v if v is None or isinstance(v, bool) else f"${{{key}.{k}}}" for k, v in knobs.items()}
-    return grid.settings(own)
+    return settings.write(own)
 
 
-def lengths(known: params.Params, title: str, tokens: int) -> tuple[str, str]:
+def lengths(known: sections.Params, title: str, tokens: int) -> tuple[str, str]:
     """Key in params.yaml of the list that has this length of prompts, and what a stage of it is called besides."""
     here = known.sizes.experiments.get(title)
     if here and tokens in here.prompt_tokens:
@@ -105,19 +106,19 @@ def lengths(known: params.Params, title: str, tokens: int) -> tuple[str, str]:
     return f"experiments.{title}.prompt_tokens", ""
 
 
-def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stage]:
+def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a run: one for each method of the headline, an experiment or a kind of pass."""
     knobs, title = dict(run.knobs), run.top
     stage = Stage(rule, reads=[*READ[rule]])
     if title not in known.experiments:
-        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", settings(run.key, knobs)
+        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", templates(run.key, knobs)
         stage.reads.append(run.key)
         if title == "runs":
             stage.matrix["dataset"] = "${datasets}"
             stage.reads += of_scale("prompts", "output_tokens", "repeats")
     else:
         experiment, key = known.experiments[title], f"experiments.{title}"
-        name, written = f"{title}_{run.method}", settings(run.key, knobs)
+        name, written = f"{title}_{run.method}", templates(run.key, knobs)
         stage.matrix["dataset"] = f"${{{key}.datasets}}"
         size = f"experiments.{title if title in known.sizes.experiments else 'default'}"
         stage.reads += of_scale(f"{size}.prompts", f"{size}.output_tokens")
@@ -125,7 +126,7 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
             listed = run.key.rpartition(f".{run.settings}")[0]  # of the experiment, or of its size at this scale
             stage.matrix["settings"], written = f"${{{listed}}}", "${item.settings}"
             name += "_more" if listed.startswith("scales.") else ""
-            stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*params.PLUGGED, "decoder")]
+            stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*settings.PLUGGED, "decoder")]
         else:
             stage.reads.append(run.key)
         if run.prompt_tokens is not None:
@@ -148,7 +149,7 @@ def run_stage(known: params.Params, run: grid.Run, rule: str) -> tuple[str, Stag
     return name, stage
 
 
-def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
+def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
     if job.rule == "calibrate":
@@ -177,7 +178,7 @@ def other_stage(known: params.Params, job: Job) -> tuple[str, Stage]:
     return name, stage
 
 
-def collect(known: params.Params, jobs: Iterable[Job]) -> dict[str, Stage]:
+def collect(known: sections.Params, jobs: Iterable[Job]) -> dict[str, Stage]:
     """All stages by name, runs in the order of params.yaml."""
     runs = {f"results/{folder}": run for folder, run in {**grid.expand(known), **grid.passes(known)}.items()}
     place = {folder: number for number, folder in enumerate(runs)}
@@ -191,7 +192,7 @@ def collect(known: params.Params, jobs: Iterable[Job]) -> dict[str, Stage]:
     return stages
 
 
-def template(job: Job, known: params.Params, stage: Stage) -> Job:
+def template(job: Job, known: sections.Params, stage: Stage) -> Job:
     """The job with templates in its paths."""
     pair = [(f"models/{known.pair}", "models/${pair}"), (f"/{known.pair}/", "/${pair}/")]
 
@@ -205,7 +206,7 @@ def template(job: Job, known: params.Params, stage: Stage) -> Job:
     return Job(job.rule, job.wildcards, [*map(write, job.inputs)], [*map(write, job.outputs)])
 
 
-def at_its_scale(known: params.Params, written: Any) -> Any:
+def at_its_scale(known: sections.Params, written: Any) -> Any:
     """What is written of a stage, with keys that the active scale has instead in place of the usual ones."""
     given = {key for key, value in known.sizes.instead if value is not None}
     if isinstance(written, dict):

@@ -1,0 +1,161 @@
+"""The sections of params.yaml, a class each, and the whole of it. Imports no torch.
+
+A class judges its own keys; what one section says of another is judged in consistency.py.
+"""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from dynatree.config import MOST_THREADS, Knobs
+from dynatree.study.scales import DataType, Device, Scale, from_one, once
+
+
+class Method(BaseModel):
+    """A decoder and its knobs."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    decoder: str
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Everything but the decoder's name."""
+        return dict(self.model_extra or {})
+
+
+class Experiment(Knobs):
+    """Runs beside the headline, compared with one another: methods on data sets, under conditions.
+
+    `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
+    `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
+    `repetition_penalty`, `no_repeat_ngram_size`: logits processors (generation/logits_processors.py).
+    """
+
+    datasets: list[str] = Field(min_length=1)
+    methods: list[str]
+    settings: dict[str, list[str]] = Field(default_factory=dict)
+    also: dict[str, Method] = Field(default_factory=dict)
+    prompt_tokens: list[int] = Field(default_factory=list)
+    batches: list[int] = Field(default_factory=list)
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+    @property
+    def processors(self) -> dict[str, Any]:
+        """The processors' own keys, if any of them does something."""
+        keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
+        return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0} else {}
+
+    @field_validator("datasets", "methods", "prompt_tokens", "batches")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        return once(values)
+
+    @field_validator("settings")
+    @classmethod
+    def _each_once(cls, settings: dict[str, list[str]]) -> dict[str, list[str]]:
+        return {method: once(listed) for method, listed in settings.items()}
+
+    @field_validator("prompt_tokens", "batches")
+    @classmethod
+    def _positive(cls, values: list[int]) -> list[int]:
+        return from_one(values)
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        named = [*self.methods, *self.settings, *self.also]
+        if twins := sorted({name for name in named if named.count(name) > 1}):
+            raise ValueError(f"{twins[0]} stands in more than one of methods, settings, also")
+        return self
+
+
+class Benchmark(Knobs):
+    """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
+
+    `texts`: kinds of text by name, each with its logits processors (generation/logits_processors.py).
+    `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
+    `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
+    `quantised`: values of `draft_tokens` and `max_ngram` to try in llama.cpp's prompt lookup (`make quantised`).
+    """
+
+    texts: dict[str, dict[str, Any]]
+    methods: list[str]
+    also: dict[str, Method]
+    grids: dict[str, dict[str, list[Any]]]
+    repeated: list[str] = Field(default_factory=list)
+    quantised: dict[str, list[int]] = Field(default_factory=dict)
+
+    def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
+        """Every method that is compared, by name, in order."""
+        return {name: methods[name] for name in self.methods} | self.also
+
+
+class Limits(Knobs):
+    """What stops a slip of the pen from starting a year of work: the most generation runs."""
+
+    runs: int = Field(ge=1)
+
+
+class Pair(Knobs):
+    """Where a target and its drafter come from: `kind` and that kind's keys (data/model_sources.py)."""
+
+    target: dict[str, Any]
+    drafter: dict[str, Any]
+
+
+class Distil(Knobs):
+    """How the drafter is had: trained afresh, or from its trained part where the checkout has one."""
+
+    retrain: bool
+
+
+class Source(BaseModel):
+    """A data set: `kind` names a plug-in of dynatree/data/sources; other keys are its own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    kind: str
+    start: Literal["body", "interior"]
+    evaluation_share: float = Field(gt=0, lt=1)
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """The plug-in's own keys."""
+        return dict(self.model_extra or {})
+
+
+class Params(Knobs):
+    """The whole of params.yaml."""
+
+    scale: str  # how much of everything: one of `scales`
+    pair: str  # target and drafter: one of `pairs`
+    datasets: list[str] = Field(min_length=1)  # of `sources`; every method runs on each
+    seed: int = Field(ge=0)  # of splits, prompts, training and random models
+    dtype: DataType  # of the models
+    device: Device  # where they compute
+    threads: int | None = Field(ge=1, le=MOST_THREADS)  # of timed jobs; null: the physical cores
+    distil: Distil  # whether the drafter is trained afresh
+    methods: dict[str, Method]  # by name
+    experiments: dict[str, Experiment]  # runs beside the main ones, by name
+    benchmark: Benchmark  # methods side by side in one process
+    timeline: list[str]  # methods whose phases are timed
+    memory: list[str]  # methods whose peak of memory is taken
+    figures: list[str]  # to draw
+    limits: Limits  # on what a slip may start
+    scales: dict[str, Scale]  # by name
+    pairs: dict[str, Pair]  # by name
+    sources: dict[str, Source]  # of text, by name
+
+    @property
+    def sizes(self) -> Scale:
+        """The active scale."""
+        return self.scales[self.scale]
+
+    def at_its_scale(self) -> "Params":
+        """With what the active scale has instead."""
+        given = {key: value for key, value in self.sizes.instead if value is not None}
+        renamed = dict(zip(self.datasets, given.get("datasets", self.datasets), strict=True))
+        experiments = {
+            title: experiment.model_copy(update={"datasets": [renamed.get(name, name) for name in experiment.datasets]})
+            for title, experiment in self.experiments.items()
+        }
+        return self.model_copy(update={**given, "experiments": experiments})
