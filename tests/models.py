@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable, Curve
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
@@ -139,7 +139,7 @@ def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) 
     counts = [1, 128]
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
     draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
-    steps = StepCalibration(ranks=[(0.5, 0.8), (-1.0, 0.5)], rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR))
+    steps = StepRates(ranks=[(0.5, 0.8), (-1.0, 0.5)], rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR))
     return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 

@@ -95,6 +95,6 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     machine = (arguments.dtype, arguments.device)
     measured = calibrate.pair(folders, prompts, *sizes, *machine)
     if {*arguments.batches} - {1}:
-        measured = forward_times.batched(folders, measured, *sizes[1:], *machine, arguments.batches)
+        measured = forward_times.with_batches(folders, measured, *sizes[1:], *machine, arguments.batches)
     measured.write(arguments.out)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -10,9 +10,9 @@ from dynatree.errors import UserError, readable
 from dynatree.study import estimate, params
 
 _DESCRIPTION = """\
-Add up how long the generation runs of a scale would take: on this machine, on one where a plain step takes another
-time, and on many at once (profiles/slurm). Speeds relative to plain decoding are those that the last run measured
-(results/metrics.json). Models, text, calibration, tables and figures come on top.
+Add up how long the generation runs of a scale would take: on this machine, on one where an autoregressive step takes
+another time, and on many at once (profiles/slurm). Speeds over autoregressive decoding are those that the last run
+measured (results/metrics.json). Models, text, calibration, tables and figures come on top.
 
 examples:
   dynatree estimate --scale study
@@ -34,7 +34,7 @@ def register(
         "--metrics", type=Path, default=Path("results/metrics.json"), metavar="FILE", help="of a finished run"
     )
     parser.add_argument(
-        "--step-ms", type=float, metavar="MS", help="of a plain step of the target (default: as measured)"
+        "--step-ms", type=float, metavar="MS", help="of an autoregressive step of the target (default: as measured)"
     )
     parser.add_argument(
         "--job-seconds", type=float, default=5.0, metavar="S", help="of a job's start: imports, models (default: 5)"
@@ -60,5 +60,5 @@ def _run(arguments: argparse.Namespace) -> None:
     measured = estimate.measured(metrics)
     step = measured.step if arguments.step_ms is None else arguments.step_ms / 1000
     found = estimate.parts(known.model_copy(update={"scale": scale}), measured, step, arguments.job_seconds)
-    print(f"scale {scale}, a plain step of {1000 * step:.1f} ms; relative speeds as measured on {measured.processor}")
+    print(f"scale {scale}, an autoregressive step of {1000 * step:.1f} ms; speedups from {measured.processor}")
     print(estimate.describe(found, arguments.machines or [1]))

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from dynatree import files
 from dynatree.costs.cost_table import BatchTable, CostTable
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Calibration(NamedTuple):
     """What a machine and a pair were measured to be: seconds of forwards, and how often drafted tokens are right."""
 
     costs: CostTable
-    steps: StepCalibration
+    step_rates: StepRates
 
     def shared(self, rows: int) -> "Calibration":
         """What it is for one of `rows` requests that are decoded together."""
@@ -35,11 +35,11 @@ class Calibration(NamedTuple):
         files.write_json(folder / COSTS, self.costs.model_dump(mode="json", exclude={"batches"}))
         if self.costs.batches:
             self.write_batches(folder)
-        files.write_json(folder / STEPS, {**self.steps.model_dump(mode="json"), "version": VERSION})
+        files.write_json(folder / STEPS, {**self.step_rates.model_dump(mode="json"), "version": VERSION})
 
     def write_batches(self, folder: Path) -> None:
         """Write `batches.json` alone."""
-        files.write_json(folder / BATCHES, self.costs.together.model_dump(mode="json"))
+        files.write_json(folder / BATCHES, self.costs.batch_table.model_dump(mode="json"))
 
     @staticmethod
     def read(folder: Path, models: dict[str, str], machine: dict[str, Any]) -> "Calibration":
@@ -52,17 +52,18 @@ class Calibration(NamedTuple):
         try:
             table = files.read_json(folder / COSTS)
             if (folder / BATCHES).is_file():
-                together = BatchTable(**files.read_json(folder / BATCHES))
-                if together.models == table["models"]:
-                    table["batches"] = together.batches
+                batched = BatchTable(**files.read_json(folder / BATCHES))
+                if batched.models == table["models"]:
+                    table["batches"] = batched.batches
                 else:
                     log.warning("calibration %s: %s is of other models, and not used", folder, BATCHES)
-            calibration = Calibration(CostTable(**table), StepCalibration(**files.read_json(folder / STEPS)))
+            calibration = Calibration(CostTable(**table), StepRates(**files.read_json(folder / STEPS)))
         except (OSError, LookupError, ValueError, TypeError, ValidationError) as error:
             raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
-        if calibration.steps.version != VERSION:
+        if calibration.step_rates.version != VERSION:
             raise UserError(
-                f"calibration {folder}: of version {calibration.steps.version}, this is {VERSION}; measure it again"
+                f"calibration {folder}: of version {calibration.step_rates.version}, this is {VERSION}; "
+                "measure it again"
             )
         measured = calibration.costs.models
         for role, fingerprint in models.items():

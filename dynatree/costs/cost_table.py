@@ -147,7 +147,7 @@ class CostTable(Knobs):
         )
 
     @property
-    def together(self) -> BatchTable:
+    def batch_table(self) -> BatchTable:
         """Its batches as a table of their own."""
         return BatchTable(machine=self.machine, models=self.models, batches=self.batches)
 

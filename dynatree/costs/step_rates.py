@@ -21,7 +21,7 @@ _LEAST, _MOST = 1e-4, 0.995
 _PRIOR_HITS, _MEMORY = 3.0, 0.97
 
 
-class StepCalibration(Knobs):
+class StepRates(Knobs):
     """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
 
     `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
@@ -41,7 +41,7 @@ class StepCalibration(Knobs):
             raise ValueError(f"lookup, lookup_processed, rates: {wrong[0]} is no probability")
         return self
 
-    def steps(self, log_probs: Tensor) -> Tensor:
+    def calibrated(self, log_probs: Tensor) -> Tensor:
         """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
         intercepts, slopes = _first(_curves(tuple(self.ranks)), log_probs.shape[1])
         return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
@@ -57,7 +57,7 @@ class OnlineCorrection:
     def __init__(self) -> None:
         self._hits = self._stated = 0.0
 
-    def steps(self, log_probs: Tensor) -> Tensor:
+    def corrected(self, log_probs: Tensor) -> Tensor:
         """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
         return normalised(log_probs.exp() * ((_PRIOR_HITS + self._hits) / (_PRIOR_HITS + self._stated)))
 

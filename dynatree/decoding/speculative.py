@@ -115,8 +115,8 @@ class Decoder(RoundDecoder):
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
             log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
-        steps = calibration.steps if calibration and policy.uses_calibration else None
-        self._drafter: Drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, steps)
+        rates = calibration.step_rates if calibration and policy.uses_calibration else None
+        self._drafter: Drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, rates)
 
     @staticmethod
     def check(knobs: Mapping[str, Any]) -> None:

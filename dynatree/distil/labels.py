@@ -98,7 +98,7 @@ def continuations(
     ends = target.generation_config.eos_token_id
     ends = torch.tensor([] if ends is None else ends, device=device).flatten()
     warm = temperatures.to(device)[:, None]
-    caches = KeyValueCache.together(len(prompts))
+    caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
     step, found = tokens, []
     for _ in range(new_tokens):

@@ -191,8 +191,8 @@ def describe(found: dict[str, Any]) -> str:
 def rank(reports: Mapping[str, dict[str, Any]]) -> str:
     """Reports of several drafters as a table, a row each: the fastest chain or tree on each text; fastest first.
 
-    By speedup over plain steps, whose mean over texts is geometric: each drafter has a calibration of its own, and a
-    machine has slow days. Lookup, which needs no drafter, stands below.
+    By speedup over autoregressive decoding, whose mean over texts is geometric: each drafter has a calibration of its
+    own, and a machine has slow days. Lookup, which needs no drafter, stands below.
     """
     texts = list(next(iter(reports.values()))["simulated"])
     wide = max(len("lookup alone"), *map(len, reports)) + 2

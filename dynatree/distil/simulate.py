@@ -184,7 +184,7 @@ def simulate(drafter: DraftModel, pairs: Sequence[Pair], calibration: Calibratio
     def drafted_right(tokens: int) -> list[list[Round]]:
         return [[one._replace(fed=()) for one in tree_rounds(chain(tokens), of)] for of in right]
 
-    rates = calibration.steps.rates[:BRANCH]
+    rates = calibration.step_rates.rates[:BRANCH]
     trees = {tree.children for found in best_trees(rates, DEPTH, BUDGET)[1:] for tree in found}
     rows = [
         row("autoregressive", "", walked(chain(0))),

@@ -1,7 +1,7 @@
 """Drafters: who proposes what the trees grow by.
 
 A drafter is one file with `MODEL`, whether it takes a draft model ("unused", "optional" or "required"), and a class
-`Drafter` of (draft model or None, calibration of its step probabilities or None), a `Drafter` as below.
+`Drafter` of (draft model or None, step rates or None), a `Drafter` as below.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting import lookup, model
 from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
@@ -22,9 +22,9 @@ MODEL = "optional"
 class Drafter:
     """Without a model this is lookup alone."""
 
-    def __init__(self, draft_model: DraftModel | None = None, calibration: StepCalibration | None = None):
-        self._lookup = lookup.Drafter(calibration=calibration)
-        self._model = model.Drafter(draft_model, calibration) if draft_model else None
+    def __init__(self, draft_model: DraftModel | None = None, rates: StepRates | None = None):
+        self._lookup = lookup.Drafter(rates=rates)
+        self._model = model.Drafter(draft_model, rates) if draft_model else None
 
     def start(self, requests: Sequence[Request]) -> None:
         self._lookup.start(requests)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting import most_levels
 from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
@@ -56,12 +56,12 @@ def bucket(matched: int) -> int:
 class Drafter:
     """Proposes one chain a round to each request; grows no levels."""
 
-    def __init__(self, model: DraftModel | None = None, calibration: StepCalibration | None = None):
-        self._rates = tuple(calibration.lookup) if calibration else PRIOR
-        self._rates_processed = tuple(calibration.lookup_processed if calibration else ()) or self._rates
-        for rates in (self._rates, self._rates_processed):
-            if len(rates) != len(BUCKETS):
-                raise UserError(f"calibration: {len(rates)} rates of lookup, {len(BUCKETS)} expected; measure it again")
+    def __init__(self, model: DraftModel | None = None, rates: StepRates | None = None):
+        self._rates = tuple(rates.lookup) if rates else PRIOR
+        self._rates_processed = tuple(rates.lookup_processed if rates else ()) or self._rates
+        for found in (self._rates, self._rates_processed):
+            if len(found) != len(BUCKETS):
+                raise UserError(f"calibration: {len(found)} rates of lookup, {len(BUCKETS)} expected; measure it again")
         self._lookups: dict[Request, Lookup] = {}
 
     def start(self, requests: Sequence[Request]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
+from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting import most_levels
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.batch import Feed
@@ -29,16 +29,16 @@ Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
 class Drafter:
     """Proposes the likeliest next tokens of the model (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
 
-    def __init__(self, model: DraftModel | None, calibration: StepCalibration | None = None):
+    def __init__(self, model: DraftModel | None, rates: StepRates | None = None):
         assert model is not None, "the decoder refuses a drafter model that is missing"
-        self._model, self._calibration = model, calibration
+        self._model, self._rates = model, rates
         self._drafts: dict[Request, Draft] = {}
         self._forwards: dict[Request, int] = {}
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
         self._drafts = {
-            request: Draft(self._model, cache, self._calibration, request.processors)
+            request: Draft(self._model, cache, self._rates, request.processors)
             for request, cache in zip(requests, caches, strict=True)
         }
 
@@ -107,11 +107,11 @@ class Draft:
         self,
         model: DraftModel,
         cache: KeyValueCache,
-        calibration: StepCalibration | None = None,
+        rates: StepRates | None = None,
         processors: LogitsProcessors = NO_PROCESSORS,
     ):
         self.cache = cache
-        self._model, self._calibration, self._processors = model, calibration, processors
+        self._model, self._rates, self._processors = model, rates, processors
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
         self._forwarded = ROOT[:0]
@@ -163,12 +163,12 @@ class Draft:
         # where no token is possible, or logits overflowed, there are none.
         tokens, steps = best.indices.cpu(), best.values.cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
         tokens = self._model.token_ids(tokens)
-        if self._calibration is None:
+        if self._rates is None:
             return tokens, steps
-        steps = self._calibration.steps(steps)
+        steps = self._rates.calibrated(steps)
         stated = steps.exp().sum(1).tolist()
         self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
-        return tokens, self._online.steps(steps)
+        return tokens, self._online.corrected(steps)
 
     def accept(self, path: Tensor) -> None:
         """Keep the cache of the accepted nodes `path` (of the drafted tree, root first) that were forwarded."""

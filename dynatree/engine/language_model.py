@@ -112,7 +112,7 @@ class LanguageModel:
 
     def new_caches(self, count: int) -> list[KeyValueCache]:
         """Empty caches of `count` sequences that one forward may append to."""
-        return KeyValueCache.together(count)
+        return KeyValueCache.rows(count)
 
     def forward(
         self,

@@ -103,7 +103,7 @@ def greedy_tokens(logits: Tensor) -> Tensor:
     """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`.
 
     Raises UserError if the first row holds NaN, as overflowing half precision gives: a drafted token that overflows
-    leaves its NaN in the whole tree, and the first row is the root, which plain decoding would have fed too.
+    leaves its NaN in the whole tree, and the first row is the root, which any decoder would have fed.
     """
     scores = logits.float()
     # numpy's is several times as fast as torch's on a CPU, and it promises the first of equal ones.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynatree import decoding
 from dynatree.costs.calibration import Calibration
-from dynatree.costs.step_rates import StepCalibration, log_odds
+from dynatree.costs.step_rates import StepRates, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint
@@ -68,7 +68,7 @@ def pair(
             [(prompt, decoder.decode(prompt, wanted(output_tokens, processors)).output) for prompt in prompts]
             for processors in (NO_PROCESSORS, NEW_TEXT)
         )
-        known = steps(greedy, drafter, new)
+        known = step_rates(greedy, drafter, new)
         table = forward_times.costs(target, drafter, contexts, repeats, describe_machine(dtype, device), fingerprints)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
@@ -114,7 +114,7 @@ def while_decoding(
     return found
 
 
-def steps(greedy: Continuations, drafter: DraftModel | None, new: Continuations = ()) -> StepCalibration:
+def step_rates(greedy: Continuations, drafter: DraftModel | None, new: Continuations = ()) -> StepRates:
     """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
 
     The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
@@ -127,7 +127,7 @@ def steps(greedy: Continuations, drafter: DraftModel | None, new: Continuations 
         found += [teacher_forced(drafter, *pair, NEW_TEXT) for pair in new]
         stated, hits = (torch.cat(part)[:, : forward_times.RANKS] for part in zip(*found, strict=True))
         ranks = fit_ranks(stated, hits)
-    return StepCalibration(
+    return StepRates(
         ranks=ranks,
         rates=[round(r, 4) for r in rates],
         lookup=lookup.rates(greedy),

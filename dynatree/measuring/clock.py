@@ -74,14 +74,14 @@ class PacedClock(Clock):
         super().__init__(instrumented)
         self._sampler, self._stopped = sampler, 0.0
         self.samples = [sampler.sample()]
-        self._due = pacing.pause(self.samples[-1])
+        self._next_sample = pacing.pause(self.samples[-1])
         self.start = time.perf_counter()
 
     def now(self) -> float:
         return super().now() - self._stopped
 
     def after_commit(self) -> None:
-        if self.now() >= self._due:
+        if self.now() >= self._next_sample:
             self.sample()
 
     @contextmanager
@@ -98,4 +98,4 @@ class PacedClock(Clock):
         self.samples.append(self._sampler.sample())
         self.stopped = False
         self._stopped += time.perf_counter() - begin
-        self._due = self.now() + pacing.pause(self.samples[-1])
+        self._next_sample = self.now() + pacing.pause(self.samples[-1])

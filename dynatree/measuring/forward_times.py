@@ -12,7 +12,7 @@ import torch
 
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft
 from dynatree.engine import checkpoint
 from dynatree.engine.draft_model import DraftModel
@@ -68,7 +68,7 @@ def costs(
     return least(table(), table())
 
 
-def together(
+def batch_costs(
     target: LanguageModel,
     drafter: DraftModel | None,
     contexts: Sequence[int],
@@ -139,7 +139,7 @@ def _level(drafter: DraftModel, caches: list[KeyValueCache], n: int) -> None:
 
 def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     """Median seconds that a level takes besides its forward: calibrated, grafted into the tree, its cache kept."""
-    plain = StepCalibration(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
+    plain = StepRates(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
     drafted, cache = drafter.new_caches(1)[0], drafter.new_caches(1)[0]
     draft, committed = Draft(drafter, drafted, plain), [0] * context
     drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
@@ -163,7 +163,7 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     return max(0.0, whole - bare)
 
 
-def batched(
+def with_batches(
     folders: dict[str, Path],
     calibration: Calibration,
     contexts: Sequence[int],
@@ -178,7 +178,7 @@ def batched(
     """
     target, drafter = checkpoint.load_pair(folders, dtype, device)
     with alone():
-        found = together(target, drafter, contexts, repeats, batches, calibration.costs)
+        found = batch_costs(target, drafter, contexts, repeats, batches, calibration.costs)
     return calibration._replace(costs=calibration.costs.model_copy(update={"batches": found}))
 
 
@@ -193,7 +193,7 @@ def _curve(
     fitting = _fitting(model, contexts)
     seconds: list[list[float]] = []
     for context in fitting:
-        caches = KeyValueCache.together(rows)
+        caches = KeyValueCache.rows(rows)
         for row, cache in enumerate(caches):
             # Each shorter than the one before, as rows are.
             text = torch.arange(max(1, context - row)) % model.vocabulary_size

@@ -2,8 +2,8 @@
 
 A node is worth v times the seconds that its token would take otherwise. Where a chain of its step probability c went
 on for ever, decoding would make s(c) = max_n (1 + c + ... + c^n) / t(1 + n) tokens a second, so that is 1 / s(c): a
-token of a loop is cheap to get later, one of new text costs a plain step. Verified are the best n nodes by v, with n
-maximising the sum of their worth minus t(1 + n); all times come from a measured table.
+token of a loop is cheap to get later, one of new text costs an autoregressive step. Verified are the best n nodes by
+v, with n maximising the sum of their worth minus t(1 + n); all times come from a measured table.
 
 Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tree (Wang et al., TACL 2025, 2406.17276); cost:
 CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.14066). The worth is this project's own.
@@ -174,8 +174,8 @@ class _Growth:
             gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
         # Of equal gains the one of fewer nodes.
         gain, best = max((gain, -place) for place, row in enumerate(gains) for gain in row)
-        due = self._level == 0 and len(tree) == 1 and self._probing
-        if gain <= 0 and not due:
+        probed = self._level == 0 and len(tree) == 1 and self._probing
+        if gain <= 0 and not probed:
             return candidates[:0]
         return torch.tensor(sorted(order[: 1 - best]))
 

@@ -52,7 +52,7 @@ class Policy(PolicySettings):
         costs = calibration.costs
         verify = costs.verify.at(_CONTEXT, 1 + self.budget)[1:]
         draft = costs.draft.at(_CONTEXT, max(1, self.budget)) if costs.draft else torch.zeros(max(1, self.budget) + 1)
-        rates = tuple(calibration.steps.rates[: self.branch])
+        rates = tuple(calibration.step_rates.rates[: self.branch])
         tree = fastest(rates, self.depth, self.budget, tuple(verify.tolist()), tuple(draft.tolist()))
         return _Growth(self.branch, self.depth, tree)
 

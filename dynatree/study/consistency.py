@@ -76,14 +76,14 @@ def check_pair_and_datasets(params: Params) -> None:
 
 
 def check_methods(params: Params) -> None:
-    """Methods are made of plug-ins that exist, and plain decoding is one of them."""
+    """Methods are made of plug-ins that exist, and autoregressive decoding is one of them."""
     for name, method in params.methods.items():
         check_plugs(f"methods.{name}", method)
     among("methods", [PLAIN], params.methods)
 
 
 def check_experiments(params: Params) -> None:
-    """Experiments take data sets and methods that exist, have plain decoding, and fill their batches."""
+    """Experiments take data sets and methods that exist, have autoregressive decoding, and fill their batches."""
     for title, experiment in params.experiments.items():
         key = f"experiments.{title}"
         if title in RESERVED:

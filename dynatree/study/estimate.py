@@ -1,6 +1,6 @@
 """How long the generation runs of a scale would take on one machine and on many, from what a finished run measured.
 
-A plan, no measurement: each method keeps its measured speed relative to plain decoding, of `step` seconds a token.
+A plan, no measurement: each method keeps its measured speedup over autoregressive decoding.
 """
 
 import heapq
@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of metrics.json: the processor, seconds of a plain step, what a prompt's token takes relative to it, speeds."""
+    """Of metrics.json: processor, seconds of an autoregressive step, what a prompt's token takes in it, speeds."""
 
     processor: str
     step: float
@@ -33,7 +33,7 @@ class Measured(NamedTuple):
 
 
 def measured(metrics: Mapping[str, Any]) -> Measured:
-    """What `metrics` (metrics.json) say. Raises UserError without plain decoding."""
+    """What `metrics` (metrics.json) say. Raises UserError without autoregressive decoding."""
     try:
         plain = metrics[AUTOREGRESSIVE]
         speed = {name: facts["speedup"] for name, facts in metrics.items() if "speedup" in facts}
@@ -47,9 +47,10 @@ def measured(metrics: Mapping[str, Any]) -> Measured:
 
 
 def parts(params: Params, known: Measured, step: float, job: float) -> list[Part]:
-    """Seconds of every generation run, by experiment, where a plain step takes `step` and starting a job `job` seconds.
+    """Seconds of every generation run by experiment: an autoregressive step takes `step`, starting a job `job`.
 
-    Methods that were not measured are taken to be as fast as plain decoding; requests of a batch to follow one another.
+    Methods that were not measured are taken to be as fast as autoregressive decoding; requests of a batch to follow one
+    another.
     """
     found: dict[str, Part] = {}
     for run in grid.expand(params).values():

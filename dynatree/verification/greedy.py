@@ -1,4 +1,4 @@
-"""Greedy verification: keep the path that plain greedy decoding would have taken. Knows no cache and no drafter."""
+"""Greedy verification: the path that autoregressive decoding would have taken. Knows no cache and no drafter."""
 
 from torch import Tensor
 

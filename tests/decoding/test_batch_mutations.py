@@ -136,7 +136,7 @@ def test_a_mistake_between_rows_changes_an_output_or_a_trace(
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 5)), min_size=2, max_size=4))
 def test_a_batch_shows_each_token_its_own_row_and_padding_itself(rows: list[tuple[int, int]]) -> None:
     """Guards the layout: slots written once a row, a column for every token, softmax never over nothing."""
-    caches = KeyValueCache.together(len(rows))
+    caches = KeyValueCache.rows(len(rows))
     for cache, (length, _) in zip(caches, rows, strict=True):
         cache.crop(length)
     feeds = [Feed(torch.arange(1, n + 1), cache) for cache, (_, n) in zip(caches, rows, strict=True)]

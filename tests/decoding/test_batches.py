@@ -197,7 +197,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(target: Build, dr
 
 def test_the_caches_of_finished_rows_are_given_back(target: Build) -> None:
     """Guards against memory that grows with all rows ever begun, and against rows renumbered wrongly."""
-    caches = KeyValueCache.together(3)
+    caches = KeyValueCache.rows(3)
     for row, size in zip(caches, (4, 6, 5), strict=True):
         target().forward(torch.arange(size), row)
     held, kept = state_bytes(caches[0].states)[1], caches[2].states.layers[0].keys[2].clone()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting import lookup
 from dynatree.drafting.lookup import BUCKETS, PRIOR, Lookup, bucket
 from dynatree.errors import UserError
@@ -97,18 +97,18 @@ def test_rates_of_other_buckets_are_refused(wrong: str) -> None:
     """Guards against a calibration whose rates belong to other lengths, or an IndexError behind a long match."""
     rates = {"lookup": list(PRIOR), wrong: [0.1, 0.2]}
     with pytest.raises(UserError, match="2 rates of lookup, 12 expected"):
-        lookup.Drafter(calibration=StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], **rates))
+        lookup.Drafter(rates=StepRates(ranks=[(0.0, 1.0)], rates=[0.0], **rates))
 
 
 def test_processed_text_starts_with_rates_of_its_own() -> None:
     """Guards against a request without processors that begins with what was measured under them, or the reverse."""
     plain, processed = [0.5] * len(PRIOR), [0.25] * len(PRIOR)
-    measured = StepCalibration(ranks=[(0.0, 1.0)], rates=[0.0], lookup=plain, lookup_processed=processed)
+    measured = StepRates(ranks=[(0.0, 1.0)], rates=[0.0], lookup=plain, lookup_processed=processed)
     without = measured.model_copy(update={"lookup_processed": []})
     for calibration, processors, expected in (
         (measured, {}, 0.5),
         (measured, {"repetition_penalty": 1.2}, 0.25),
         (without, {"no_repeat_ngram_size": 3}, 0.5),
     ):
-        (tree,) = proposed(lookup.Drafter(calibration=calibration), models.request([1, 2, 3, 1, 2], 2, **processors))
+        (tree,) = proposed(lookup.Drafter(rates=calibration), models.request([1, 2, 3, 1, 2], 2, **processors))
         assert tree.log_probs[1:].exp().tolist() == pytest.approx([expected])

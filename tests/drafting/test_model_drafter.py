@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dynatree import decoding
-from dynatree.costs.step_rates import StepCalibration
+from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft, Drafter
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
@@ -23,7 +23,7 @@ from tests.models import VOCABULARY
 from tests.test_tree import line
 
 
-def drafting(target: LanguageModel, calibration: StepCalibration | None = None) -> Draft:
+def drafting(target: LanguageModel, calibration: StepRates | None = None) -> Draft:
     """The draft of one request on a model of its own."""
     model = DraftModel(target)
     return Draft(model, *model.new_caches(1), calibration)
@@ -109,7 +109,7 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
     """Guards against outcomes read one position off: a right drafter's confidence must rise, a wrong one's fall."""
     rates = {}
     for kind in ("same", "wrong"):
-        steps_of = StepCalibration(ranks=[(0.0, 0.0), (-2.0, 0.0)], rates=[0.5], lookup=[])
+        steps_of = StepRates(ranks=[(0.0, 0.0), (-2.0, 0.0)], rates=[0.5], lookup=[])
         calibrated = Draft(drafter(kind), *drafter(kind).new_caches(1), steps_of)
         committed = [3, 1, 4, *models.generated(target(), [3, 1, 4], 24)]
         for size in range(4, len(committed)):
@@ -152,7 +152,7 @@ def test_a_window_shows_the_end_of_the_text_alone(target: Build, data: st.DataOb
     model = target()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model.model.config, "draft_window", WINDOW, raising=False)
-        drafter = drafting(model, StepCalibration(ranks=[(0.0, 1.0)], rates=[0.5], lookup=[]))
+        drafter = drafting(model, StepRates(ranks=[(0.0, 1.0)], rates=[0.5], lookup=[]))
         tokens = st.integers(0, VOCABULARY - 1)
         committed, begin, before = data.draw(st.lists(tokens, min_size=1, max_size=20)), 0, model.forwards
         for _ in range(8):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dynatree.costs.calibration import VERSION, Calibration
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
-from dynatree.costs.step_rates import OnlineCorrection, StepCalibration
+from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
 from dynatree.errors import UserError
@@ -53,7 +53,7 @@ def test_a_curve_that_makes_no_sense_is_refused(wrong: dict[str, object]) -> Non
 @given(st.lists(st.floats(-30, 0, width=32), min_size=1, max_size=6))
 def test_calibrated_siblings_are_probabilities(stated: list[float]) -> None:
     """Guards against rows above 1, which would let v rise along a path."""
-    steps = StepCalibration(ranks=[(2.0, 1.0), (1.0, 0.5)], rates=[0.5], lookup=list(PRIOR)).steps(
+    steps = StepRates(ranks=[(2.0, 1.0), (1.0, 0.5)], rates=[0.5], lookup=list(PRIOR)).calibrated(
         torch.tensor([stated])
     )
     assert (steps <= 0).all() and float(steps.exp().sum()) <= 1 + 1e-5 and steps.isfinite().all()
@@ -68,8 +68,8 @@ def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
     stated = torch.rand(4000, 3).clamp(0.02, 0.98).log()
     hits = torch.rand(4000) < stated[:, 0].exp() / 2
     everything = torch.stack([hits, torch.zeros(4000, dtype=bool), torch.ones(4000, dtype=bool)], 1)
-    calibration = StepCalibration(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
-    first = calibration.steps(stated[:, :1]).exp()
+    calibration = StepRates(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
+    first = calibration.step_rates(stated[:, :1]).exp()
     assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
     (_, never, always) = calibration.ranks
     at_half = torch.sigmoid(torch.tensor([never[0], always[0]]))
@@ -117,7 +117,7 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: D
         assert table.verify.contexts[:2] == [16, 64]
         assert (table.verify.at(64, 127)[1:] > 0).all()
     looping = [([3, 1, 4], [3, 1, 4] * 9)]
-    steps = calibrate.steps(looping, drafter("same"), [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])])
+    steps = calibrate.step_rates(looping, drafter("same"), [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])])
     assert len(steps.ranks) == forward_times.RANKS and len(steps.lookup) == len(PRIOR)
     # Where text does not loop, a match of one token is right less often.
     assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]
@@ -137,7 +137,7 @@ def test_of_two_measurements_the_smaller_counts(
 
     monkeypatch.setattr(forward_times, "_medians", medians)
     table = forward_times.costs(target(), drafter("related"), [16], 5, {}, {})
-    (pair,) = forward_times.together(target(), drafter("related"), [16], 5, [1, 2], table)
+    (pair,) = forward_times.batch_costs(target(), drafter("related"), [16], 5, [1, 2], table)
     assert asked == [forward_times.LEAST_HANDLED, *[3] * 8]
     for curve in (table.verify, pair.verify):
         assert curve.seconds[0][:4] == [1.0] * 4
@@ -151,17 +151,17 @@ def test_the_online_correction_follows_what_happens() -> None:
     for _ in range(40):
         never.observe(0.7, False)
         always.observe(0.7, True)
-    assert torch.allclose(untouched.steps(stated), stated)
-    assert float(never.steps(stated)[0, 0].exp()) < 0.15
-    assert float(always.steps(stated)[0, 0].exp()) > 0.6
-    assert float(always.steps(stated).exp().sum()) <= 1 + 1e-5
-    assert always.steps(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
+    assert torch.allclose(untouched.corrected(stated), stated)
+    assert float(never.corrected(stated)[0, 0].exp()) < 0.15
+    assert float(always.corrected(stated)[0, 0].exp()) > 0.6
+    assert float(always.corrected(stated).exp().sum()) <= 1 + 1e-5
+    assert always.corrected(torch.tensor([[0.3, 0.2, 0.1]]).log()).shape == (1, 3)
 
 
 def test_batches_are_measured_beside_single_requests(target: Build, drafter: Drafts) -> None:
     """Guards against a table without the batches asked for, or one that takes as long as all sizes of all batches."""
     table = forward_times.costs(target(), drafter("related"), [16, 32, 64], 1, {}, {})
-    found = forward_times.together(target(), drafter("related"), [16, 32, 64, 100], 1, [1, 4, 2], table)
+    found = forward_times.batch_costs(target(), drafter("related"), [16, 32, 64, 100], 1, [1, 4, 2], table)
     assert [batch.rows for batch in found] == [2, 4]
     for batch in found:
         assert batch.draft is not None and batch.verify.contexts == batch.draft.contexts == [32]
@@ -176,7 +176,7 @@ def test_a_level_of_a_batch_takes_its_rows_own_work_and_the_surcharge(
     """Guards against batches that go on by costs of forwards in a tight loop."""
     monkeypatch.setattr(forward_times, "_medians", lambda model, steps, repeats: [1.0] * len(steps))
     costs = models.calibration().costs.model_copy(update={"handling": 0.25, "surcharge": 0.5})
-    found = forward_times.together(target(), drafter("related"), [16], 1, [2, 4], costs)
+    found = forward_times.batch_costs(target(), drafter("related"), [16], 1, [2, 4], costs)
     assert [batch.draft.seconds[0][0] for batch in found if batch.draft] == [1 + 2 * 0.25 + 0.5, 1 + 4 * 0.25 + 0.5]
     assert [batch.verify.seconds[0][0] for batch in found] == [1.0, 1.0]
 
@@ -276,7 +276,7 @@ def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
     """Guards against numbers that meant something else when they were written."""
     models.calibration().write(tmp_path)
     kept = Calibration.read(tmp_path, {}, {})
-    assert kept.steps.version == VERSION
+    assert kept.step_rates.version == VERSION
     path = tmp_path / "steps.json"
     path.write_text(path.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(UserError, match=f"of version 1, this is {VERSION}; measure it again"):

@@ -48,7 +48,7 @@ rule benchmark:
         "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
 
 
-# llama.cpp on the 4-bit file that the target comes from, beside plain decoding and DynaTree; needs the extra `bench`.
+# llama.cpp on the 4-bit file that the target comes from, beside autoregressive decoding and DynaTree; needs the extra `bench`.
 rule quantised:
     input:
         **BESIDE,

@@ -139,7 +139,7 @@ def tokens_file(run):
 def models(run):
     """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content.
 
-    Plain decoding never loads the drafter.
+    Autoregressive decoding never loads the drafter.
     """
     drafts = NEEDS[run.folder]["drafter"] != "unused"
     return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]

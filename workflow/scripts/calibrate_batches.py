@@ -26,7 +26,7 @@ def main() -> None:
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         known = Calibration.read(a.calibration, fingerprints, describe_machine(a.dtype, a.device))
         sizes = (a.contexts, a.repeats, a.dtype, a.device, a.batches)
-        forward_times.batched(folders, known, *sizes).write_batches(a.calibration)
+        forward_times.with_batches(folders, known, *sizes).write_batches(a.calibration)
 
 
 if __name__ == "__main__":

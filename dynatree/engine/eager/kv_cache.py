@@ -95,7 +95,7 @@ class _Layer(CacheLayerMixin):
 
 
 class KeyValueCache:
-    """The keys and values of one sequence: alone, or a row of tensors that it shares with others (`together`).
+    """The keys and values of one sequence: alone, or a row of tensors that it shares with others (`rows`).
 
     `states` is what the transformers forward takes as `cache`, once `place` has said where its states go.
     """
@@ -104,7 +104,7 @@ class KeyValueCache:
         self._shared, self._row = _Rows(1), 0
 
     @classmethod
-    def together(cls, count: int) -> list["KeyValueCache"]:
+    def rows(cls, count: int) -> list["KeyValueCache"]:
         """Caches of `count` sequences that one forward may append to."""
         shared, caches = _Rows(count), [cls() for _ in range(count)]
         for row, cache in enumerate(caches):
