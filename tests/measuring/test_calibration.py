@@ -210,7 +210,7 @@ def test_a_row_pays_its_share_of_the_batch() -> None:
         alone = float(costs.verify.at(16, tokens)[tokens])
         assert float(three.verify.at(16, tokens)[tokens]) == pytest.approx((alone + 2 * (four_take - alone) / 3) / 3)
     assert table.shared(5).verify == table.shared(4).verify
-    assert Calibration(table, models.calibration().steps).shared(1).costs == table
+    assert Calibration(table, models.calibration().step_rates).shared(1).costs == table
 
 
 def test_between_two_batches_every_measured_point_counts() -> None:

@@ -41,7 +41,7 @@ def verifying(tokens: list[int], seconds: list[float]) -> Calibration:
     """The machine of `models.calibration`, but for what verification costs."""
     found = models.calibration()
     curve = type(found.costs.verify)(contexts=[16], tokens=tokens, seconds=[seconds])
-    return Calibration(found.costs.model_copy(update={"verify": curve}), found.steps)
+    return Calibration(found.costs.model_copy(update={"verify": curve}), found.step_rates)
 
 
 def test_a_staircase_is_looked_at_whole() -> None:
