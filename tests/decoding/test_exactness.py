@@ -176,7 +176,7 @@ def test_ties_go_to_the_lowest_token(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("kind", models.DRAFTERS)
 def test_duplicate_rows_of_the_head_tie_as_in_generate(kind: str) -> None:
-    """Guards against ties that trees and plain decoding break differently: every token has an equal twin."""
+    """Guards against ties that trees and autoregressive decoding break differently: every token has an equal twin."""
     model = models.with_twin_tokens()
     drafter = models.DRAFTERS[kind](model)
     for method in METHODS:

@@ -111,7 +111,7 @@ class Recorded:
 
 
 def test_tuning_is_on_the_kind_of_text_that_is_timed(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against rivals tuned on plain text and timed on penalised."""
+    """Guards against baselines tuned on plain text and timed on penalised."""
     monkeypatch.setattr(StepSampler, "sample", lambda self: 0.5)
     decoder, options = Recorded(), models.wanted(6, repetition_penalty=1.2)
     assert benchmark.tune(target(), [decoder], [prompt("a"), prompt("b")], options) == [8.0]
@@ -119,7 +119,7 @@ def test_tuning_is_on_the_kind_of_text_that_is_timed(target: Build, monkeypatch:
 
 
 def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Drafts) -> None:
-    """Guards against a baseline that had fewer tries, or other prompts, than its rival."""
+    """Guards against a baseline that had fewer tries, or other prompts, than its baseline."""
     tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})
     assert tried == [{"policy": "chain", "draft_tokens": k, "x": 3} for k in (1, 2)]
     built = list(decoders(target, drafter).values())

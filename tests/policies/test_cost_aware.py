@@ -113,7 +113,7 @@ def test_a_vocabulary_smaller_than_the_branch_is_learnt_from() -> None:
 
 
 def test_dear_drafting_and_verification_leave_plain_steps(target: Build, drafter: Drafts) -> None:
-    """Guards the promise to be no slower than plain decoding: no nodes, and draft calls in a bounded share."""
+    """Guards the promise to be no slower than autoregressive decoding: no nodes, and draft calls in a bounded share."""
     decoder = Decoder(
         target(), drafter("wrong"), models.calibration(1.0, 2.0), policy="cost_aware", drafting="model", **LIMITS
     )
