@@ -174,6 +174,14 @@ def test_what_the_lock_names_is_published(
     assert Path("published/laptop/results/runs/a/outputs.jsonl").read_text() == "results/runs/a/outputs.jsonl"
 
 
+def test_a_copy_of_a_worktree_is_no_worktree(tmp_path: Path) -> None:
+    """Guards against commits in a sandbox that land in the checkout: a worktree's .git is a file that names it."""
+    for name in (".git", ".gitignore", "kept/.git/config", "kept/file"):
+        files.write_text(tmp_path / name, "")
+    listed = runpy.run_path(str(SCRIPTS / "sandbox.py"))["listed"]
+    assert {path.as_posix() for path in listed(tmp_path)} == {".gitignore", "kept/.git/config", "kept/file"}
+
+
 class Engine:
     """In llama.cpp's place: every request counts up from the prompt's last token."""
 
