@@ -24,14 +24,15 @@ from tests.distil.worlds import DATASETS, recipe, target_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 
-_RUN = """
+TOKENS = 6400
+_RUN = f"""
 import sys
 from pathlib import Path
 import torch
 from dynatree.distil.make import make
 from tests.distil.worlds import DATASETS, recipe
 torch.set_num_threads(1)
-make(Path(sys.argv[1]), DATASETS, recipe(tokens=6400), seed=0, work=Path(sys.argv[2]), checkpoint_steps=5)
+make(Path(sys.argv[1]), DATASETS, recipe(tokens={TOKENS}), seed=0, work=Path(sys.argv[2]), checkpoint_steps=5)
 """
 
 
@@ -111,19 +112,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
-    def command(work: Path) -> list[str]:
-        return [sys.executable, "-c", _RUN, str(target), str(work)]
-
-    subprocess.run(command(whole), env=environment, check=True, capture_output=True)
+    command = [sys.executable, "-c", _RUN, str(target), str(killed)]
+    make(target, DATASETS, recipe(tokens=TOKENS), seed=0, work=whole)
     for trigger in ("checkpoint.pt", "labels/00001.safetensors"):
-        process = subprocess.Popen(command(killed), env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
         while not list(killed.glob(f"*/{trigger}")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
         assert not list(killed.glob(f"*/part/{part.RECORD}"))
-    subprocess.run(command(killed), env=environment, check=True, capture_output=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     (one,), (other,) = (list(work.glob(f"*/part/{part.LAYERS}")) for work in (killed, whole))
     assert files.sha256(one) == files.sha256(other)
 
