@@ -184,7 +184,7 @@ def test_lint():
 def test_a_key_that_stands_twice_stops_before_any_job(tmp_path):
     """Guards against the last of two values being taken silently, by the tool that reads the file for itself."""
     world = World(tmp_path)
-    world.make()
+    world.copy()
     with (tmp_path / "params.yaml").open("a") as file:
         file.write("seed: 7\n")
     text = world.run("snakemake", "--cores", 1, "--dry-run", "all", ok=False)

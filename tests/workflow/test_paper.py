@@ -29,7 +29,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     hub.wikitext(home / "wikitext")
     hub.pg19(home / "pg19")
     made = World(tmp_path_factory.mktemp("paper"))
-    made.make()
+    made.copy()
+    made.shrink()
     changes: dict[str, Any] = {f"pairs__{PAIR}__{role}__repository": str(home / role) for role in ("target", "drafter")}
     changes |= {f"sources__{name}__repository": str(home / name) for name in DATASETS}
     tiny = made.params["scales"]["tiny"]
@@ -51,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def test_another_scale_is_one_key(tmp_path: Path, scale: str) -> None:
     """Guards against a scale that only one tool plans, or that stops before its first job."""
     made = World(tmp_path)
-    made.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", tmp_path, cwd=ROOT)
+    made.copy()
     text = (ROOT / "params.yaml").read_text().replace("\nscale: laptop ", f"\nscale: {scale} ")
     (tmp_path / "params.yaml").write_text(text)
     runs = grid.expand(params.read(tmp_path / "params.yaml"))

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from dynatree.study import grid, params
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
@@ -26,18 +28,25 @@ ENVIRONMENT = {
 class World:
     """A folder with a copy of the checkout; `snakemake` and `dvc` say which jobs they ran."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, environment: dict[str, str] | None = None):
+        self.folder, self.environment = folder, ENVIRONMENT | (environment or {})
 
-    def make(self) -> None:
-        """Copy, shrink, and put under version control."""
+    def copy(self) -> None:
+        """The checkout's files, with the parameters of `make quick`: every experiment and figure, two data sets."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
-        # Enough to tell what a change recomputes; `make quick` runs every experiment and figure.
+
+    def shrink(self) -> None:
+        """Fewer experiments and figures: enough to tell what a change recomputes."""
         experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length", "batch_size")}
         figures = ["datasets", "tree_shape", "memory"]
         self.edit(datasets=["tiny_articles"], threads=None, experiments=experiments, figures=figures)
         sizes = {name: self.params["scales"]["tiny"]["experiments"][name] for name in ("default", "batch_size")}
         self.edit(scales={"tiny": {**self.params["scales"]["tiny"], "experiments": sizes}})
+
+    def make(self) -> None:
+        """A small copy with DVC's view of it, under version control."""
+        self.copy()
+        self.shrink()
         self.run("python", "workflow/scripts/stages.py")
         (self.folder / "dvc.lock").unlink(missing_ok=True)
         for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
@@ -50,7 +59,7 @@ class World:
         done = subprocess.run(
             [str(part) for part in command],
             cwd=cwd or self.folder,
-            env=ENVIRONMENT | {"TMPDIR": str(temporary)},
+            env=self.environment | {"TMPDIR": str(temporary)},
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -104,3 +113,8 @@ def jobs(text: str) -> Counter[str]:
         found[":".join([rule, "/".join(values)]) if values else rule] += 1
     found.pop("all", None)
     return found
+
+
+def runs(world: World) -> dict[str, grid.Run]:
+    """The generation runs of this world, by folder."""
+    return grid.expand(params.read(world.folder / "params.yaml"))
