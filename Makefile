@@ -10,7 +10,7 @@ INSTALLED := workflow,$(EXTRAS)
 SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One of these at a time uses the graph; a lock that a killed run left is lifted inside. $(call alone,what to run)
 alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
-  bash -c '$(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
+  bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
 .PHONY: all install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml rooms
@@ -25,12 +25,13 @@ install:
 report: all
 	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/quantised.parquet)))
 
-# The fast tier in parallel, whole files at a time; then the job graphs, which lend one another no core.
-test: fast
-	$(BIN)/python -m pytest -m slow
+# In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)
+	$(BIN)/python -m pytest $(PARALLEL)
 
 fast: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -23,6 +23,13 @@ settings.register_profile(
 settings.load_profile("dynatree")
 torch.set_num_threads(1)
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: where files are dealt out to processes, the short ones fill the gaps at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 Build = Callable[..., LanguageModel]
 Drafts = Callable[..., DraftModel]
 
