@@ -43,6 +43,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, forks: dict[str, str]) ->
 def world(finished: World, tmp_path_factory: pytest.TempPathFactory, forks: dict[str, str]) -> Iterator[World]:
     """A copy of the finished run, in a folder whose name needs quotes; no half-written file is left in it."""
     copy = World(tmp_path_factory.mktemp("world with space") / "checkout", forks)
-    copy.run("cp", "--archive", finished.folder, copy.folder, cwd=finished.folder)
+    copy.run("cp", "--archive", f"{finished.folder}/.", copy.folder)
     yield copy
     assert not list((copy.folder / "results").rglob("*.part"))
