@@ -140,7 +140,8 @@ class RoundDecoder(ABC):
         ]
         for request in requests:
             with clock.phase("prefill"):
-                self._prefill(request)
+                token = self._prefill(request)
+            request.prefilled(token)
         begun = target.forwards
         self._start(requests)
         active = self._retire(requests, 0)
@@ -149,13 +150,14 @@ class RoundDecoder(ABC):
             active = self._retire(active, target.forwards - begun)
         return [request.recorder.trace for request in requests]
 
-    def _prefill(self, request: Request) -> None:
+    def _prefill(self, request: Request) -> int:
+        """The token that follows the prompt of `request`."""
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
         logits = self._target.forward(request.text, request.cache, last_only=True)
-        (token,) = greedy_tokens(request.process(logits)).tolist()
+        token = int(greedy_tokens(request.process(logits))[0])
         request.prefill_forwards = self._target.forwards - before
-        request.prefilled(token)
+        return token
 
     def _retire(self, requests: Sequence[Request], forwards: int) -> Sequence[Request]:
         """Those that are not finished. The records of the others are closed: they took part in all `forwards`.

@@ -141,7 +141,7 @@ def found(drafter: DraftModel, pairs: list[Pair], **costs: float) -> dict[tuple[
 
 
 def test_a_perfect_drafter_for_nothing_is_the_oracle(drafter: Drafts, pairs: list[Pair]) -> None:
-    """Guards against an oracle that pays for drafting, and against speedups over something else than one step a token."""
+    """Guards against an oracle that pays for drafting, and against speedups over anything but one step a token."""
     rows = found(drafter("same"), pairs, node=1e-9, level=1e-9)
     assert rows["autoregressive", ""]["tokens_per_round"] == rows["autoregressive", ""]["speedup"] == 1
     assert rows["autoregressive", ""]["tokens_per_second"] == pytest.approx(1, abs=1e-3)

@@ -17,6 +17,7 @@ from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
 from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
+from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
 from dynatree.measuring import calibrate, forward_times
 from dynatree.policies import cost_aware
@@ -69,7 +70,7 @@ def test_fitted_curves_give_back_the_rates_they_were_fitted_on() -> None:
     hits = torch.rand(4000) < stated[:, 0].exp() / 2
     everything = torch.stack([hits, torch.zeros(4000, dtype=bool), torch.ones(4000, dtype=bool)], 1)
     calibration = StepRates(ranks=calibrate.fit_ranks(stated, everything), rates=[0.5], lookup=list(PRIOR))
-    first = calibration.step_rates(stated[:, :1]).exp()
+    first = calibration.calibrated(stated[:, :1]).exp()
     assert float(first.mean()) == pytest.approx(float(hits.float().mean()), abs=0.02)
     (_, never, always) = calibration.ranks
     at_half = torch.sigmoid(torch.tensor([never[0], always[0]]))
@@ -241,13 +242,13 @@ def test_levels_cost_what_they_take_while_decoding(
     target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against costs of forwards in a tight loop, which leave out what a level takes besides them."""
-    expand = cost_aware.Policy.expand
+    expand = cost_aware._Growth.expand
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.005)
         return expand(*arguments)
 
-    monkeypatch.setattr(cost_aware.Policy, "expand", slow)
+    monkeypatch.setattr(cost_aware._Growth, "expand", slow)
     # A table by which drafting always pays, and which is too low.
     calibration = models.calibration(level=1e-4)
     beyond = calibrate.while_decoding(target(), drafter("related"), [[3, 1, 4, 1]], 12, calibration)
@@ -267,7 +268,7 @@ def test_a_slower_level_is_kept_for_batches() -> None:
 
 def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> None:
     """Guards against a median of nothing where a context leaves no room for repeats."""
-    small = models.language_model("gpt2", seed=3, n_positions=20)
+    small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
     table = forward_times.costs(target(), small, [18], 1, {}, {})
     assert table.draft is not None and table.draft.contexts == [18]
 

@@ -76,4 +76,4 @@ def test_a_head_of_its_own_belongs_to_a_draft_forward(target: Build, drafter: Dr
     slow.remove()
     drafts = [end - begin for begin, end in made["forwards"] if end - begin >= 0.02]
     assert len(drafts) == made["draft_forwards"] > 0
-    assert not head._forward_hooks and not small.base_model._forward_hooks
+    assert not head._forward_hooks and not small.base._forward_hooks

@@ -61,7 +61,7 @@ def test_the_command_names_what_is_wrong_and_says_what_it_found(
     cli.main([*given, "--scale", "study", "--step-ms", "7.5", "--machines", "1", "--machines", "32"])
     said = capsys.readouterr().out
     assert (
-        said.startswith("scale study, an autoregressive step of 7.5 ms; relative speeds as measured on Abacus")
+        said.startswith("scale study, an autoregressive step of 7.5 ms; speedups from Abacus")
         and "on 32 machines" in said
     )
     for wrong, part in (
