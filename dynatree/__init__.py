@@ -1,3 +1,23 @@
 """Dynamic token-tree speculative decoding of language models: exact, measured, reproducible."""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING, Any
+
+from dynatree.version import __version__
+
+if TYPE_CHECKING:
+    from dynatree.api import DynaTree, Generation
+
+__all__ = ["DynaTree", "Generation", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # Found when they are asked for: torch and transformers take seconds to import.
+    if name in ("DynaTree", "Generation"):
+        from dynatree import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Where the library lies.
+PACKAGE = Path(__file__).resolve().parent
 # Files of a model folder; the manifest, written last, holds the others' checksums.
 WEIGHTS, MANIFEST = "model.safetensors", "manifest.json"
 MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS, MANIFEST)

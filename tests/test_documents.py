@@ -1,5 +1,6 @@
 """What the documents tell readers to type works on a tiny pair, and every link and anchor leads somewhere."""
 
+import json
 import re
 import shlex
 import shutil
@@ -186,12 +187,20 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
-def test_the_readme_s_python_runs(world: Path, here: None, capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against an interface in the README that the library no longer has."""
+@pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
+def test_the_python_of_a_document_runs(
+    document: str, world: Path, here: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards against an interface in a document that the library no longer has."""
     pair = ["--target", "models/smollm2", "--drafter", "models/smollm2-drafter", "--text", "essays.txt"]
     cli.main(["calibrate", *pair, "--out", "results/calibration", "--threads", "1"])
-    (code,) = (content for language, content in blocks(ROOT / "README.md") if language == "python")
-    exec(compile(code, "README.md", "exec"), {})
+    config = Path("models/smollm2/tokenizer_config.json")
+    values = json.loads(config.read_text(encoding="utf-8"))
+    values |= {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}", "pad_token": "<end>"}
+    config.write_text(json.dumps(values), encoding="utf-8")
+    codes = [content for language, content in blocks(ROOT / document) if language == "python"]
+    assert codes
+    exec(compile("\n".join(codes), document, "exec"), {})
     assert "rounds" in capsys.readouterr().out
 
 

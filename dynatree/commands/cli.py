@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from dynatree import __version__, files
+from dynatree import files
 from dynatree.commands import calibrate, distil, drafter_report, estimate, generate, tree
 from dynatree.errors import UserError, reported
 from dynatree.study import params
 from dynatree.tables import schema
+from dynatree.version import __version__
 
 COMMANDS = (generate, tree, calibrate, distil, drafter_report, estimate)
 

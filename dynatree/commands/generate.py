@@ -118,29 +118,21 @@ def _result(method: str, knobs: dict[str, Any], prompt: list[int], trace: Any, t
 
 
 class _Stream:
-    """Prints committed tokens at once; text whose last character is still incomplete waits for its next token."""
+    """Prints committed tokens at once, accepted drafted ones in green on a terminal."""
 
     def __init__(self, tokenizer: Any):
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._shown = ""
+        from dynatree.api.text import Pieces
+
+        self._pieces = Pieces(tokenizer)
         self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
     def __call__(self, tokens: list[int], accepted: int) -> None:
         for place, token in enumerate(tokens):
-            self._ids.append(token)
-            if self._tokenizer is None:
-                piece = f"{token} "
-            else:
-                text = self._tokenizer.decode(self._ids)
-                if text.endswith("\ufffd"):
-                    continue
-                piece, self._shown = text[len(self._shown) :], text
-            drafted = self._colour and place < accepted
+            piece = self._pieces.add(token)
+            drafted = self._colour and place < accepted and piece
             sys.stdout.write(f"{_GREEN}{piece}{_PLAIN}" if drafted else piece)
         sys.stdout.flush()
 
     def close(self) -> None:
         """Print what still waits, which the output's limit cut short, and end the line."""
-        rest = self._tokenizer.decode(self._ids)[len(self._shown) :] if self._tokenizer is not None else ""
-        print(rest)
+        print(self._pieces.rest())

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from dynatree import files, plugins
+from dynatree import plugins
 from dynatree.commands.arguments import quieten
-from dynatree.errors import UserError, readable
+from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
 from dynatree.study import sections
 
@@ -56,21 +56,6 @@ def settings(method: sections.Method, assignments: list[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise UserError(f"--set {assignment}: {text!r} is no value") from error
     return knobs
-
-
-def calibration(folders: dict[str, Path]) -> Path | None:
-    """What the workflow measured beside the models, if it was for these."""
-    from dynatree.costs.calibration import COSTS
-    from dynatree.engine import checkpoint
-
-    home = folders["target"].resolve().parent.parent / "results" / "calibration"
-    if not (home / COSTS).is_file():
-        return None
-    with readable(str(home / COSTS)):
-        measured = files.read_json(home / COSTS).get("models", {})
-    return (
-        home if all(measured.get(role) == checkpoint.fingerprint(folder) for role, folder in folders.items()) else None
-    )
 
 
 def checked_text(text: str) -> str:
@@ -132,7 +117,7 @@ def load(arguments: argparse.Namespace, known: sections.Params, knobs: dict[str,
 
     quieten()
     set_threads(arguments.threads)
-    measured = (arguments.calibration or calibration(folders)) if needs.calibration else None
+    measured = (arguments.calibration or loading.calibration_beside(folders)) if needs.calibration else None
     (target, _), decoder = loading.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
     for text in texts:
         if target.tokenizer is None:

@@ -8,7 +8,7 @@ static methods:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -54,13 +54,26 @@ class BatchDecoder(Decoder, Protocol):
     """What decodes several prompts together, too."""
 
     def decode_batch(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, clock: Clock | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        clock: Clock | None = None,
+        paddings: Sequence[Sequence[int]] | None = None,
     ) -> list[Trace]:
         """Of each prompt the output that `decode` gives for it alone; each forward is over all that are not finished.
 
-        Trees and rounds differ where the policy weighs what is decoded besides. Raises UserError for a prompt that does
-        not fit.
+        Trees and rounds differ where the policy weighs what is decoded besides. `paddings`: of each prompt the tokens
+        that logits processors and stopping criteria see before it, as those of transformers do in a padded batch.
+        Raises UserError for a prompt that does not fit.
         """
+
+
+@runtime_checkable
+class StreamingDecoder(Decoder, Protocol):
+    """What shows a trace while it grows, too."""
+
+    def commits(self, prompt: Sequence[int], options: GenerationOptions) -> Iterator[Trace]:
+        """The trace of `prompt` after each commit, complete after the last."""
 
 
 class NoKnobs(Knobs):
@@ -114,30 +127,44 @@ class RoundDecoder(ABC):
         clock: Clock | None = None,
     ) -> Trace:
         """See `Decoder`."""
-        return self._decode([prompt], options, on_commit, clock or Clock())[0]
+        (trace,) = _last(self._rounds([prompt], options, on_commit, clock or Clock(), [()]))
+        return trace
 
     def decode_batch(
-        self, prompts: Sequence[Sequence[int]], options: GenerationOptions, clock: Clock | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        clock: Clock | None = None,
+        paddings: Sequence[Sequence[int]] | None = None,
     ) -> list[Trace]:
         """See `BatchDecoder`."""
-        return self._decode(prompts, options, None, clock or Clock())
+        return _last(self._rounds(prompts, options, None, clock or Clock(), paddings or [()] * len(prompts)))
+
+    def commits(self, prompt: Sequence[int], options: GenerationOptions) -> Iterator[Trace]:
+        """The trace of `prompt` after each commit, complete after the last. Raises UserError as `decode` does."""
+        for (trace,) in self._rounds([prompt], options, None, Clock(), [()]):
+            yield trace
 
     # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
     @torch.inference_mode()
-    def _decode(
+    def _rounds(
         self,
         prompts: Sequence[Sequence[int]],
         options: GenerationOptions,
         on_commit: OnCommit | None,
         clock: Clock,
-    ) -> list[Trace]:
+        paddings: Sequence[Sequence[int]],
+    ) -> Iterator[list[Trace]]:
+        """The traces of all `prompts` after the prefill and after each round."""
         target = self._target
         for prompt in prompts:
             target.check_prompt(prompt, options.max_new_tokens)
         caches = target.new_caches(len(prompts))
         requests = [
-            Request(prompt, options, cache, on_commit, clock) for prompt, cache in zip(prompts, caches, strict=True)
+            Request(prompt, options, cache, on_commit, clock, padding)
+            for prompt, cache, padding in zip(prompts, caches, paddings, strict=True)
         ]
+        traces = [request.recorder.trace for request in requests]
         for request in requests:
             with clock.phase("prefill"):
                 token = self._prefill(request)
@@ -145,10 +172,11 @@ class RoundDecoder(ABC):
         begun = target.forwards
         self._start(requests)
         active = self._retire(requests, 0)
+        yield traces
         while active:
             self._round(active, clock)
             active = self._retire(active, target.forwards - begun)
-        return [request.recorder.trace for request in requests]
+            yield traces
 
     def _prefill(self, request: Request) -> int:
         """The token that follows the prompt of `request`."""
@@ -172,6 +200,14 @@ class RoundDecoder(ABC):
             KeyValueCache.retain([request.cache for request in active])
             self._retain(active)
         return active
+
+
+def _last(rounds: Iterator[list[Trace]]) -> list[Trace]:
+    """What the last of `rounds` gives."""
+    traces: list[Trace] = []
+    for traces in rounds:  # noqa: B007
+        pass
+    return traces
 
 
 def build(

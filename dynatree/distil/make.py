@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree import __version__, files
+from dynatree import files
 from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.distil import labels, part
 from dynatree.distil.recipe import Recipe
@@ -19,6 +19,7 @@ from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
 from dynatree.distil.training import Training
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
+from dynatree.version import __version__
 
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
 

@@ -15,7 +15,7 @@ from dynatree.engine.compatibility import probe, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend, Head
 from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
-from dynatree.engine.eager.packing import pack
+from dynatree.engine.eager.packing import pack, unpack
 from dynatree.errors import UserError
 
 
@@ -23,9 +23,10 @@ class LanguageModel:
     """A decoder-only transformers model whose attention takes a 4-D mask, with its forwards counted.
 
     With `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in
-    place; `rounded` allows that less exactly, for a drafter, whose proposals the target verifies. Raises UserError for
-    models that a tree cannot be verified with: encoder-decoders, sliding windows, recurrent state, positions that do
-    not come from `position_ids`.
+    place; `rounded` allows that less exactly, for a drafter, whose proposals the target verifies. With `restorable` the
+    dense layers are held on to, and `release` puts the model back as it was. Raises UserError for models that a tree
+    cannot be verified with: encoder-decoders, sliding windows, recurrent state, positions that do not come from
+    `position_ids`.
     """
 
     def __init__(
@@ -35,18 +36,29 @@ class LanguageModel:
         name: str = "model",
         packed: bool = False,
         rounded: bool = False,
+        restorable: bool = False,
     ):
         refuse_unsupported(model, name)
+        self._attention, self._training = model.config._attn_implementation, [m for m in model.modules() if m.training]
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
         self._forwards = 0
-        model.register_forward_pre_hook(self._count)
+        self._hook = model.register_forward_pre_hook(self._count)
         self._backend = EagerBackend(model)
         # Before packing, which compares with the model as it is here.
         probe(self)
-        self.packed = pack(model, name, rounded) if packed else None
+        self.packed = pack(model, name, rounded, restorable) if packed else None
         self._forwards = 0
+
+    def release(self) -> None:
+        """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
+        self._hook.remove()
+        unpack(self.model)
+        if self.model.config._attn_implementation != self._attention:
+            self.model.set_attn_implementation(self._attention)
+        for module in self._training:
+            module.training = True
 
     def _count(self, *_: Any) -> None:
         self._forwards += 1

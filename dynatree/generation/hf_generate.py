@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
@@ -73,7 +74,7 @@ def generate(
     target.check_prompt(prompt, options.max_new_tokens)
     models = [target, *([assistant.model] if assistant else [])]
     forwards = [model.forwards for model in models]
-    recorder = Recorder(options.eos_token_id, on_commit, clock or Clock())
+    recorder = Recorder(Ending(prompt, options), on_commit, clock or Clock())
     commits = _Commits(recorder, len(prompt), options.max_new_tokens)
     ids = torch.tensor([prompt], device=target.device)
     # A configuration of our own: the model's may sample or penalise.
@@ -95,6 +96,8 @@ def generate(
             ids,
             attention_mask=torch.ones_like(ids),
             generation_config=config,
+            logits_processor=LogitsProcessorList(options.logits_processor),
+            stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
             streamer=commits,
             assistant_model=assistant.model.model if assistant else None,
         )

@@ -4,6 +4,7 @@ A node's row is processed as if its path had been committed. Definitions: transf
 (CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -18,23 +19,31 @@ RepetitionPenalty = Annotated[float, Field(gt=0)]
 NGramSize = Annotated[int, Field(ge=0)]
 
 
+# transformers' contract: (token ids [k, length], scores [k, vocabulary]) -> scores.
+Processor = Callable[[Tensor, Tensor], Tensor]
+
+
 class LogitsProcessors(Knobs):
-    """`repetition_penalty` 1: none; `no_repeat_ngram_size` 0: none, n: no n-gram occurs twice. Prompts count."""
+    """`repetition_penalty` 1: none; `no_repeat_ngram_size` 0: none, n: no n-gram occurs twice. Prompts count.
+
+    `further`: any others, applied to the target's logits after these; a drafter's proposals go without.
+    """
 
     repetition_penalty: RepetitionPenalty = 1.0
     no_repeat_ngram_size: NGramSize = 0
+    further: tuple[Processor, ...] = ()
 
     @property
     def active(self) -> bool:
         """Whether `process` changes anything."""
-        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0 or len(self.further) > 0
 
     @property
     def generation_options(self) -> dict[str, Any]:
-        """The same for transformers' `generate`."""
+        """The same for transformers' `generate`, but for `further`."""
         if not self.active:
             return {}
-        return self.model_dump()
+        return self.model_dump(exclude={"further"})
 
     @torch.inference_mode()
     def process(
@@ -44,12 +53,14 @@ class LogitsProcessors(Knobs):
         tree: TokenTree | None = None,
         nodes: Tensor | None = None,
         columns: Tensor | None = None,
+        padding: int = 0,
     ) -> Tensor:
         """Processed `logits` [n, v]: row i follows `text` [t] and the path to the i-th of `nodes` [n].
 
         In float32 where a processor is on. `text` ends with the tree's root. Without `nodes` the rows are all nodes,
         without a `tree` the root alone. `columns` [vocabulary] is where each token stands in `logits`, -1 for not at
-        all; without it v is the whole.
+        all; without it v is the whole. `padding`: tokens at the text's beginning that stand for nothing; as in
+        transformers the repetition penalty passes them over, and other processors see them.
         Float32 logits are overwritten: a copy of a whole vocabulary costs more than the rest.
         """
         if not self.active:
@@ -58,14 +69,30 @@ class LogitsProcessors(Knobs):
         visible = tree.ancestors if nodes is None else tree.ancestors[nodes]
         scores = logits.float()
         if self.repetition_penalty != 1:
-            self._penalise(scores, text, tree, visible, columns)
+            self._penalise(scores, text[padding:], tree, visible, columns)
         if self.no_repeat_ngram_size:
             for row, seen in zip(scores, visible, strict=True):
                 # Index order is path order: parents precede children.
                 banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
                 places = banned if columns is None else columns[banned]
                 row[places[places >= 0].to(row.device)] = -torch.inf
+        if self.further and columns is None:
+            scores = self._process_further(scores, text, tree, torch.arange(len(tree)) if nodes is None else nodes)
         return scores
+
+    def _process_further(self, scores: Tensor, text: Tensor, tree: TokenTree, nodes: Tensor) -> Tensor:
+        """One call a depth: nodes of one depth follow texts of one length."""
+        processed = torch.empty_like(scores)
+        for depth in tree.depths[nodes].unique().tolist():
+            rows = (tree.depths[nodes] == depth).nonzero().squeeze(1)
+            # Index order is path order: parents precede children. The root ends the text.
+            paths = torch.stack([tree.tokens[tree.ancestors[node]][1:] for node in nodes[rows].tolist()])
+            ids = torch.cat([text.expand(len(rows), -1), paths], dim=1).to(scores.device)
+            found = scores[rows]
+            for processor in self.further:
+                found = processor(ids, found)
+            processed[rows] = found
+        return processed
 
     def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
         penalty = self.repetition_penalty

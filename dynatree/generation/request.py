@@ -7,13 +7,17 @@ import torch
 from torch import Tensor
 
 from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder
 from dynatree.tree import TokenTree
 
 
 class Request:
-    """`prompt` and up to `options.max_new_tokens` tokens after it, with an empty `cache` of the target."""
+    """`prompt` and up to `options.max_new_tokens` tokens after it, with an empty `cache` of the target.
+
+    `padding`: tokens that logits processors and stopping criteria see before the prompt, and the target does not.
+    """
 
     def __init__(
         self,
@@ -22,21 +26,23 @@ class Request:
         cache: KeyValueCache,
         on_commit: OnCommit | None,
         clock: Clock,
+        padding: Sequence[int] = (),
     ):
         self.committed = [*prompt]
         self.processors = options.processors
         self.cache = cache
-        self.recorder = Recorder(options.eos_token_id, on_commit, clock)
+        self.recorder = Recorder(Ending(prompt, options, padding), on_commit, clock)
         self.prefill_forwards = 0  # those of the rounds are counted for all requests at once
         self.draft_forwards = 0
         self._limit = options.max_new_tokens
-        self._ids = torch.empty(len(prompt) + self._limit, dtype=torch.long)
-        self._ids[: len(prompt)] = torch.tensor(self.committed)
+        self._padding = len(padding)
+        self._ids = torch.empty(len(padding) + len(prompt) + self._limit, dtype=torch.long)
+        self._ids[: len(padding) + len(prompt)] = torch.tensor([*padding, *prompt])
 
     @property
     def text(self) -> Tensor:
         """What is committed, as a tensor [t]."""
-        return self._ids[: len(self.committed)]
+        return self._ids[self._padding : self._padding + len(self.committed)]
 
     @property
     def remaining(self) -> int:
@@ -50,7 +56,9 @@ class Request:
 
     def process(self, logits: Tensor, tree: TokenTree | None = None) -> Tensor:
         """`logits` [n, vocabulary] of the nodes of `tree` (None: of the text's end alone), by the logits processors."""
-        return self.processors.process(logits, self.text, tree)
+        return self.processors.process(
+            logits, self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
+        )
 
     def prefilled(self, token: int) -> None:
         """Commit the prefill's token: the first root."""
@@ -64,6 +72,6 @@ class Request:
         self.recorder.round(tokens, accepted=accepted, draft_forwards=draft_forwards, **facts)
 
     def _extend(self, tokens: list[int]) -> None:
-        before = len(self.committed)
+        before = self._padding + len(self.committed)
         self.committed += tokens
-        self._ids[before : len(self.committed)] = torch.tensor(tokens)
+        self._ids[before : before + len(tokens)] = torch.tensor(tokens)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from dynatree.generation.ending import Ending
+
 # Called with (tokens committed, how many of them were drafted); the prefill's token comes first.
 OnCommit = Callable[[list[int], int], None]
 
@@ -67,16 +69,17 @@ class Trace:
     target_forwards: int = 0  # prefill apart
     draft_forwards: int = 0
     spans: list[tuple[int, str, float, float]] = field(default_factory=list)  # (round, phase, start, end)
+    finish_reason: str = "length"  # or "eos", or "stop"
 
 
 class Recorder:
-    """Collects a Trace while a decoder runs: cuts at the end-of-sequence token, stamps commits, tells `on_commit`."""
+    """Collects a Trace while a decoder runs: cuts at the output's end, stamps commits, tells `on_commit`."""
 
-    def __init__(self, eos_ids: frozenset[int], on_commit: OnCommit | None, clock: Clock):
+    def __init__(self, ending: Ending, on_commit: OnCommit | None, clock: Clock):
         self.clock = clock
         self.trace = Trace()
         self.finished = False
-        self._eos_ids = eos_ids
+        self._ending = ending
         self._on_commit = on_commit
 
     def first(self, tokens: list[int], accepted: int = 0) -> None:
@@ -92,7 +95,7 @@ class Recorder:
         self.clock.round = len(self.trace.rounds)
 
     def _commit(self, tokens: list[int], accepted: int) -> list[int]:
-        end = next((i + 1 for i, token in enumerate(tokens) if token in self._eos_ids), None)
+        end = self._ending.after(tokens)
         emitted = tokens[:end]
         self.finished = end is not None
         self.trace.output += emitted
@@ -106,6 +109,7 @@ class Recorder:
         """The finished trace. The prefill is one of the forwards counted at the model call."""
         trace = self.trace
         trace.seconds = self.clock.now()
+        trace.finish_reason = self._ending.reason
         trace.target_forwards = target_forwards - 1
         trace.draft_forwards = draft_forwards
         trace.spans = self.clock.spans

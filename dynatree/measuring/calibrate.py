@@ -78,7 +78,7 @@ def pair(
 
 def wanted(max_new_tokens: int, processors: LogitsProcessors) -> GenerationOptions:
     """So many tokens, by these processors."""
-    return GenerationOptions(max_new_tokens=max_new_tokens, **processors.model_dump())
+    return GenerationOptions(max_new_tokens=max_new_tokens, **processors.generation_options)
 
 
 def while_decoding(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dynatree.errors import UserError
+from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
@@ -56,7 +57,7 @@ class Decoder:
         """
         if options.processors.active:
             raise UserError(f"llama.cpp: {options.processors}; it is compared without logits processors")
-        recorder = Recorder(options.eos_token_id, on_commit, clock or Clock())
+        recorder = Recorder(Ending(prompt, options), on_commit, clock or Clock())
         self._model.reset()
         self._model.draft_model = self._drafter
         for token in self._model.generate([*prompt], top_k=1, temp=0.0, repeat_penalty=1.0):

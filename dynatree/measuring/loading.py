@@ -1,12 +1,15 @@
 """Models, calibration and decoder of a method, from folders and the method's entry in params.yaml."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dynatree.costs.calibration import Calibration
+from dynatree import files
+from dynatree.costs.calibration import COSTS, Calibration
 from dynatree.decoding import Decoder, build
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
+from dynatree.errors import readable
 
 
 class Loaded(NamedTuple):
@@ -29,3 +32,14 @@ def load(
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(calibration, fingerprints, describe_machine(dtype, device))
     return Loaded(models, build(models.target, models.drafter, decoder, knobs, measured))
+
+
+def calibration_beside(folders: Mapping[str, Path]) -> Path | None:
+    """The folder of what the workflow measured beside these models, if it was for these."""
+    home = folders["target"].resolve().parent.parent / "results" / "calibration"
+    if not (home / COSTS).is_file():
+        return None
+    with readable(str(home / COSTS)):
+        measured = files.read_json(home / COSTS).get("models", {})
+    same = all(measured.get(role) == checkpoint.fingerprint(folder) for role, folder in folders.items())
+    return home if same else None

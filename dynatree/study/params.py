@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-import dynatree
+from dynatree import files
 from dynatree.config import checked
 from dynatree.errors import UserError
 from dynatree.study import consistency
@@ -21,10 +21,20 @@ def default_path() -> Path:
 
     In a folder of another project its params.yaml is not meant: that of this one has a line `methods:`.
     """
-    here, local = Path(dynatree.__file__).resolve().parent, Path("params.yaml")
+    local = Path("params.yaml")
     if local.is_file() and "\nmethods:" in local.read_text(encoding="utf-8", errors="replace"):
         return local
+    return _packaged_path()
+
+
+def _packaged_path() -> Path:
+    here = files.PACKAGE
     return next(path for path in (here / "params.yaml", here.parent / "params.yaml") if path.is_file())
+
+
+def packaged() -> Params:
+    """The checked parameters that ship with the package, or stand in its checkout, whatever the working directory."""
+    return read(_packaged_path())
 
 
 class _Loader(yaml.SafeLoader):

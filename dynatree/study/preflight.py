@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import dynatree
+from dynatree import files
 from dynatree.files import read_json, write_json
 from dynatree.study.sections import Params
 
@@ -18,7 +18,7 @@ def check_once(params: Params, stamps: Path) -> Any:
 
     A job graph is made for every stage, and importing torch each time would cost more than most stages.
     """
-    here = Path(dynatree.__file__).resolve().parent
+    here = files.PACKAGE
     state = [params.model_dump_json()]
     state += [f"{p.relative_to(here)} {p.stat().st_mtime_ns} {p.stat().st_size}" for p in sorted(here.rglob("*.py"))]
     stamp = stamps / hashlib.sha256("\n".join(state).encode()).hexdigest()

@@ -64,7 +64,7 @@ def test_every_method_equals_generate_with_the_same_processors(
     expected = target().model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(PROMPT) :].tolist()
     for method, (name, knobs) in METHODS.items():
         decoder = plugins.load("decoding", name).Decoder(target(), drafter(kind), models.calibration(), **knobs)
-        output = decoder.decode(PROMPT, models.wanted(24, **processors.model_dump())).output
+        output = decoder.decode(PROMPT, models.wanted(24, **processors.generation_options)).output
         assert output == expected, method
     assert audit(target(), PROMPT, expected, 1e-6, processors)["flips"] == 0
 
@@ -73,7 +73,7 @@ def test_the_audit_knows_which_processors_were_asked_for(target: Build) -> None:
     """Guards against an audit by the plain argmax, which a penalised output need not have."""
     penalised = LogitsProcessors(no_repeat_ngram_size=1)
     decoder = plugins.load("decoding", "autoregressive").Decoder(target())
-    output = decoder.decode(PROMPT, models.wanted(24, **penalised.model_dump())).output
+    output = decoder.decode(PROMPT, models.wanted(24, **penalised.generation_options)).output
     assert len({*PROMPT, *output}) == len({*PROMPT}) + 24
     assert audit(target(), PROMPT, output, 1e-6, penalised)["largest_gap"] == 0
     with pytest.raises(UserError, match="not exact"):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import dynatree
+from dynatree import files
 from dynatree.errors import UserError
 from dynatree.study import params, plugin_checks, preflight
 from tests.study.values import RAW, changed
@@ -29,7 +29,7 @@ def test_a_changed_library_is_checked_again(tmp_path: Path, monkeypatch: pytest.
     copy = tmp_path / "library" / "params.py"
     copy.parent.mkdir()
     copy.write_text("")
-    monkeypatch.setattr(dynatree, "__file__", str(copy))
+    monkeypatch.setattr(files, "PACKAGE", copy.parent)
     for moment in (1, 1, 2):
         os.utime(copy, (moment, moment))
         preflight.check_once(params.check(RAW), tmp_path / "stamps")

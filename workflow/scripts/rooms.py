@@ -16,6 +16,7 @@ from dynatree.files import write_text
 # First and last column of each room's box; a column is free for arrows where no box stands in it.
 COLUMNS = {
     "commands": (0, 5),
+    "api": (0, 5),
     "study": (0, 4),
     "distil": (0, 4),
     "measuring": (0, 4),
@@ -46,14 +47,15 @@ def read() -> tuple[dict[str, list[str]], Imports]:
     """Modules of each room, and the rooms that it imports. The floor is the room of modules that lie in no folder."""
     graph = grimp.build_graph("dynatree")
     packages = {name for name in graph.modules if graph.find_children(name)}
-    floor = {name for name in graph.find_children("dynatree") if name not in packages} | {"dynatree"}
+    floor = {name for name in graph.find_children("dynatree") if name not in packages}
 
     def room(module: str) -> str:
         return FLOOR if module in floor else module.split(".")[1]
 
     modules: dict[str, list[str]] = {}
     imports: Imports = {}
-    for name in sorted(graph.modules):
+    # The package itself gives names of the rooms on demand, and lies in none.
+    for name in sorted(graph.modules - {"dynatree"}):
         imports.setdefault(room(name), set()).update(map(room, graph.find_modules_directly_imported_by(name)))
         if name not in packages:
             modules.setdefault(room(name), []).append(name.rpartition(".")[2])

@@ -18,10 +18,15 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` with its weight in oneDNN's blocked layout, as `dtype`; inference only, float32 on the CPU."""
+    """`nn.Linear` with its weight in oneDNN's blocked layout, as `dtype`; inference only, float32 on the CPU.
 
-    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32):
+    With `kept` it holds on to the layer that it takes the place of, for `unpack`.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype = torch.float32, kept: bool = False):
         super().__init__()
+        # In a list, or its weights would count among the packed model's.
+        self.original = [linear] if kept else []
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # A copy, a parameter: one that lies in the file would keep the whole file mapped.
         bias = None if linear.bias is None else linear.bias.detach().to(dtype, copy=True)
@@ -66,12 +71,13 @@ def multiplies_bfloat16() -> bool:
 
 
 @torch.inference_mode()
-def pack(model: nn.Module, name: str = "model", rounded: bool = False) -> torch.dtype | None:
+def pack(model: nn.Module, name: str = "model", rounded: bool = False, kept: bool = False) -> torch.dtype | None:
     """Pack every `nn.Linear` of a causal LM in place, if that is possible here and leaves its logits as they were.
 
     A tied head keeps the embedding's dense weight beside the packed one. Returns the type of the packed weights, None
     where the model is not packed; a log line says why a type is not taken. `rounded`: logits may be a little off, so
-    that bfloat16 will do, half of what float32 reads, where the CPU multiplies that.
+    that bfloat16 will do, half of what float32 reads, where the CPU multiplies that. `kept`: the dense layers are held
+    on to, so that `unpack` can put them back.
     """
     if not available(model):
         return None
@@ -80,14 +86,14 @@ def pack(model: nn.Module, name: str = "model", rounded: bool = False) -> torch.
     if not torch.isfinite(plain).all():
         return None  # such weights are refused with or without packing
     for dtype in [torch.bfloat16] * (rounded and multiplies_bfloat16()) + [torch.float32]:
-        reason = _pack_as(dtype, model, tokens, plain)
+        reason = _pack_as(dtype, model, tokens, plain, kept)
         if reason is None:
             return dtype
         log.warning("%s: weights are not packed for oneDNN as %s: %s", name, str(dtype).removeprefix("torch."), reason)
     return None
 
 
-def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor) -> str | None:
+def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor, kept: bool) -> str | None:
     """Pack with weights of `dtype` unless that is impossible, or moves the logits `plain` of `tokens`: why not."""
     linears = [
         (parent, child, module)
@@ -97,7 +103,7 @@ def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor
     ]
     try:
         for parent, child, module in linears:
-            setattr(parent, child, PackedLinear(module, dtype))
+            setattr(parent, child, PackedLinear(module, dtype, kept))
         packed = model(input_ids=tokens, use_cache=False).logits
         # What all logits of a row share means nothing.
         moved = packed - plain
@@ -110,8 +116,18 @@ def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor
         for parent, child, module in linears:
             setattr(parent, child, module)
         return reason
+    if kept:
+        return None
     with torch.inference_mode(False):
         for parameter in model.parameters():
             # A checkpoint is mapped as one file: a weight that still lies in it would keep all of it in memory.
             parameter.data = parameter.data.clone()
     return None
+
+
+def unpack(model: nn.Module) -> None:
+    """Put back the layers that `pack` held on to, the very objects."""
+    for parent in list(model.modules()):
+        for child, module in list(parent.named_children()):
+            if isinstance(module, PackedLinear) and module.original:
+                setattr(parent, child, module.original[0])

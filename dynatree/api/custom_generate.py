@@ -1,0 +1,118 @@
+"""transformers' `generate` with our decoders: `model.generate(**inputs, custom_generate=tree)`.
+
+It hands over prepared logits processors and stopping criteria, and takes back what it always gives. (A `streamer` and
+an `assistant_model` never reach a custom function in transformers 5.24: `DynaTree.stream` takes a streamer.)
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    EosTokenCriteria,
+    GenerationConfig,
+    MaxLengthCriteria,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+)
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from dynatree.decoding import BatchDecoder, Decoder
+from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError
+from dynatree.generation.options import GenerationOptions
+
+# Keys of transformers' configuration with the values that they may have here.
+_HONOURED: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False, None),
+    "num_beams": (1, None),
+    "num_return_sequences": (1, None),
+    "output_scores": (False, None),
+    "output_logits": (False, None),
+    "output_attentions": (False, None),
+    "output_hidden_states": (False, None),
+}
+
+
+# What `GenerationOptions` says by names of their own.
+_OURS = (MaxLengthCriteria, EosTokenCriteria)
+
+
+def generate(
+    target: LanguageModel,
+    decoder: Decoder,
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Sequence[Any] = (),
+    stopping_criteria: Sequence[Any] = (),
+    generation_config: GenerationConfig | None = None,
+    **model_kwargs: Any,
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """`input_ids` [b, n] with what comes after them [b, n + m], padded on the right; prompts may be padded on the left.
+
+    Raises UserError for what cannot be honoured: another model, sampling, beams, several sequences a prompt, scores or
+    hidden states to return, embeddings in place of ids, a filled cache, padding on the right.
+    """
+    assert generation_config is not None, "transformers prepares one"
+    _refuse(target, model, input_ids, generation_config, model_kwargs)
+    mask = model_kwargs.get("attention_mask")
+    seen = torch.ones_like(input_ids) if mask is None else mask
+    if bool((seen.diff(dim=1) < 0).any()) or not bool(seen[:, -1].all()):
+        raise UserError("attention_mask: prompts are padded on the right; pad them on the left")
+    rows, shown = input_ids.cpu(), seen.cpu().bool()
+    prompts = [row[kept].tolist() for row, kept in zip(rows, shown, strict=True)]
+    paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
+    penalty, size, further = _fast(logits_processor, [len(padding) for padding in paddings])
+    options = GenerationOptions(
+        max_new_tokens=generation_config.max_length - input_ids.shape[1],
+        eos_token_id=generation_config.eos_token_id,
+        repetition_penalty=penalty,
+        no_repeat_ngram_size=size,
+        logits_processor=tuple(further),
+        stopping_criteria=tuple(c for c in stopping_criteria if not isinstance(c, _OURS)),
+    )
+    if isinstance(decoder, BatchDecoder):
+        traces = decoder.decode_batch(prompts, options, paddings=paddings)
+    elif any(paddings):
+        raise UserError(f"attention_mask: {type(decoder).__module__} decodes prompts without padding alone")
+    else:
+        traces = [decoder.decode(prompt, options) for prompt in prompts]
+    longest = max(len(trace.output) for trace in traces)
+    padding = generation_config.pad_token_id
+    outputs = [[*trace.output, *[padding] * (longest - len(trace.output))] for trace in traces]
+    sequences = torch.cat([rows, torch.tensor(outputs)], dim=1).to(input_ids.device)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
+    return sequences
+
+
+def _refuse(
+    target: LanguageModel, model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]
+) -> None:
+    if model is not target.model:
+        raise UserError("custom_generate: this DynaTree was made for another model")
+    for key, accepted in _HONOURED.items():
+        value = getattr(config, key, None)
+        if value not in accepted:
+            raise UserError(f"{key}: {value!r} cannot be honoured here; it may be {accepted[0]!r}")
+    cache = model_kwargs.get("cache")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise UserError("cache: it holds keys and values already; give the whole text as input_ids")
+    if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
+        raise UserError("input_ids: there are none; embeddings cannot be decoded here")
+
+
+def _fast(processors: Sequence[Any], padded: list[int]) -> tuple[float, int, list[Any]]:
+    """Repetition penalty and n-gram size that lead the list, for which we have a fast path, and the others.
+
+    transformers tells its penalty the `padded` lengths to pass over.
+    """
+    penalty, size, further = 1.0, 0, list(processors)
+    if further and type(further[0]) is RepetitionPenaltyLogitsProcessor:
+        ignored = further[0].prompt_ignore_length
+        if (ignored is None and not any(padded)) or (isinstance(ignored, Tensor) and ignored.tolist() == padded):
+            penalty = float(further.pop(0).penalty)
+    if further and type(further[0]) is NoRepeatNGramLogitsProcessor:
+        size = int(further.pop(0).ngram_size)
+    return penalty, size, further

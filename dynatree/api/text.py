@@ -1,0 +1,61 @@
+"""Prompts of every kind to token ids, and committed tokens to text, piece by piece. Knows no decoder."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from dynatree.errors import UserError
+
+# A text, token ids [t], or chat messages of `role` and `content`.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Tensor
+
+
+def is_one(prompt: Any) -> bool:
+    """Whether this is one prompt, and not a list of them."""
+    if isinstance(prompt, str):
+        return True
+    if isinstance(prompt, Tensor):
+        return prompt.dim() < 2
+    return len(prompt) == 0 or isinstance(prompt[0], int | Mapping)
+
+
+def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """The token ids of one prompt; chat messages go through the tokenizer's template. Raises UserError."""
+    given: Any = prompt.flatten().tolist() if isinstance(prompt, Tensor) else prompt
+    if not isinstance(given, str) and (not len(given) or isinstance(given[0], int)):
+        return [int(token) for token in given]
+    if tokenizer is None:
+        raise UserError("prompt: the model has no tokenizer; give token ids, or a tokenizer")
+    if isinstance(given, str):
+        return list(tokenizer.encode(given))
+    if tokenizer.chat_template is None:
+        raise UserError("prompt: chat messages need a tokenizer with a chat template, and this one has none; give text")
+    messages = [dict(message) for message in given]
+    ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return [int(token) for token in ids]
+
+
+class Pieces:
+    """Text of committed tokens as it becomes whole: a character of several tokens waits for the last of them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None):
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def add(self, token: int) -> str:
+        """What can be shown once `token` is there, nothing if a character is incomplete."""
+        self._ids.append(token)
+        if self._tokenizer is None:
+            return f"{token} "
+        text = str(self._tokenizer.decode(self._ids))
+        if text.endswith("\ufffd"):
+            return ""
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+    def rest(self) -> str:
+        """What still waits, which the output's end cut short."""
+        return str(self._tokenizer.decode(self._ids))[len(self._shown) :] if self._tokenizer is not None else ""

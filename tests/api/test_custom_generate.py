@@ -1,0 +1,115 @@
+"""transformers' `generate` with our decoders: the same tokens in the same shape, or a refusal."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+)
+from transformers.cache_utils import DynamicCache
+
+from dynatree import DynaTree
+from dynatree.errors import UserError
+from tests import models
+from tests.api.test_dyna_tree import After, Banned
+
+PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 3]
+
+
+def batch(*prompts: list[int]) -> dict[str, torch.Tensor]:
+    """Prompts padded on the left with token 0."""
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "penalties": {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+    "penalty of the model's own": {"repetition_penalty": 1.3, "logits_processor": [Banned()]},
+    "suppressed": {"logits_processor": [SuppressTokensLogitsProcessor(list(range(20)))]},
+    "ends": {"eos_token_id": [5, 11, 17, 23, 29, 31], "min_new_tokens": 4},
+}
+
+
+def called(model: PreTrainedModel, inputs: dict[str, torch.Tensor], options: dict[str, Any], **more: Any) -> Any:
+    given = {"do_sample": False, "max_new_tokens": 18, "pad_token_id": 0, **options}
+    if "logits_processor" in given:
+        given["logits_processor"] = LogitsProcessorList(given["logits_processor"])
+    return model.generate(**inputs, **given, **more)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+def test_the_same_as_generate(architecture: str, options: str) -> None:
+    """Guards the one argument that makes `generate` fast: alone, padded on the left, with prepared processors."""
+    model, helper = models.random_model(architecture), models.random_model(architecture)
+    for prompts in (PROMPTS[:1], PROMPTS):
+        inputs = batch(*prompts)
+        wanted = called(model, inputs, OPTIONS[options])
+        for method in ("dynatree", "linear", "autoregressive"):
+            with DynaTree(model, drafter=helper, method=method) as tree:
+                found = called(model, inputs, OPTIONS[options], custom_generate=tree)
+                whole = called(model, inputs, OPTIONS[options], custom_generate=tree, return_dict_in_generate=True)
+            assert torch.equal(found, wanted), method
+            assert torch.equal(whole.sequences, wanted) and whole.scores is None
+
+
+def test_criteria_are_asked_token_by_token() -> None:
+    """Guards against a stop that is only seen at the end of a commit."""
+    model, helper = models.random_model(), models.random_model()
+    for length in (6, 9, 14):
+        criteria = {"stopping_criteria": StoppingCriteriaList([After(length)])}
+        wanted = called(model, batch(PROMPTS[0]), criteria)
+        with DynaTree(model, drafter=helper, method="linear") as tree:
+            found = called(model, batch(PROMPTS[0]), criteria, custom_generate=tree)
+        assert torch.equal(found, wanted) and found.shape[1] == length
+
+
+def test_a_processor_that_counts_new_tokens_counts_padding_as_generate_does() -> None:
+    """Guards processors that are told how long the padded prompt is."""
+    model = models.random_model()
+    ends = called(model, batch(*PROMPTS), {})[:, 14].tolist()
+    longest = max(map(len, PROMPTS))
+    processors = [MinNewTokensLengthLogitsProcessor(longest, 6, ends)]
+    options = {"eos_token_id": ends, "logits_processor": processors}
+    wanted = called(model, batch(*PROMPTS), options)
+    with DynaTree(model) as tree:
+        assert torch.equal(called(model, batch(*PROMPTS), options, custom_generate=tree), wanted)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"do_sample": True}, "do_sample: True cannot be honoured here"),
+        ({"num_beams": 2}, "num_beams: 2 cannot be honoured here; it may be 1"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: True"),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states: True"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], complaint: str) -> None:
+    """Guards against options that are dropped in silence, as transformers drops a streamer."""
+    model = models.random_model()
+    with DynaTree(model) as tree, pytest.raises(UserError, match=complaint):
+        called(model, batch(PROMPTS[0]), options, custom_generate=tree)
+
+
+def test_other_models_filled_caches_and_padding_on_the_right_are_refused() -> None:
+    """Guards against text that is decoded after something else than was given."""
+    model, other = models.random_model(), models.random_model(seed=1)
+    with DynaTree(model) as tree:
+        with pytest.raises(UserError, match="this DynaTree was made for another model"):
+            called(other, batch(PROMPTS[0]), {}, custom_generate=tree)
+        cache = DynamicCache(config=model.config)
+        model(torch.tensor([[3, 1]]), cache=cache)
+        with pytest.raises(UserError, match="cache: it holds keys and values already"):
+            called(model, batch(PROMPTS[0]), {}, custom_generate=tree, cache=cache)
+        inputs = {key: value.flip(1) for key, value in batch(*PROMPTS).items()}
+        with pytest.raises(UserError, match="padded on the right"):
+            called(model, inputs, {}, custom_generate=tree)

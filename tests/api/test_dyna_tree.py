@@ -1,0 +1,244 @@
+"""The library from Python: any model that is given, any kind of prompt, and everything put back."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MaxTimeCriteria,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    SuppressTokensLogitsProcessor,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from dynatree import DynaTree, Generation
+from dynatree.data import model_sources
+from dynatree.errors import UserError
+from tests import models
+
+PROMPT = [3, 1, 4, 1, 5]
+PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 5]
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+def expected(model: PreTrainedModel, prompt: list[int], count: int, **options: Any) -> list[int]:
+    """transformers' own greedy output."""
+    ids = torch.tensor([prompt])
+    keys = {"do_sample": False, "max_new_tokens": count, "pad_token_id": 0, **options}
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), **keys)
+    found: list[int] = output[0, len(prompt) :].tolist()
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of bytes with a chat template, as a folder."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    home = tmp_path_factory.mktemp("models")
+    source = {"kind": "random", "architecture": "llama", "configuration": {**shape, "max_position_embeddings": 256}}
+    model_sources.build(model_sources.parse(source), home / "bytes", home, seed=1)
+    return home / "bytes"
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_loaded_model_decodes_as_its_generate(architecture: str, dtype: torch.dtype) -> None:
+    """Guards the promise for models that are not ours: alone, together, with a drafter and without."""
+    model, helper = (models.random_model(architecture, seed, dtype) for seed in (0, 0))
+    wanted = [expected(model, prompt, 20) for prompt in PROMPTS]
+    for drafter, method in ((None, "dynatree"), (helper, "dynatree"), (helper, "linear"), (None, "autoregressive")):
+        with DynaTree(model, drafter=drafter, method=method) as tree:
+            together = tree.generate(PROMPTS, max_new_tokens=20)
+            alone = [tree.generate(prompt, max_new_tokens=20) for prompt in PROMPTS]
+        assert isinstance(together, list) and [one.tokens for one in together] == wanted, method
+        assert [one.tokens for one in alone if isinstance(one, Generation)] == wanted, method
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+def test_close_puts_everything_back(architecture: str) -> None:
+    """Guards against weights, attention, hooks or a mode that a user's model keeps."""
+    model = models.random_model(architecture, dtype=torch.float32).train()
+    before, state = copy.deepcopy(model), {name: id(module) for name, module in model.named_modules()}
+    attention, hooks = model.config._attn_implementation, len(model._forward_pre_hooks)
+    tree = DynaTree(model)
+    tree.generate(PROMPT, max_new_tokens=8)
+    tree.close()
+    assert {name: id(module) for name, module in model.named_modules()} == state
+    assert model.config._attn_implementation == attention and len(model._forward_pre_hooks) == hooks
+    assert model.training and all(module.training for module in model.modules())
+    ids = torch.tensor([PROMPT])
+    assert torch.equal(model.eval()(ids).logits, before.eval()(ids).logits)
+    assert expected(model, PROMPT, 12) == expected(before, PROMPT, 12)
+
+
+class Banned(LogitsProcessor):
+    """One of one's own: no token that the last one is above by one."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        return scores.scatter(1, (input_ids[:, -1:] + 1) % scores.shape[1], -torch.inf)  # type: ignore[return-value]
+
+
+class After(StoppingCriteria):
+    """Stop once the text is `length` long."""
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+        return torch.full((len(input_ids),), input_ids.shape[1] >= self.length)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("method", ["dynatree", "dynatree_threshold", "autoregressive", "transformers", "assisted"])
+def test_any_processor_and_any_criterion_is_honoured(method: str) -> None:
+    """Guards against processors that see another node's path, and criteria asked only at the end of a commit."""
+    model, helper = models.random_model(), models.random_model()
+    for listed in (
+        [SuppressTokensLogitsProcessor(list(range(10, 30)))],
+        [NoRepeatNGramLogitsProcessor(2), Banned()],
+    ):
+        with DynaTree(model, drafter=helper, method=method) as tree:
+            found = tree.generate(PROMPT, max_new_tokens=24, logits_processor=LogitsProcessorList(listed))
+        assert isinstance(found, Generation)
+        assert found.tokens == expected(model, PROMPT, 24, logits_processor=LogitsProcessorList(listed))
+    for length in (6, 9, 14):
+        criteria = StoppingCriteriaList([MaxTimeCriteria(99.0), After(length)])
+        with DynaTree(model, drafter=helper, method=method) as tree:
+            found = tree.generate(PROMPT, max_new_tokens=24, stopping_criteria=criteria, repetition_penalty=1.2)
+        assert isinstance(found, Generation) and (len(found.tokens), found.finish_reason) == (length - 5, "stop")
+        assert found.tokens == expected(model, PROMPT, length - 5, repetition_penalty=1.2)
+
+
+def test_a_generation_says_what_it_is() -> None:
+    """Guards the attributes and the line that a notebook shows."""
+    model, helper = models.random_model(), models.random_model()
+    plain = expected(model, PROMPT, 24)
+    with DynaTree(model, drafter=helper, method="linear") as tree:
+        found = tree.generate(PROMPT, max_new_tokens=24)
+        ended = tree.generate(PROMPT, max_new_tokens=24, eos_token_id=plain[5])
+    assert isinstance(found, Generation) and isinstance(ended, Generation)
+    assert (found.text, found.finish_reason, ended.finish_reason) == (None, "length", "eos")
+    assert ended.tokens == plain[: plain.index(plain[5]) + 1]
+    assert found.rounds < 23 and found.accepted == pytest.approx(23 / found.rounds) and found.seconds > 0
+    assert (
+        f"24 tokens in {found.rounds} rounds" in repr(found)
+        and repr(tree) == "DynaTree(LlamaForCausalLM, drafter LlamaForCausalLM, method linear)"
+    )
+    assert "vconcat" in found.tree(0).to_json()
+    with pytest.raises(UserError, match=r"round: no 99; this output has \d+"):
+        found.tree(99)
+
+
+def test_text_chats_and_lists_of_them(folder: Path) -> None:
+    """Guards the kinds of prompts, and pieces that do not add up to the text."""
+    tree = DynaTree.from_pretrained(folder)
+    tokenizer = tree.tokenizer
+    assert tokenizer is not None
+    text = tree.generate("a tree, Bäume", max_new_tokens=20)
+    assert isinstance(text, Generation) and text.text == tokenizer.decode(text.tokens)
+    assert text.tokens == expected(tree._target.model, tokenizer.encode("a tree, Bäume"), 20, eos_token_id=0)
+    assert "".join(tree.stream("a tree, Bäume", max_new_tokens=20)) == text.text
+    with pytest.raises(UserError, match="chat messages need a tokenizer with a chat template"):
+        tree.generate([{"role": "user", "content": "hi"}], max_new_tokens=4)
+    tokenizer.chat_template = TEMPLATE
+    chat = tree.generate([{"role": "user", "content": "hi"}], max_new_tokens=12)
+    same = tree.generate("<user>hi<a>", max_new_tokens=12)
+    assert isinstance(chat, Generation) and isinstance(same, Generation) and chat.tokens == same.tokens
+    both = tree.generate(["a tree, Bäume", tokenizer.encode("<user>hi<a>")], max_new_tokens=12)
+    assert isinstance(both, list) and [one.tokens for one in both] == [text.tokens[:12], same.tokens]
+
+
+def test_a_streamer_is_told_what_generate_would_tell_it(folder: Path) -> None:
+    """Guards transformers' streamers, which print or queue text."""
+
+    class Told:
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def put(self, ids: torch.Tensor) -> None:
+            self.seen.append(ids.flatten().tolist())
+
+        def end(self) -> None:
+            self.seen.append([])
+
+    tree, told = DynaTree.from_pretrained(folder), Told()
+    found = tree.generate([5, 6, 7, 5, 6], max_new_tokens=16)
+    assert isinstance(found, Generation)
+    list(tree.stream([5, 6, 7, 5, 6], max_new_tokens=16, streamer=told))
+    prompt, *commits, end = told.seen
+    assert prompt == [5, 6, 7, 5, 6] and end == [] and [token for ids in commits for token in ids] == found.tokens
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_behind(folder: Path) -> None:
+    """Guards the next request after one whose reader has seen enough."""
+    tree = DynaTree.from_pretrained(folder)
+    fresh = tree.generate([9, 8, 9, 8], max_new_tokens=12)
+    next(tree.stream([5, 6, 7], max_new_tokens=50))
+    again = tree.generate([9, 8, 9, 8], max_new_tokens=12)
+    assert isinstance(fresh, Generation) and isinstance(again, Generation) and again.tokens == fresh.tokens
+
+
+def encoder_decoder() -> PreTrainedModel:
+    shape = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    model: PreTrainedModel = T5ForConditionalGeneration(T5Config(**shape, decoder_start_token_id=0))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"model": encoder_decoder}, "cannot verify a token tree: it is an encoder-decoder"),
+        ({"method": "magic"}, "method: no 'magic'; choose one of autoregressive, transformers"),
+        ({"depht": 4}, "depht: method dynatree has no such parameter; it has depth, branch, threshold, budget"),
+        ({"branch": 0}, "method dynatree: branch"),
+        ({"method": "linear"}, "drafter: method linear needs one"),
+        ({"dtype": "float16"}, "dtype: 'float16', but the model that was given is float64"),
+        ({"drafter": lambda: models.random_model(vocab_size=99)}, "vocabulary of 99"),
+        ({"calibration": "results"}, "calibration: results is of models in folders"),
+    ],
+)
+def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> None:
+    """Guards against tracebacks from deep in a model, before any expensive work."""
+    values = {key: value() if callable(value) else value for key, value in given.items()}
+    model = values.pop("model", None) or models.random_model()
+    with pytest.raises(UserError, match=complaint):
+        DynaTree(model, **values)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "complaint"),
+    [
+        ([], {}, "prompt: it is empty"),
+        ("text", {}, "prompt: the model has no tokenizer"),
+        ([[3], []], {}, "prompt: it is empty"),
+        ([1] * models.CONTEXT, {}, "context of 128; shorten the prompt"),
+        ([3], {"max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
+        ([3], {"repetition_penalty": 0}, "repetition_penalty: Input should be greater"),
+        ([3], {"temperature": 1.0}, "temperature: Extra inputs are not permitted.*options are max_new_tokens"),
+    ],
+)
+def test_bad_requests_are_one_clear_line(prompt: Any, options: dict[str, Any], complaint: str) -> None:
+    """Guards against an error in the middle of a request, and options that are passed over in silence."""
+    model = models.random_model()
+    with DynaTree(model) as tree, pytest.raises(UserError, match=complaint):
+        tree.generate(prompt, **{"max_new_tokens": 4, **options})
+
+
+def test_importing_the_package_costs_nothing_heavy() -> None:
+    """Guards scripts and shells that import the name alone: neither torch nor transformers before the first use."""
+    code = "import sys, dynatree; print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    with pytest.raises(AttributeError, match="no attribute 'Dynatree'"):
+        _ = __import__("dynatree").Dynatree
