@@ -13,12 +13,16 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml rooms
+.PHONY: all models install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml rooms
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
 install:
 	$(MAKE) --always-make $(STAMP)
+
+# The target and its drafter alone, nothing timed: enough for `dynatree generate`.
+models: $(STAMP)
+	$(call alone,$(SNAKEMAKE) models)
 
 # Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
 # benchmark's, too, where it was run.

@@ -18,6 +18,7 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    models,
     library,
     data,
     runs,
@@ -29,6 +30,11 @@ rule all:
         "results/metrics.json",
         "results/drafter_report.json",
         expand("figures/{figure}.{suffix}", figure=PARAMS.figures, suffix=FIGURE_FILES),
+
+
+rule models:
+    input:
+        [f"{model}/manifest.json" for model in (TARGET, DRAFTER)],
 
 
 rule data:

@@ -10,15 +10,17 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from dynatree import decoding, plugins
-from dynatree.api import models, text
+from dynatree.api import calibrations, models
 from dynatree.api.generation import Generation, generation
+from dynatree.api.text import Pieces, Prompt, encode, is_one
 from dynatree.config import explain
-from dynatree.costs.calibration import Calibration
+from dynatree.costs.calibration import COSTS, Calibration
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Trace
+from dynatree.measuring import calibrate
 from dynatree.measuring.loading import calibration_beside
 from dynatree.settings import PLUGGED
 from dynatree.study import params, plugin_checks
@@ -30,8 +32,9 @@ class DynaTree:
     `model` and `drafter`: a loaded transformers model, a folder, or a hub name; without a drafter the method looks up
     in the text alone. `tokenizer`: of a loaded model; else the folder's or the hub's. `method`: "dynatree",
     "autoregressive", "linear", "fixed_tree", ...; `knobs` change its parameters (depth=4). `dtype`: "float32" and so
-    on, of models that are loaded here. `calibration`: a folder that `dynatree calibrate` wrote; None: what the workflow
-    measured beside the folders, if it was for these models, else the method runs with its limits alone and says so.
+    on, of models that are loaded here. `calibration`: a folder that `dynatree calibrate` wrote; None: what
+    `calibrate()` kept of these models on this machine, or the workflow measured beside the folders, if it was for them.
+    Without any the method runs with its limits alone and says so.
 
     What changes in a model that is given: on a CPU in float32 its linear layers are packed for oneDNN (its own are kept
     beside them), it attends by torch's kernels, is in evaluation mode, and has a hook that counts its forwards.
@@ -92,15 +95,16 @@ class DynaTree:
         if needs.drafter == "required" and drafter is None:
             raise UserError(f"drafter: method {method} needs one; give a model, a folder or a hub name")
         drafter = None if needs.drafter == "unused" else drafter
-        self.method = method
+        self.method, self._plugin, self._values = method, decoder, values
+        # Before anything of a model that is given changes.
+        given = {role: one for role, one in (("target", model), ("drafter", drafter)) if one is not None}
+        self._fingerprints = calibrations.fingerprints(given) if needs.calibration else {}
         self._target = models.target(model, tokenizer, dtype, device, loading)
         self._draft_model = None
         if drafter is not None:
             self._draft_model = models.drafter(drafter, self._target.tokenizer, dtype, device, loading)
             models.check_devices(self._target.device, self._draft_model.device)
-        known = None
-        if needs.calibration:
-            known = self._calibration(calibration, models.folders({"target": model, "drafter": drafter}))
+        known = self._calibration(calibration, models.folders(given)) if needs.calibration else None
         self._decoder = decoding.build(self._target, self._draft_model, decoder, values, known)
 
     def _calibration(
@@ -108,14 +112,39 @@ class DynaTree:
     ) -> Calibration | None:
         if isinstance(given, Calibration):
             return given
-        home = Path(given) if given is not None else calibration_beside(folders) if folders else None
-        if home is None:
-            return None
-        if folders is None:
-            raise UserError(f"calibration: {home} is of models in folders; give those, not loaded models")
-        prints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
-        dtype = str(self._target.dtype).removeprefix("torch.")
-        return Calibration.read(home, prints, describe_machine(dtype, self._target.device.type))
+        home = Path(given) if given is not None else None
+        if home is None and self._kept is not None and (self._kept / COSTS).is_file():
+            home = self._kept
+        if home is None and folders:
+            home = calibration_beside(folders)
+        return None if home is None else Calibration.read(home, self._fingerprints, self._machine)
+
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return describe_machine(str(self._target.dtype).removeprefix("torch."), self._target.device.type)
+
+    @property
+    def _kept(self) -> Path | None:
+        """The folder that `calibrate` keeps its result in; None for names of a hub, which tell no weights apart."""
+        return calibrations.folder(self._fingerprints, self._machine) if self._fingerprints else None
+
+    def calibrate(self, text: str | Sequence[str] | Sequence[Sequence[int]] | None = None) -> Path:
+        """Measure in about a minute what this machine's forwards cost and how often the drafter is right; use it.
+
+        It is kept in the user's cache folder, where the next process finds it; the folder is returned. `text`: what the
+        target goes on from, texts or token ids; None: some sentences. Let nothing else run meanwhile; lines on standard
+        error tell how far it is. Raises UserError for a method that makes no use of it, and names of a hub.
+        """
+        if self._kept is None:
+            raise UserError(f"calibrate: method {self.method} of these models makes no use of it")
+        texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
+        prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
+        pair = checkpoint.Pair(self._target, self._draft_model)
+        sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
+        measured = calibrate.loaded(pair, self._fingerprints, prompts, *sizes, self._machine)
+        measured.write(self._kept)
+        self._decoder = decoding.build(self._target, self._draft_model, self._plugin, self._values, measured)
+        return self._kept
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -124,7 +153,7 @@ class DynaTree:
 
     def generate(
         self,
-        prompt: text.Prompt | Sequence[text.Prompt],
+        prompt: Prompt | Sequence[Prompt],
         max_new_tokens: int,
         **options: Any,
     ) -> Generation | list[Generation]:
@@ -135,10 +164,10 @@ class DynaTree:
         none. Raises UserError for an empty prompt, one that does not fit the context, and unknown options.
         """
         asked = self._asked(max_new_tokens, options)
-        if text.is_one(prompt):
-            ids = text.encode(prompt, self.tokenizer)  # type: ignore[arg-type]
+        if is_one(prompt):
+            ids = encode(prompt, self.tokenizer)  # type: ignore[arg-type]
             return self._generation(self._decoder.decode(ids, asked), ids)
-        every = [text.encode(one, self.tokenizer) for one in prompt]  # type: ignore[arg-type]
+        every = [encode(one, self.tokenizer) for one in prompt]  # type: ignore[arg-type]
         for ids in every:
             self._target.check_prompt(ids, max_new_tokens)
         together = isinstance(self._decoder, decoding.BatchDecoder)
@@ -149,17 +178,17 @@ class DynaTree:
         )
         return [self._generation(trace, ids) for trace, ids in zip(traces, every, strict=True)]
 
-    def stream(self, prompt: text.Prompt, max_new_tokens: int, streamer: Any = None, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, max_new_tokens: int, streamer: Any = None, **options: Any) -> Iterator[str]:
         """The pieces of text that come after `prompt`, as they are committed. (A transformers method gives one piece.)
 
         `streamer`: one of transformers', which is told of the prompt and of each commit as by `generate`.
         """
-        ids, asked = text.encode(prompt, self.tokenizer), self._asked(max_new_tokens, options)
+        ids, asked = encode(prompt, self.tokenizer), self._asked(max_new_tokens, options)
         self._target.check_prompt(ids, max_new_tokens)
         return self._pieces(ids, asked, streamer)
 
     def _pieces(self, ids: list[int], asked: GenerationOptions, streamer: Any) -> Iterator[str]:
-        pieces, told = text.Pieces(self.tokenizer), 0
+        pieces, told = Pieces(self.tokenizer), 0
         if streamer is not None:
             streamer.put(torch.tensor([ids]))
         decoder = self._decoder

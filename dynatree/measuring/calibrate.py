@@ -5,6 +5,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -53,7 +54,22 @@ def pair(
 
     `folders` as for `loading.load`; sizes as for `forward_times.costs`. Raises UserError for a pair that does not fit.
     """
-    target, drafter = checkpoint.load_pair(folders, dtype, device)
+    fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    models = checkpoint.load_pair(folders, dtype, device)
+    return loaded(models, fingerprints, prompts, output_tokens, contexts, repeats, describe_machine(dtype, device))
+
+
+def loaded(
+    models: checkpoint.Pair,
+    fingerprints: dict[str, str],
+    prompts: Sequence[list[int]],
+    output_tokens: int,
+    contexts: Sequence[int],
+    repeats: int,
+    machine: dict[str, Any],
+) -> Calibration:
+    """The same of loaded `models` with these `fingerprints`, on the `machine` as it is described."""
+    target, drafter = models
     if drafter:
         check_pair(target, drafter)
         longest, limit = max(map(len, prompts)), drafter.context_limit
@@ -61,7 +77,6 @@ def pair(
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
     # Whichever way they are decoded.
     decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
-    fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
     # Continuations are not timed, but would slow down a job that is.
     with alone():
         greedy, new = (
@@ -69,7 +84,7 @@ def pair(
             for processors in (NO_PROCESSORS, NEW_TEXT)
         )
         known = step_rates(greedy, drafter, new)
-        table = forward_times.costs(target, drafter, contexts, repeats, describe_machine(dtype, device), fingerprints)
+        table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
             table = table.drafting_plus(beyond)

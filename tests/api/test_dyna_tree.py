@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from dynatree import DynaTree, Generation
+from dynatree.api import calibrations
 from dynatree.data import model_sources
 from dynatree.errors import UserError
 from tests import models
@@ -31,6 +33,14 @@ PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 5]
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder and a timing lock of our own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / "cache"
 
 
 def expected(model: PreTrainedModel, prompt: list[int], count: int, **options: Any) -> list[int]:
@@ -189,6 +199,33 @@ def test_a_stream_that_is_left_early_leaves_nothing_behind(folder: Path) -> None
     assert isinstance(fresh, Generation) and isinstance(again, Generation) and again.tokens == fresh.tokens
 
 
+def test_a_calibration_is_kept_for_the_next_process(
+    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards against measuring anew in every process, and against costs of other models or of another format."""
+    monkeypatch.setattr(calibrations, "CONTEXTS", (8, 16))
+    monkeypatch.setattr(calibrations, "OUTPUT_TOKENS", 6)
+    model, helper = models.random_model(dtype=torch.float32), models.random_model(dtype=torch.float32)
+    with DynaTree(model, drafter=helper) as tree:
+        assert "no cost table" in caplog.text
+        kept = tree.calibrate([[3, 1, 4, 1], [2, 7, 1, 8]])
+        measured = tree.generate(PROMPT, max_new_tokens=12)
+    caplog.clear()
+    assert kept.is_relative_to(cache) and {path.name for path in kept.iterdir()} == {"costs.json", "steps.json"}
+    for fresh in (copy.deepcopy(model), model):
+        with DynaTree(fresh, drafter=helper) as again:
+            found = again.generate(PROMPT, max_new_tokens=12)
+        assert isinstance(found, Generation) and isinstance(measured, Generation) and found.tokens == measured.tokens
+        assert found.trace.rounds == measured.trace.rounds
+    assert not caplog.text
+    with DynaTree(models.random_model(seed=5, dtype=torch.float32), drafter=helper):
+        assert "no cost table" in caplog.text
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.calibrate() != kept and len(list((cache / "dynatree" / "calibration").iterdir())) == 2
+    with pytest.raises(UserError, match="method autoregressive of these models makes no use of it"):
+        DynaTree(model, method="autoregressive").calibrate()
+
+
 def encoder_decoder() -> PreTrainedModel:
     shape = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     model: PreTrainedModel = T5ForConditionalGeneration(T5Config(**shape, decoder_start_token_id=0))
@@ -205,7 +242,7 @@ def encoder_decoder() -> PreTrainedModel:
         ({"method": "linear"}, "drafter: method linear needs one"),
         ({"dtype": "float16"}, "dtype: 'float16', but the model that was given is float64"),
         ({"drafter": lambda: models.random_model(vocab_size=99)}, "vocabulary of 99"),
-        ({"calibration": "results"}, "calibration: results is of models in folders"),
+        ({"calibration": "nowhere"}, "calibration nowhere: .*; measure it again"),
     ],
 )
 def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> None:
