@@ -42,7 +42,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
     assert not world.snakemake("--dry-run")
     policy = world.folder / "dynatree/policies/cost_aware.py"
     written = policy.read_text()
-    policy.write_text(written + "# decodes in another way\n")
+    policy.write_text(written + '\nDECODES = "in another way"\n')
     world.run(*benchmark)
     assert len(records()) == len(after) + len(before)
     policy.write_text(written)
