@@ -2,10 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
-from dynatree.version import __version__
-
 if TYPE_CHECKING:
     from dynatree.api import DynaTree, Generation
+    from dynatree.version import __version__
 
 __all__ = ["DynaTree", "Generation", "__version__"]
 
@@ -16,6 +15,10 @@ def __getattr__(name: str) -> Any:
         from dynatree import api
 
         return getattr(api, name)
+    if name == "__version__":
+        from dynatree import version
+
+        return version.__version__
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,7 +19,9 @@ from dynatree.costs.calibration import Calibration
 from dynatree.data import model_sources
 from dynatree.distil.student import shrink
 from dynatree.engine import checkpoint
-from dynatree.generation.trace import Recorder, Trace
+from dynatree.generation.ending import Ending
+from dynatree.generation.options import GenerationOptions
+from dynatree.generation.trace import Clock, Recorder, Trace
 from dynatree.measuring import loading, runs
 from dynatree.study import params
 from tests import models
@@ -231,12 +233,11 @@ class Speaker:
     def decode(
         self,
         ids: list[int],
-        max_new_tokens: int,
-        eos_ids: frozenset[int] = frozenset(),
+        options: GenerationOptions,
         on_commit: Any = None,
-        **_: Any,
+        clock: Clock | None = None,
     ) -> Trace:
-        recorder = Recorder(eos_ids, on_commit, None)
+        recorder = Recorder(Ending(ids, options), on_commit, clock or Clock())
         recorder.first(self._commits[0])
         for tokens in self._commits[1:]:
             recorder.round(tokens, accepted=len(tokens) - 1, drafted=len(tokens), depth=len(tokens))

@@ -12,6 +12,7 @@ import torch
 
 from dynatree import files
 from dynatree.data import model_sources
+from dynatree.distil.recipe import Recipe
 from dynatree.engine import checkpoint
 from dynatree.errors import UserError
 
@@ -205,8 +206,8 @@ def test_an_unreachable_hub_is_said_quickly(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("kind", ["magic", None, ""])
 def test_an_unknown_kind_lists_the_choices(kind: str | None) -> None:
     """Guards against a validation error that names no choice."""
-    with pytest.raises(UserError, match="choose one of package, hub, local, random, distil"):
-        model_sources.parse({"kind": kind})
+    with pytest.raises(UserError, match="choose one of package, hub, local, random, trained"):
+        model_sources.parse({"kind": kind}, also={"trained": model_sources.LocalWeights})
 
 
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
@@ -219,6 +220,8 @@ def test_a_distilled_model_cannot_be_fetched(tmp_path: Path) -> None:
     """Guards against a download rule that is asked for a drafter which must be trained."""
     recipe = {"layers": [0], "vocabulary": 8, "negatives": 0, "tokens": 8, "batch": 1, "length": 4}
     recipe |= {"learning_rate": 1e-3, "repeat_share": 0, "norm_scale": 1}
-    with pytest.raises(UserError, match="kind 'distil' is not fetched but trained"):
+    with pytest.raises(UserError, match="kind: no 'distil'; choose one of package"):
         build({"kind": "distil", **recipe}, tmp_path / "model")
-    assert json.dumps(model_sources.parse({"kind": "distil", **recipe}).model_dump(mode="json"))
+    assert json.dumps(
+        model_sources.parse({"kind": "distil", **recipe}, also={"distil": Recipe}).model_dump(mode="json")
+    )

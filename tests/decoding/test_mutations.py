@@ -16,7 +16,7 @@ from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.trace import Recorder
+from dynatree.generation.ending import Ending
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build, Drafts
@@ -245,16 +245,11 @@ def test_end_token_looked_for_at_the_end_only(target: Build, drafter: Drafts, mo
             assert decode("chain", target(), drafter("same"), PROMPT, 16, eos).output[-1] == eos
 
     assert_ends()
-    real = Recorder._commit
 
-    def commit(recorder: Recorder, tokens: list[int], accepted: int) -> list[int]:
-        ids, last = recorder._eos_ids, tokens[-1]
-        recorder._eos_ids = ids & {last} if last not in tokens[:-1] else frozenset()
-        emitted = real(recorder, tokens, accepted)
-        recorder._eos_ids = ids
-        return emitted
+    def after(ending: Ending, tokens: list[int]) -> int | None:
+        return len(tokens) if tokens[-1] in ending._ids and tokens[-1] not in tokens[:-1] else None
 
-    monkeypatch.setattr(Recorder, "_commit", commit)
+    monkeypatch.setattr(Ending, "after", after)
     with pytest.raises(AssertionError):
         assert_ends()
 

@@ -78,9 +78,8 @@ def test_a_fixed_tree_has_the_rounds_of_real_decoding(
 def test_the_optimal_tree_has_the_rounds_of_real_decoding(target: Build, drafter: Drafts) -> None:
     """The same for an uneven tree, in which some leaves are above others."""
     limits = {"depth": 4, "branch": 3, "budget": 9}
-    policy = Policy(**limits)
-    policy.start(models.calibration(0.001, 0.001))
-    static: StaticTree = policy._static
+    growth: Any = Policy(**limits).start(models.calibration(0.001, 0.001), context=64)
+    static: StaticTree = growth._static
     assert len({len(below) for below in static.children}) > 2
     for prompt in PROMPTS:
         trace = real(target(), drafter("related"), prompt, policy="optimal", **limits)
@@ -103,7 +102,7 @@ def test_prompt_lookup_has_the_rounds_of_transformers(target: Build, tokens: int
     decoder = prompt_lookup.Decoder(target(), draft_tokens=tokens, max_ngram=ngram)
     for prompt in PROMPTS:
         first = models.generated(target(), prompt, 1)
-        trace = decoder.decode([*prompt, *first], TOKENS - 1)
+        trace = decoder.decode([*prompt, *first], models.wanted(TOKENS - 1))
         pair = (prompt, [*first, *trace.output])
         rounds = simulate.lookup_rounds(pair, tokens, simulate.prompt_lookup(ngram))
         emitted = [trace.first, *(len(one.emitted) for one in trace.rounds)]
