@@ -98,6 +98,7 @@ class DynaTree:
         self.method, self._plugin, self._values = method, decoder, values
         # Before anything of a model that is given changes.
         given = {role: one for role, one in (("target", model), ("drafter", drafter)) if one is not None}
+        self._calibrated = needs.calibration
         self._fingerprints = calibrations.fingerprints(given) if needs.calibration else {}
         self._target = models.target(model, tokenizer, dtype, device, loading)
         self._draft_model = None
@@ -135,8 +136,10 @@ class DynaTree:
         target goes on from, texts or token ids; None: some sentences. Let nothing else run meanwhile; lines on standard
         error tell how far it is. Raises UserError for a method that makes no use of it, and names of a hub.
         """
+        if not self._calibrated:
+            raise UserError(f"calibrate: method {self.method} makes no use of it")
         if self._kept is None:
-            raise UserError(f"calibrate: method {self.method} of these models makes no use of it")
+            raise UserError("calibrate: a hub's name does not tell its weights apart; give a folder or a loaded model")
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
         pair = checkpoint.Pair(self._target, self._draft_model)

@@ -222,7 +222,7 @@ def test_a_calibration_is_kept_for_the_next_process(
         assert "no cost table" in caplog.text
     tree = DynaTree.from_pretrained(folder)
     assert tree.calibrate() != kept and len(list((cache / "dynatree" / "calibration").iterdir())) == 2
-    with pytest.raises(UserError, match="method autoregressive of these models makes no use of it"):
+    with pytest.raises(UserError, match="method autoregressive makes no use of it"):
         DynaTree(model, method="autoregressive").calibrate()
 
 
