@@ -114,8 +114,8 @@ class DynaTree:
         if isinstance(given, Calibration):
             return given
         home = Path(given) if given is not None else None
-        if home is None and self._kept is not None and (self._kept / COSTS).is_file():
-            home = self._kept
+        if home is None and (kept := self._kept) is not None and (kept / COSTS).is_file():
+            home = kept
         if home is None and folders:
             home = calibration_beside(folders)
         return None if home is None else Calibration.read(home, self._fingerprints, self._machine)
@@ -138,16 +138,16 @@ class DynaTree:
         """
         if not self._calibrated:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
-        if self._kept is None:
+        if (kept := self._kept) is None:
             raise UserError("calibrate: a hub's name does not tell its weights apart; give a folder or a loaded model")
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
         pair = checkpoint.Pair(self._target, self._draft_model)
         sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
         measured = calibrate.loaded(pair, self._fingerprints, prompts, *sizes, self._machine)
-        measured.write(self._kept)
+        measured.write(kept)
         self._decoder = decoding.build(self._target, self._draft_model, self._plugin, self._values, measured)
-        return self._kept
+        return kept
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
