@@ -88,6 +88,18 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+def sampled_sha256(path: str | Path) -> str:
+    """SHA-256 of a file's size and of the first 4 KiB of each of its MiB: tells a large file apart at once."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(size.to_bytes(8, "big"))
+        for place in range(0, size, 2**20):
+            file.seek(place)
+            digest.update(file.read(2**12))
+    return digest.hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with Path(path).open("rb") as file:

@@ -1,21 +1,15 @@
 """Where a calibration of models that a user gave is kept, and on what text it is measured."""
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel
-
 from dynatree import files
-from dynatree.api.models import Given
-from dynatree.engine import checkpoint
+from dynatree.api.models import Loaded
+from dynatree.costs.calibration import COSTS, Calibration
+from dynatree.measuring.loading import calibration_beside
 
-# Values of each weight that tell a model apart: all of them would take a second a gigabyte.
-_SAMPLED = 64
 # What a pair is calibrated on unless text is given: beginnings that a model goes on from in its own way.
 OPENINGS = (
     "The history of the town begins with a bridge. In the winter of that year the river rose above the",
@@ -26,23 +20,17 @@ OPENINGS = (
 OUTPUT_TOKENS, CONTEXTS, REPEATS = 64, (64, 512), 3
 
 
-def fingerprints(given: Mapping[str, Given]) -> dict[str, str]:
-    """By role what tells each model apart; none where one is a name of a hub, which may mean other weights tomorrow."""
-    here = [isinstance(model, PreTrainedModel) or Path(model).is_dir() for model in given.values()]
-    return {role: _fingerprint(model) for role, model in given.items()} if all(here) else {}
+def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
+    """The calibration that was `given`, else what is kept of these models or stands beside them; None: there is none.
 
-
-def _fingerprint(given: Given) -> str:
-    """Of a folder its files, of a loaded model its configuration and some of its weights."""
-    if not isinstance(given, PreTrainedModel):
-        return checkpoint.fingerprint(Path(given))
-    digest = hashlib.sha256(given.config.to_json_string().encode())
-    for name, weight in given.named_parameters():
-        flat = weight.detach().flatten()
-        some = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLED, len(flat)), device=flat.device).long()]
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
-        digest.update(json.dumps(some.double().tolist()).encode())
-    return digest.hexdigest()
+    Raises UserError for one of other models.
+    """
+    if isinstance(given, Calibration):
+        return given
+    kept = folder(loaded.fingerprints, machine)
+    home = kept if (kept / COSTS).is_file() else calibration_beside(loaded.folders) if loaded.folders else None
+    home = Path(given) if given is not None else home
+    return None if home is None else Calibration.read(home, loaded.fingerprints, dict(machine))
 
 
 def folder(fingerprints: Mapping[str, str], machine: Mapping[str, Any]) -> Path:

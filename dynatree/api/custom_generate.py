@@ -72,19 +72,30 @@ def generate(
         logits_processor=tuple(further),
         stopping_criteria=tuple(c for c in stopping_criteria if not isinstance(c, _OURS)),
     )
-    if isinstance(decoder, BatchDecoder):
-        traces = decoder.decode_batch(prompts, options, paddings=paddings)
-    elif any(paddings):
-        raise UserError(f"attention_mask: {type(decoder).__module__} decodes prompts without padding alone")
-    else:
-        traces = [decoder.decode(prompt, options) for prompt in prompts]
-    longest = max(len(trace.output) for trace in traces)
+    outputs = _decoded(decoder, prompts, paddings, options)
+    longest = max(map(len, outputs))
+    short = [row for row, output in enumerate(outputs) if len(output) < longest]
+    if short and not options.eos_token_id:
+        # Without an end token `generate` goes on with every row until a criterion has stopped the last.
+        on = options.model_copy(update={"max_new_tokens": longest, "stopping_criteria": ()})
+        further_on = _decoded(decoder, [prompts[row] for row in short], [paddings[row] for row in short], on)
+        outputs = [dict(zip(short, further_on, strict=True)).get(row, output) for row, output in enumerate(outputs)]
     padding = generation_config.pad_token_id
-    outputs = [[*trace.output, *[padding] * (longest - len(trace.output))] for trace in traces]
+    outputs = [[*output, *[padding] * (longest - len(output))] for output in outputs]
     sequences = torch.cat([rows, torch.tensor(outputs)], dim=1).to(input_ids.device)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
     return sequences
+
+
+def _decoded(
+    decoder: Decoder, prompts: list[list[int]], paddings: list[list[int]], options: GenerationOptions
+) -> list[list[int]]:
+    if isinstance(decoder, BatchDecoder):
+        return [trace.output for trace in decoder.decode_batch(prompts, options, paddings=paddings)]
+    if any(paddings):
+        raise UserError(f"attention_mask: {type(decoder).__module__} decodes prompts without padding alone")
+    return [decoder.decode(prompt, options).output for prompt in prompts]
 
 
 def _refuse(

@@ -1,29 +1,28 @@
 """DynaTree: a model and a method, ready to decode text, token ids, chats and lists of them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from dynatree import decoding, plugins
-from dynatree.api import calibrations, models
+from dynatree import decoding
+from dynatree.api import calibrations, methods, models, streaming
+from dynatree.api.chat import Chat
 from dynatree.api.generation import Generation, generation
+from dynatree.api.methods import Method
+from dynatree.api.streaming import Stream
 from dynatree.api.text import Pieces, Prompt, encode, is_one
 from dynatree.config import explain
-from dynatree.costs.calibration import COSTS, Calibration
-from dynatree.engine import checkpoint
+from dynatree.costs.calibration import Calibration
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
+from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.trace import Trace
-from dynatree.measuring import calibrate
-from dynatree.measuring.loading import calibration_beside
-from dynatree.settings import PLUGGED
-from dynatree.study import params, plugin_checks
+from dynatree.measuring import calibrate, progress, runs
 
 
 class DynaTree:
@@ -55,7 +54,7 @@ class DynaTree:
         calibration: str | Path | Calibration | None = None,
         **knobs: Any,
     ):
-        self._build(model, tokenizer, drafter, method, dtype, "cpu", calibration, MappingProxyType({}), knobs)
+        self._build(methods.packaged(method, knobs), model, tokenizer, drafter, dtype, "cpu", calibration)
 
     @classmethod
     def from_pretrained(
@@ -74,85 +73,102 @@ class DynaTree:
 
         `loading`: further arguments of transformers' `from_pretrained`, such as `revision`, for names of a hub.
         """
+        return cls.by(
+            methods.packaged(method, knobs), name, drafter, dtype, device or "cpu", calibration, loading or {}
+        )
+
+    @classmethod
+    def by(
+        cls,
+        method: Method,
+        model: models.Given,
+        drafter: models.Given | None = None,
+        dtype: str | None = None,
+        device: str = "cpu",
+        calibration: str | Path | Calibration | None = None,
+        loading: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Self:
+        """The same by a `Method` of one's own params.yaml, or of none."""
         made = cls.__new__(cls)
-        made._build(name, None, drafter, method, dtype, device or "cpu", calibration, loading or {}, knobs)
+        made._build(method, model, None, drafter, dtype, device, calibration, loading)
         return made
 
     def _build(
         self,
+        method: Method,
         model: models.Given,
         tokenizer: PreTrainedTokenizerBase | None,
         drafter: models.Given | None,
-        method: str,
         dtype: str | None,
         device: str,
         calibration: str | Path | Calibration | None,
-        loading: Mapping[str, Any],
-        knobs: Mapping[str, Any],
+        loading: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        decoder, values = _method(method, knobs)
-        needs = plugins.load("decoding", decoder).Decoder.needs(values)
+        needs = method.needs
         if needs.drafter == "required" and drafter is None:
-            raise UserError(f"drafter: method {method} needs one; give a model, a folder or a hub name")
+            raise UserError(f"drafter: method {method.name} needs one; give a model, a folder or a hub name")
         drafter = None if needs.drafter == "unused" else drafter
-        self.method, self._plugin, self._values = method, decoder, values
-        # Before anything of a model that is given changes.
-        given = {role: one for role, one in (("target", model), ("drafter", drafter)) if one is not None}
-        self._calibrated = needs.calibration
-        self._fingerprints = calibrations.fingerprints(given) if needs.calibration else {}
-        self._target = models.target(model, tokenizer, dtype, device, loading)
-        self._draft_model = None
-        if drafter is not None:
-            self._draft_model = models.drafter(drafter, self._target.tokenizer, dtype, device, loading)
-            models.check_devices(self._target.device, self._draft_model.device)
-        known = self._calibration(calibration, models.folders(given)) if needs.calibration else None
-        self._decoder = decoding.build(self._target, self._draft_model, decoder, values, known)
+        self._method = method
+        self._loaded = models.load(model, tokenizer, drafter, dtype, device, loading)
+        self._target = self._loaded.pair.target
+        known = calibrations.find(calibration, self._loaded, self._machine) if needs.calibration else None
+        self._decoder = self._built(known)
 
-    def _calibration(
-        self, given: str | Path | Calibration | None, folders: Mapping[str, Path] | None
-    ) -> Calibration | None:
-        if isinstance(given, Calibration):
-            return given
-        home = Path(given) if given is not None else None
-        if home is None and (kept := self._kept) is not None and (kept / COSTS).is_file():
-            home = kept
-        if home is None and folders:
-            home = calibration_beside(folders)
-        return None if home is None else Calibration.read(home, self._fingerprints, self._machine)
+    def _built(self, calibration: Calibration | None) -> decoding.Decoder:
+        method = self._method
+        return decoding.build(*self._loaded.pair, method.decoder, method.knobs, calibration)
 
     @property
     def _machine(self) -> dict[str, Any]:
         return describe_machine(str(self._target.dtype).removeprefix("torch."), self._target.device.type)
 
-    @property
-    def _kept(self) -> Path | None:
-        """The folder that `calibrate` keeps its result in; None for names of a hub, which tell no weights apart."""
-        return calibrations.folder(self._fingerprints, self._machine) if self._fingerprints else None
-
     def calibrate(self, text: str | Sequence[str] | Sequence[Sequence[int]] | None = None) -> Path:
         """Measure in about a minute what this machine's forwards cost and how often the drafter is right; use it.
 
         It is kept in the user's cache folder, where the next process finds it; the folder is returned. `text`: what the
-        target goes on from, texts or token ids; None: some sentences. Let nothing else run meanwhile; lines on standard
-        error tell how far it is. Raises UserError for a method that makes no use of it, and names of a hub.
+        target goes on from, texts or token ids; None: some sentences. Let nothing else run meanwhile; a bar on standard
+        error shows how far it is. Raises UserError for a method that makes no use of it.
         """
-        if not self._calibrated:
+        if not self._method.needs.calibration:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
-        if (kept := self._kept) is None:
-            raise UserError("calibrate: a hub's name does not tell its weights apart; give a folder or a loaded model")
+        machine = self._machine
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
-        pair = checkpoint.Pair(self._target, self._draft_model)
         sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
-        measured = calibrate.loaded(pair, self._fingerprints, prompts, *sizes, self._machine)
+        pair, fingerprints, _ = self._loaded
+        with progress.bar("calibrate", calibrate.steps(pair, prompts, sizes[1])) as tell:
+            measured = calibrate.loaded(pair, fingerprints, prompts, *sizes, machine, tell)
+        kept = calibrations.folder(fingerprints, machine)
         measured.write(kept)
-        self._decoder = decoding.build(self._target, self._draft_model, self._plugin, self._values, measured)
+        self._decoder = self._built(measured)
         return kept
+
+    @property
+    def method(self) -> str:
+        """The name of the method that it decodes by."""
+        return self._method.name
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """The target's."""
         return self._target.tokenizer
+
+    @property
+    def context_limit(self) -> int | None:
+        """Most tokens that the target was made for, prompt and output; None if it does not say."""
+        return self._target.context_limit
+
+    def check_prompt(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
+        """The token ids of `prompt`. Raises UserError: it is empty, or does not fit the context with so many more."""
+        ids = encode(prompt, self.tokenizer)
+        self._target.check_prompt(ids, max_new_tokens)
+        return ids
+
+    @overload
+    def generate(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> Generation: ...
+
+    @overload
+    def generate(self, prompt: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[Generation]: ...
 
     def generate(
         self,
@@ -170,9 +186,7 @@ class DynaTree:
         if is_one(prompt):
             ids = encode(prompt, self.tokenizer)  # type: ignore[arg-type]
             return self._generation(self._decoder.decode(ids, asked), ids)
-        every = [encode(one, self.tokenizer) for one in prompt]  # type: ignore[arg-type]
-        for ids in every:
-            self._target.check_prompt(ids, max_new_tokens)
+        every = [self.check_prompt(one, max_new_tokens) for one in prompt]  # type: ignore[arg-type]
         together = isinstance(self._decoder, decoding.BatchDecoder)
         traces = (
             decoding.decode_together(self._decoder, every, asked)
@@ -181,35 +195,43 @@ class DynaTree:
         )
         return [self._generation(trace, ids) for trace, ids in zip(traces, every, strict=True)]
 
-    def stream(self, prompt: Prompt, max_new_tokens: int, streamer: Any = None, **options: Any) -> Iterator[str]:
-        """The pieces of text that come after `prompt`, as they are committed. (A transformers method gives one piece.)
+    def warm_up(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> None:
+        """The beginning of that output, thrown away: what is new to a process takes longer the first time."""
+        asked = self._asked(max_new_tokens, {**options, "eos_token_id": None})
+        runs.warm_up(self._decoder, [self.check_prompt(prompt, max_new_tokens)], asked)
 
-        `streamer`: one of transformers', which is told of the prompt and of each commit as by `generate`.
+    def stream(
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        streamer: Any = None,
+        *,
+        kept: PrefixCache | None = None,
+        skip_special_tokens: bool = False,
+        **options: Any,
+    ) -> Stream:
+        """The pieces of text that come after `prompt`, as they are committed; `.generation` when they have ended.
+
+        `streamer`: one of transformers', which is told of the prompt and of each commit as by `generate`. `kept`: keys
+        and values of the last stream that it was given to; what both prompts begin with is not forwarded again.
         """
-        ids, asked = encode(prompt, self.tokenizer), self._asked(max_new_tokens, options)
-        self._target.check_prompt(ids, max_new_tokens)
-        return self._pieces(ids, asked, streamer)
-
-    def _pieces(self, ids: list[int], asked: GenerationOptions, streamer: Any) -> Iterator[str]:
-        pieces, told = Pieces(self.tokenizer), 0
+        asked = self._asked(max_new_tokens, options)
+        ids = self.check_prompt(prompt, max_new_tokens)
         if streamer is not None:
             streamer.put(torch.tensor([ids]))
-        decoder = self._decoder
-        traces: Iterable[Trace] = (
-            decoder.commits(ids, asked)
-            if isinstance(decoder, decoding.StreamingDecoder)
-            else (decoder.decode(ids, asked),)
+        return Stream(
+            streaming.commits(self._decoder, ids, asked, kept),
+            Pieces(self.tokenizer, skip_special_tokens),
+            lambda trace: self._generation(trace, ids, skip_special_tokens),
+            streamer,
         )
-        for trace in traces:
-            fresh, told = trace.output[told:], len(trace.output)
-            if streamer is not None:
-                streamer.put(torch.tensor(fresh))
-            if piece := "".join(pieces.add(token) for token in fresh):
-                yield piece
-        if streamer is not None:
-            streamer.end()
-        if rest := pieces.rest():
-            yield rest
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation, `system` its first message: `for piece in chat.say("Hello"): print(piece, end="")`.
+
+        Raises UserError for a tokenizer without a chat template.
+        """
+        return Chat(self, system)
 
     def __call__(self, model: Any, input_ids: Any, **prepared: Any) -> Any:
         """For `model.generate(**inputs, custom_generate=tree)` (see api/custom_generate.py)."""
@@ -220,8 +242,8 @@ class DynaTree:
     def close(self) -> None:
         """Put models that were given back as they were; this object is of no use afterwards."""
         self._target.release()
-        if self._draft_model is not None:
-            self._draft_model.language_model.release()
+        if (drafter := self._loaded.pair.drafter) is not None:
+            drafter.language_model.release()
 
     def __enter__(self) -> Self:
         return self
@@ -230,7 +252,8 @@ class DynaTree:
         self.close()
 
     def __repr__(self) -> str:
-        drafter = f", drafter {self._draft_model.name}" if self._draft_model else ""
+        pair = self._loaded.pair
+        drafter = f", drafter {pair.drafter.name}" if pair.drafter else ""
         return f"DynaTree({self._target.name}{drafter}, method {self.method})"
 
     def _asked(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationOptions:
@@ -241,25 +264,10 @@ class DynaTree:
             known = ", ".join(GenerationOptions.model_fields)
             raise UserError(f"generate: {explain(error)}; options are {known}") from error
 
-    def _generation(self, trace: Trace, ids: Sequence[int]) -> Generation:
-        return generation(trace, len(ids), self.method, self._decode)
-
-    @cached_property
-    def _decode(self) -> Any:
+    def _generation(self, trace: Trace, ids: Sequence[int], skip_special_tokens: bool = False) -> Generation:
         tokenizer = self.tokenizer
-        return None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
-
-
-def _method(name: str, knobs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Decoder and parameters of a method of the packaged params.yaml. Raises UserError."""
-    methods = params.packaged().methods
-    if name not in methods:
-        raise UserError(f"method: no {name!r}; choose one of {', '.join(methods)}")
-    own = methods[name].knobs
-    settable = [knob for knob in own if knob not in PLUGGED]
-    for knob in knobs:
-        if knob not in settable:
-            raise UserError(f"{knob}: method {name} has no such parameter; it has {', '.join(settable) or 'none'}")
-    values = own | dict(knobs)
-    plugin_checks.check_method(f"method {name}", methods[name].decoder, values)
-    return methods[name].decoder, values
+        decode = None if tokenizer is None else lambda ids: str(tokenizer.decode(list(ids)))
+        text = (
+            None if tokenizer is None else str(tokenizer.decode(trace.output, skip_special_tokens=skip_special_tokens))
+        )
+        return generation(trace, len(ids), self.method, text, decode)

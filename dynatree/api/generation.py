@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dynatree.errors import UserError
 from dynatree.generation.trace import Trace
@@ -19,6 +19,7 @@ class Generation:
 
     `text`: None where the model has no tokenizer. `tokens`: the new ids. `rounds`: target forwards after the prefill.
     `accepted`: tokens per round, the target's own included. `finish_reason`: "length", "eos" or "stop".
+    `prompt_tokens`: how many came before. `decode`: token ids to text.
     """
 
     text: str | None
@@ -30,7 +31,7 @@ class Generation:
     trace: Trace
     prompt_tokens: int
     method: str
-    _decode: Decode
+    decode: Decode
 
     def __repr__(self) -> str:
         shown = self.text if self.text is not None else " ".join(map(str, self.tokens))
@@ -53,6 +54,14 @@ class Generation:
             raise UserError(
                 f"tree: drawing needs a package more ({error}); pip install 'dynatree[workflow]'"
             ) from error
+        title = f"{theme.display(self.method)}, round {round}"
+        return figure.drawing([(self.nodes(round), title)], theme.colour(self.method))
+
+    def nodes(self, round: int) -> list[dict[str, Any]]:
+        """The nodes of that tree, a row each, the root first: place, parent, depth, text, token, whether accepted.
+
+        Raises UserError for a round that there is not, and a method that grows no trees.
+        """
         from dynatree.tables.rounds import node_rows
 
         if not 0 <= round < len(self.trace.rounds):
@@ -60,16 +69,14 @@ class Generation:
         chosen = self.trace.rounds[round]
         if chosen.tree is None:
             raise UserError(f"tree: the method {self.method} grows none")
-        nodes = node_rows({"tree": chosen.tree, "path": chosen.path}, lambda ids: self._decode(ids))
-        title = f"{theme.display(self.method)}, round {round}"
-        return figure.drawing([(nodes, title)], theme.colour(self.method))
+        return node_rows({"tree": chosen.tree, "path": chosen.path}, self.decode)
 
 
-def generation(trace: Trace, prompt_tokens: int, method: str, decode: Decode | None) -> Generation:
-    """The trace as a Generation; `decode`: token ids to text, None without a tokenizer."""
+def generation(trace: Trace, prompt_tokens: int, method: str, text: str | None, decode: Decode | None) -> Generation:
+    """The trace as a Generation; `text` and `decode` (token ids to text): None without a tokenizer."""
     later = len(trace.output) - trace.first
     return Generation(
-        text=decode(trace.output) if decode else None,
+        text=text,
         tokens=trace.output,
         rounds=len(trace.rounds),
         accepted=later / len(trace.rounds) if trace.rounds else 0.0,
@@ -78,5 +85,5 @@ def generation(trace: Trace, prompt_tokens: int, method: str, decode: Decode | N
         trace=trace,
         prompt_tokens=prompt_tokens,
         method=method,
-        _decode=decode or (lambda ids: " ".join(map(str, ids))),
+        decode=decode or (lambda ids: " ".join(map(str, ids))),
     )

@@ -1,8 +1,10 @@
 """Models for the decoder: loaded already, in a local folder, or on a hub."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -15,42 +17,80 @@ from dynatree.errors import UserError
 
 Given = PreTrainedModel | str | Path
 
+# Of `loading` what says where files come from, which is the tokenizer's, too.
+_WHERE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+# Values of each weight that tell a loaded model apart: all of them would take a second a gigabyte.
+_SAMPLED = 64
 
-def target(
-    given: Given,
+
+class Loaded(NamedTuple):
+    """A pair, and by role what tells each of its models apart: taken before anything of a model that is given changes.
+
+    `folders` by role, where every model is one.
+    """
+
+    pair: checkpoint.Pair
+    fingerprints: dict[str, str]
+    folders: dict[str, Path] | None
+
+
+def load(
+    model: Given,
     tokenizer: PreTrainedTokenizerBase | None,
+    drafter: Given | None,
     dtype: str | None,
     device: str,
     loading: Mapping[str, Any],
-) -> LanguageModel:
-    """The target of `given`. Raises UserError for a model that a tree cannot be verified with."""
-    if isinstance(given, str | Path) and Path(given).is_dir():
-        loaded = checkpoint.load(given, dtype or "float32", device)
-        loaded.tokenizer = tokenizer or loaded.tokenizer
-        return loaded
-    model, own = _plain(given, dtype, device, loading)
-    return LanguageModel(model, tokenizer or own, _name(given), packed=True, restorable=True)
+) -> Loaded:
+    """The pair of `model` and `drafter`; a drafter's folder may name its draft vocabulary.
+
+    Raises UserError for a model that a tree cannot be verified with, and for models on two devices.
+    """
+    given = {"target": model} if drafter is None else {"target": model, "drafter": drafter}
+    _check_devices(given, dtype or "float32", device)
+    folders = {role: Path(one) for role, one in given.items() if not isinstance(one, PreTrainedModel)}
+    folders = {role: folder for role, folder in folders.items() if folder.is_dir()}
+    fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    if len(folders) == len(given):
+        pair = checkpoint.load_pair(folders, dtype or "float32", device)
+        pair.target.tokenizer = tokenizer or pair.target.tokenizer
+        return Loaded(pair, fingerprints, folders)
+    made: dict[str, LanguageModel | DraftModel] = {}
+    for role, one in given.items():
+        if role in folders:
+            load_one = checkpoint.load if role == "target" else checkpoint.load_drafter
+            made[role] = load_one(folders[role], dtype or "float32", device)
+            continue
+        plain, own = _plain(one, dtype, device, loading)
+        fingerprints[role] = _fingerprint(plain)
+        theirs = isinstance(one, PreTrainedModel)
+        rounded = role == "drafter" and not theirs
+        made[role] = LanguageModel(plain, own, _name(one), packed=True, rounded=rounded, restorable=theirs)
+    target, draft = made["target"], made.get("drafter")
+    assert isinstance(target, LanguageModel)
+    target.tokenizer = tokenizer or target.tokenizer
+    draft = DraftModel(draft) if isinstance(draft, LanguageModel) else draft
+    return Loaded(checkpoint.Pair(target, draft), fingerprints, None)
 
 
-def drafter(
-    given: Given, tokenizer: PreTrainedTokenizerBase | None, dtype: str | None, device: str, loading: Mapping[str, Any]
-) -> DraftModel:
-    """The drafter of `given`; that of a folder drafts over the folder's draft vocabulary. Raises UserError."""
-    if isinstance(given, str | Path) and Path(given).is_dir():
-        return checkpoint.load_drafter(given, dtype or "float32", device)
-    model, own = _plain(given, dtype, device, loading)
-    restorable = isinstance(given, PreTrainedModel)
-    return DraftModel(
-        LanguageModel(model, own, _name(given), packed=True, rounded=not restorable, restorable=restorable)
-    )
+def _check_devices(given: Mapping[str, Given], dtype: str, device: str) -> None:
+    places = [
+        one.device if isinstance(one, PreTrainedModel) else checkpoint.resolve(dtype, device)[1]
+        for one in given.values()
+    ]
+    if len({(place.type, place.index or 0) for place in places}) > 1:
+        raise UserError(f"drafter: it is on {places[1]}, the model on {places[0]}; move one of them")
 
 
-def folders(given: Mapping[str, Given | None]) -> dict[str, Path] | None:
-    """The folders by role, where every model is one."""
-    named = {role: model for role, model in given.items() if model is not None}
-    if not all(isinstance(model, str | Path) and Path(model).is_dir() for model in named.values()):
-        return None
-    return {role: Path(model) for role, model in named.items() if isinstance(model, str | Path)}
+def _fingerprint(model: PreTrainedModel) -> str:
+    """Of a loaded model: its configuration and some of its weights."""
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLED, len(flat)), device=flat.device).long()]
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
+        digest.update(json.dumps(some.double().tolist()).encode())
+    return digest.hexdigest()
 
 
 def _plain(
@@ -68,9 +108,8 @@ def _plain(
         keys = {"use_safetensors": True, "trust_remote_code": False, **loading}
         model: Any = AutoModelForCausalLM.from_pretrained(name, dtype=torch_dtype, **keys)
         model = model.to(place)
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=loading.get("revision"), trust_remote_code=False
-        )
+        where = {key: value for key, value in loading.items() if key in _WHERE}
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **where)
     return model, found
 
 
@@ -78,9 +117,3 @@ def _name(given: Given) -> str:
     if isinstance(given, PreTrainedModel):
         return Path(str(given.config.name_or_path)).name or type(given).__name__
     return Path(given).name
-
-
-def check_devices(target: torch.device, drafter: torch.device) -> None:
-    """Raise UserError unless both compute on one device."""
-    if target != drafter:
-        raise UserError(f"drafter: it is on {drafter}, the model on {target}; move one of them")

@@ -40,8 +40,8 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[in
 class Pieces:
     """Text of committed tokens as it becomes whole: a character of several tokens waits for the last of them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None):
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, skip_special_tokens: bool = False):
+        self._tokenizer, self._skip = tokenizer, skip_special_tokens
         self._ids: list[int] = []
         self._shown = ""
 
@@ -50,7 +50,7 @@ class Pieces:
         self._ids.append(token)
         if self._tokenizer is None:
             return f"{token} "
-        text = str(self._tokenizer.decode(self._ids))
+        text = self._decoded()
         if text.endswith("\ufffd"):
             return ""
         piece, self._shown = text[len(self._shown) :], text
@@ -58,4 +58,9 @@ class Pieces:
 
     def rest(self) -> str:
         """What still waits, which the output's end cut short."""
-        return str(self._tokenizer.decode(self._ids))[len(self._shown) :] if self._tokenizer is not None else ""
+        return self._decoded()[len(self._shown) :]
+
+    def _decoded(self) -> str:
+        if self._tokenizer is None:
+            return ""
+        return str(self._tokenizer.decode(self._ids, skip_special_tokens=self._skip))

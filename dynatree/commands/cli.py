@@ -1,4 +1,4 @@
-"""The library by hand: decode, show a tree, measure costs, make a drafter and judge it, plan runs, explain tables."""
+"""The library by hand: decode, chat, draw a tree, measure costs, make and judge drafters, plan runs, explain tables."""
 
 import argparse
 import os
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from dynatree import files
-from dynatree.commands import calibrate, distil, drafter_report, estimate, generate, tree
+from dynatree.commands import calibrate, chat, distil, drafter_report, estimate, generate, tree
 from dynatree.errors import UserError, reported
 from dynatree.study import params
 from dynatree.tables import schema
 from dynatree.version import __version__
 
-COMMANDS = (generate, tree, calibrate, distil, drafter_report, estimate)
+COMMANDS = (generate, chat, tree, calibrate, distil, drafter_report, estimate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,13 +4,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from dynatree.commands import options, request
-from dynatree.config import checked
 from dynatree.errors import UserError
 from dynatree.study import params
+
+if TYPE_CHECKING:
+    from dynatree.api import Generation
+    from dynatree.api.streaming import Piece
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
@@ -38,8 +41,7 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
     request.options(parser, several=True)
     parser.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
     parser.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
-    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
+    request.processors(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
     parser.add_argument("--json", action="store_true", help="print one JSON object (of several prompts a list) only")
     options.machine(parser)
@@ -49,67 +51,51 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
 
 def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     known = params.read()
-    if arguments.method not in known.methods:
-        raise UserError(f"--method: no {arguments.method!r}; choose one of {', '.join(known.methods)}")
-    method = known.methods[arguments.method]
-    knobs = request.settings(method, arguments.set)
+    knobs = request.settings(request.method(arguments.method, known), arguments.set)
     if arguments.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
-    # Imported late, so that errors in the arguments come at once.
-    from dynatree.decoding import BatchDecoder
-    from dynatree.generation.options import GenerationOptions
-    from dynatree.measuring import runs
-
-    named = ("max_new_tokens", "repetition_penalty", "no_repeat_ngram_size")
-    asked: GenerationOptions = checked(
-        "--repetition-penalty, --no-repeat-ngram-size",
-        lambda given: GenerationOptions(**given),
-        {name: getattr(arguments, name) for name in named},
-    )
-    target, decoder, prompts = request.load(arguments, known, knobs, find_model)
-    runs.warm_up(decoder, prompts[:1], asked)
-    wanted = asked if arguments.ignore_eos else asked.model_copy(update={"eos_token_id": target.eos_ids})
-    stream = None if arguments.json or len(prompts) > 1 else _Stream(target.tokenizer)
-    if len(prompts) == 1:
-        traces = [decoder.decode(prompts[0], wanted, stream)]
-    elif isinstance(decoder, BatchDecoder):
-        traces = decoder.decode_batch(prompts, wanted)
+    asked = request.processed(arguments)
+    tree, prompts = request.load(arguments, known, knobs, find_model)
+    tree.warm_up(prompts[0], arguments.max_new_tokens, **asked)
+    if arguments.ignore_eos:
+        asked["eos_token_id"] = None
+    streamed = len(prompts) == 1 and not arguments.json
+    if streamed:
+        stream = tree.stream(prompts[0], arguments.max_new_tokens, **asked)
+        show(stream)
+        found = [stream.generation]
     else:
-        traces = [decoder.decode(ids, wanted) for ids in prompts]
-    results = [
-        _result(arguments.method, knobs, ids, trace, target.tokenizer)
-        for ids, trace in zip(prompts, traces, strict=True)
-    ]
+        found = tree.generate(prompts, arguments.max_new_tokens, **asked)
     if arguments.json:
+        results = [_result(one, prompt, knobs) for one, prompt in zip(found, prompts, strict=True)]
         print(json.dumps(results[0] if len(results) == 1 else results))
         return
-    if stream is not None:
-        stream.close()
-    for number, (result, trace) in enumerate(zip(results, traces, strict=True), start=1):
-        heading = "" if stream is not None else f"{number}: "
+    for number, one in enumerate(found, start=1):
+        heading = "" if streamed else f"{number}: "
         if heading:
             print(f"== prompt {number} of {len(prompts)} ==")
-            print(" ".join(map(str, trace.output)) if result["text"] is None else result["text"])
-        rate = len(trace.output) / trace.seconds
+            print(" ".join(map(str, one.tokens)) if one.text is None else one.text)
+        trace = one.trace
         print(
-            f"{heading}{len(trace.output)} tokens in {trace.seconds:.2f} s ({rate:.1f} tokens/s), "
-            f"{result['rounds']} rounds, {result['target_forwards']} target forwards, "
-            f"{result['accepted']} of {result['drafted']} drafted accepted",
+            f"{heading}{len(one.tokens)} tokens in {one.seconds:.2f} s ({len(one.tokens) / one.seconds:.1f} tokens/s), "
+            f"{one.rounds} rounds, {trace.target_forwards} target forwards, "
+            f"{sum(r.accepted for r in trace.rounds)} of {sum(r.drafted for r in trace.rounds)} drafted accepted",
             file=sys.stderr,
         )
 
 
-def _result(method: str, knobs: dict[str, Any], prompt: list[int], trace: Any, tokenizer: Any) -> dict[str, Any]:
+def _result(found: "Generation", prompt: list[int], knobs: dict[str, Any]) -> dict[str, Any]:
     """What --json prints of one prompt."""
+    trace = found.trace
     return {
-        "method": method,
+        "method": found.method,
         "parameters": knobs,
         "prompt_ids": prompt,
-        "output_ids": trace.output,
-        "text": tokenizer.decode(trace.output) if tokenizer else None,
-        "seconds": trace.seconds,
+        "output_ids": found.tokens,
+        "text": found.text,
+        "seconds": found.seconds,
         "ttft_seconds": trace.commits[0],
-        "rounds": len(trace.rounds),
+        "rounds": found.rounds,
         "target_forwards": trace.target_forwards,
         "draft_forwards": trace.draft_forwards,
         "drafted": sum(r.drafted for r in trace.rounds),
@@ -117,22 +103,10 @@ def _result(method: str, knobs: dict[str, Any], prompt: list[int], trace: Any, t
     }
 
 
-class _Stream:
-    """Prints committed tokens at once, accepted drafted ones in green on a terminal."""
-
-    def __init__(self, tokenizer: Any):
-        from dynatree.api.text import Pieces
-
-        self._pieces = Pieces(tokenizer)
-        self._colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-
-    def __call__(self, tokens: list[int], accepted: int) -> None:
-        for place, token in enumerate(tokens):
-            piece = self._pieces.add(token)
-            drafted = self._colour and place < accepted and piece
-            sys.stdout.write(f"{_GREEN}{piece}{_PLAIN}" if drafted else piece)
+def show(pieces: "Iterable[Piece]") -> None:
+    """Print pieces at once, accepted drafted ones in green on a terminal, and end the line."""
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    for piece in pieces:
+        sys.stdout.write(f"{_GREEN}{piece}{_PLAIN}" if colour and piece.drafted else piece)
         sys.stdout.flush()
-
-    def close(self) -> None:
-        """Print what still waits, which the output's limit cut short, and end the line."""
-        print(self._pieces.rest())
+    print()

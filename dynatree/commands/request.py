@@ -3,33 +3,46 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dynatree import plugins
 from dynatree.commands.arguments import quieten
+from dynatree.config import checked
 from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
 from dynatree.study import sections
+
+if TYPE_CHECKING:
+    from dynatree.api import DynaTree
 
 FindModel = Callable[[str, sections.Params], Path]
 
 
 def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """--target, --drafter, --calibration, --set, and the prompt in one of three ways; `several`: it may be repeated."""
-    parser.add_argument(
-        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
-    )
-    parser.add_argument(
-        "--drafter", metavar="PATH_OR_NAME", help="the same; without one dynatree looks up in the text alone"
-    )
+    models(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     again = "; may be repeated" if several else ""
     for name, kind, words in (("", "TEXT", "text"), ("-file", "FILE", "UTF-8 text"), ("-ids", '"1 2 3"', "token ids")):
         # One prompt is a list of one, so that both kinds of command are read alike.
         how: dict[str, Any] = {"action": "append"} if several else {"nargs": 1}
         prompt.add_argument(f"--prompt{name}", metavar=kind, help=words + again, **how)
+    knobs(parser)
+
+
+def models(parser: argparse.ArgumentParser) -> None:
+    """--target and --drafter."""
+    parser.add_argument(
+        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+    )
+    parser.add_argument(
+        "--drafter", metavar="PATH_OR_NAME", help="the same; without one dynatree looks up in the text alone"
+    )
+
+
+def knobs(parser: argparse.ArgumentParser) -> None:
+    """--set and --calibration: what a method is told besides."""
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
     )
@@ -37,8 +50,34 @@ def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
         "--calibration",
         type=Path,
         metavar="FOLDER",
-        help="measured costs, for dynatree; default: those beside the models, if they were measured for them",
+        help="measured costs, for dynatree; default: those kept or beside the models, if they were measured for them",
     )
+
+
+def processors(parser: argparse.ArgumentParser) -> None:
+    """--repetition-penalty and --no-repeat-ngram-size."""
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
+    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
+
+
+def processed(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those two as options of a generation. Raises UserError for values that they cannot have."""
+    from dynatree.generation.options import GenerationOptions
+
+    given = {name: getattr(arguments, name) for name in ("repetition_penalty", "no_repeat_ngram_size")}
+    checked(
+        "--repetition-penalty, --no-repeat-ngram-size",
+        lambda values: GenerationOptions(max_new_tokens=1, **values),
+        given,
+    )
+    return given
+
+
+def method(name: str, known: sections.Params) -> sections.Method:
+    """The method of this name. Raises UserError with the names that there are."""
+    if name not in known.methods:
+        raise UserError(f"--method: no {name!r}; choose one of {', '.join(known.methods)}")
+    return known.methods[name]
 
 
 def settings(method: sections.Method, assignments: list[str]) -> dict[str, Any]:
@@ -58,13 +97,13 @@ def settings(method: sections.Method, assignments: list[str]) -> dict[str, Any]:
     return knobs
 
 
-def checked_text(text: str) -> str:
-    """The text of --prompt. Raises UserError for bytes that are no text."""
+def checked_text(text: str, what: str) -> str:
+    """The text of `what`, such as --prompt. Raises UserError for bytes that are no text."""
     try:
         # Bytes of the command line that are not UTF-8 arrive as lone surrogates.
         return text.encode().decode()
     except UnicodeEncodeError as error:
-        raise UserError("--prompt: it is not UTF-8 text") from error
+        raise UserError(f"{what}: it is not UTF-8 text") from error
 
 
 def file_text(path: str) -> str:
@@ -83,46 +122,34 @@ def prompt_ids(text: str) -> list[int]:
         raise UserError(f"--prompt-ids {text!r}: write token ids, such as '1 2 3'") from error
 
 
-class Loaded(NamedTuple):
-    """A method, ready to decode: the target, its decoder and the prompts' token ids."""
-
-    target: Any
-    decoder: Any
-    prompts: list[list[int]]
-
-
-def load(arguments: argparse.Namespace, known: sections.Params, knobs: dict[str, Any], find_model: FindModel) -> Loaded:
-    """The models and the decoder that `arguments` name, with the method's `knobs`; the prompts as token ids.
+def load(
+    arguments: argparse.Namespace, known: sections.Params, knobs: dict[str, Any], find_model: FindModel
+) -> "tuple[DynaTree, list[list[int]]]":
+    """The method of `arguments` with its `knobs`, ready to decode, and the prompts as token ids, where there are any.
 
     Raises UserError if anything is missing or does not fit.
     """
-    from dynatree.study import plugin_checks
+    from dynatree.api import methods
 
-    decoder_name = known.methods[arguments.method].decoder
-    decoder_class = plugins.load("decoding", decoder_name).Decoder
-    plugin_checks.check_method(arguments.method, decoder_name, knobs)
-    needs = decoder_class.needs(knobs)
+    method = methods.Method(arguments.method, known.methods[arguments.method].decoder, knobs)
+    needs = methods.checked(arguments.method, method).needs
     if needs.drafter == "required" and not arguments.drafter:
         raise UserError(f"--drafter: method {arguments.method} needs one; give a model folder or name")
     prompts = [prompt_ids(text) for text in arguments.prompt_ids or []]
-    texts = [checked_text(text) for text in arguments.prompt or []]
+    texts = [checked_text(text, "--prompt") for text in arguments.prompt or []]
     texts += [file_text(path) for path in arguments.prompt_file or []]
-    folders = {"target": find_model(arguments.target, known)}
-    if needs.drafter != "unused" and arguments.drafter:
-        folders["drafter"] = find_model(arguments.drafter, known)
+    target = find_model(arguments.target, known)
+    drafted = needs.drafter != "unused" and arguments.drafter
+    drafter = find_model(arguments.drafter, known) if drafted else None
 
     # Imported late, so that errors in the arguments come at once.
+    from dynatree.api import DynaTree
     from dynatree.engine.machine import set_threads
-    from dynatree.measuring import loading
 
     quieten()
     set_threads(arguments.threads)
-    measured = (arguments.calibration or loading.calibration_beside(folders)) if needs.calibration else None
-    (target, _), decoder = loading.load(folders, measured, decoder_name, knobs, arguments.dtype, arguments.device)
-    for text in texts:
-        if target.tokenizer is None:
-            raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
-        prompts.append(target.tokenizer.encode(text))
-    for ids in prompts:
-        target.check_prompt(ids, arguments.max_new_tokens)
-    return Loaded(target, decoder, prompts)
+    tree = DynaTree.by(method, target, drafter, arguments.dtype, arguments.device, arguments.calibration)
+    if texts and tree.tokenizer is None:
+        raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
+    ids = [tree.check_prompt(prompt, arguments.max_new_tokens) for prompt in prompts]
+    return tree, ids + [tree.check_prompt(text, arguments.max_new_tokens) for text in texts]

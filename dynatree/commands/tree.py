@@ -5,12 +5,15 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dynatree.commands import options, request
 from dynatree.commands.arguments import check_out
 from dynatree.errors import UserError
 from dynatree.study import params
+
+if TYPE_CHECKING:
+    from dynatree.api import Generation
 
 _DESCRIPTION = """\
 Decode a prompt greedily with a method that grows trees, and show the tree of one round: every node that the target
@@ -64,60 +67,56 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         raise UserError(f"--round: {arguments.round}; rounds are counted from 0")
     knobs = request.settings(known.methods[arguments.method], arguments.set)
 
-    try:
-        from dynatree.figures.shared import grammar, render, theme
-    except ImportError as error:
-        raise UserError(
-            f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
-        ) from error
+    require_drawing()
+    from dynatree.figures.shared import grammar, render, theme
 
     if arguments.out is not None:
         if arguments.out.suffix not in render.SUFFIXES:
             raise UserError(f"--out {arguments.out}: end it in one of {', '.join(render.SUFFIXES)}")
         check_out(arguments.out)
-    from dynatree.generation.options import GenerationOptions
-
-    target, decoder, (ids,) = request.load(arguments, known, knobs, find_model)
-    asked = GenerationOptions(max_new_tokens=arguments.max_new_tokens, eos_token_id=target.eos_ids)
-    trace = decoder.decode(ids, asked)
-    rounds = trace.rounds
+    tree, (ids,) = request.load(arguments, known, knobs, find_model)
+    found = tree.generate(ids, arguments.max_new_tokens)
+    rounds = found.trace.rounds
     if arguments.round >= len(rounds):
         raise UserError(
-            f"--round: no {arguments.round}; this output of {grammar.plural(len(trace.output), 'token')} has "
+            f"--round: no {arguments.round}; this output of {grammar.plural(len(found.tokens), 'token')} has "
             f"{grammar.plural(len(rounds), 'round')}, counted from 0; take an earlier one or raise "
             f"--max-new-tokens, now {arguments.max_new_tokens}"
         )
-    chosen = rounds[arguments.round]
-    # The root is the last token that was emitted before, and not yet forwarded.
-    before = len(ids) + trace.first + sum(len(other.emitted) for other in rounds[: arguments.round]) - 1
-    title = f"{theme.display(arguments.method)}, round {arguments.round}"
-    tokenizer = target.tokenizer
-    decode = tokenizer.decode if tokenizer else lambda tokens: " ".join(str(token) for token in tokens)
-    caption, chart, text = _shown(chosen, title, theme.colour(arguments.method), decode, before)
+    caption, text = shown(found, arguments.round)
     if arguments.out is not None:
-        render.write(chart, arguments.out, caption)
-        print(f"{arguments.out}: {title}", file=sys.stderr)
+        render.write(found.tree(arguments.round), arguments.out, caption)
+        print(f"{arguments.out}: {theme.display(arguments.method)}, round {arguments.round}", file=sys.stderr)
     print(text)
     sizes = " ".join(f"{other.drafted}/{other.accepted}" for other in rounds)
     print(f"nodes/accepted in rounds 0 to {len(rounds) - 1}: {sizes}", file=sys.stderr)
 
 
-def _shown(chosen: Any, title: str, tone: str, decode: Callable[[list[int]], str], before: int) -> tuple[str, Any, str]:
-    """Caption, chart and text of a round (trace.Round) whose root stands behind `before` tokens."""
-    from dynatree.figures import tree_attention_mask as figure
-    from dynatree.tables.rounds import node_rows
+def require_drawing() -> None:
+    """Raise UserError where what the figures need is not installed."""
+    try:
+        from dynatree.figures import tree_attention_mask  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
+        ) from error
 
-    record = {"tree": chosen.tree, "path": chosen.path}
-    nodes = node_rows(record, decode)
-    walked = figure.depth_first(nodes)
+
+def shown(found: "Generation", number: int) -> tuple[str, str]:
+    """Caption of a round's tree, and the round as text: caption, tree and mask. Raises UserError as `found.nodes`."""
+    require_drawing()
+    from dynatree.figures import tree_attention_mask as figure
+    from dynatree.figures.shared import theme
+
+    trace, nodes = found.trace, found.nodes(number)
+    chosen, walked = trace.rounds[number], figure.depth_first(nodes)
+    # The root is the last token that was emitted before, and not yet forwarded.
+    before = found.prompt_tokens + trace.first + sum(len(other.emitted) for other in trace.rounds[:number]) - 1
     own = chosen.emitted[chosen.accepted :]
-    ending = f" The target's own token behind it: {quoted(decode(own))}." if own else ""
+    ending = f" The target's own token behind it: {quoted(found.decode(own))}." if own else ""
+    title = f"{theme.display(found.method)}, round {number}"
     caption = f"{title}, behind {before} tokens: {figure.described(nodes)}{ending}"
-    return (
-        caption,
-        figure.drawing([(nodes, title)], tone),
-        f"{caption}\n\n{tree_text(walked, before)}\n\n{mask_text(walked)}",
-    )
+    return caption, f"{caption}\n\n{tree_text(walked, before)}\n\n{mask_text(walked)}"
 
 
 def quoted(text: str) -> str:

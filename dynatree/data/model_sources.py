@@ -121,7 +121,8 @@ def save(
         with files.written(folder):
             # One shard, so that the file names are known beforehand.
             model.save_pretrained(temporary, max_shard_size="1TB")
-            tokenizer.save_pretrained(temporary)
+            # A chat template goes into tokenizer_config.json, for the same reason.
+            tokenizer.save_pretrained(temporary, save_jinja_files=False)
             model.generation_config.save_pretrained(temporary)
         if draft_vocabulary is not None:
             files.write_text(Path(temporary) / files.DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
@@ -150,8 +151,13 @@ def gguf_file(source: Any, cache: Path) -> Path:
 
 
 def _from_package(source: PackageWeights, cache: Path) -> tuple[Any, Any, dict[str, Any]]:
+    from gguf import GGUFReader  # what hub or local models do without
+
     member = gguf_file(source, cache)
     tokenizer = AutoTokenizer.from_pretrained(cache, gguf_file=member.name)
+    # transformers passes over it.
+    template = GGUFReader(member).fields.get("tokenizer.chat_template")
+    tokenizer.chat_template = template.contents() if template else None
     quantised = AutoModelForCausalLM.from_pretrained(cache, gguf_file=member.name, dtype=torch.float32)
     # A model read from GGUF refuses to be saved; a fresh one with its weights does not.
     config = type(quantised.config)(**quantised.config.to_diff_dict())

@@ -22,6 +22,7 @@ from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError, readable
 from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.options import GenerationOptions
+from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock, OnCommit, Trace
 
@@ -72,8 +73,14 @@ class BatchDecoder(Decoder, Protocol):
 class StreamingDecoder(Decoder, Protocol):
     """What shows a trace while it grows, too."""
 
-    def commits(self, prompt: Sequence[int], options: GenerationOptions) -> Iterator[Trace]:
-        """The trace of `prompt` after each commit, complete after the last."""
+    def commits(
+        self, prompt: Sequence[int], options: GenerationOptions, kept: PrefixCache | None = None
+    ) -> Iterator[Trace]:
+        """The trace of `prompt` after each commit, complete after the last.
+
+        `kept`: keys and values that the last generation left there are used as far as the texts are alike, and those of
+        this one are left there, also where it is ended between two commits.
+        """
 
 
 class NoKnobs(Knobs):
@@ -127,8 +134,8 @@ class RoundDecoder(ABC):
         clock: Clock | None = None,
     ) -> Trace:
         """See `Decoder`."""
-        (trace,) = _last(self._rounds([prompt], options, on_commit, clock or Clock(), [()]))
-        return trace
+        (request,) = _last(self._rounds([prompt], options, on_commit, clock or Clock(), [()]))
+        return request.recorder.trace
 
     def decode_batch(
         self,
@@ -138,12 +145,23 @@ class RoundDecoder(ABC):
         paddings: Sequence[Sequence[int]] | None = None,
     ) -> list[Trace]:
         """See `BatchDecoder`."""
-        return _last(self._rounds(prompts, options, None, clock or Clock(), paddings or [()] * len(prompts)))
+        requests = _last(self._rounds(prompts, options, None, clock or Clock(), paddings or [()] * len(prompts)))
+        return [request.recorder.trace for request in requests]
 
-    def commits(self, prompt: Sequence[int], options: GenerationOptions) -> Iterator[Trace]:
-        """The trace of `prompt` after each commit, complete after the last. Raises UserError as `decode` does."""
-        for (trace,) in self._rounds([prompt], options, None, Clock(), [()]):
-            yield trace
+    def commits(
+        self, prompt: Sequence[int], options: GenerationOptions, kept: PrefixCache | None = None
+    ) -> Iterator[Trace]:
+        """See `StreamingDecoder`. Raises UserError as `decode` does."""
+        kept = kept or PrefixCache()
+        try:
+            for (request,) in self._rounds([prompt], options, None, Clock(), [()], kept):
+                kept.last = request
+                yield request.recorder.trace
+        except GeneratorExit:
+            raise  # between two rounds, where the cache is in order
+        except BaseException:
+            kept.last = None
+            raise
 
     # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
     @torch.inference_mode()
@@ -154,35 +172,36 @@ class RoundDecoder(ABC):
         on_commit: OnCommit | None,
         clock: Clock,
         paddings: Sequence[Sequence[int]],
-    ) -> Iterator[list[Trace]]:
-        """The traces of all `prompts` after the prefill and after each round."""
+        kept: PrefixCache | None = None,
+    ) -> Iterator[list[Request]]:
+        """The requests of all `prompts` after the prefill and after each round; `kept`: for one prompt alone."""
         target = self._target
         for prompt in prompts:
             target.check_prompt(prompt, options.max_new_tokens)
-        caches = target.new_caches(len(prompts))
+        follows, begun = (kept.last, kept.begin(prompts[0])) if kept else (None, None)
+        caches = target.new_caches(len(prompts)) if begun is None else [begun]
         requests = [
-            Request(prompt, options, cache, on_commit, clock, padding)
+            Request(prompt, options, cache, on_commit, clock, padding, follows)
             for prompt, cache, padding in zip(prompts, caches, paddings, strict=True)
         ]
-        traces = [request.recorder.trace for request in requests]
         for request in requests:
             with clock.phase("prefill"):
                 token = self._prefill(request)
             request.prefilled(token)
-        begun = target.forwards
+        before = target.forwards
         self._start(requests)
         active = self._retire(requests, 0)
-        yield traces
+        yield requests
         while active:
             self._round(active, clock)
-            active = self._retire(active, target.forwards - begun)
-            yield traces
+            active = self._retire(active, target.forwards - before)
+            yield requests
 
     def _prefill(self, request: Request) -> int:
         """The token that follows the prompt of `request`."""
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
-        logits = self._target.forward(request.text, request.cache, last_only=True)
+        logits = self._target.forward(request.text[request.reused :], request.cache, last_only=True)
         token = int(greedy_tokens(request.process(logits))[0])
         request.prefill_forwards = self._target.forwards - before
         return token
@@ -202,12 +221,12 @@ class RoundDecoder(ABC):
         return active
 
 
-def _last(rounds: Iterator[list[Trace]]) -> list[Trace]:
+def _last(rounds: Iterator[list[Request]]) -> list[Request]:
     """What the last of `rounds` gives."""
-    traces: list[Trace] = []
-    for traces in rounds:  # noqa: B007
+    requests: list[Request] = []
+    for requests in rounds:  # noqa: B007
         pass
-    return traces
+    return requests
 
 
 def build(

@@ -113,7 +113,8 @@ class Decoder(RoundDecoder):
         if policy.needs_costs and calibration is None:
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
-            log.warning("no cost table for policy %s: policy threshold takes over, %s", checked.policy, limits)
+            said = "no cost table for policy %s: policy threshold takes over, %s; calibrate measures one"
+            log.warning(said, checked.policy, limits)
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
         rates = calibration.step_rates if calibration and policy.uses_calibration else None
         self._drafter: Drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, rates)

@@ -37,10 +37,14 @@ class Drafter:
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
+        before = self._drafts
         self._drafts = {
             request: Draft(self._model, cache, self._rates, request.processors)
             for request, cache in zip(requests, caches, strict=True)
         }
+        for request, draft in self._drafts.items():
+            if request.follows in before:
+                draft.resume(before[request.follows], request.reused)
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return self.grow(requests, [TokenTree.root(request.committed[-1]) for request in requests], planner)
@@ -119,6 +123,13 @@ class Draft:
         # Of each node that was drafted below: the tokens and how likely they are together.
         self._proposed: dict[int, tuple[list[int], float]] = {}
         self._awaiting: list[tuple[int, list[int], float]] = []
+
+    def resume(self, before: "Draft", shared: int) -> None:
+        """Take over the cache of another text, `before`, whose first `shared` tokens are this one's."""
+        held = min(before.cache.length, shared - before._begin)
+        if held > 0:
+            self.cache, self._begin = before.cache, before._begin
+            self.cache.crop(held)
 
     def begin_round(self, committed: Sequence[int]) -> int:
         """Learn from what was `committed` since the last round; levels that the drafter's context admits now."""

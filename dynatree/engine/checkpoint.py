@@ -85,13 +85,16 @@ def _placed(folder: Path, dtype: str, device: str) -> PreTrainedModel:
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 that tells the model in `folder` apart: of its only file of weights, or of all that it decodes with."""
+    """SHA-256 that tells the model in `folder` apart: of its file of weights, and of all else that it decodes with.
+
+    Where no manifest names it, of parts of each file of weights: a user's may be large.
+    """
     manifest = folder / files.MANIFEST
     if manifest.is_file():
         with readable(str(manifest)):
             hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
     else:
-        hashes = [files.sha256(path) for path in sorted(folder.glob("*.safetensors"))]
+        hashes = [files.sampled_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     if (folder / DRAFT_VOCABULARY).is_file():
         hashes.append(files.sha256(folder / DRAFT_VOCABULARY))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

@@ -14,9 +14,10 @@ from dynatree.tree import TokenTree
 
 
 class Request:
-    """`prompt` and up to `options.max_new_tokens` tokens after it, with an empty `cache` of the target.
+    """`prompt` and up to `options.max_new_tokens` tokens after it, with a `cache` of the target.
 
     `padding`: tokens that logits processors and stopping criteria see before the prompt, and the target does not.
+    `follows`: the request whose text this one begins like, if `cache` holds keys and values of it.
     """
 
     def __init__(
@@ -27,10 +28,13 @@ class Request:
         on_commit: OnCommit | None,
         clock: Clock,
         padding: Sequence[int] = (),
+        follows: "Request | None" = None,
     ):
         self.committed = [*prompt]
         self.processors = options.processors
         self.cache = cache
+        self.follows = follows
+        self.reused = cache.length  # tokens of the prompt that are not forwarded again
         self.recorder = Recorder(Ending(prompt, options, padding), on_commit, clock)
         self.prefill_forwards = 0  # those of the rounds are counted for all requests at once
         self.draft_forwards = 0

@@ -2,7 +2,6 @@
 
 import math
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import forward_times
 from dynatree.measuring.clock import alone
+from dynatree.measuring.progress import Tell, lines
 from dynatree.tree import TokenTree
 
 # Ranks whose rate of hits is told.
@@ -67,8 +67,12 @@ def loaded(
     contexts: Sequence[int],
     repeats: int,
     machine: dict[str, Any],
+    tell: Tell = lines,
 ) -> Calibration:
-    """The same of loaded `models` with these `fingerprints`, on the `machine` as it is described."""
+    """The same of loaded `models` with these `fingerprints`, on the `machine` as it is described.
+
+    `tell` hears of each of the `steps` that is done.
+    """
     target, drafter = models
     if drafter:
         check_pair(target, drafter)
@@ -79,16 +83,26 @@ def loaded(
     decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     # Continuations are not timed, but would slow down a job that is.
     with alone():
+
+        def continued(prompt: list[int], processors: LogitsProcessors) -> tuple[list[int], list[int]]:
+            output = decoder.decode(prompt, wanted(output_tokens, processors)).output
+            tell(f"{target.name} went on for {len(output)} tokens")
+            return prompt, output
+
         greedy, new = (
-            [(prompt, decoder.decode(prompt, wanted(output_tokens, processors)).output) for prompt in prompts]
-            for processors in (NO_PROCESSORS, NEW_TEXT)
+            [continued(prompt, processors) for prompt in prompts] for processors in (NO_PROCESSORS, NEW_TEXT)
         )
         known = step_rates(greedy, drafter, new)
-        table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints)
+        table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
         if drafter:
-            beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known))
+            beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known), tell)
             table = table.drafting_plus(beyond)
     return Calibration(table, known)
+
+
+def steps(models: checkpoint.Pair, prompts: Sequence[list[int]], contexts: Sequence[int]) -> int:
+    """How often `loaded` tells."""
+    return len(prompts) * (3 if models.drafter else 2) + forward_times.steps(*models, contexts)
 
 
 def wanted(max_new_tokens: int, processors: LogitsProcessors) -> GenerationOptions:
@@ -102,6 +116,7 @@ def while_decoding(
     prompts: Sequence[list[int]],
     output_tokens: int,
     calibration: Calibration,
+    tell: Tell = lines,
 ) -> float:
     """Median seconds that a level takes in decoding beyond what the table says, at least 0.
 
@@ -121,12 +136,10 @@ def while_decoding(
                 level = taken[number] / fact.draft_forwards - float(draft.at(context, 1)[1])
                 beyond.setdefault(fact.draft_forwards, []).append(level)
             context += len(fact.emitted)
+        tell(f"{target.name} and {drafter.name} decoded {len(trace.output)} tokens")
     # Of the fewest levels, most often one, below the root alone: later ones are over more tokens.
     counted = beyond[min(beyond)] if beyond else [0.0]
-    found = max(0.0, statistics.median(counted))
-    rounds = len(counted) if beyond else 0
-    print(f"calibrate: a level takes {1000 * found:.1f} ms more in decoding ({rounds} rounds)", file=sys.stderr)
-    return found
+    return max(0.0, statistics.median(counted))
 
 
 def step_rates(greedy: Continuations, drafter: DraftModel | None, new: Continuations = ()) -> StepRates:

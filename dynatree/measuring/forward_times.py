@@ -1,7 +1,6 @@
 """Seconds of forwards on this machine, of one request and of several at once: what makes up a cost table."""
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.measuring.clock import alone, synchronise
+from dynatree.measuring.progress import Tell, lines
 from dynatree.tree import ROOT, TokenTree
 from dynatree.verification.greedy import verify
 
@@ -48,12 +48,13 @@ def costs(
     repeats: int,
     machine: dict[str, Any],
     models: dict[str, str],
+    tell: Tell = lines,
 ) -> CostTable:
     """The cost table of this pair: every forward `repeats` times or more. Contexts beyond a model's own are left out.
 
     All is timed twice, minutes apart, and the smaller median of each size taken: where memory is slow for a while, by
     what else the machine does, wide forwards seem to be for nothing.
-    `machine` and `models` (fingerprints) are kept with it.
+    `machine` and `models` (fingerprints) are kept with it. `tell` hears of each context and model that is done.
     """
     handling = (
         _handling(drafter, _fitting(drafter.language_model, contexts)[0], max(repeats, LEAST_HANDLED))
@@ -62,10 +63,18 @@ def costs(
     )
 
     def table() -> CostTable:
-        curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling)
+        curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling, tell)
         return CostTable(machine=machine, models=models, **curves, handling=handling)
 
     return least(table(), table())
+
+
+def steps(target: LanguageModel, drafter: DraftModel | None, contexts: Sequence[int]) -> int:
+    """How often `costs` tells."""
+    return 2 * (
+        len(_fitting(target, contexts))
+        + len(_fitting(drafter.language_model, _seen(drafter, contexts)) if drafter else [])
+    )
 
 
 def batch_costs(
@@ -106,16 +115,21 @@ def _curves(
     sizes: tuple[Sequence[int], Sequence[int]],
     repeats: int,
     beside: float,
+    tell: Tell = lines,
 ) -> _Curves:
     """Of forwards over `sizes` (target's, drafter's) new tokens a row; a level takes `beside` more seconds."""
     each = (repeats + 1) // 2
-    verify = _curve(target, rows, sizes[0], contexts, each, partial(_verification, target))
+    verify = _curve(target, rows, sizes[0], contexts, each, partial(_verification, target), tell)
     draft = None
     if drafter:
-        # It never sees more than its window, whatever is committed.
-        seen = sorted({min(context, drafter.window or context) for context in contexts})
-        draft = _curve(drafter.language_model, rows, sizes[1], seen, each, partial(_level, drafter))
+        seen = _seen(drafter, contexts)
+        draft = _curve(drafter.language_model, rows, sizes[1], seen, each, partial(_level, drafter), tell)
     return {"verify": verify, "draft": draft and draft.plus(beside)}
+
+
+def _seen(drafter: DraftModel, contexts: Sequence[int]) -> list[int]:
+    """What the drafter sees of so many committed tokens: never more than its window."""
+    return sorted({min(context, drafter.window or context) for context in contexts})
 
 
 def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
@@ -187,7 +201,13 @@ def _fitting(model: LanguageModel, contexts: Sequence[int]) -> list[int]:
 
 
 def _curve(
-    model: LanguageModel, rows: int, sizes: Sequence[int], contexts: Sequence[int], repeats: int, step: Step
+    model: LanguageModel,
+    rows: int,
+    sizes: Sequence[int],
+    contexts: Sequence[int],
+    repeats: int,
+    step: Step,
+    tell: Tell = lines,
 ) -> Curve:
     limit = model.context_limit or max(contexts) + max(sizes)
     fitting = _fitting(model, contexts)
@@ -206,7 +226,7 @@ def _curve(
         last = len(within) - 1
         seconds.append(median + [median[-1] * shape[place] / shape[last] for place in range(last + 1, len(sizes))])
         what = model.name if rows == 1 else f"{model.name}, {rows} rows"
-        print(f"calibrate: {what} at context {context}: {1000 * median[0]:.1f} ms a token", file=sys.stderr)
+        tell(f"{what} at context {context}: {1000 * median[0]:.1f} ms a token")
     return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
 
 

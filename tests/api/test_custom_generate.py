@@ -8,6 +8,7 @@ from transformers import (
     LogitsProcessorList,
     MinNewTokensLengthLogitsProcessor,
     PreTrainedModel,
+    StoppingCriteria,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
@@ -70,6 +71,25 @@ def test_criteria_are_asked_token_by_token() -> None:
         with DynaTree(model, drafter=helper, method="linear") as tree:
             found = called(model, batch(PROMPTS[0]), criteria, custom_generate=tree)
         assert torch.equal(found, wanted) and found.shape[1] == length
+
+
+@pytest.mark.parametrize("eos", [None, [60]])
+def test_rows_that_a_criterion_stops_at_different_lengths(eos: list[int] | None) -> None:
+    """Guards rows that stop before the last: padded where there is an end token, else decoded on, as by `generate`."""
+
+    class Seen(StoppingCriteria):
+        """Stop a row once it has a small token behind the prompt."""
+
+        def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+            return (input_ids[:, 12:] < 9).any(1)  # type: ignore[return-value]
+
+    model = models.random_model()
+    options = {"stopping_criteria": StoppingCriteriaList([Seen()]), "eos_token_id": eos, "max_new_tokens": 40}
+    wanted = called(model, batch(*PROMPTS), options)
+    ends = [(row[12:] < 9).nonzero().min().item() for row in wanted]
+    assert len(set(ends)) > 1 and wanted.shape[1] < 52
+    with DynaTree(model) as tree:
+        assert torch.equal(called(model, batch(*PROMPTS), options, custom_generate=tree), wanted)
 
 
 def test_a_processor_that_counts_new_tokens_counts_padding_as_generate_does() -> None:

@@ -1,6 +1,7 @@
 """The library from Python: any model that is given, any kind of prompt, and everything put back."""
 
 import copy
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -169,6 +170,26 @@ def test_text_chats_and_lists_of_them(folder: Path) -> None:
     assert isinstance(both, list) and [one.tokens for one in both] == [text.tokens[:12], same.tokens]
 
 
+def test_a_name_of_the_hub(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards the hub's path, with files as its cache has them: options of loading, the tokenizer, what is kept."""
+    revision, home = "0" * 40, tmp_path / "hub" / "models--someone--bytes"
+    shutil.copytree(folder, home / "snapshots" / revision)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(revision)
+    loading = {"cache_dir": str(tmp_path / "hub"), "local_files_only": True}
+    local = DynaTree.from_pretrained(folder, drafter=folder).generate("a tree", max_new_tokens=12)
+    hub = DynaTree.from_pretrained("someone/bytes", drafter="someone/bytes", loading=loading)
+    found = hub.generate("a tree", max_new_tokens=12)
+    assert found.tokens == local.tokens and found.text == local.text and found.rounds == local.rounds
+    assert repr(hub) == "DynaTree(bytes, drafter bytes, method dynatree)"
+    kept = hub.calibrate(["a tree, a river, a book"])
+    caplog.clear()
+    again = DynaTree.from_pretrained("someone/bytes", drafter="someone/bytes", loading=loading)
+    assert not caplog.text and kept.is_dir() and again.generate("a tree", max_new_tokens=12).tokens == found.tokens
+    with pytest.raises(UserError, match="model 'someone/else'"):
+        DynaTree.from_pretrained("someone/else", loading=loading)
+
+
 def test_a_streamer_is_told_what_generate_would_tell_it(folder: Path) -> None:
     """Guards transformers' streamers, which print or queue text."""
 
@@ -200,7 +221,11 @@ def test_a_stream_that_is_left_early_leaves_nothing_behind(folder: Path) -> None
 
 
 def test_a_calibration_is_kept_for_the_next_process(
-    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Guards against measuring anew in every process, and against costs of other models or of another format."""
     monkeypatch.setattr(calibrations, "CONTEXTS", (8, 16))
@@ -209,6 +234,8 @@ def test_a_calibration_is_kept_for_the_next_process(
     with DynaTree(model, drafter=helper) as tree:
         assert "no cost table" in caplog.text
         kept = tree.calibrate([[3, 1, 4, 1], [2, 7, 1, 8]])
+        # A bar that ends full: each step was told, and none more.
+        assert capsys.readouterr().err.rpartition("\r")[2].startswith("100%|")
         measured = tree.generate(PROMPT, max_new_tokens=12)
     caplog.clear()
     assert kept.is_relative_to(cache) and {path.name for path in kept.iterdir()} == {"costs.json", "steps.json"}
@@ -242,6 +269,7 @@ def encoder_decoder() -> PreTrainedModel:
         ({"method": "linear"}, "drafter: method linear needs one"),
         ({"dtype": "float16"}, "dtype: 'float16', but the model that was given is float64"),
         ({"drafter": lambda: models.random_model(vocab_size=99)}, "vocabulary of 99"),
+        ({"drafter": lambda: models.random_model().to("meta")}, "drafter: it is on meta, the model on cpu; move one"),
         ({"calibration": "nowhere"}, "calibration nowhere: .*; measure it again"),
     ],
 )

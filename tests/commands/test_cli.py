@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import dynatree
-from dynatree import files
+from dynatree import decoding, files
+from dynatree.api.streaming import Piece
 from dynatree.commands import cli, generate
 from dynatree.costs.calibration import Calibration
 from dynatree.data import model_sources
@@ -22,7 +23,7 @@ from dynatree.engine import checkpoint
 from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, Recorder, Trace
-from dynatree.measuring import loading, runs
+from dynatree.measuring import runs
 from dynatree.study import params
 from tests import models
 
@@ -254,7 +255,7 @@ def test_streaming_characters_of_several_tokens(run: Run, monkeypatch: pytest.Mo
     tokenizer = model_sources.byte_tokenizer()
     ids = tokenizer.encode(MANY_BYTES)[: len(MANY_BYTES.encode()) - cut]
     commits = [ids[begin : begin + size] for begin in range(0, len(ids), size)]
-    monkeypatch.setattr(loading, "build", lambda *_: Speaker(commits))
+    monkeypatch.setattr(decoding, "build", lambda *_: Speaker(commits))
     monkeypatch.setattr(runs, "warm_up", lambda *_: None)
     status, out, _ = run(*options())
     assert (status, out) == (0, tokenizer.decode(ids) + "\n")
@@ -262,18 +263,14 @@ def test_streaming_characters_of_several_tokens(run: Run, monkeypatch: pytest.Mo
 
 
 def test_accepted_tokens_are_green_on_a_terminal(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against colours in a pipe, or where NO_COLOR forbids them, or on the target's own tokens."""
-    tokenizer = model_sources.byte_tokenizer()
     shown = []
     for terminal, forbidden in ((True, False), (True, True), (False, False)):
         monkeypatch.setattr(sys.stdout, "isatty", lambda terminal=terminal: terminal)
         (monkeypatch.setenv if forbidden else monkeypatch.delenv)("NO_COLOR", *(["1"] if forbidden else [False]))
-        stream = generate._Stream(tokenizer)
-        stream(tokenizer.encode("a"), 0)
-        stream(tokenizer.encode("bc"), 1)
-        stream.close()
+        generate.show([Piece("a"), Piece("b", drafted=True), Piece("c")])
         shown.append(capsys.readouterr().out)
     assert shown == ["a\x1b[32mb\x1b[0mc\n", "abc\n", "abc\n"]
 

@@ -113,7 +113,7 @@ def test_an_unwritable_tokenizer_leaves_the_old_folder_whole(
     folder = tmp_path / "model"
     shutil.copytree(made, folder)
     loaded = checkpoint.load(made)
-    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", lambda *_: None)
+    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", lambda *_, **__: None)
     with pytest.raises(UserError, match=r"writes no tokenizer\.json"):
         model_sources.save(loaded.model, loaded.tokenizer, folder, {})
     assert (folder / "manifest.json").is_file()

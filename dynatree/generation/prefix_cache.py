@@ -1,0 +1,29 @@
+"""Keys and values kept from one generation for the next whose text begins alike: the turns of a conversation."""
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.generation.request import Request
+
+
+class PrefixCache:
+    """What the last generation left behind. The decoder that it is given to reads it and fills it."""
+
+    def __init__(self) -> None:
+        self.last: Request | None = None
+        self.reused = 0  # tokens of the last prompt that were not forwarded again
+
+    def begin(self, prompt: Sequence[int]) -> KeyValueCache | None:
+        """The cache of the last generation, cropped to what `prompt` shares with it; None where there is none.
+
+        The prompt's last token is never among it: its logits are wanted.
+        """
+        self.reused = 0
+        if self.last is None:
+            return None
+        pairs = zip(self.last.committed, prompt[:-1], strict=False)
+        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        self.reused = min(alike, self.last.cache.length)
+        self.last.cache.crop(self.reused)
+        return self.last.cache

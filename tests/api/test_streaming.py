@@ -1,0 +1,134 @@
+"""Pieces of text as they are committed: whose they are, where they end, and what an early end leaves behind."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynatree import DynaTree
+from dynatree.errors import UserError
+from dynatree.generation.prefix_cache import PrefixCache
+from tests import models
+
+PROMPT = [3, 1, 4, 1, 5]
+METHODS = ["autoregressive", "linear", "dynatree", "fixed_tree", "transformers", "assisted"]
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(params=METHODS)
+def tree(request: pytest.FixtureRequest) -> Iterator[DynaTree]:
+    """Each method on a pair that agrees now and then."""
+    model, helper = models.random_model(), models.random_model(seed=0)
+    with torch.no_grad():
+        helper.lm_head.weight[7] *= 1.5  # type: ignore[union-attr]
+    with DynaTree(model, drafter=helper, method=request.param) as tree:
+        yield tree
+
+
+def test_pieces_tell_what_was_drafted(tree: DynaTree) -> None:
+    """Guards the colours of a terminal: as many drafted tokens as rounds accepted, and the text as a whole."""
+    whole = tree.generate(PROMPT, max_new_tokens=24)
+    stream = tree.stream(PROMPT, max_new_tokens=24)
+    pieces = list(stream)
+    assert "".join(pieces).split() == [str(token) for token in whole.tokens]
+    assert stream.generation.tokens == whole.tokens and stream.generation.seconds > 0
+    assert stream.generation.finish_reason == "length"
+    drafted = sum(len(piece.split()) for piece in pieces if piece.drafted)
+    trace = whole.trace
+    # transformers' assistant drafts before the prefill.
+    assert drafted == sum(fact.accepted for fact in trace.rounds) + (
+        trace.first - 1 if tree.method == "assisted" else 0
+    )
+
+
+def test_a_stream_that_is_closed_ends_there(tree: DynaTree) -> None:
+    """Guards against an answer that goes on unseen, a thread that stays, and a record that is lost."""
+    whole, threads = tree.generate(PROMPT, max_new_tokens=40).tokens, threading.active_count()
+    stream = tree.stream(PROMPT, max_new_tokens=40)
+    next(stream), next(stream)
+    stream.close()
+    found = stream.generation
+    assert 0 < len(found.tokens) < 40 and found.tokens == whole[: len(found.tokens)]
+    assert list(stream) == [] and threading.active_count() == threads
+    assert tree.generate(PROMPT, max_new_tokens=40).tokens == whole
+
+
+def test_an_error_in_decoding_reaches_who_reads(tree: DynaTree) -> None:
+    """Guards against a thread that dies in silence, and its reader waiting for ever."""
+
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > len(PROMPT) + 3:
+            raise RuntimeError("broken")
+        return scores
+
+    with pytest.raises(RuntimeError, match="broken"):
+        list(tree.stream(PROMPT, max_new_tokens=20, logits_processor=[broken]))
+    with pytest.raises(UserError, match="prompt: it is empty"):
+        tree.stream([], max_new_tokens=20)
+
+
+@pytest.mark.parametrize("method", ["autoregressive", "linear", "dynatree", "fixed_tree"])
+@pytest.mark.parametrize("window", [None, 8])
+def test_kept_keys_and_values_change_no_output(method: str, window: int | None) -> None:
+    """Guards the cache that turns share: texts that go on, branch off early, repeat, shrink, or have ended midway."""
+    generator, trees = torch.Generator().manual_seed(5), []
+    for _ in range(2):
+        model, helper = models.random_model(), models.random_model()
+        helper.config.draft_window = window
+        trees.append(DynaTree(model, drafter=helper, method=method))
+    fed: list[int] = []
+    drafter = trees[0]._loaded.pair.drafter
+    if drafter is not None:
+        drafter.base.register_forward_pre_hook(
+            lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+        )
+    with trees[0] as tree, trees[1] as fresh_tree:
+        kept, text, said = PrefixCache(), [*PROMPT], 0
+        for turn in range(12):
+            alone = fresh_tree.generate(text, max_new_tokens=9)
+            fresh = alone.tokens
+            fed.clear()
+            stream = tree.stream(text, max_new_tokens=9, kept=kept)
+            if turn % 4 == 3:
+                next(stream), stream.close()
+                assert stream.generation.tokens == fresh[: len(stream.generation.tokens)]
+            else:
+                assert [int(token) for token in "".join(stream).split()] == fresh
+                # The drafter is the target's twin: whatever its cache holds amiss costs rounds.
+                assert window or stream.generation.rounds == alone.rounds
+            if turn % 3 == 1:
+                # The answer before is in the cache but for its last token, which was never forwarded.
+                assert kept.reused == said - 1
+                # Neither is the drafter fed the text again: it begins with what was added, and what it lagged behind.
+                assert window or not fed or fed[0] < len(text) / 2
+            said = len(text) + len(stream.generation.tokens)
+            cut = int(torch.randint(1, len(text) + 1, (1,), generator=generator)) if turn % 3 == 2 else len(text)
+            added = torch.randint(0, 50, (3,), generator=generator).tolist()
+            text = [*text[:cut], *(stream.generation.tokens if turn % 3 == 0 else []), *added]
+            if turn == 5:
+                tree.generate([[9], [8, 7]], max_new_tokens=3)  # what others decode between two turns
+
+
+def test_a_generation_that_failed_leaves_nothing() -> None:
+    """Guards against keys and values of a forward that was broken off."""
+    model = models.random_model()
+    with DynaTree(model, method="autoregressive") as tree:
+        kept = PrefixCache()
+
+        def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            if ids.shape[1] > len(PROMPT) + 3:
+                raise RuntimeError("broken")
+            return scores
+
+        list(tree.stream(PROMPT, max_new_tokens=4, kept=kept))
+        assert kept.last is not None
+        with pytest.raises(RuntimeError, match="broken"):
+            list(tree.stream(PROMPT, max_new_tokens=20, kept=kept, logits_processor=[broken]))
+        assert kept.last is None
+        assert list(tree.stream(PROMPT, max_new_tokens=4, kept=kept)) and kept.reused == 0
