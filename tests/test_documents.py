@@ -1,17 +1,20 @@
 """What the documents tell readers to type works on a tiny pair, and every link and anchor leads somewhere."""
 
-import json
+import io
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from dynatree import decoding, plugins
+from dynatree import decoding, files, plugins
 from dynatree.commands import cli
 from dynatree.data import model_sources
 from dynatree.measuring import loading
@@ -21,6 +24,7 @@ from dynatree.tables.schema import APART
 from tests.models import wanted
 from tests.workflow.world import ROOT
 
+EXAMPLES = ROOT / "examples"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
@@ -31,6 +35,7 @@ TINY = {
     "distil": "layers=[0] vocabulary=200 tokens=256 length=16 dtype=float32 labels.tokens=300 labels.rows=4 "
     "labels.prompt_tokens=8 labels.new_tokens=8",
 }
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
 SETUP = "sets up an environment from the registry"
 SKIPPED = {
@@ -126,6 +131,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("documents")
     source = model_sources.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     model_sources.build(source, home / "my-model", home, seed=0)
+    config = home / "my-model" / "tokenizer_config.json"
+    files.write_json(config, {**files.read_json(config), "chat_template": TEMPLATE, "pad_token": "<end>"})
     for name in ("my-drafter", "models/smollm2", "models/smollm2-drafter"):
         shutil.copytree(home / "my-model", home / name)
     (home / "results").mkdir()
@@ -157,6 +164,8 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(dynatree.policies, "__path__", [*dynatree.policies.__path__, str(world)])
     names = plugins.names
     monkeypatch.setattr(plugins, "names", lambda folder: [*names(folder), *(["tapering"] * (folder == "policies"))])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is a tree?\n/stats\n"))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -190,21 +199,39 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", ["README.md", "docs/python.md"])
-def test_the_python_of_a_document_runs(
-    document: str, world: Path, here: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_of_a_document_runs(document: str, here: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against an interface in a document that the library no longer has."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
-    pair = ["--target", "models/smollm2", "--drafter", "models/smollm2-drafter", "--text", "essays.txt"]
-    cli.main(["calibrate", *pair, "--out", "results/calibration", "--threads", "1"])
-    config = Path("models/smollm2/tokenizer_config.json")
-    values = json.loads(config.read_text(encoding="utf-8"))
-    values |= {"chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}", "pad_token": "<end>"}
-    config.write_text(json.dumps(values), encoding="utf-8")
     codes = [content for language, content in blocks(ROOT / document) if language == "python"]
     assert codes
     exec(compile("\n".join(codes), document, "exec"), {})
     assert "rounds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_a_script_of_the_examples_runs(
+    script: str, here: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the scripts that readers copy: short, and the same tokens as transformers' generate."""
+    assert len((EXAMPLES / script).read_text(encoding="utf-8").splitlines()) <= 20
+    monkeypatch.setattr(sys, "argv", [script])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert re.search("the same tokens as .*: True", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_and_holds_no_outputs(here: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against cells that no longer work in their order, and outputs of somebody's machine."""
+    cells = files.read_json(EXAMPLES / "quickstart.ipynb")["cells"]
+    codes = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in codes)
+    values: dict[str, Any] = {}
+    for cell in codes[:-1]:
+        exec("".join(cell["source"]), values)
+    *statements, last = codes[-1]["source"]
+    exec("".join(statements), values)
+    assert "vconcat" in eval(last, values).to_json()
+    assert "the same tokens: True" in capsys.readouterr().out
 
 
 @pytest.mark.slow

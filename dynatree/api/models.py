@@ -82,12 +82,19 @@ def _check_devices(given: Mapping[str, Given], dtype: str, device: str) -> None:
         raise UserError(f"drafter: it is on {places[1]}, the model on {places[0]}; move one of them")
 
 
+def sampled(count: int) -> list[int]:
+    """Which of so many values tell them apart: from the first to the last, evenly."""
+    few = min(_SAMPLED, count)
+    # In whole numbers: a float32 of torch's linspace is beyond the end of a large embedding.
+    return [place * (count - 1) // max(1, few - 1) for place in range(few)]
+
+
 def _fingerprint(model: PreTrainedModel) -> str:
     """Of a loaded model: its configuration and some of its weights."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()
-        some = flat[torch.linspace(0, len(flat) - 1, min(_SAMPLED, len(flat)), device=flat.device).long()]
+        some = flat[torch.tensor(sampled(len(flat)), device=flat.device)]
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         digest.update(json.dumps(some.double().tolist()).encode())
     return digest.hexdigest()

@@ -25,6 +25,7 @@ from transformers import (
 
 from dynatree import DynaTree, Generation
 from dynatree.api import calibrations
+from dynatree.api import models as api_models
 from dynatree.data import model_sources
 from dynatree.errors import UserError
 from tests import models
@@ -251,6 +252,14 @@ def test_a_calibration_is_kept_for_the_next_process(
     assert tree.calibrate() != kept and len(list((cache / "dynatree" / "calibration").iterdir())) == 2
     with pytest.raises(UserError, match="method autoregressive makes no use of it"):
         DynaTree(model, method="autoregressive").calibrate()
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 28_311_552, 2**31 + 7])
+def test_the_values_that_tell_weights_apart_are_there(count: int) -> None:
+    """Guards against places beyond the end of a large embedding, where 32-bit floats leave out whole numbers."""
+    places = api_models.sampled(count)
+    assert len(set(places)) == len(places) == min(64, count)
+    assert places == sorted(places) and (places[0], places[-1]) == (0, count - 1)
 
 
 def encoder_decoder() -> PreTrainedModel:
