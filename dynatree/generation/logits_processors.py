@@ -45,7 +45,6 @@ class LogitsProcessors(Knobs):
             return {}
         return self.model_dump(exclude={"further"})
 
-    @torch.inference_mode()
     def process(
         self,
         logits: Tensor,
@@ -65,7 +64,20 @@ class LogitsProcessors(Knobs):
         """
         if not self.active:
             return logits
-        tree = TokenTree.root(int(text[-1])) if tree is None else tree
+        with torch.inference_mode():
+            return self._process(
+                logits, text, TokenTree.root(int(text[-1])) if tree is None else tree, nodes, columns, padding
+            )
+
+    def _process(
+        self,
+        logits: Tensor,
+        text: Tensor,
+        tree: TokenTree,
+        nodes: Tensor | None,
+        columns: Tensor | None,
+        padding: int,
+    ) -> Tensor:
         visible = tree.ancestors if nodes is None else tree.ancestors[nodes]
         scores = logits.float()
         if self.repetition_penalty != 1:

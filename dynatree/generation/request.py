@@ -60,6 +60,8 @@ class Request:
 
     def process(self, logits: Tensor, tree: TokenTree | None = None) -> Tensor:
         """`logits` [n, vocabulary] of the nodes of `tree` (None: of the text's end alone), by the logits processors."""
+        if not self.processors.active:
+            return logits
         return self.processors.process(
             logits, self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
         )
