@@ -23,6 +23,7 @@ install:
 # The target and its drafter alone, nothing timed: enough for `dynatree generate`.
 models: $(STAMP)
 	$(call alone,$(SNAKEMAKE) models)
+	@echo "built: models/smollm2, models/smollm2-drafter; next: source .venv/bin/activate, dynatree generate --help"
 
 # Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
 # benchmark's, too, where it was run.
@@ -30,7 +31,7 @@ report: all
 	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/quantised.parquet)))
 
 # In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses $(shell expr $$(nproc) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
 

@@ -8,6 +8,8 @@ from typing import Any
 from dynatree import files
 from dynatree.api.models import Loaded
 from dynatree.costs.calibration import COSTS, Calibration
+from dynatree.engine import checkpoint
+from dynatree.errors import readable
 from dynatree.measuring.loading import calibration_beside
 
 # What a pair is calibrated on unless text is given: beginnings that a model goes on from in its own way.
@@ -30,7 +32,21 @@ def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mappin
     kept = folder(loaded.fingerprints, machine)
     home = kept if (kept / COSTS).is_file() else calibration_beside(loaded.folders) if loaded.folders else None
     home = Path(given) if given is not None else home
-    return None if home is None else Calibration.read(home, loaded.fingerprints, dict(machine))
+    if home is None:
+        return None
+    prints = loaded.fingerprints
+    # What the workflow or the command measured is of the folders' files.
+    if loaded.folders and not of(home, prints):
+        prints = {role: checkpoint.fingerprint(folder) for role, folder in loaded.folders.items()}
+    return Calibration.read(home, prints, dict(machine))
+
+
+def of(home: Path, fingerprints: Mapping[str, str]) -> bool:
+    """Whether the calibration in `home` is there, and of models with these fingerprints."""
+    if not (home / COSTS).is_file():
+        return False
+    with readable(str(home / COSTS)):
+        return bool(files.read_json(home / COSTS).get("models") == dict(fingerprints))
 
 
 def folder(fingerprints: Mapping[str, str], machine: Mapping[str, Any]) -> Path:

@@ -24,6 +24,9 @@ from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.trace import Trace
 from dynatree.measuring import calibrate, progress, runs
 
+# transformers' options of sampling.
+_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
+
 
 class DynaTree:
     """Decodes with `model` by one of the methods of the packaged params.yaml: the output is that of greedy decoding.
@@ -88,7 +91,7 @@ class DynaTree:
         calibration: str | Path | Calibration | None = None,
         loading: Mapping[str, Any] = MappingProxyType({}),
     ) -> Self:
-        """The same by a `Method` of one's own params.yaml, or of none."""
+        """The same by a `Method` that stands in no packaged params.yaml, such as one of your own file."""
         made = cls.__new__(cls)
         made._build(method, model, None, drafter, dtype, device, calibration, loading)
         return made
@@ -111,36 +114,53 @@ class DynaTree:
         self._method = method
         self._loaded = models.load(model, tokenizer, drafter, dtype, device, loading)
         self._target = self._loaded.pair.target
-        known = calibrations.find(calibration, self._loaded, self._machine) if needs.calibration else None
-        self._decoder = self._built(known)
+        self._closed = False
+        try:
+            known = calibrations.find(calibration, self._loaded, self._machine) if needs.calibration else None
+            self._made = self._built(known)
+        except BaseException:
+            # Nobody gets this object, and could close it.
+            self.close()
+            raise
 
     def _built(self, calibration: Calibration | None) -> decoding.Decoder:
         method = self._method
         return decoding.build(*self._loaded.pair, method.decoder, method.knobs, calibration)
 
     @property
-    def _machine(self) -> dict[str, Any]:
-        return describe_machine(str(self._target.dtype).removeprefix("torch."), self._target.device.type)
+    def _decoder(self) -> decoding.Decoder:
+        if self._closed:
+            raise UserError("DynaTree: it is closed; make another")
+        return self._made
 
-    def calibrate(self, text: str | Sequence[str] | Sequence[Sequence[int]] | None = None) -> Path:
+    @property
+    def _machine(self) -> dict[str, Any]:
+        return describe_machine(self._target.format, self._target.device.type)
+
+    def calibrate(
+        self, text: str | Sequence[str] | Sequence[Sequence[int]] | None = None, *, anew: bool = False
+    ) -> Path:
         """Measure in about a minute what this machine's forwards cost and how often the drafter is right; use it.
 
-        It is kept in the user's cache folder, where the next process finds it; the folder is returned. `text`: what the
-        target goes on from, texts or token ids; None: some sentences. Let nothing else run meanwhile; a bar on standard
+        It is kept in the user's cache folder, where the next process finds it; the folder is returned. What is kept is
+        used, and not measured again, unless with `anew` or a `text`: what the target goes on from, texts or token ids;
+        None: some sentences. Let nothing else run meanwhile; a bar on standard
         error shows how far it is. Raises UserError for a method that makes no use of it.
         """
         if not self._method.needs.calibration:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
         machine = self._machine
+        kept = calibrations.folder(self._loaded.fingerprints, machine)
+        if text is None and not anew and calibrations.of(kept, self._loaded.fingerprints):
+            return kept
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
         sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
         pair, fingerprints, _ = self._loaded
         with progress.bar("calibrate", calibrate.steps(pair, prompts, sizes[1])) as tell:
             measured = calibrate.loaded(pair, fingerprints, prompts, *sizes, machine, tell)
-        kept = calibrations.folder(fingerprints, machine)
         measured.write(kept)
-        self._decoder = self._built(measured)
+        self._made = self._built(measured)
         return kept
 
     @property
@@ -234,13 +254,14 @@ class DynaTree:
         return Chat(self, system)
 
     def __call__(self, model: Any, input_ids: Any, **prepared: Any) -> Any:
-        """For `model.generate(**inputs, custom_generate=tree)` (see api/custom_generate.py)."""
+        """For `model.generate(**inputs, custom_generate=tree)`, which calls it with what it has prepared."""
         from dynatree.api.custom_generate import generate
 
         return generate(self._target, self._decoder, model, input_ids, **prepared)
 
     def close(self) -> None:
-        """Put models that were given back as they were; this object is of no use afterwards."""
+        """Put models that were given back as they were; this object decodes nothing afterwards."""
+        self._closed = True
         self._target.release()
         if (drafter := self._loaded.pair.drafter) is not None:
             drafter.language_model.release()
@@ -258,6 +279,9 @@ class DynaTree:
 
     def _asked(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationOptions:
         given = {"eos_token_id": self._target.eos_ids, **options, "max_new_tokens": max_new_tokens}
+        if given.pop("do_sample", None) or (sampling := sorted(_SAMPLING & set(given))):
+            named = "do_sample" if options.get("do_sample") else ", ".join(sampling)
+            raise UserError(f"{named}: sampling is not implemented; decoding is greedy")
         try:
             return GenerationOptions(**given)
         except ValueError as error:

@@ -18,12 +18,18 @@ def is_one(prompt: Any) -> bool:
         return True
     if isinstance(prompt, Tensor):
         return prompt.dim() < 2
-    return len(prompt) == 0 or isinstance(prompt[0], int | Mapping)
+    return not isinstance(prompt, Sequence) or len(prompt) == 0 or isinstance(prompt[0], int | Mapping)
 
 
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """The token ids of one prompt; chat messages go through the tokenizer's template. Raises UserError."""
     given: Any = prompt.flatten().tolist() if isinstance(prompt, Tensor) else prompt
+    if isinstance(given, Mapping):
+        raise UserError("prompt: a mapping; give its `input_ids`, without padding, or for a chat a list of messages")
+    if not isinstance(given, str | Sequence):
+        raise UserError(f"prompt: {type(given).__name__}; give a text, token ids, or chat messages")
+    if not isinstance(given, str) and len(given) and not isinstance(given[0], int | Mapping):
+        raise UserError(f"prompt: a list of {type(given[0]).__name__}; this takes one prompt: a text, ids or messages")
     if not isinstance(given, str) and (not len(given) or isinstance(given[0], int)):
         return [int(token) for token in given]
     if tokenizer is None:
@@ -33,6 +39,8 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[in
     if tokenizer.chat_template is None:
         raise UserError("prompt: chat messages need a tokenizer with a chat template, and this one has none; give text")
     messages = [dict(message) for message in given]
+    if wrong := next((message for message in messages if not {"role", "content"} <= set(message)), None):
+        raise UserError(f"prompt: message {wrong}; each has `role` and `content`")
     ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
     return [int(token) for token in ids]
 

@@ -13,8 +13,11 @@ from dynatree.study import params
 _DESCRIPTION = """\
 Measure, for the cost-aware policy of `dynatree`, what target and draft forwards over n tokens cost on this machine, and
 how often drafted tokens are the target's choice along its continuations of a text. Let nothing else run meanwhile.
+Without --text and --out some sentences are gone on from, and the result is kept in your cache folder, where other
+commands and Python find it for these models, this format and this machine.
 
-example:
+examples:
+  dynatree calibrate --target smollm2 --drafter smollm2-drafter
   dynatree calibrate --target ./my-model --drafter ./my-drafter --text essays.txt --out ./my-costs
   dynatree generate --target ./my-model --drafter ./my-drafter --calibration ./my-costs --method dynatree ...
 """
@@ -34,7 +37,7 @@ def register(
     )
     parser.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same")
     parser.add_argument(
-        "--text", type=Path, action="append", required=True, metavar="PATH", help="text file, or a folder of *.txt"
+        "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt; with --out"
     )
     parser.add_argument("--prompts", type=options.at_least_one, default=4, metavar="N", help="a text (default: 4)")
     parser.add_argument("--prompt-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
@@ -57,7 +60,7 @@ def register(
     )
     parser.add_argument("--repeats", type=options.at_least_one, default=7, metavar="N", help="of a size (default: 7)")
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="costs.json, steps.json, batches.json"
+        "--out", type=Path, metavar="FOLDER", help="for costs.json, steps.json, batches.json; with --text"
     )
     options.machine(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
@@ -66,13 +69,21 @@ def register(
 
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
-    check_texts(arguments.text)
-    check_out(arguments.out, folder=True)
+    kept = arguments.text is None and arguments.out is None
+    if not kept:
+        if arguments.text is None or arguments.out is None:
+            raise UserError("calibrate: give both --text and --out, or neither")
+        check_texts(arguments.text)
+        check_out(arguments.out, folder=True)
     folders = {
         role: find_model(name, known)
         for role in ("target", "drafter")
         if (name := getattr(arguments, role)) is not None
     }
+
+    if kept:
+        _keep(arguments, folders)
+        return
 
     # Imported late, so that errors in the arguments come at once.
     from dynatree.data.sources.text import token_ids
@@ -98,3 +109,15 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         measured = forward_times.with_batches(folders, measured, *sizes[1:], *machine, arguments.batches)
     measured.write(arguments.out)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)
+
+
+def _keep(arguments: argparse.Namespace, folders: dict[str, Path]) -> None:
+    """As `DynaTree.calibrate` does it, which keeps the result."""
+    from dynatree.api import DynaTree, methods
+    from dynatree.engine.machine import set_threads
+
+    quieten()
+    set_threads(arguments.threads)
+    method = methods.packaged("dynatree", {})
+    tree = DynaTree.by(method, folders["target"], folders.get("drafter"), arguments.dtype, arguments.device)
+    print(f"{tree.calibrate(anew=True)}: costs of {arguments.target} on this machine", file=sys.stderr)

@@ -109,7 +109,7 @@ class _Talk:
                 "reset": self._reset,
                 "help": lambda: print(_COMMANDS),
             }
-            if name == "exit":
+            if line == "/exit":
                 return False
             if name not in commands or len(rest) > (name == "tree"):
                 raise UserError(f"{line}: commands are /{', /'.join(commands)} and /exit; /help explains them")
@@ -124,6 +124,8 @@ class _Talk:
         with _interruptible() as interrupted:
             show(_until(pieces, interrupted))
             pieces.close()
+            if interrupted():
+                print("(stopped)", file=sys.stderr)
         if self._chat.reply is not before and self._chat.reply is not None:
             self._replies.append(self._chat.reply)
             if self._chat.reply.finish_reason == "length":
@@ -150,6 +152,7 @@ class _Talk:
     def _reset(self) -> None:
         self._chat.reset()
         self._replies = []
+        print("begun anew", file=sys.stderr)
 
     def _last(self) -> "Generation":
         if self._chat.reply is None:

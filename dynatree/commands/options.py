@@ -8,7 +8,8 @@ from dynatree.config import MOST_THREADS
 
 def machine(parser: argparse.ArgumentParser) -> None:
     """--dtype, --device, --threads: what a model computes in, on what, with how many threads (None: see below)."""
-    parser.add_argument("--dtype", default="float32", help="float32 (default), float64, bfloat16, float16")
+    formats = "float32 (default), float64, bfloat16, float16; int8 or int4: weights of so many bits, on CPUs"
+    parser.add_argument("--dtype", default="float32", help=formats)
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     threads(parser)
 

@@ -16,8 +16,8 @@ import torch
 from dynatree import plugins
 from dynatree.config import Knobs
 from dynatree.costs.calibration import Calibration
+from dynatree.engine.backend import retain
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError, readable
 from dynatree.generation.logits_processors import greedy_tokens
@@ -28,10 +28,12 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Needs(NamedTuple):
-    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of."""
+    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of; `transformers`: whether
+    its `generate` is called, which computes by torch alone."""
 
     drafter: str = "unused"
     calibration: bool = False
+    transformers: bool = False
 
 
 class Decoder(Protocol):
@@ -163,8 +165,6 @@ class RoundDecoder(ABC):
             kept.last = None
             raise
 
-    # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
-    @torch.inference_mode()
     def _rounds(
         self,
         prompts: Sequence[Sequence[int]],
@@ -175,6 +175,20 @@ class RoundDecoder(ABC):
         kept: PrefixCache | None = None,
     ) -> Iterator[list[Request]]:
         """The requests of all `prompts` after the prefill and after each round; `kept`: for one prompt alone."""
+        with self._target.threads():
+            yield from self._run(prompts, options, on_commit, clock, paddings, kept)
+
+    # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
+    @torch.inference_mode()
+    def _run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: GenerationOptions,
+        on_commit: OnCommit | None,
+        clock: Clock,
+        paddings: Sequence[Sequence[int]],
+        kept: PrefixCache | None = None,
+    ) -> Iterator[list[Request]]:
         target = self._target
         for prompt in prompts:
             target.check_prompt(prompt, options.max_new_tokens)
@@ -216,7 +230,7 @@ class RoundDecoder(ABC):
             if request.finished:
                 request.recorder.close(request.prefill_forwards + forwards, request.draft_forwards)
         if active and len(active) < len(requests):
-            KeyValueCache.retain([request.cache for request in active])
+            retain([request.cache for request in active])
             self._retain(active)
         return active
 
@@ -243,6 +257,8 @@ def build(
     plugin = plugins.load("decoding", decoder).Decoder
     with readable(f"the parameters of decoder {decoder}"):
         plugin.check(knobs)
+    if target.in_graph and plugin.needs(knobs).transformers:
+        raise UserError(f"dtype: {target.format} is for our own decoders, not for {decoder}; take float32")
     if drafter is None and plugin.needs(knobs).drafter == "required":
         raise UserError(f"decoder {decoder} with these parameters needs a drafter, and none is given: {knobs}")
     built: Decoder = plugin(target, drafter, calibration, **knobs)

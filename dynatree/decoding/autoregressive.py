@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dynatree.decoding import RoundDecoder, TargetAlone
-from dynatree.engine.eager.batch import Feed
+from dynatree.engine.backend import Feed
 from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock

@@ -1,11 +1,12 @@
 """transformers' prompt lookup (Saxena 2023): the drafter is the text so far."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
 from dynatree.config import Knobs
-from dynatree.decoding import TargetAlone
+from dynatree.decoding import Needs, TargetAlone
 from dynatree.generation import hf_generate
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Trace
@@ -22,6 +23,10 @@ class Decoder(TargetAlone):
     """`generate(prompt_lookup_num_tokens=...)`."""
 
     Settings = Settings
+
+    @staticmethod
+    def needs(knobs: Mapping[str, Any]) -> Needs:
+        return Needs(transformers=True)
 
     def decode(
         self,

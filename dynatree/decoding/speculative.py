@@ -15,9 +15,9 @@ from dynatree import plugins
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs, RoundDecoder
 from dynatree.drafting import Drafter
+from dynatree.engine.backend import Feed
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.batch import Feed
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
@@ -113,8 +113,12 @@ class Decoder(RoundDecoder):
         if policy.needs_costs and calibration is None:
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
-            said = "no cost table for policy %s: policy threshold takes over, %s; calibrate measures one"
-            log.warning(said, checked.policy, limits)
+            log.warning(
+                "not calibrated: policy %s has no costs of these models on this machine and goes by limits alone (%s); "
+                "`dynatree calibrate`, or calibrate() in Python, measures them in about a minute",
+                checked.policy,
+                limits,
+            )
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
         rates = calibration.step_rates if calibration and policy.uses_calibration else None
         self._drafter: Drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, rates)

@@ -1,8 +1,9 @@
 """transformers' own greedy `generate`: the autoregressive decoding that users have."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from dynatree.decoding import TargetAlone
+from dynatree.decoding import Needs, TargetAlone
 from dynatree.generation import hf_generate
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Trace
@@ -10,6 +11,10 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 
 class Decoder(TargetAlone):
     """`generate(do_sample=False)`."""
+
+    @staticmethod
+    def needs(knobs: Mapping[str, Any]) -> Needs:
+        return Needs(transformers=True)
 
     def decode(
         self,

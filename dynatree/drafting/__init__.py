@@ -40,4 +40,4 @@ class Drafter(Protocol):
 
 def most_levels(request: Request, growth: Growth) -> int:
     """Levels that a tree may have: a round emits one token more than the path it accepts."""
-    return min(growth.depth, request.remaining - 1)
+    return min(growth.depth, request.remaining - 1, request.cache.room)

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting import most_levels
+from dynatree.engine.backend import Cache, Feed, retain
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.batch import Feed
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.request import Request
@@ -93,7 +92,7 @@ class Drafter:
 
     def retain(self, requests: Sequence[Request]) -> None:
         self._drafts = {request: self._drafts[request] for request in requests}
-        KeyValueCache.retain([draft.cache for draft in self._drafts.values()])
+        retain([draft.cache for draft in self._drafts.values()])
 
 
 def first_seen(window: int | None, committed: int, before: int) -> int:
@@ -110,7 +109,7 @@ class Draft:
     def __init__(
         self,
         model: DraftModel,
-        cache: KeyValueCache,
+        cache: Cache,
         rates: StepRates | None = None,
         processors: LogitsProcessors = NO_PROCESSORS,
     ):

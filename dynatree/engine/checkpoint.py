@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
-from dynatree.engine.compatibility import DTYPES
+from dynatree.engine.compatibility import DTYPES, GRAPH_FORMATS
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.tokenizer import load_tokenizer, same_tokenizer
@@ -23,13 +23,21 @@ DEVICES = ("cpu", "cuda")
 
 def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
     """Torch's dtype and device of these names. Raises UserError with the choices."""
-    if dtype not in DTYPES:
-        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if dtype not in (*DTYPES, *GRAPH_FORMATS):
+        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join((*DTYPES, *GRAPH_FORMATS))}")
     if device not in DEVICES:
         raise UserError(f"device: no {device!r}; choose one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: 'cuda' was asked for, but this torch sees no GPU; choose cpu")
-    return DTYPES[dtype], torch.device(device)
+    if dtype in GRAPH_FORMATS and device != "cpu":
+        raise UserError(f"dtype: {dtype} is for cpu, not for {device}; choose one of {', '.join(DTYPES)}")
+    # A graph is built from the weights in full.
+    return DTYPES.get(dtype, torch.float32), torch.device(device)
+
+
+def graph_format(dtype: str | None) -> str | None:
+    """`dtype` where it is one that a graph computes in."""
+    return dtype if dtype in GRAPH_FORMATS else None
 
 
 class Pair(NamedTuple):
@@ -47,7 +55,8 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
     supported.
     """
     folder = Path(folder)
-    return LanguageModel(_placed(folder, dtype, device), load_tokenizer(folder), name or folder.name, packed=True)
+    model, tokenizer = _placed(folder, dtype, device), load_tokenizer(folder)
+    return LanguageModel(model, tokenizer, name or folder.name, packed=True, format=graph_format(dtype))
 
 
 def load_drafter(
@@ -61,7 +70,8 @@ def load_drafter(
     folder = Path(folder)
     model, vocabulary = _placed(folder, dtype, device), read_draft_vocabulary(folder)
     tokenizer = tokenizer or load_tokenizer(folder)
-    return DraftModel(LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True), vocabulary)
+    drafter = LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True, format=graph_format(dtype))
+    return DraftModel(drafter, vocabulary)
 
 
 def load_pair(folders: Mapping[str, Path], dtype: str, device: str) -> Pair:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +18,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+# Weights of fewer bits, in which a graph computes on CPUs (graph/).
+GRAPH_FORMATS = ("int8", "int4")
 
 # Relative to the spread of the logits; a wrong mask is off by the spread itself, a wrong position by a part of it.
 _PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -59,14 +61,14 @@ def probe(model: "LanguageModel") -> None:
     """Check on three nodes that `model` honours tree mask and positions: root -> a, root -> b. Raises UserError."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocabulary_size, (4,), generator=generator)
-    tree = KeyValueCache()
+    (tree,) = model.new_caches(1)
     model.forward(tokens[:1], tree)
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.bool)
     branch = model.forward(tokens[1:], tree, torch.tensor([1, 2, 2]), mask)[2].float()
     tree.crop(1)
     far = min(9, (model.context_limit or 10) - 1)
     shifted = model.forward(tokens[1:], tree, torch.tensor([1, 2, far]), mask)[2].float()
-    path = model.forward(tokens[[0, 1, 3]], KeyValueCache())[2].float()
+    path = model.forward(tokens[[0, 1, 3]], model.new_caches(1)[0])[2].float()
     spread = float(path.std())
     error = float((branch - path).abs().max())
     # Near-uniform attention hides a wrong position from any tolerance, so a position must also have an effect.

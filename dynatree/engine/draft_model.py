@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynatree.engine.eager.batch import Feed
-from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.backend import Cache, Feed, Head
 from dynatree.engine.eager.packing import PackedLinear
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -30,7 +29,7 @@ class DraftModel:
         # A list of all tokens restricts nothing.
         self.vocabulary = vocabulary if vocabulary is not None and len(vocabulary) < size else None
         self.columns: Tensor | None = None
-        self._head: nn.Module | None = None
+        self._head: Head | None = None
         if self.vocabulary is not None:
             self._head = _restricted_head(language_model, self.vocabulary)
             self.columns = torch.full((size,), -1)
@@ -75,9 +74,9 @@ class DraftModel:
     @property
     def parts(self) -> list[nn.Module]:
         """The modules that hold its weights: the model and, where it has a vocabulary of its own, the head for it."""
-        return [*self.language_model.parts, *([] if self._head is None else [self._head])]
+        return [*self.language_model.parts, *([self._head] if isinstance(self._head, nn.Module) else [])]
 
-    def new_caches(self, count: int) -> list[KeyValueCache]:
+    def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return self.language_model.new_caches(count)
 
@@ -92,7 +91,7 @@ class DraftModel:
     def draft(
         self,
         tokens: Tensor,
-        cache: KeyValueCache,
+        cache: Cache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         last_only: bool = False,
@@ -106,12 +105,14 @@ class DraftModel:
 
 
 @torch.inference_mode()
-def _restricted_head(language_model: LanguageModel, ids: Tensor) -> nn.Module:
+def _restricted_head(language_model: LanguageModel, ids: Tensor) -> Head:
     """The rows `ids` of the model's head, packed where its layers are."""
     head, name = language_model.model.get_output_embeddings(), language_model.name
     fits = int(ids.min()) >= 0 and int(ids.max()) < language_model.vocabulary_size
     if not isinstance(head, nn.Linear | PackedLinear) or not fits:
         raise UserError(f"{name}: {DRAFT_VOCABULARY} does not fit its vocabulary of {language_model.vocabulary_size}")
+    if language_model.in_graph:
+        return language_model.graph_head(ids)
     # A tied head keeps its dense weight in the embedding; another that is packed gives a copy.
     weight = head.dense_weight() if isinstance(head, PackedLinear) else head.weight
     restricted = nn.Linear(head.in_features, len(ids), bias=head.bias is not None, dtype=language_model.dtype)

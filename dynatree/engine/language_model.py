@@ -3,6 +3,8 @@
 Knows no tree, no drafter, no text source; how a forward is computed is the backend's (eager/).
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dynatree.engine.backend import Backend, Cache, Feed, Head
 from dynatree.engine.compatibility import probe, refuse_unsupported
-from dynatree.engine.eager.backend import EagerBackend, Head
-from dynatree.engine.eager.batch import Feed
-from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.eager.packing import pack, unpack
 from dynatree.errors import UserError
+
+# All values of a weight would take a second a gigabyte.
+_SAMPLED = 64
 
 
 class LanguageModel:
@@ -24,7 +28,9 @@ class LanguageModel:
 
     With `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in
     place; `rounded` allows that less exactly, for a drafter, whose proposals the target verifies. With `restorable` the
-    dense layers are held on to, and `release` puts the model back as it was. Raises UserError for models that a tree
+    dense layers are held on to, and `release` puts the model back as it was. `format`: "int8" or "int4", in which it
+    computes by a graph of its own (graph/), the model unchanged; None: by torch, in the type of its weights. Raises
+    UserError for an architecture that has no such graph, and for models that a tree
     cannot be verified with: encoder-decoders, sliding windows, recurrent state, positions that do not come from
     `position_ids`.
     """
@@ -37,6 +43,7 @@ class LanguageModel:
         packed: bool = False,
         rounded: bool = False,
         restorable: bool = False,
+        format: str | None = None,
     ):
         refuse_unsupported(model, name)
         self._attention, self._training = model.config._attn_implementation, [m for m in model.modules() if m.training]
@@ -45,11 +52,37 @@ class LanguageModel:
         self.name = name
         self._forwards = 0
         self._hook = model.register_forward_pre_hook(self._count)
-        self._backend = EagerBackend(model)
-        # Before packing, which compares with the model as it is here.
-        probe(self)
-        self.packed = pack(model, name, rounded, restorable) if packed else None
+        self.in_graph = format is not None
+        self.fingerprint = fingerprint(model)
+        try:
+            self._set_up(model, packed, rounded, restorable, format)
+        except BaseException:
+            # Nobody gets this object, and could put the model back by it.
+            self.release()
+            raise
         self._forwards = 0
+
+    def _set_up(
+        self, model: PreTrainedModel, packed: bool, rounded: bool, restorable: bool, format: str | None
+    ) -> None:
+        self._backend: Backend
+        if format is None:
+            self._backend = EagerBackend(model)
+            # Before packing, which compares with the model as it is here.
+            probe(self)
+            self.packed = pack(model, self.name, rounded, restorable) if packed else None
+        else:
+            try:
+                from dynatree.engine.graph.backend import GraphBackend
+            except ImportError as error:
+                raise UserError(
+                    f"dtype: {format} needs OpenVINO ({error}), which has no wheels for some machines"
+                ) from error
+            self._backend, self.packed = GraphBackend(model, format, self.name), None
+            # A drafter's proposals are verified whatever they are.
+            if not rounded:
+                probe(self)
+        self.format = format or str(model.dtype).removeprefix("torch.")
 
     def release(self) -> None:
         """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
@@ -67,6 +100,18 @@ class LanguageModel:
     def forwards(self) -> int:
         """Forwards so far, counted at the model call."""
         return self._forwards
+
+    @contextmanager
+    def threads(self) -> Iterator[None]:
+        """Within, torch has one thread where a graph has the cores: its others would spin, for milliseconds a step."""
+        before = torch.get_num_threads()
+        try:
+            if self.in_graph:
+                torch.set_num_threads(1)
+            yield
+        finally:
+            if self.in_graph:
+                torch.set_num_threads(before)
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -122,14 +167,20 @@ class LanguageModel:
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
-    def new_caches(self, count: int) -> list[KeyValueCache]:
+    def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
-        return KeyValueCache.rows(count)
+        return list(self._backend.new_caches(count))
+
+    def graph_head(self, ids: Tensor) -> Head:
+        """The rows `ids` [v] of the model's head, as `forward_batch` takes them where it computes in a graph."""
+        backend: Any = self._backend
+        head: Head = backend.head_over(ids)
+        return head
 
     def forward(
         self,
         tokens: Tensor,
-        cache: KeyValueCache,
+        cache: Cache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
         last_only: bool = False,
@@ -146,7 +197,7 @@ class LanguageModel:
 
         `head`: what takes the place of the model's own.
         """
-        if head is not None:
+        if head is not None or self.in_graph:
             self._count()  # it goes past the causal LM, which counts by itself
         return self._backend.forward(feeds, head)
 
@@ -172,8 +223,26 @@ class LanguageModel:
             overshoot = 0
         if self.context_limit is not None and len(prompt) + max_new_tokens + overshoot > self.context_limit:
             beyond = f" + {overshoot} drafted beyond them" if overshoot else ""
-            most = max(0, self.context_limit - len(prompt) - overshoot)
+            most = self.context_limit - len(prompt) - overshoot
+            instead = f"shorten the prompt or ask for at most {most}" if most > 0 else "shorten the prompt"
             raise UserError(
                 f"prompt of {len(prompt)} + max_new_tokens {max_new_tokens}{beyond} exceed {self.name}'s context of "
-                f"{self.context_limit}; shorten the prompt or ask for at most {most}"
+                f"{self.context_limit}; {instead}"
             )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """What tells a model apart, wherever it came from: shapes, and some values of each weight."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        some = flat[torch.tensor(sampled(len(flat)), device=flat.device)]
+        digest.update(f"{name} {tuple(weight.shape)} {json.dumps(some.double().tolist())}".encode())
+    return digest.hexdigest()
+
+
+def sampled(count: int) -> list[int]:
+    """Which of so many values tell them apart: from the first to the last, evenly."""
+    few = min(_SAMPLED, count)
+    # In whole numbers: a float32 of torch's linspace is beyond the end of a large embedding.
+    return [place * (count - 1) // max(1, few - 1) for place in range(few)]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import takewhile
 
-from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.backend import Cache
 from dynatree.generation.request import Request
 
 
@@ -14,7 +14,7 @@ class PrefixCache:
         self.last: Request | None = None
         self.reused = 0  # tokens of the last prompt that were not forwarded again
 
-    def begin(self, prompt: Sequence[int]) -> KeyValueCache | None:
+    def begin(self, prompt: Sequence[int]) -> Cache | None:
         """The cache of the last generation, cropped to what `prompt` shares with it; None where there is none.
 
         The prompt's last token is never among it: its logits are wanted.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.backend import Cache
 from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder
@@ -24,7 +24,7 @@ class Request:
         self,
         prompt: Sequence[int],
         options: GenerationOptions,
-        cache: KeyValueCache,
+        cache: Cache,
         on_commit: OnCommit | None,
         clock: Clock,
         padding: Sequence[int] = (),

@@ -12,7 +12,6 @@ import torch
 
 from dynatree.data.prompts import Prompt
 from dynatree.data.splits import TUNING, SplitDocument
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors, greedy_tokens
@@ -40,8 +39,8 @@ def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> floa
     largest = 0.0
     for ids in texts:
         tokens = torch.tensor(ids)
-        batched = target.forward(tokens, KeyValueCache()).float()
-        cache = KeyValueCache()
+        batched = target.forward(tokens, target.new_caches(1)[0]).float()
+        (cache,) = target.new_caches(1)
         for i in range(len(ids)):
             single = target.forward(tokens[i : i + 1], cache).float()[0]
             largest = max(largest, float((single - batched[i]).abs().max()))

@@ -18,7 +18,6 @@ from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
@@ -177,7 +176,7 @@ def teacher_forced(
     while committed <= len(fed) or not pieces:
         begin = first_seen(window, committed, begin)
         end = len(fed) if window is None else min(len(fed), begin + window)
-        pieces.append(drafter.draft(fed[begin:end], KeyValueCache())[committed - 1 - begin :])
+        pieces.append(drafter.draft(fed[begin:end], drafter.new_caches(1)[0])[committed - 1 - begin :])
         committed = end + 1
     logits = torch.cat(pieces)
     followed = fed[len(prompt) :]

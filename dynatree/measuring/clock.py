@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.trace import Clock
@@ -47,7 +46,7 @@ class StepSampler:
     """Autoregressive steps of `target` at a fixed context, apart from any request's cache and counts."""
 
     def __init__(self, target: LanguageModel):
-        self._target, self._cache, self.device = target, KeyValueCache(), target.device
+        self._target, self._cache, self.device = target, target.new_caches(1)[0], target.device
         self._context = min(CONTEXT, (target.context_limit or CONTEXT + 1) - 1)
         prompt = torch.arange(self._context) % target.vocabulary_size
         with torch.inference_mode():

@@ -14,9 +14,8 @@ from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
 from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft
 from dynatree.engine import checkpoint
+from dynatree.engine.backend import Cache, Feed
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.batch import Feed
-from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.measuring.clock import alone, synchronise
 from dynatree.measuring.progress import Tell, lines
@@ -33,7 +32,7 @@ RANKS = 4
 # Times that a level besides its forward is timed at least: it takes well below a millisecond.
 LEAST_HANDLED = 20
 
-Step = Callable[[list[KeyValueCache], int], None]
+Step = Callable[[list[Cache], int], None]
 
 
 class _Curves(TypedDict):
@@ -132,7 +131,7 @@ def _seen(drafter: DraftModel, contexts: Sequence[int]) -> list[int]:
     return sorted({min(context, drafter.window or context) for context in contexts})
 
 
-def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) -> None:
+def _verification(target: LanguageModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
     feeds = [
@@ -144,7 +143,7 @@ def _verification(target: LanguageModel, caches: list[KeyValueCache], n: int) ->
         cache.crop(length)
 
 
-def _level(drafter: DraftModel, caches: list[KeyValueCache], n: int) -> None:
+def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     drafter.draft_batch([Feed(torch.arange(n) % drafter.vocabulary_size, cache) for cache in caches])
     for cache, length in zip(caches, lengths, strict=True):
@@ -213,7 +212,7 @@ def _curve(
     fitting = _fitting(model, contexts)
     seconds: list[list[float]] = []
     for context in fitting:
-        caches = KeyValueCache.rows(rows)
+        caches = model.new_caches(rows)
         for row, cache in enumerate(caches):
             # Each shorter than the one before, as rows are.
             text = torch.arange(max(1, context - row)) % model.vocabulary_size

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
@@ -25,8 +26,8 @@ from transformers import (
 
 from dynatree import DynaTree, Generation
 from dynatree.api import calibrations
-from dynatree.api import models as api_models
 from dynatree.data import model_sources
+from dynatree.engine.language_model import sampled
 from dynatree.errors import UserError
 from tests import models
 
@@ -93,6 +94,51 @@ def test_close_puts_everything_back(architecture: str) -> None:
     ids = torch.tensor([PROMPT])
     assert torch.equal(model.eval()(ids).logits, before.eval()(ids).logits)
     assert expected(model, PROMPT, 12) == expected(before, PROMPT, 12)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"drafter": lambda: models.random_model(vocab_size=99, dtype=torch.float32)},
+        {"drafter": lambda: models.random_model("mistral", dtype=torch.float32, sliding_window=8)},
+        {"calibration": lambda: "nowhere"},
+    ],
+)
+def test_what_fails_changes_nothing(given: dict[str, Any]) -> None:
+    """Guards models that nobody could put back: the constructor gave no object to close."""
+    model = models.random_model(dtype=torch.float32)
+    values = {key: value() for key, value in given.items()}
+    every = [model, *[value for value in values.values() if isinstance(value, PreTrainedModel)]]
+    before = [(one.config._attn_implementation, len(one._forward_pre_hooks), [*one.state_dict()]) for one in every]
+    classes = [[type(module) for module in one.modules()] for one in every]
+    with pytest.raises(UserError):
+        DynaTree(model, **values)
+    after = [(one.config._attn_implementation, len(one._forward_pre_hooks), [*one.state_dict()]) for one in every]
+    assert after == before and [[type(module) for module in one.modules()] for one in every] == classes
+
+
+def test_a_model_in_use_is_saved_whole(tmp_path: Path) -> None:
+    """Guards checkpoints that are written while the layers are packed."""
+    model = models.random_model(dtype=torch.float32)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with DynaTree(model):
+        state = model.state_dict()
+        model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
+    for name, weight in before.items():
+        assert torch.equal(state[name], weight) and torch.equal(again[name], weight)
+
+
+def test_a_closed_one_says_so() -> None:
+    """Guards against decoding on a model that was put back."""
+    tree = DynaTree(models.random_model())
+    tree.close()
+    with pytest.raises(UserError, match="it is closed"):
+        tree.generate(PROMPT, max_new_tokens=3)
+    with DynaTree(models.random_model()) as open_one:
+        assert open_one.generate(PROMPT, max_new_tokens=3, do_sample=False).tokens
+        with pytest.raises(UserError, match="prompt: a list of list; this takes one prompt"):
+            open_one.stream([[3], [4]], max_new_tokens=3)  # type: ignore[arg-type]
 
 
 class Banned(LogitsProcessor):
@@ -233,7 +279,7 @@ def test_a_calibration_is_kept_for_the_next_process(
     monkeypatch.setattr(calibrations, "OUTPUT_TOKENS", 6)
     model, helper = models.random_model(dtype=torch.float32), models.random_model(dtype=torch.float32)
     with DynaTree(model, drafter=helper) as tree:
-        assert "no cost table" in caplog.text
+        assert "not calibrated" in caplog.text
         kept = tree.calibrate([[3, 1, 4, 1], [2, 7, 1, 8]])
         # A bar that ends full: each step was told, and none more.
         assert capsys.readouterr().err.rpartition("\r")[2].startswith("100%|")
@@ -247,9 +293,15 @@ def test_a_calibration_is_kept_for_the_next_process(
         assert found.trace.rounds == measured.trace.rounds
     assert not caplog.text
     with DynaTree(models.random_model(seed=5, dtype=torch.float32), drafter=helper):
-        assert "no cost table" in caplog.text
+        assert "not calibrated" in caplog.text
     tree = DynaTree.from_pretrained(folder)
     assert tree.calibrate() != kept and len(list((cache / "dynatree" / "calibration").iterdir())) == 2
+    before = {path: path.stat().st_mtime_ns for path in (cache / "dynatree").rglob("*.json")}
+    assert tree.calibrate().is_relative_to(cache)  # kept, and not measured again
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    with DynaTree(loaded, tree.tokenizer) as same:
+        same.calibrate()  # a folder's model that is loaded is the folder's model
+    assert {path: path.stat().st_mtime_ns for path in (cache / "dynatree").rglob("*.json")} == before
     with pytest.raises(UserError, match="method autoregressive makes no use of it"):
         DynaTree(model, method="autoregressive").calibrate()
 
@@ -257,7 +309,7 @@ def test_a_calibration_is_kept_for_the_next_process(
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 28_311_552, 2**31 + 7])
 def test_the_values_that_tell_weights_apart_are_there(count: int) -> None:
     """Guards against places beyond the end of a large embedding, where 32-bit floats leave out whole numbers."""
-    places = api_models.sampled(count)
+    places = sampled(count)
     assert len(set(places)) == len(places) == min(64, count)
     assert places == sorted(places) and (places[0], places[-1]) == (0, count - 1)
 
@@ -279,6 +331,8 @@ def encoder_decoder() -> PreTrainedModel:
         ({"dtype": "float16"}, "dtype: 'float16', but the model that was given is float64"),
         ({"drafter": lambda: models.random_model(vocab_size=99)}, "vocabulary of 99"),
         ({"drafter": lambda: models.random_model().to("meta")}, "drafter: it is on meta, the model on cpu; move one"),
+        ({"model": "./nowhere"}, "model: no folder './nowhere'"),
+        ({"model": 3}, "model: 3 is no model; give one of transformers, a folder or a hub name"),
         ({"calibration": "nowhere"}, "calibration nowhere: .*; measure it again"),
     ],
 )
@@ -299,7 +353,11 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([1] * models.CONTEXT, {}, "context of 128; shorten the prompt"),
         ([3], {"max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
         ([3], {"repetition_penalty": 0}, "repetition_penalty: Input should be greater"),
-        ([3], {"temperature": 1.0}, "temperature: Extra inputs are not permitted.*options are max_new_tokens"),
+        ([3], {"temprature": 1.0}, "temprature: Extra inputs are not permitted.*options are max_new_tokens"),
+        ([3], {"temperature": 1.0}, "temperature: sampling is not implemented; decoding is greedy"),
+        ([3], {"do_sample": True}, "do_sample: sampling is not implemented"),
+        ({"input_ids": [[3]]}, {}, "prompt: a mapping; give its `input_ids`"),
+        (None, {}, "prompt: NoneType; give a text, token ids, or chat messages"),
     ],
 )
 def test_bad_requests_are_one_clear_line(prompt: Any, options: dict[str, Any], complaint: str) -> None:

@@ -145,7 +145,7 @@ def test_what_was_measured_beside_the_models_is_used(
     home = tmp_path / "models"
     shutil.copytree(folder, home)
     named = options("dynatree", target=str(home / "target"), drafter=str(home / "drafter"))
-    for other, said in ((False, "measured with processor"), (True, "no cost table")):
+    for other, said in ((False, "measured with processor"), (True, "not calibrated")):
         fingerprints = {role: checkpoint.fingerprint(home / role) for role in ("target", "drafter")}
         costs, steps = models.calibration()
         costs = costs.model_copy(update={"models": {**fingerprints, **({"drafter": "another"} if other else {})}})
@@ -302,7 +302,7 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({"max_new_tokens": "1000"}, [], "exceed target's context of 128"),
         ({"max_new_tokens": None}, [], "the following arguments are required: --max-new-tokens"),
         ({"threads": "0"}, [], "--threads: 0; give at least 1"),
-        ({"dtype": "int8"}, [], "dtype: no 'int8'; choose one of float32, "),
+        ({"dtype": "int3"}, [], "dtype: no 'int3'; choose one of float32, "),
         ({"device": "tpu"}, [], "device: no 'tpu'; choose one of cpu, cuda"),
         ({}, ["--set", "width=3"], "--set width=3: write KEY=VALUE with a key of this method: depth, branch"),
         ({}, ["--set", "policy=chain"], "--set policy=chain: write KEY=VALUE with a key of this method"),
@@ -315,6 +315,11 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({}, ["--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size: Input should be greater than or equal to 0"),
         ({}, ["--calibration", "nowhere"], "calibration nowhere: "),
         ({}, ["--temperature", "1"], "unrecognized arguments: --temperature 1"),
+        (
+            {"dtype": "int4", "method": "prompt_lookup"},
+            [],
+            "dtype: int4 is for our own decoders, not for prompt_lookup",
+        ),
     ],
 )
 def test_an_error_is_one_line(run: Run, changes: dict[str, str | None], more: list[str], said: str) -> None:
@@ -383,7 +388,7 @@ def test_the_command_works_from_another_folder(run: Run, folder: Path, tmp_path:
     good = options("dynatree", target=str(folder / "target"), drafter=str(folder / "drafter"))
     done = subprocess.run([*command, *good, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert done.stderr.startswith("no cost table for policy cost_aware: policy threshold takes over")
+    assert done.stderr.startswith("not calibrated: policy cost_aware has no costs of these models")
     assert json.loads(done.stdout)["output_ids"] == as_json(run(*options(), "--json"))["output_ids"]
     failed = subprocess.run([*command, "--target", "x"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)

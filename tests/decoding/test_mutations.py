@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM
 
 from dynatree.decoding import speculative
 from dynatree.drafting.model import Draft
+from dynatree.engine.backend import Feed
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.batch import Feed
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError

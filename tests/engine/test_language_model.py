@@ -164,7 +164,7 @@ def test_tokenizers_that_differ_are_refused_naming_a_token() -> None:
         ([1], 0, "max_new_tokens\n.*greater than or equal to 1.*input_value=0"),
         ([1, models.VOCABULARY], 5, f"id {models.VOCABULARY} is outside"),
         ([-1], 5, "id -1 is outside"),
-        ([1] * models.CONTEXT, 1, "at most 0"),
+        ([1] * models.CONTEXT, 1, "context of 128; shorten the prompt$"),
         ([1] * 100, 29, "at most 28"),
     ],
 )

@@ -159,8 +159,8 @@ def test_a_high_water_mark_stays_until_it_is_reset() -> None:
     water = watermark.HighWater(torch.device("cpu"))
     water.reset()
     before = water.peak()
-    torch.ones(32 * memory.MIB // 4)
-    assert water.peak() >= before + 30 * memory.MIB > water.held() + 20 * memory.MIB
+    torch.ones(96 * memory.MIB // 4)  # more than the allocator may have at hand
+    assert water.peak() >= before + 90 * memory.MIB > water.held() + 60 * memory.MIB
     water.reset()
     assert water.peak() < before + 10 * memory.MIB
 

@@ -1,14 +1,15 @@
 """Forwards of a transformers causal LM over rows of our own cache: all contact with transformers' forward is here."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dynatree.engine.backend import Feed
 from dynatree.engine.eager import attention
-from dynatree.engine.eager.batch import Feed, collate
+from dynatree.engine.eager.batch import collate
 from dynatree.engine.eager.kv_cache import KeyValueCache
 
 # Logits [..., v] of hidden states [..., width].
@@ -26,6 +27,10 @@ class EagerBackend:
         # torch wants a mask of the queries' type, which is known where all weights are of one.
         self._mask_dtype = model.dtype if len({p.dtype for p in model.parameters()}) == 1 else torch.bool
 
+    def new_caches(self, count: int) -> list[KeyValueCache]:
+        """Empty caches of `count` sequences that one forward may append to."""
+        return KeyValueCache.rows(count)
+
     def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
         """Logits [n or 1, v] of each of `feeds`, whose caches are rows of one batch, in one forward.
 
@@ -42,6 +47,7 @@ class EagerBackend:
 
     def _single(self, feed: Feed) -> dict[str, Any]:
         tokens, cache, positions, mask, _ = feed
+        assert isinstance(cache, KeyValueCache)
         if positions is None:
             positions = torch.arange(cache.length, cache.length + len(tokens))
         KeyValueCache.place([cache], [len(tokens)])
@@ -50,8 +56,9 @@ class EagerBackend:
     def _batch(self, feeds: Sequence[Feed]) -> dict[str, Any]:
         batch, counts = collate(feeds), [len(feed.tokens) for feed in feeds]
         columns = None if batch.columns is None else batch.columns.to(self.device)
-        KeyValueCache.place([feed.cache for feed in feeds], counts, columns)
-        return self._inputs(batch.tokens, batch.positions, batch.mask, feeds[0].cache)
+        caches = [cast(KeyValueCache, feed.cache) for feed in feeds]
+        KeyValueCache.place(caches, counts, columns)
+        return self._inputs(batch.tokens, batch.positions, batch.mask, caches[0])
 
     def _inputs(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
         mask = None if mask is None else mask.to(self.device)[:, None]

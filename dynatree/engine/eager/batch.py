@@ -10,17 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynatree.engine.eager.kv_cache import KeyValueCache
-
-
-class Feed(NamedTuple):
-    """What one row feeds: the arguments of `LanguageModel.forward` and `draft` (model.py)."""
-
-    tokens: Tensor
-    cache: KeyValueCache
-    positions: Tensor | None = None
-    mask: Tensor | None = None
-    last_only: bool = False
+from dynatree.engine.backend import Feed
 
 
 class Batch(NamedTuple):

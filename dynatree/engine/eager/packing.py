@@ -5,6 +5,7 @@ up to that of bfloat16.
 """
 
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,14 @@ class PackedLinear(nn.Module):
         """The weight [out_features, in_features] as any module has it, a copy."""
         weight: Tensor = self.packed.to_dense()
         return weight
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """As the layer that it takes the place of: a packed model can be saved."""
+        if self.original:
+            self.original[0]._save_to_state_dict(destination, prefix, keep_vars)
+            return
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.dense_weight()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Outputs [..., out_features] of `inputs` [..., in_features]."""

@@ -1,0 +1,58 @@
+"""What computes forwards, what goes into one, and the cache of the text before it: the seam of the engine."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# What a backend takes in place of the model's own head.
+Head = Any
+
+
+class Cache(Protocol):
+    """Keys and values of one sequence."""
+
+    @property
+    def length(self) -> int:
+        """Slots in use: committed tokens plus what forwards appended and nobody kept or cropped yet."""
+
+    @property
+    def room(self) -> int:
+        """Most levels that a tree below the next token may have here."""
+
+    def crop(self, length: int) -> None:
+        """Forget every slot from `length` on."""
+
+    def keep(self, prefix_length: int, kept: Tensor) -> None:
+        """Of the slots behind `prefix_length` keep those at offsets `kept` [m] (ascending), moved together."""
+
+
+class Feed(NamedTuple):
+    """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`."""
+
+    tokens: Tensor
+    cache: Cache
+    positions: Tensor | None = None
+    mask: Tensor | None = None
+    last_only: bool = False
+
+
+class Backend(Protocol):
+    """Forwards of one model: by torch (eager/), or by a graph (graph/)."""
+
+    device: torch.device
+
+    def new_caches(self, count: int) -> Sequence[Cache]:
+        """Empty caches of `count` sequences that one forward may append to."""
+
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
+        """Logits [n or 1, v] of each of `feeds`; `head`: what takes the place of the model's own."""
+
+    def score(self, tokens: Tensor, last: int) -> Tensor:
+        """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
+
+
+def retain(caches: Sequence[Cache]) -> None:
+    """Of sequences that were decoded together keep these alone, in this order; what is held of others is given back."""
+    type(caches[0]).retain(caches)  # type: ignore[attr-defined]

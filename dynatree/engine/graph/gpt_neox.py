@@ -1,0 +1,51 @@
+"""GPT-NeoX (Pythia) as one graph: queries, keys and values from one layer, partly rotated; parallel paths."""
+
+from typing import Any
+
+import openvino as ov
+from openvino import opset13 as op
+from torch import Tensor
+
+from dynatree.engine.graph import parts
+from dynatree.engine.graph.parts import Weights
+
+TYPES = ("gpt_neox",)
+
+
+def supported(config: Any) -> str | None:
+    """Why a model of this configuration cannot be built; None: it can."""
+    if config.hidden_act != "gelu":
+        return f"its activation is {config.hidden_act}"
+    return None
+
+
+def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
+    """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
+    config, base = model.config, model.base_model
+    shape = parts.shape(config)
+    heads, size = shape.heads, shape.size
+    turned = base.rotary_emb.inv_freq.shape[0]  # half of what is rotated
+    inputs, nodes = parts.inputs(shape)
+    y, outputs = inputs[0], []
+    for layer in base.layers:
+        attention, past = layer.attention, parts.past(shape)
+        inputs += past
+        # Of each head queries, keys and values stand together; here all queries come first.
+        fused = attention.query_key_value
+        weight = fused.weight.view(heads, 3, size, -1).transpose(0, 1).reshape(3 * heads * size, -1)
+        bias = None if fused.bias is None else fused.bias.view(heads, 3, size).transpose(0, 1).reshape(-1)
+        z = weights.product(parts.layer_norm(y, layer.input_layernorm), weight, bias)
+        z = op.reshape(z, parts.whole(-1, 3 * heads, size), False)
+        qk, v = op.variadic_split(z, op.constant(1), parts.whole(2 * heads, heads)).outputs()
+        low, high, rest = op.variadic_split(qk, nodes.last, parts.whole(turned, turned, size - 2 * turned)).outputs()
+        # The cosine of what is not rotated is 1, its sine 0.
+        qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low, rest], 2), nodes.sin))
+        q, k = op.variadic_split(qk, op.constant(1), parts.whole(heads, heads)).outputs()
+        mixed, kept = parts.attention(shape, nodes, q, k, v, past)
+        outputs += kept
+        attended = weights.linear(mixed, attention.dense)
+        z = y if config.use_parallel_residual else op.add(y, attended)
+        z = weights.linear(parts.layer_norm(z, layer.post_attention_layernorm), layer.mlp.dense_h_to_4h)
+        y = op.add(op.add(y, attended), weights.linear(op.gelu(z, "erf"), layer.mlp.dense_4h_to_h))
+    y = parts.layer_norm(op.gather(y, nodes.wanted, op.constant(0)), base.final_layer_norm)
+    return ov.Model([weights.head(y, head), *outputs], inputs)

@@ -1,0 +1,48 @@
+"""Llama and its like (Mistral, Qwen2, SmolLM) as one graph: rotary positions, grouped queries, gated layers."""
+
+from typing import Any
+
+import openvino as ov
+from openvino import opset13 as op
+from torch import Tensor
+
+from dynatree.engine.graph import parts
+from dynatree.engine.graph.parts import Weights
+
+TYPES = ("llama", "mistral", "qwen2")
+
+
+def supported(config: Any) -> str | None:
+    """Why a model of this configuration cannot be built; None: it can."""
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    return None
+
+
+def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
+    """Inputs and outputs as `parts.Shape` says; `head` [v, width]: the rows of the output layer that are wanted."""
+    config, base = model.config, model.base_model
+    shape = parts.shape(config)
+    size = shape.size
+    inputs, nodes = parts.inputs(shape)
+    y, outputs = inputs[0], []
+    for layer in base.layers:
+        attention, past = layer.self_attn, parts.past(shape)
+        inputs += past
+        z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
+        z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
+        z = op.reshape(z, parts.whole(-1, shape.heads + 2 * shape.groups, size), False)
+        qk, v = op.variadic_split(z, op.constant(1), parts.whole(shape.heads + shape.groups, shape.groups)).outputs()
+        low, high = op.variadic_split(qk, nodes.last, parts.whole(size // 2, size // 2)).outputs()
+        qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low], 2), nodes.sin))
+        q, k = op.variadic_split(qk, op.constant(1), parts.whole(shape.heads, shape.groups)).outputs()
+        mixed, kept = parts.attention(shape, nodes, q, k, v, past)
+        outputs += kept
+        y = op.add(y, weights.linear(mixed, attention.o_proj))
+        z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
+        z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)
+        inner = config.intermediate_size
+        gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
+        y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
+    y = parts.rms_norm(op.gather(y, nodes.wanted, op.constant(0)), base.norm.weight, config.rms_norm_eps)
+    return ov.Model([weights.head(y, head), *outputs], inputs)

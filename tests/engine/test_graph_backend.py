@@ -1,0 +1,257 @@
+"""Forwards by one graph: to the bit the same whatever the tree, the batch and the chunks of a prefill."""
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from openvino import opset13 as op
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config
+
+from dynatree import DynaTree
+from dynatree.engine.backend import Feed
+from dynatree.engine.graph import codes, parts
+from dynatree.engine.graph.backend import GraphBackend
+from dynatree.engine.graph.block_cache import BLOCK, BlockCache
+from dynatree.errors import UserError
+from tests import models
+
+VOCABULARY, CONTEXT = 97, 1024
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
+GATED = {**SHAPE, "intermediate_size": 96, "num_key_value_heads": 2, "vocab_size": VOCABULARY}
+CONFIGS: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**GATED),
+    "qwen2": lambda: Qwen2Config(**GATED, use_sliding_window=False, tie_word_embeddings=True),
+    "gpt_neox": lambda: GPTNeoXConfig(**SHAPE, vocab_size=VOCABULARY, intermediate_size=96, rotary_pct=0.25),
+    "gpt_neox in turn": lambda: GPTNeoXConfig(
+        **SHAPE, vocab_size=VOCABULARY, intermediate_size=96, rotary_pct=1.0, use_parallel_residual=False
+    ),
+}
+TEXT = torch.randint(VOCABULARY, (CONTEXT,), generator=torch.Generator().manual_seed(3))
+
+
+@cache
+def model(architecture: str) -> PreTrainedModel:
+    torch.manual_seed(1)
+    made = AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.25) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) / 10)
+    made.generation_config.eos_token_id = None
+    made.generation_config.pad_token_id = 0
+    return made.eval()
+
+
+@cache
+def graph(architecture: str, format: str) -> GraphBackend:
+    return GraphBackend(model(architecture), format, architecture)
+
+
+def prefilled(made: GraphBackend, count: int, chunk: int = CONTEXT) -> tuple[BlockCache, Tensor]:
+    """A cache with the first `count` tokens of the text, and the logits after them."""
+    (cache,) = made.new_caches(1)
+    for begin in range(0, count, chunk):
+        (logits,) = made.forward([Feed(TEXT[begin : min(begin + chunk, count)], cache, last_only=True)])
+    return cache, logits
+
+
+def random_tree(nodes: int, room: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Depths [n] and ancestors [n, n] of a tree no deeper than `room` levels below its root."""
+    chance, parents, depths = random.Random(seed), [-1], [0]
+    for node in range(1, nodes):
+        parents.append(chance.choice([place for place in range(node) if depths[place] < room]))
+        depths.append(depths[parents[-1]] + 1)
+    ancestors = torch.eye(nodes, dtype=torch.bool)
+    for node in range(1, nodes):
+        ancestors[node] |= ancestors[parents[node]]
+    return torch.tensor(depths), ancestors
+
+
+def equal_nodes(made: GraphBackend, committed: int, nodes: int, seed: int, room: int | None = None) -> tuple[int, int]:
+    """How many nodes of a tree have the bits of their path decoded token by token, and how many were looked at."""
+    cache, _ = prefilled(made, committed)
+    depths, ancestors = random_tree(nodes, cache.room if room is None else room, seed)
+    tokens = TEXT[-nodes:]
+    mask = torch.cat([torch.ones(nodes, committed, dtype=torch.bool), ancestors], 1)
+    (tree,) = made.forward([Feed(tokens, cache, depths + committed, mask)])
+    chosen = random.Random(seed).sample(range(nodes), min(nodes, 6))
+    equal = 0
+    for node in chosen:
+        alone, _ = prefilled(made, committed)
+        for place in ancestors[node].nonzero().flatten():
+            (logits,) = made.forward([Feed(tokens[place : place + 1], alone)])
+        equal += torch.equal(logits[0], tree[node])
+    return equal, len(chosen)
+
+
+@pytest.mark.parametrize("format", parts.FORMATS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_node_has_the_bits_of_its_path(architecture: str, format: str) -> None:
+    """Guards the promise: trees of any shape, before and behind the ends of blocks, near them and far."""
+    made = graph(architecture, format)
+    for seed, (committed, nodes) in enumerate(
+        [
+            (1, 9),
+            (5, 40),
+            (60, 12),
+            (200, 64),
+            (250, 30),
+            (254, 5),
+            (255, 1),
+            (256, 12),
+            (300, 33),
+            (515, 128),
+            (800, 8),
+        ]
+    ):
+        equal, looked_at = equal_nodes(made, committed, nodes, seed)
+        assert equal == looked_at, committed
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_prefill_has_the_same_bits_in_any_chunks(architecture: str) -> None:
+    """Guards conversations, whose texts go on where the last answer ended."""
+    made = graph(architecture, "int8")
+    whole, logits = prefilled(made, 300)
+    for chunk in (256, 128, 37, 1):
+        cache, found = prefilled(made, 300, chunk)
+        assert torch.equal(found, logits)
+        for mine, theirs in zip((*cache.full, *cache.block), (*whole.full, *whole.block), strict=True):
+            filled = 300 - BLOCK if mine is cache.block[0] or mine is cache.block[1] else BLOCK
+            assert torch.equal(mine[:, :, :filled], theirs[:, :, :filled])
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logits_are_those_of_the_model(architecture: str) -> None:
+    """Guards against a layer, a bias or a rotation that is left out; in fewer bits, against more than rounding."""
+    wanted = model(architecture)(TEXT[None, :300]).logits[0].detach()
+    for format, bound in (("float32", 1e-4), ("int8", 0.15), ("int4", 0.6)):
+        made = graph(architecture, format)
+        (found,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0])])
+        error = float((found - wanted).square().mean().sqrt() / wanted.std())
+        assert error < bound, (format, error)
+        assert torch.equal(made.score(TEXT[:300], 7), found[-7:])
+
+
+def test_a_path_beyond_the_end_of_a_block_differs() -> None:
+    """Guards the tests above, and the depth that the decoders keep to: without it they fail."""
+    made = graph("llama", "int8")
+    found = [equal_nodes(made, committed, 40, committed, room=30) for committed in (250, 254, 509)]
+    assert any(equal < looked_at for equal, looked_at in found)
+
+
+def test_softmax_as_it_is_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the column of ones: torch's and OpenVINO's softmax add up their denominators in another order."""
+    monkeypatch.setattr(parts, "exponential", lambda scores: op.softmax(scores, 3))
+    made = GraphBackend(model("llama"), "int8", "llama")
+    found = [equal_nodes(made, committed, 40, committed) for committed in (60, 300, 515)]
+    assert any(equal < looked_at for equal, looked_at in found)
+
+
+def test_a_cache_holds_what_was_kept() -> None:
+    """Guards the blocks: appended, kept, cropped and refilled at random, beside a plain list."""
+    chance, plain = random.Random(0), torch.zeros(1, 1, 0, 4)
+    cache = BlockCache(1, 1, 4)
+    for _ in range(300):
+        count = chance.choice([1, 1, 2, 5, 40, 130])
+        fresh = torch.randn(1, 1, count, 4)
+        if cache.length > 900:
+            cut = chance.choice([3, 255, 256, 257, 700, cache.length - 1])
+            cache.crop(cut)
+            plain = plain[:, :, :cut]
+        elif chance.random() < 0.5:
+            cache.append(fresh, -fresh, committed=True)
+            plain = torch.cat([plain, fresh], 2)
+        else:
+            prefix = cache.length
+            cache.append(fresh, -fresh, committed=False)
+            assert cache.length == prefix + count
+            kept = torch.tensor(sorted(chance.sample(range(count), chance.randint(1, count))))
+            cache.keep(prefix, kept)
+            plain = torch.cat([plain, fresh[:, :, kept]], 2)
+        assert cache.length == plain.shape[2] and 0 <= cache.room < BLOCK
+        rest = cache.committed - cache.done
+        keys = torch.cat([cache.full[0][:, :, : cache.done], cache.block[0][:, :, :rest]], 2)
+        values = torch.cat([cache.full[1][:, :, : cache.done], cache.block[1][:, :, :rest]], 2)
+        assert torch.equal(keys, plain) and torch.equal(values[..., :4], -plain)
+        assert bool((values[..., 4] == 1).all()) and not values[..., 5:].any()
+
+
+def test_weights_that_were_codes_keep_their_values() -> None:
+    """Guards a 4-bit file's weights from being rounded a second time, and others from more than half a step."""
+    generator = torch.Generator().manual_seed(0)
+    step = (torch.rand(40, 6, 1, generator=generator) / 10 + 1e-3).half().float()
+    low = (-8 * step * (0.8 + 0.4 * torch.rand(40, 6, 1, generator=generator))).half().float()
+    own = torch.randint(16, (40, 6, 32), generator=generator)
+    own[3] = own[3] // 2  # some groups use few of the codes, some one alone
+    own[5, 2] = 7
+    weight = (step * own + low).view(40, -1)
+    found = codes.four_bits(weight)
+    assert torch.allclose(value(found), weight.view(40, 6, 32), rtol=0, atol=1e-6)
+    assert bool((found.rest.abs() <= 0.5001 * found.scale.squeeze(-1))[:3].all())
+    other = torch.randn(20, 64, generator=generator)
+    found = codes.four_bits(other)
+    assert bool(((value(found) - other.view(20, 2, 32)).abs() <= 0.51 * found.scale).all())
+    assert bool((found.codes >= 0).all()) and bool((found.codes <= 15).all())
+    eight, scale = codes.eight_bits(other)
+    assert float((eight * scale - other).abs().max()) <= float(scale.max()) / 2 + 1e-6
+
+
+def value(found: codes.Codes) -> Tensor:
+    return found.scale * (found.codes - found.zeros) + found.rest[..., None]
+
+
+@pytest.mark.parametrize(("architecture", "format"), [("llama", "int8"), ("llama", "int4"), ("gpt_neox", "int4")])
+def test_every_method_decodes_as_one_token_a_forward(architecture: str, format: str) -> None:
+    """Guards the decoders on the graph: over the ends of blocks, alone, together, and with processors."""
+    prompts = [TEXT[:240].tolist(), TEXT[:3].tolist(), TEXT[100:613].tolist()]
+    several: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.2}]
+    wanted: list[list[list[int]]] = []
+    for method in ("autoregressive", "dynatree", "linear", "fixed_tree"):
+        with DynaTree(model(architecture), drafter=copied(model(architecture)), method=method, dtype=format) as tree:
+            for place, options in enumerate(several):
+                alone = [tree.generate(prompt, max_new_tokens=40, **options) for prompt in prompts]
+                together = tree.generate(prompts, max_new_tokens=40, **options)
+                if method == "autoregressive":
+                    wanted.append([found.tokens for found in alone])
+                else:
+                    assert min(found.accepted for found in alone) > 1.2, method
+                assert [found.tokens for found in alone] == wanted[place], method
+                assert [found.tokens for found in together] == wanted[place], method
+
+
+def copied(model: PreTrainedModel) -> PreTrainedModel:
+    """An equal drafter, whose forwards are counted apart."""
+    made = AutoModelForCausalLM.from_config(model.config)
+    made.load_state_dict(model.state_dict())
+    return made.eval()
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    """Guards a loaded model from the graph: its own forward gives what it gave."""
+    own = model("llama")
+    before = own(TEXT[None, :20]).logits
+    with DynaTree(own, dtype="int4") as tree:
+        assert tree.generate(TEXT[:9].tolist(), max_new_tokens=5).tokens
+    assert torch.equal(own(TEXT[None, :20]).logits, before)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "given", "complaint"),
+    [
+        ("gpt2", {}, "dtype: int4 is for llama, mistral, qwen2, gpt_neox; GPT2LMHeadModel is gpt2, take float32"),
+        (
+            "llama",
+            {"method": "transformers"},
+            "dtype: int4 is for our own decoders, not for transformers; take float32",
+        ),
+        ("llama", {"method": "prompt_lookup"}, "dtype: int4 is for our own decoders, not for prompt_lookup"),
+    ],
+)
+def test_what_has_no_graph_is_refused(architecture: str, given: dict[str, Any], complaint: str) -> None:
+    """Guards against another format in silence."""
+    with pytest.raises(UserError, match=complaint):
+        DynaTree(models.random_model(architecture, dtype=torch.float32), dtype="int4", **given)
