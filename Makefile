@@ -31,7 +31,7 @@ report: all
 	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/quantised.parquet)))
 
 # In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
-PARALLEL := --numprocesses $(shell expr $$(nproc) + 1) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL)
 

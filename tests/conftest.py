@@ -34,6 +34,12 @@ Build = Callable[..., LanguageModel]
 Drafts = Callable[..., DraftModel]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Whatever an earlier test set: two processes with two spinning threads each take forty times as long."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A lock of our own, so that tests neither wait for timed jobs nor disturb them."""

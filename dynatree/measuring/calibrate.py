@@ -81,7 +81,7 @@ def loaded(
     # Whichever way they are decoded.
     decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     # Continuations are not timed, but would slow down a job that is.
-    with alone():
+    with alone(), target.threads():
 
         def continued(prompt: list[int], processors: LogitsProcessors) -> tuple[list[int], list[int]]:
             output = decoder.decode(prompt, wanted(output_tokens, processors)).output

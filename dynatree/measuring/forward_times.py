@@ -190,7 +190,7 @@ def with_batches(
     Those of one request are there already.
     """
     target, drafter = checkpoint.load_pair(folders, dtype, device)
-    with alone():
+    with alone(), target.threads():
         found = batch_costs(target, drafter, contexts, repeats, batches, calibration.costs)
     return calibration._replace(costs=calibration.costs.model_copy(update={"batches": found}))
 

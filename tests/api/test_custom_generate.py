@@ -120,6 +120,13 @@ def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], complaint: 
         called(model, batch(PROMPTS[0]), options, custom_generate=tree)
 
 
+def test_several_sequences_of_greedy_decoding_are_refused() -> None:
+    """Guards the one that transformers refuses before it asks us."""
+    model = models.random_model()
+    with DynaTree(model) as tree, pytest.raises(ValueError, match="num_return_sequences"):
+        called(model, batch(PROMPTS[0]), {"num_return_sequences": 2}, custom_generate=tree)
+
+
 def test_other_models_filled_caches_and_padding_on_the_right_are_refused() -> None:
     """Guards against text that is decoded after something else than was given."""
     model, other = models.random_model(), models.random_model(seed=1)

@@ -80,6 +80,18 @@ def test_a_loaded_model_decodes_as_its_generate(architecture: str, dtype: torch.
 
 
 @pytest.mark.parametrize("architecture", models.CONFIGS)
+def test_a_saved_folder_decodes_as_its_generate(architecture: str, tmp_path: Path) -> None:
+    """Guards folders that are not ours: no manifest, no tokenizer, transformers' own files."""
+    model, helper = (models.random_model(architecture, seed, torch.float32) for seed in (0, 0))
+    model.save_pretrained(tmp_path / "target")
+    helper.save_pretrained(tmp_path / "drafter")
+    wanted = [expected(model, prompt, 20) for prompt in PROMPTS]
+    for drafter in (None, tmp_path / "drafter"):
+        tree = DynaTree.from_pretrained(tmp_path / "target", drafter=drafter)
+        assert [one.tokens for one in tree.generate(PROMPTS, max_new_tokens=20, eos_token_id=None)] == wanted
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
 def test_close_puts_everything_back(architecture: str) -> None:
     """Guards against weights, attention, hooks or a mode that a user's model keeps."""
     model = models.random_model(architecture, dtype=torch.float32).train()
@@ -127,6 +139,18 @@ def test_a_model_in_use_is_saved_whole(tmp_path: Path) -> None:
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").state_dict()
     for name, weight in before.items():
         assert torch.equal(state[name], weight) and torch.equal(again[name], weight)
+
+
+def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Guards pairs of one vocabulary's size whose tokens mean something else."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    (other / "manifest.json").unlink()
+    text = (other / "tokenizer.json").read_text(encoding="utf-8")
+    swapped = text.replace('"a": ', '"?": ', 1).replace('"b": ', '"a": ', 1).replace('"?": ', '"b": ', 1)
+    (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
+    with pytest.raises(UserError, match="have different tokenizers"):
+        DynaTree.from_pretrained(folder, drafter=other)
 
 
 def test_a_closed_one_says_so() -> None:

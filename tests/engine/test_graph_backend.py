@@ -239,6 +239,15 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(own(TEXT[None, :20]).logits, before)
 
 
+def test_a_tree_too_large_for_one_product_is_refused() -> None:
+    """Guards against sums that are cut in parts, silently."""
+    made = graph("llama", "int8")
+    cache, _ = prefilled(made, 5)
+    mask = torch.cat([torch.ones(300, 5, dtype=torch.bool), torch.eye(300, dtype=torch.bool)], 1)
+    with pytest.raises(UserError, match="a tree of 300 nodes; int8 takes at most 256: lower the budget"):
+        made.forward([Feed(TEXT[:300], cache, torch.full((300,), 5), mask)])
+
+
 @pytest.mark.parametrize(
     ("architecture", "given", "complaint"),
     [

@@ -123,7 +123,10 @@ class GraphBackend:
         """Logits of the last `wanted` of `tokens` [n], and their keys and values; `mask` as in `Feed`."""
         n, length = len(tokens), cache.length
         full, nodes = cache.full[0].shape[2], length - cache.committed
-        assert BLOCK + nodes + n <= MOST, f"a tree of {nodes + n} nodes; at most {MOST - BLOCK} fit"
+        if BLOCK + nodes + n > MOST:
+            raise UserError(
+                f"a tree of {nodes + n} nodes; {self._format} takes at most {MOST - BLOCK}: lower the budget"
+            )
         laid = torch.full((n, full + BLOCK + nodes + n), -torch.inf)
         # Slots of the cache to columns of the graph: full blocks, the current one, nodes and new ones.
         for slots, columns in (
