@@ -144,14 +144,15 @@ class DynaTree:
 
         It is kept in the user's cache folder, where the next process finds it; the folder is returned. What is kept is
         used, and not measured again, unless with `anew` or a `text`: what the target goes on from, texts or token ids;
-        None: some sentences. Let nothing else run meanwhile; a bar on standard
-        error shows how far it is. Raises UserError for a method that makes no use of it.
+        None: some sentences. Let nothing else run meanwhile; a bar on standard error shows how far it is. Raises
+        UserError for a method that makes no use of it.
         """
         if not self._method.needs.calibration:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
         machine = self._machine
         kept = calibrations.folder(self._loaded.fingerprints, machine)
         if text is None and not anew and calibrations.of(kept, self._loaded.fingerprints):
+            self._made = self._built(calibrations.find(kept, self._loaded, machine))
             return kept
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
@@ -279,9 +280,9 @@ class DynaTree:
 
     def _asked(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationOptions:
         given = {"eos_token_id": self._target.eos_ids, **options, "max_new_tokens": max_new_tokens}
-        if given.pop("do_sample", None) or (sampling := sorted(_SAMPLING & set(given))):
-            named = "do_sample" if options.get("do_sample") else ", ".join(sampling)
-            raise UserError(f"{named}: sampling is not implemented; decoding is greedy")
+        sampling = ["do_sample"] if given.pop("do_sample", None) else sorted(_SAMPLING & set(given))
+        if sampling:
+            raise UserError(f"{', '.join(sampling)}: sampling is not implemented; decoding is greedy")
         try:
             return GenerationOptions(**given)
         except ValueError as error:

@@ -165,6 +165,8 @@ class RoundDecoder(ABC):
             kept.last = None
             raise
 
+    # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
+    @torch.inference_mode()
     def _rounds(
         self,
         prompts: Sequence[Sequence[int]],
@@ -175,41 +177,28 @@ class RoundDecoder(ABC):
         kept: PrefixCache | None = None,
     ) -> Iterator[list[Request]]:
         """The requests of all `prompts` after the prefill and after each round; `kept`: for one prompt alone."""
-        with self._target.threads():
-            yield from self._run(prompts, options, on_commit, clock, paddings, kept)
-
-    # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
-    @torch.inference_mode()
-    def _run(
-        self,
-        prompts: Sequence[Sequence[int]],
-        options: GenerationOptions,
-        on_commit: OnCommit | None,
-        clock: Clock,
-        paddings: Sequence[Sequence[int]],
-        kept: PrefixCache | None = None,
-    ) -> Iterator[list[Request]]:
         target = self._target
-        for prompt in prompts:
-            target.check_prompt(prompt, options.max_new_tokens)
-        follows, begun = (kept.last, kept.begin(prompts[0])) if kept else (None, None)
-        caches = target.new_caches(len(prompts)) if begun is None else [begun]
-        requests = [
-            Request(prompt, options, cache, on_commit, clock, padding, follows)
-            for prompt, cache, padding in zip(prompts, caches, paddings, strict=True)
-        ]
-        for request in requests:
-            with clock.phase("prefill"):
-                token = self._prefill(request)
-            request.prefilled(token)
-        before = target.forwards
-        self._start(requests)
-        active = self._retire(requests, 0)
-        yield requests
-        while active:
-            self._round(active, clock)
-            active = self._retire(active, target.forwards - before)
+        with target.threads():
+            for prompt in prompts:
+                target.check_prompt(prompt, options.max_new_tokens)
+            follows, begun = (kept.last, kept.begin(prompts[0])) if kept else (None, None)
+            caches = target.new_caches(len(prompts)) if begun is None else [begun]
+            requests = [
+                Request(prompt, options, cache, on_commit, clock, padding, follows)
+                for prompt, cache, padding in zip(prompts, caches, paddings, strict=True)
+            ]
+            for request in requests:
+                with clock.phase("prefill"):
+                    token = self._prefill(request)
+                request.prefilled(token)
+            before = target.forwards
+            self._start(requests)
+            active = self._retire(requests, 0)
             yield requests
+            while active:
+                self._round(active, clock)
+                active = self._retire(active, target.forwards - before)
+                yield requests
 
     def _prefill(self, request: Request) -> int:
         """The token that follows the prompt of `request`."""

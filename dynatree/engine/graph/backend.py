@@ -32,8 +32,8 @@ class GraphBackend:
         if not found:
             known = ", ".join(kind for builder in BUILDERS for kind in builder.TYPES)
             raise UserError(f"dtype: {format} is for {known}; {name} is {config.model_type}, take float32")
-        if reason := found[0].supported(config):
-            raise UserError(f"dtype: {format} is not for {name}: {reason}; take float32")
+        if config.hidden_act != found[0].ACTIVATION:
+            raise UserError(f"dtype: {format} is not for {name}: its activation is {config.hidden_act}; take float32")
         self.device = torch.device("cpu")
         self._model, self._builder, self._format = model, found[0], format
         self._shape, self._layers = parts.shape(config), config.num_hidden_layers

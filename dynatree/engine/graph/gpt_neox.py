@@ -10,13 +10,7 @@ from dynatree.engine.graph import parts
 from dynatree.engine.graph.parts import Weights
 
 TYPES = ("gpt_neox",)
-
-
-def supported(config: Any) -> str | None:
-    """Why a model of this configuration cannot be built; None: it can."""
-    if config.hidden_act != "gelu":
-        return f"its activation is {config.hidden_act}"
-    return None
+ACTIVATION = "gelu"
 
 
 def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
