@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTr
 
 from dynatree import DynaTree
 from dynatree.engine.backend import Feed
-from dynatree.engine.graph import codes, parts
+from dynatree.engine.graph import codes, compiled, parts
 from dynatree.engine.graph.backend import GraphBackend
-from dynatree.engine.graph.block_cache import BLOCK, BlockCache
+from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
 from dynatree.errors import UserError
 from tests import models
 
@@ -145,39 +145,89 @@ def test_a_path_beyond_the_end_of_a_block_differs() -> None:
 
 def test_softmax_as_it_is_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the column of ones: torch's and OpenVINO's softmax add up their denominators in another order."""
-    monkeypatch.setattr(parts, "exponential", lambda scores: op.softmax(scores, 3))
+    monkeypatch.setattr(parts, "exponential", lambda shape, scores, most: op.softmax(scores, 2))
     made = GraphBackend(model("llama"), "int8", "llama")
     found = [equal_nodes(made, committed, 40, committed) for committed in (60, 300, 515)]
     assert any(equal < looked_at for equal, looked_at in found)
+
+
+@pytest.mark.parametrize("format", parts.FORMATS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_graph_of_its_own_width_has_the_bits_of_one_for_any(
+    architecture: str, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards numbers of new tokens that are padded to a graph's width, and those that have none."""
+    assert different_widths(graph(architecture, format), architecture, format, monkeypatch) == 0
+
+
+def test_kernels_made_for_a_width_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the test above, and the setting that it rests on."""
+    monkeypatch.setattr(compiled, "SAME_KERNELS", {})
+    made = GraphBackend(model("llama"), "int8", "llama")
+    assert different_widths(made, "llama", "int8", monkeypatch) > 0
+
+
+def different_widths(made: GraphBackend, architecture: str, format: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """In how many of some forwards `made` has other bits than a graph that takes any number of tokens."""
+    prefilled(made, 1)  # it is made at the first forward
+    monkeypatch.setattr(compiled, "STATIC_BYTES", 0)
+    anywhere = GraphBackend(model(architecture), format, architecture)
+    found = []
+    for count in (40, 300):
+        caches = [prefilled(backend, count)[0] for backend in (made, anywhere)]
+        for n in (1, 2, 3, 5, 8, 13, 30, 64, 70):
+            both = zip((made, anywhere), caches, strict=True)
+            mine, theirs = (backend.forward([Feed(TEXT[:n], cache)])[0] for backend, cache in both)
+            found.append(torch.equal(mine, theirs))
+            for held in caches:
+                held.crop(count)
+    return found.count(False)
 
 
 def test_a_cache_holds_what_was_kept() -> None:
     """Guards the blocks: appended, kept, cropped and refilled at random, beside a plain list."""
     chance, plain = random.Random(0), torch.zeros(1, 1, 0, 4)
     cache = BlockCache(1, 1, 4)
-    for _ in range(300):
-        count = chance.choice([1, 1, 2, 5, 40, 130])
-        fresh = torch.randn(1, 1, count, 4)
+    for _ in range(400):
+        cache.settle()
+        left = BLOCK - (cache.committed - cache.done)
         if cache.length > 900:
             cut = chance.choice([3, 255, 256, 257, 700, cache.length - 1])
             cache.crop(cut)
             plain = plain[:, :, :cut]
         elif chance.random() < 0.5:
-            cache.append(fresh, -fresh, committed=True)
+            fresh = torch.randn(1, 1, min(left, chance.choice([1, 1, 2, 5, 40, 130])), 4)
+            cache.append(fresh, with_ones(-fresh), committed=True)
             plain = torch.cat([plain, fresh], 2)
         else:
-            prefix = cache.length
-            cache.append(fresh, -fresh, committed=False)
-            assert cache.length == prefix + count
-            kept = torch.tensor(sorted(chance.sample(range(count), chance.randint(1, count))))
+            # Nodes, of one forward or of one a level, which may not all fit into the block; some levels are cropped.
+            prefix, nodes = cache.length, torch.zeros(1, 1, 0, 4)
+            for count in chance.sample([1, 2, 30, 100], chance.randint(1, 3)):
+                fresh = torch.randn(1, 1, count, 4)
+                cache.append(fresh, with_ones(-fresh), committed=False)
+                nodes = torch.cat([nodes, fresh], 2)
+                if chance.random() < 0.2:
+                    nodes = nodes[:, :, : chance.randint(1, nodes.shape[2])]
+                    cache.crop(prefix + nodes.shape[2])
+                assert cache.length == prefix + nodes.shape[2]
+                held = cache.block[0][:, :, prefix - cache.done : cache.length - cache.done]
+                assert torch.equal(held, nodes) and cache.block[0].shape[2] == max(BLOCK, cache.length - cache.done)
+            some = chance.randint(1, min(left, nodes.shape[2]))
+            kept = torch.tensor(sorted(chance.sample(range(nodes.shape[2]), some)))
             cache.keep(prefix, kept)
-            plain = torch.cat([plain, fresh[:, :, kept]], 2)
-        assert cache.length == plain.shape[2] and 0 <= cache.room < BLOCK
-        rest = cache.committed - cache.done
-        keys = torch.cat([cache.full[0][:, :, : cache.done], cache.block[0][:, :, :rest]], 2)
-        values = torch.cat([cache.full[1][:, :, : cache.done], cache.block[1][:, :, :rest]], 2)
-        assert torch.equal(keys, plain) and torch.equal(values[..., :4], -plain)
-        assert bool((values[..., 4] == 1).all()) and not values[..., 5:].any()
+            plain = torch.cat([plain, nodes[:, :, kept]], 2)
+        assert cache.length == cache.committed == plain.shape[2] and 0 <= cache.room < BLOCK
+        used = cache.committed - cache.done
+        keys = torch.cat([cache.full[0], cache.block[0][:, :, :used]], 2)
+        values = torch.cat([cache.full[1], cache.block[1][:, :, :used]], 2)
+        assert torch.equal(keys, plain) and torch.equal(values, with_ones(-plain))
+
+
+def with_ones(values: Tensor) -> Tensor:
+    """As a graph gives values: with the column that sums up, and the others that fill a vector."""
+    ones = torch.zeros(*values.shape[:3], EXTRA)
+    ones[..., 0] = 1
+    return torch.cat([values, ones], 3)
 
 
 def test_weights_that_were_codes_keep_their_values() -> None:

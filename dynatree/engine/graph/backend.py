@@ -7,15 +7,15 @@ same bits, too.
 from collections.abc import Sequence
 from typing import Any
 
-import openvino as ov
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dynatree.engine.backend import Feed
 from dynatree.engine.graph import gpt_neox, llama, parts
-from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
-from dynatree.engine.graph.codes import GROUP
+from dynatree.engine.graph.block_cache import BLOCK, BlockCache
+from dynatree.engine.graph.compiled import Given, Graph
+from dynatree.engine.graph.parts import Weights
 from dynatree.errors import UserError
 
 BUILDERS = (llama, gpt_neox)
@@ -38,7 +38,9 @@ class GraphBackend:
         self._model, self._builder, self._format = model, found[0], format
         self._shape, self._layers = parts.shape(config), config.num_hidden_layers
         self._embedding = model.get_input_embeddings().weight.detach().float()
-        self._compiled: dict[int | None, _Compiled] = {}
+        self._graphs: dict[int | None, Graph] = {}
+        # Asked here: later torch may keep to one thread, since a graph has the cores.
+        self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
         self._cos, self._sin = (torch.empty(0, 1, self._shape.size) for _ in range(2))
 
@@ -60,14 +62,16 @@ class GraphBackend:
         (cache,) = self.new_caches(1)
         return self._continue(tokens, cache, last, self._graph(None))
 
-    def _graph(self, head: int | None) -> "_Compiled":
-        if head not in self._compiled:
+    def _graph(self, head: int | None) -> Graph:
+        if head not in self._graphs:
             weight = self._model.get_output_embeddings().weight.detach()
             rows = weight if head is None else weight[self._heads[head]]
-            self._compiled[head] = _Compiled(self._builder, self._model, self._format, rows, self._layers)
-        return self._compiled[head]
+            weights = Weights(self._format)
+            graph = self._builder.graph(self._model, weights, rows)
+            self._graphs[head] = Graph(graph, weights, self._shape, self._layers, self._threads)
+        return self._graphs[head]
 
-    def _one(self, feed: Feed, graph: "_Compiled") -> Tensor:
+    def _one(self, feed: Feed, graph: Graph) -> Tensor:
         tokens, cache, positions, mask, last_only = feed
         assert isinstance(cache, BlockCache)
         wanted = 1 if last_only else len(tokens)
@@ -78,7 +82,7 @@ class GraphBackend:
             mask = torch.ones(len(tokens), cache.length + len(tokens), dtype=torch.bool).tril(cache.length)
         return self._step(tokens, cache, positions, mask, wanted, graph, committed=False)
 
-    def _continue(self, tokens: Tensor, cache: BlockCache, wanted: int, graph: "_Compiled") -> Tensor:
+    def _continue(self, tokens: Tensor, cache: BlockCache, wanted: int, graph: Graph) -> Tensor:
         """Logits of the last `wanted` of further text `tokens` [n], in pieces that end with a block."""
         found, begin = [], 0
         while begin < len(tokens):
@@ -101,43 +105,21 @@ class GraphBackend:
         positions: Tensor,
         mask: Tensor,
         wanted: int,
-        graph: "_Compiled",
+        graph: Graph,
         committed: bool,
     ) -> Tensor:
         """Logits of the last `wanted` of `tokens` [n] by one forward; their keys and values go into `cache`."""
         cache.settle()
-        if len(tokens) == 1 and self._shape.share == 1:
-            # A product over a single row takes another kernel, with another order of sums: there it goes in twice.
-            twice = torch.tensor([0, 0])
-            mask = F.pad(mask[twice], (0, 1))
-            logits, keys, values = self._infer(tokens[twice], cache, positions[twice], mask, 2, graph)
-            logits, keys, values = logits[:1], keys[:, :, :1], values[:, :, :1]
-        else:
-            logits, keys, values = self._infer(tokens, cache, positions, mask, wanted, graph)
+        if cache.block[0].shape[2] + len(tokens) > MOST:
+            nodes = cache.length - cache.committed + len(tokens)
+            raise UserError(f"a tree of {nodes} nodes; {self._format} takes at most {MOST - BLOCK}: lower the budget")
+        self._know(int(positions.max()) + 1)
+        # All see the full blocks; of the current one's slots those in use, and each other.
+        slots = mask[:, cache.done : cache.length], mask[:, cache.length :]
+        given = Given(self._embedding[tokens], self._cos[positions], self._sin[positions], *slots)
+        logits, keys, values = graph.infer(given, cache, wanted)
         cache.append(keys, values, committed)
         return logits
-
-    def _infer(
-        self, tokens: Tensor, cache: BlockCache, positions: Tensor, mask: Tensor, wanted: int, graph: "_Compiled"
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of the last `wanted` of `tokens` [n], and their keys and values; `mask` as in `Feed`."""
-        n, length = len(tokens), cache.length
-        full, nodes = cache.full[0].shape[2], length - cache.committed
-        if BLOCK + nodes + n > MOST:
-            raise UserError(
-                f"a tree of {nodes + n} nodes; {self._format} takes at most {MOST - BLOCK}: lower the budget"
-            )
-        laid = torch.full((n, full + BLOCK + nodes + n), -torch.inf)
-        # Slots of the cache to columns of the graph: full blocks, the current one, nodes and new ones.
-        for slots, columns in (
-            (slice(0, cache.done), slice(0, cache.done)),
-            (slice(cache.done, cache.committed), slice(full, full + cache.committed - cache.done)),
-            (slice(cache.committed, length + n), slice(full + BLOCK, full + BLOCK + nodes + n)),
-        ):
-            laid[:, columns].masked_fill_(mask[:, slots], 0)
-        self._know(int(positions.max()) + 1)
-        given = (self._embedding[tokens], self._cos[positions], self._sin[positions], laid)
-        return graph.infer(given, cache, torch.arange(n - wanted, n))
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them; rotating is adding the halves crosswise."""
@@ -149,54 +131,3 @@ class GraphBackend:
         sign = torch.cat([-torch.ones(half), torch.ones(half)])
         self._cos = F.pad(cos[0].float(), (0, rest), value=1.0)[:, None].contiguous()
         self._sin = F.pad(sin[0].float() * sign, (0, rest))[:, None].contiguous()
-
-
-class _Compiled:
-    """A graph, compiled for this processor, and what its inputs point into."""
-
-    def __init__(self, builder: Any, model: Any, format: str, head: Tensor, layers: int):
-        self._weights = parts.Weights(format)
-        settings = {
-            "INFERENCE_NUM_THREADS": str(torch.get_num_threads()),
-            "NUM_STREAMS": "1",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP),
-        }
-        graph = builder.graph(model, self._weights, head)
-        self._request = ov.Core().compile_model(graph, "CPU", settings).create_infer_request()
-        self._layers = layers
-        self._first = len(graph.inputs) - 4 * layers
-        self._bound: tuple[BlockCache, int] | None = None
-        self._held: list[Any] = []
-        self._held_past: list[Any] = []
-
-    def infer(self, given: Sequence[Tensor], cache: BlockCache, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [w, v], and keys and values [layers, groups, n, size] of the new tokens."""
-        self._bind(cache)
-        n, groups = len(given[0]), cache.full[0].shape[1]
-        ones = torch.zeros(groups, n, EXTRA)
-        ones[..., 0] = 1
-        # OpenVINO does not keep what its tensors point into.
-        self._held = [*given, ones, torch.tensor([cache.full[0].shape[2]]), wanted]
-        for place, tensor in enumerate(self._held):
-            self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
-        self._request.infer()
-        outputs = [torch.from_numpy(self._request.get_output_tensor(k).data) for k in range(1 + 2 * self._layers)]
-        # Copies: the next forward writes into the same memory.
-        return outputs[0].clone(), torch.stack(outputs[1::2]), torch.stack(outputs[2::2])
-
-    def _bind(self, cache: BlockCache) -> None:
-        """Let the layers' inputs point into `cache`."""
-        held = cache.pending
-        if held is None and self._bound is not None and self._bound[0] is cache and self._bound[1] == cache.version:
-            return
-        current = cache.block
-        if held is not None:
-            current = tuple(torch.cat(pair, 2) for pair in zip(cache.block, held, strict=True))  # type: ignore[assignment]
-        self._held_past = [cache.full, current]
-        self._bound = (cache, cache.version) if held is None else None
-        for layer in range(self._layers):
-            for place, tensor in enumerate((*cache.full, *current)):
-                at = self._first + 4 * layer + place
-                self._request.set_input_tensor(at, ov.Tensor(tensor[layer].numpy(), shared_memory=True))

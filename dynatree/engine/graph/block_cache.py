@@ -13,20 +13,23 @@ BLOCK = 256
 # Columns that the values have besides their own: the first is of ones and sums up the weights of attention.
 EXTRA = 16
 
+# Keys and values.
+Buffers = tuple[Tensor, Tensor]
+
 
 class BlockCache:
-    """`full`: keys [layers, heads, f, size] and values [layers, heads, f, size + EXTRA], f a multiple of a block and at
-    least one; `block`: the same of the current one. The first `done` positions stand in `full`.
+    """`full`: keys [layers, heads, f, size] and values [layers, heads, f, size + EXTRA] of the first `done` = f
+    positions, whole blocks; `block`: the same of the current one: committed tokens, and nodes that are not kept yet.
+    It has the size of a block, or as much more as there are nodes that do not fit.
     """
 
     def __init__(self, layers: int, heads: int, size: int):
         self._shape = layers, heads, size
-        self.full, self.block = self._buffers(BLOCK), self._buffers(BLOCK)
-        self.done = self.committed = 0
-        self._pending: list[tuple[Tensor, Tensor]] = []
-        self.version = 0  # changes where `full` or `block` are other tensors
+        self.full, self.block = self._buffers(0), self._buffers(BLOCK)
+        self._own = self.block
+        self.done = self.committed = self.length = 0
 
-    def _buffers(self, positions: int) -> tuple[Tensor, Tensor]:
+    def _buffers(self, positions: int) -> Buffers:
         layers, heads, size = self._shape
         keys = torch.zeros(layers, heads, positions, size)
         values = torch.zeros(layers, heads, positions, size + EXTRA)
@@ -34,77 +37,58 @@ class BlockCache:
         return keys, values
 
     @property
-    def length(self) -> int:
-        """Slots in use: committed tokens plus what forwards appended and nobody kept or cropped yet."""
-        return self.committed + sum(keys.shape[2] for keys, _ in self._pending)
-
-    @property
     def room(self) -> int:
         """Levels that a tree below the next token may have: no path crosses the end of a block."""
         return BLOCK - 1 - self.committed % BLOCK
 
-    @property
-    def pending(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values, with their further columns, of the nodes that are not kept yet; None: there are none."""
-        if not self._pending:
-            return None
-        keys, values = (torch.cat(parts, 2) for parts in zip(*self._pending, strict=True))
-        return keys, values
-
     def append(self, keys: Tensor, values: Tensor, committed: bool) -> None:
-        """Further `keys` [layers, heads, n, size] and `values` [layers, heads, n, size], `committed` or as nodes."""
-        if not committed:
-            ones = values.new_zeros(*values.shape[:3], EXTRA)
-            ones[..., 0] = 1
-            self._pending.append((keys, torch.cat([values, ones], 3)))
-            return
-        assert not self._pending, "what comes after nodes depends on which of them are kept"
-        size, taken = self._shape[2], 0
-        while taken < keys.shape[2]:
-            self.settle()
-            at = self.committed - self.done
-            count = min(BLOCK - at, keys.shape[2] - taken)
-            self.block[0][:, :, at : at + count] = keys[:, :, taken : taken + count]
-            self.block[1][:, :, at : at + count, :size] = values[:, :, taken : taken + count]
-            taken, self.committed = taken + count, self.committed + count
+        """Further `keys` [layers, heads, n, size] and `values` [layers, heads, n, size + EXTRA]: `committed`, which do
+        not pass the end of the block, or nodes.
+        """
+        at, count = self.length - self.done, keys.shape[2]
+        fit = max(0, min(count, BLOCK - at))
+        for own, new in zip(self._own, (keys, values), strict=True):
+            own[:, :, at : at + fit] = new[:, :, :fit]
+        if fit < count:
+            keys_left, values_left = keys[:, :, fit:], values[:, :, fit:]
+            self.block = torch.cat([self.block[0], keys_left], 2), torch.cat([self.block[1], values_left], 2)
+        self.length += count
+        if committed:
+            assert self.committed + count == self.length and fit == count, "committed tokens follow committed tokens"
+            self.committed = self.length
 
     def settle(self) -> None:
-        """Let a current block that is full join the others."""
+        """Let a current block that is full of committed tokens join the others."""
         if self.committed - self.done < BLOCK:
             return
-        grown = [
-            block.clone() if self.done == 0 else torch.cat([held, block], 2)
-            for held, block in zip(self.full, self.block, strict=True)
-        ]
-        self.full, self.done = (grown[0], grown[1]), self.committed
-        self.version += 1
+        assert self.length == self.committed, "nodes below a full block"
+        full = [torch.cat(pair, 2) for pair in zip(self.full, self._own, strict=True)]
+        self.full, self.done = (full[0], full[1]), self.committed
 
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
-        waiting = max(0, length - self.committed)
-        held = self.pending
-        self._pending = [] if held is None or not waiting else [(held[0][:, :, :waiting], held[1][:, :, :waiting])]
-        if length >= self.committed:
-            return
         if length < self.done:
             self.done = length // BLOCK * BLOCK
-            here = slice(self.done, self.done + BLOCK)
-            self.block = (self.full[0][:, :, here].clone(), self.full[1][:, :, here].clone())
-            kept = max(self.done, BLOCK)
-            self.full = (self.full[0][:, :, :kept].contiguous(), self.full[1][:, :, :kept].contiguous())
-            self.version += 1
-        self.committed = length
+            for own, full in zip(self._own, self.full, strict=True):
+                own.copy_(full[:, :, self.done : self.done + BLOCK])
+            self.full = self.full[0][:, :, : self.done].clone(), self.full[1][:, :, : self.done].clone()
+        self._shrink(length - self.done)
+        self.length, self.committed = length, min(self.committed, length)
+
+    def _shrink(self, used: int) -> None:
+        """Hold no more slots behind the block's end than the first `used` need."""
+        if self.block is not self._own:
+            wide = max(used, BLOCK)
+            self.block = (self.block[0][:, :, :wide].contiguous(), self.block[1][:, :, :wide].contiguous())
+            self.block = self._own if wide == BLOCK else self.block
 
     def keep(self, prefix_length: int, kept: Tensor) -> None:
         """Of the slots behind `prefix_length` keep those at offsets `kept` [m] (ascending), moved together."""
         assert self.done <= prefix_length <= self.committed, "nodes stand in or behind the current block"
-        size, start = self._shape[2], prefix_length - self.done
-        behind = [(part[0][:, :, start : self.committed - self.done]) for part in ((self.block[0],), (self.block[1],))]
-        held = self.pending
-        keys, values = behind if held is None else (torch.cat(pair, 2) for pair in zip(behind, held, strict=True))
-        chosen = keys[:, :, kept], values[:, :, kept, :size]
-        self._pending, self.committed = [], prefix_length
-        self.append(*chosen, committed=True)
+        slots = kept + (prefix_length - self.done)
+        keys, values = self.block[0][:, :, slots], self.block[1][:, :, slots]
+        self.crop(prefix_length)
+        self.append(keys, values, committed=True)
 
     @staticmethod
     def retain(caches: Sequence["BlockCache"]) -> None:

@@ -20,7 +20,7 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
     heads, size = shape.heads, shape.size
     turned = base.rotary_emb.inv_freq.shape[0]  # half of what is rotated
     inputs, nodes = parts.inputs(shape)
-    y, outputs = inputs[0], []
+    y, kept = inputs[0], []
     for layer in base.layers:
         attention, past = layer.attention, parts.past(shape)
         inputs += past
@@ -35,11 +35,11 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
         # The cosine of what is not rotated is 1, its sine 0.
         qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low, rest], 2), nodes.sin))
         q, k = op.variadic_split(qk, op.constant(1), parts.whole(heads, heads)).outputs()
-        mixed, kept = parts.attention(shape, nodes, q, k, v, past)
-        outputs += kept
+        mixed, new = parts.attention(shape, nodes, q, k, v, past)
+        kept.append(new)
         attended = weights.linear(mixed, attention.dense)
         z = y if config.use_parallel_residual else op.add(y, attended)
         z = weights.linear(parts.layer_norm(z, layer.post_attention_layernorm), layer.mlp.dense_h_to_4h)
         y = op.add(op.add(y, attended), weights.linear(op.gelu(z, "erf"), layer.mlp.dense_4h_to_h))
     y = parts.layer_norm(op.gather(y, nodes.wanted, op.constant(0)), base.final_layer_norm)
-    return ov.Model([weights.head(y, head), *outputs], inputs)
+    return parts.model(weights.head(y, head), kept, inputs)

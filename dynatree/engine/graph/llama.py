@@ -19,7 +19,7 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
     shape = parts.shape(config)
     size = shape.size
     inputs, nodes = parts.inputs(shape)
-    y, outputs = inputs[0], []
+    y, kept = inputs[0], []
     for layer in base.layers:
         attention, past = layer.self_attn, parts.past(shape)
         inputs += past
@@ -30,8 +30,8 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
         low, high = op.variadic_split(qk, nodes.last, parts.whole(size // 2, size // 2)).outputs()
         qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low], 2), nodes.sin))
         q, k = op.variadic_split(qk, op.constant(1), parts.whole(shape.heads, shape.groups)).outputs()
-        mixed, kept = parts.attention(shape, nodes, q, k, v, past)
-        outputs += kept
+        mixed, new = parts.attention(shape, nodes, q, k, v, past)
+        kept.append(new)
         y = op.add(y, weights.linear(mixed, attention.o_proj))
         z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)
@@ -39,4 +39,4 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
         gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
         y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
     y = parts.rms_norm(op.gather(y, nodes.wanted, op.constant(0)), base.norm.weight, config.rms_norm_eps)
-    return ov.Model([weights.head(y, head), *outputs], inputs)
+    return parts.model(weights.head(y, head), kept, inputs)

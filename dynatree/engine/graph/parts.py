@@ -1,9 +1,10 @@
 """What the graphs of all architectures are made of: products with weights in each format, norms, bitwise attention.
 
 A graph takes the embeddings x [n, width] of n new tokens, cos and sin [n, 1, size] of their positions, a mask
-[n, f + c + n] (0 or -inf) over f slots of full blocks, c of the current block with nodes that are not kept yet, and the
-new ones; the rows [w] of which logits are wanted; and of each layer the keys and values of both parts (block_cache.py).
-It gives logits [w, v] and of each layer the new keys and values [groups, n, size].
+[n * share, c + n] (0 or -inf; each row once a query of its group) over c slots of the current block with nodes that are
+not kept yet, and the new ones; the rows [w] of which logits are wanted; and of each layer the keys and values of the
+full blocks, which all new tokens see, and of the current one (block_cache.py).
+It gives logits [w, v], and the new keys [layers * groups, n, size] and values [layers * groups, n, size + EXTRA].
 """
 
 from typing import Any, NamedTuple
@@ -21,6 +22,9 @@ from dynatree.engine.graph.block_cache import EXTRA
 # In float32 a graph is the model's own forward but for rounding, which tests compare it by.
 FORMATS = ("float32", "int8", "int4")
 
+# Inputs of a graph before those of its layers.
+FIRST_PAST = 6
+
 
 class Shape(NamedTuple):
     """Of a model: query heads, groups of them (key heads), size of a head, width."""
@@ -37,7 +41,7 @@ class Shape(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """Inputs of a graph, and shapes that all layers share: small nodes are what a step over one token waits for."""
+    """Inputs of a graph that its layers share, and the axis of what is split last."""
 
     cos: Any
     sin: Any
@@ -45,10 +49,6 @@ class Nodes(NamedTuple):
     ones: Any
     wanted: Any
     last: Any
-    by_head: Any
-    by_row: Any
-    merged: Any
-    parts: Any
 
 
 def shape(config: Any) -> Shape:
@@ -69,24 +69,8 @@ def inputs(shape: Shape) -> tuple[list[Any], Nodes]:
     cos, sin = (op.parameter(PartialShape([-1, 1, shape.size]), Type.f32) for _ in range(2))
     mask = op.parameter(PartialShape([-1, -1]), Type.f32)
     ones = op.parameter(PartialShape([shape.groups, -1, EXTRA]), Type.f32)
-    full = op.parameter(PartialShape([1]), Type.i64)
     wanted = op.parameter(PartialShape([-1]), Type.i64)
-    n = op.gather(op.shape_of(x), whole(0), op.constant(0))
-    total = op.gather(op.shape_of(mask), whole(1), op.constant(0))
-    rows = op.multiply(n, whole(shape.share))
-    nodes = Nodes(
-        cos,
-        sin,
-        mask,
-        ones,
-        wanted,
-        last=op.constant(np.array(2)),
-        by_head=op.concat([whole(shape.groups, shape.share), n, total], 0),
-        by_row=op.concat([whole(shape.groups), rows, total], 0),
-        merged=op.concat([whole(shape.groups, shape.share), n, whole(shape.size)], 0),
-        parts=op.concat([full, op.subtract(total, full)], 0),
-    )
-    return [x, cos, sin, mask, ones, full, wanted], nodes
+    return [x, cos, sin, mask, ones, wanted], Nodes(cos, sin, mask, ones, wanted, op.constant(np.array(2)))
 
 
 def past(shape: Shape) -> list[Any]:
@@ -95,34 +79,47 @@ def past(shape: Shape) -> list[Any]:
     return [op.parameter(PartialShape([shape.groups, -1, size]), Type.f32) for size in sizes]
 
 
-def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any]) -> tuple[Any, list[Any]]:
+def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any]) -> tuple[Any, tuple[Any, Any]]:
     """What the heads read [n, heads * size] by queries q [n, heads, size], and the new keys and values.
 
     Each sum runs over positions in order: exp(s - max) times the values, with a column of ones for the denominator.
-    Zeros between the nodes of a path add nothing, whichever they are.
+    Zeros between the nodes of a path add nothing, whichever they are. No shape here is computed in the graph: a forward
+    would wait there until all before it is done.
     """
     keys, values, block_keys, block_values = past
-    q = op.multiply(q, op.constant(np.float32(shape.size**-0.5)))
-    q = op.reshape(q, whole(0, shape.groups, shape.share, shape.size), True)
-    q = op.reshape(op.transpose(q, whole(1, 2, 0, 3)), whole(shape.groups, -1, shape.size), False)
-    k, v = op.transpose(k, whole(1, 0, 2)), op.transpose(v, whole(1, 0, 2))
+    k, v = op.transpose(k, whole(1, 0, 2)), op.concat([op.transpose(v, whole(1, 0, 2)), nodes.ones], 2)
+    if shape.share == 1:
+        q = op.transpose(q, whole(1, 0, 2))
+    else:
+        q = op.reshape(q, whole(0, shape.groups, shape.share, shape.size), True)
+        q = op.reshape(op.transpose(q, whole(1, 0, 2, 3)), whole(shape.groups, -1, shape.size), False)
+    s_full = op.matmul(q, keys, False, True)
     # New keys stay in a product with a block's: one of a single column would take another kernel.
-    s = op.concat([op.matmul(q, keys, False, True), op.matmul(q, op.concat([block_keys, k], 1), False, True)], 2)
-    s = op.add(op.reshape(s, nodes.by_head, False), nodes.mask)
-    e = exponential(s)
-    e_full, e_block = op.variadic_split(op.reshape(e, nodes.by_row, False), nodes.last, nodes.parts).outputs()
+    s_block = op.add(op.matmul(q, op.concat([block_keys, k], 1), False, True), nodes.mask)
+    most = op.maximum(op.reduce_max(s_full, np.array([2]), True), op.reduce_max(s_block, np.array([2]), True))
     mixed = op.add(
-        op.matmul(e_full, values, False, False),
-        op.matmul(e_block, op.concat([block_values, op.concat([v, nodes.ones], 2)], 1), False, False),
+        op.matmul(exponential(shape, s_full, most), values, False, False),
+        op.matmul(exponential(shape, s_block, most), op.concat([block_values, v], 1), False, False),
     )
     a, denominator, _ = op.variadic_split(mixed, nodes.last, whole(shape.size, 1, EXTRA - 1)).outputs()
-    a = op.reshape(op.divide(a, denominator), nodes.merged, False)
-    return op.reshape(op.transpose(a, whole(2, 0, 1, 3)), whole(-1, shape.heads * shape.size), False), [k, v]
+    a = op.divide(a, denominator)
+    if shape.share == 1:
+        a = op.transpose(a, whole(1, 0, 2))
+    else:
+        a = op.reshape(a, whole(shape.groups, -1, shape.share, shape.size), False)
+        a = op.transpose(a, whole(1, 0, 2, 3))
+    return op.reshape(a, whole(-1, shape.heads * shape.size), False), (k, v)
 
 
-def exponential(scores: Any) -> Any:
-    """exp(s - max) of `scores` [groups, share, n, positions]: what softmax has above its denominator."""
-    return op.exp(op.subtract(scores, op.reduce_max(scores, np.array([3]), True)))
+def model(logits: Any, kept: list[tuple[Any, Any]], inputs: list[Any]) -> ov.Model:
+    """The graph, with the new keys and values of all layers in one output each."""
+    keys, values = (op.concat(list(parts), 0) for parts in zip(*kept, strict=True))
+    return ov.Model([logits, keys, values], inputs)
+
+
+def exponential(shape: Shape, scores: Any, most: Any) -> Any:
+    """exp(scale (s - max)) of `scores` [groups, rows, positions]: what softmax has above its denominator."""
+    return op.exp(op.multiply(op.subtract(scores, most), op.constant(np.float32(shape.size**-0.5))))
 
 
 def layer_norm(x: Any, norm: nn.LayerNorm) -> Any:
@@ -144,7 +141,8 @@ class Weights:
 
     def __init__(self, format: str):
         self._format = format
-        self.held: list[np.ndarray] = []
+        self._held: list[np.ndarray] = []
+        self.bytes = 0
 
     def linear(self, x: Any, *layers: nn.Linear) -> Any:
         """x [n, i] by the weights of all `layers` side by side, with their biases."""
@@ -168,11 +166,12 @@ class Weights:
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
         if self._format == "float32":
-            self.held.append(weight.contiguous().numpy())
-            return op.matmul(x, op.constant(self.held[-1]), False, True)
+            return op.matmul(x, self._constant(weight), False, True)
         values, scale = codes.eight_bits(weight)
-        w = op.multiply(op.convert(op.constant(values.numpy()), "f32"), op.constant(scale.numpy()))
-        return op.matmul(x, w, False, True)
+        # One group a row: without groups OpenVINO takes some layers of a static graph for float32 ones.
+        w = op.convert(self._constant(values[:, None]), "f32")
+        w = op.multiply(w, op.constant(scale[:, None].numpy()))
+        return op.matmul(x, op.reshape(w, whole(*values.shape), False), False, True)
 
     def _four(self, x: Any, weight: Tensor) -> Any:
         groups = weight.shape[1] // codes.GROUP
@@ -180,10 +179,18 @@ class Weights:
         sums = op.reduce_sum(op.reshape(x, whole(0, groups, codes.GROUP), True), np.array([2]), False)
         if -groups % codes.GROUP:
             sums = op.pad(sums, np.array([0, 0]), np.array([0, -groups % codes.GROUP]), "constant", np.float32(0))
-        flat = q.reshape(-1).numpy().astype(np.uint8)
-        self.held.append(flat[0::2] | flat[1::2] << 4)
-        w = op.convert(op.constant(ov.Tensor(self.held[-1], list(q.shape), Type.u4)), "f16")
+        w = op.convert(self._constant(q.to(torch.uint8), Type.u4), "f16")
         w = op.subtract(w, op.convert(op.constant(zeros.numpy().astype(np.uint8)), "f16"))
         w = op.multiply(w, op.constant(scale.numpy().astype(np.float16)))
         w = op.convert(op.reshape(w, whole(len(q), q.shape[1] * codes.GROUP), False), "f32")
         return op.matmul(op.concat([x, sums], 1), w, False, True)
+
+    def _constant(self, values: Tensor, type: Type | None = None) -> Any:
+        """A constant that points into memory held here."""
+        array = values.contiguous().numpy()
+        if type is not None:
+            array = array.reshape(-1)[0::2] | array.reshape(-1)[1::2] << 4
+        self._held.append(array)
+        self.bytes += array.nbytes
+        shared = ov.Tensor(array, shared_memory=True) if type is None else ov.Tensor(array, list(values.shape), type)
+        return op.constant(shared)
