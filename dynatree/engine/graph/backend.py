@@ -77,23 +77,24 @@ class GraphBackend:
         wanted = 1 if last_only else len(tokens)
         if mask is None and positions is None:
             return self._continue(tokens, cache, wanted, graph)
-        positions = torch.arange(cache.length, cache.length + len(tokens)) if positions is None else positions
-        if mask is None:
-            mask = torch.ones(len(tokens), cache.length + len(tokens), dtype=torch.bool).tril(cache.length)
-        return self._step(tokens, cache, positions, mask, wanted, graph, committed=False)
+        cache.settle()
+        begin = cache.length
+        positions = torch.arange(begin, begin + len(tokens)) if positions is None else positions
+        # All see the full blocks.
+        sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
+        return self._step(tokens, cache, positions, sees, each_other, wanted, graph, committed=False)
 
     def _continue(self, tokens: Tensor, cache: BlockCache, wanted: int, graph: Graph) -> Tensor:
         """Logits of the last `wanted` of further text `tokens` [n], in pieces that end with a block."""
         found, begin = [], 0
         while begin < len(tokens):
+            cache.settle()
             start = cache.length
             count = min(len(tokens) - begin, BLOCK - start % BLOCK)
             # Of the whole text the last ones are wanted.
             rows = max(0, min(count, wanted - (len(tokens) - begin - count)))
-            mask = torch.ones(count, start + count, dtype=torch.bool).tril(start)
-            piece = tokens[begin : begin + count]
-            positions = torch.arange(start, start + count)
-            logits = self._step(piece, cache, positions, mask, max(1, rows), graph, committed=True)
+            piece, positions = tokens[begin : begin + count], torch.arange(start, start + count)
+            logits = self._step(piece, cache, positions, None, None, max(1, rows), graph, committed=True)
             found += [logits] if rows else []
             begin += count
         return found[0] if len(found) == 1 else torch.cat(found)
@@ -103,20 +104,20 @@ class GraphBackend:
         tokens: Tensor,
         cache: BlockCache,
         positions: Tensor,
-        mask: Tensor,
+        sees: Tensor | None,
+        each_other: Tensor | None,
         wanted: int,
         graph: Graph,
         committed: bool,
     ) -> Tensor:
         """Logits of the last `wanted` of `tokens` [n] by one forward; their keys and values go into `cache`."""
-        cache.settle()
         if cache.block[0].shape[2] + len(tokens) > MOST:
             nodes = cache.length - cache.committed + len(tokens)
             raise UserError(f"a tree of {nodes} nodes; {self._format} takes at most {MOST - BLOCK}: lower the budget")
-        self._know(int(positions.max()) + 1)
-        # All see the full blocks; of the current one's slots those in use, and each other.
-        slots = mask[:, cache.done : cache.length], mask[:, cache.length :]
-        given = Given(self._embedding[tokens], self._cos[positions], self._sin[positions], *slots)
+        # No position is beyond the end of the current block.
+        self._know(cache.done + BLOCK)
+        rotations = self._cos[positions], self._sin[positions]
+        given = Given(self._embedding[tokens], *rotations, cache.length - cache.done, sees, each_other)
         logits, keys, values = graph.infer(given, cache, wanted)
         cache.append(keys, values, committed)
         return logits

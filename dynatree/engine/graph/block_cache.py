@@ -85,6 +85,11 @@ class BlockCache:
     def keep(self, prefix_length: int, kept: Tensor) -> None:
         """Of the slots behind `prefix_length` keep those at offsets `kept` [m] (ascending), moved together."""
         assert self.done <= prefix_length <= self.committed, "nodes stand in or behind the current block"
+        if not len(kept) or int(kept[-1]) == len(kept) - 1:
+            # The first ones, as of a chain, stand where they are to stand.
+            self.crop(prefix_length + len(kept))
+            self.committed = self.length
+            return
         slots = kept + (prefix_length - self.done)
         keys, values = self.block[0][:, :, slots], self.block[1][:, :, slots]
         self.crop(prefix_length)

@@ -5,6 +5,7 @@ over a single token. The bits are the same as long as OpenVINO does not generate
 the products, as it does there by default.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import openvino as ov
@@ -26,15 +27,16 @@ _COPIES = 2
 
 
 class Given(NamedTuple):
-    """Of n new tokens: embeddings [n, width], cos and sin [n, 1, size], and what they see: of the current block's slots
-    in use [n, used], and of each other [n, n].
+    """Of n new tokens: embeddings [n, width], cos and sin [n, 1, size], how many slots of the current block are in use,
+    and which of those [n, used] and of each other [n, n] they see; None: all, and those before them.
     """
 
     embedded: Tensor
     cos: Tensor
     sin: Tensor
-    sees: Tensor
-    each_other: Tensor
+    used: int
+    sees: Tensor | None
+    each_other: Tensor | None
 
 
 class Graph:
@@ -56,15 +58,15 @@ class Graph:
         self._static = sorted(width for width in affordable if width >= self._least)
         self._requests: dict[int | None, _Request] = {}
 
-    def infer(self, given: Given, cache: BlockCache, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
+    def infer(self, given: Given, text: BlockCache, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
         """Logits [wanted, v] of the last of n new tokens, and keys and values [layers, groups, n, ...] of all.
 
         Keys and values are the graph's own memory, which the next forward writes into.
         """
         n = len(given.embedded)
-        fitting = [width for width in self._static if width >= n] if cache.block[0].shape[2] == BLOCK else []
+        fitting = [width for width in self._static if width >= n] if text.block[0].shape[2] == BLOCK else []
         request = self._request(fitting[0] if fitting else None)
-        request.bind((*cache.full, *cache.block))
+        request.bind((*text.full, *text.block))
         return request.infer(given, max(n, fitting[0] if fitting else self._least), wanted)
 
     def _request(self, width: int | None) -> "_Request":
@@ -76,6 +78,11 @@ class Graph:
             compiled = ov.Core().compile_model(graph, "CPU", self._settings)
             self._requests[width] = _Request(compiled, self._shape, self._layers)
         return self._requests[width]
+
+
+@cache
+def _before(n: int) -> Tensor:
+    return torch.ones(n, n, dtype=torch.bool).tril()
 
 
 def _shapes(graph: ov.Model, n: int, shape: Shape) -> dict[ov.Output, PartialShape]:
@@ -113,8 +120,13 @@ class _Request:
         x[:n], cos[:n], sin[:n] = given[:3]
         mask.fill_(-torch.inf)
         rows = mask.view(width, self._shape.share, block + width)
-        rows[:n, :, : given.sees.shape[1]].masked_fill_(given.sees[:, None], 0)
-        rows[:n, :, block : block + n].masked_fill_(given.each_other[:, None], 0)
+        here, new = rows[:n, :, : given.used], rows[:n, :, block : block + n]
+        if given.sees is None:
+            here.fill_(0)
+        else:
+            here.masked_fill_(given.sees[:, None], 0)
+        each_other = given.each_other if given.each_other is not None else _before(n)
+        new.masked_fill_(each_other[:, None], 0)
         for row in range(n, width):
             rows[row, :, block + row] = 0
         # The rows that are wanted last are other ones at each forward, and may be fewer.
