@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dynatree.errors import UserError
 
+# Formats of weights in few bits: a graph on a CPU computes them, and nothing else does.
+QUANTISED = ("int8", "int4")
 MOST_THREADS = 1024  # thread pools end the process where the system gives no more
 
 

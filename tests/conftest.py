@@ -58,3 +58,9 @@ def drafter(target: Build) -> Drafts:
     return lru_cache(maxsize=None)(
         lambda kind, architecture="llama", dtype=torch.float64: models.DRAFTERS[kind](target(architecture, dtype=dtype))
     )
+
+
+@pytest.fixture
+def torch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without OpenVINO, and as for an architecture that has no graph."""
+    monkeypatch.setattr("dynatree.engine.language_model.graph_backend", lambda *_: None)

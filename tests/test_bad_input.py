@@ -415,11 +415,11 @@ def test_a_damaged_table_is_an_error(
 def test_a_damaged_calibration(home: Path, call: Call, content: bytes, place: str) -> None:
     """Guards against costs that are none, whether they are named or found."""
     shutil.copytree(home / "target", home / "models/target", dirs_exist_ok=True)
-    found = home / "results/calibration"
+    found = home / "results/calibration/float32"
     for name in ("costs.json", "steps.json", "batches.json"):
         files.write_text(found / name, "")
         (found / name).write_bytes(content)
-    given = ("--calibration", "results/calibration") if place == "given" else ()
+    given = ("--calibration", "results/calibration/float32") if place == "given" else ()
     outcome = call(*generate("dynatree", "models/target"), "--prompt", "The tree", *given)
     shutil.rmtree(home / "results")
     # An object without measurements is of no model, so that nothing was found beside these.

@@ -30,7 +30,8 @@ def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mappin
     if isinstance(given, Calibration):
         return given
     kept = folder(loaded.fingerprints, machine)
-    home = kept if (kept / COSTS).is_file() else calibration_beside(loaded.folders) if loaded.folders else None
+    beside = calibration_beside(loaded.folders, machine["dtype"]) if loaded.folders else None
+    home = kept if (kept / COSTS).is_file() else beside
     home = Path(given) if given is not None else home
     if home is None:
         return None

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
+from dynatree.config import QUANTISED
 from dynatree.data import hub
 from dynatree.engine import checkpoint
 from dynatree.engine.draft_model import DraftModel
@@ -85,7 +86,7 @@ def _one(
         packed=True,
         rounded=role == "drafter" and not theirs,
         restorable=theirs,
-        format=checkpoint.graph_format(dtype),
+        format=checkpoint.graph_format(dtype or str(plain.dtype).removeprefix("torch.")),
     )
 
 
@@ -115,7 +116,7 @@ def _plain(
     """transformers' model and, of a hub, its tokenizer."""
     if isinstance(given, PreTrainedModel):
         own = str(given.dtype).removeprefix("torch.")
-        if checkpoint.graph_format(dtype):
+        if dtype in QUANTISED:
             checkpoint.resolve(str(dtype), given.device.type)
         elif dtype not in (None, own):
             raise UserError(f"dtype: {dtype!r}, but the model that was given is {own}; load it in that type")

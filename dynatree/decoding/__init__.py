@@ -28,12 +28,10 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Needs(NamedTuple):
-    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of; `transformers`: whether
-    its `generate` is called, which computes by torch alone."""
+    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of."""
 
     drafter: str = "unused"
     calibration: bool = False
-    transformers: bool = False
 
 
 class Decoder(Protocol):
@@ -246,8 +244,6 @@ def build(
     plugin = plugins.load("decoding", decoder).Decoder
     with readable(f"the parameters of decoder {decoder}"):
         plugin.check(knobs)
-    if target.in_graph and plugin.needs(knobs).transformers:
-        raise UserError(f"dtype: {target.format} is for our own decoders, not for {decoder}; take float32")
     if drafter is None and plugin.needs(knobs).drafter == "required":
         raise UserError(f"decoder {decoder} with these parameters needs a drafter, and none is given: {knobs}")
     built: Decoder = plugin(target, drafter, calibration, **knobs)

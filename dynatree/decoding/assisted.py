@@ -33,7 +33,7 @@ class Decoder:
 
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:
-        return Needs("required", transformers=True)
+        return Needs("required")
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ class Decoder(TargetAlone):
 
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:
-        return Needs(transformers=True)
+        return Needs()
 
     def decode(
         self,

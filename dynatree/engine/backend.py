@@ -1,6 +1,7 @@
 """What computes forwards, what goes into one, and the cache of the text before it: the seam of the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -8,6 +9,11 @@ from torch import Tensor
 
 # What a backend takes in place of the model's own head.
 Head = Any
+
+# Called before a forward, and behind it with what tells the bytes of its caches: of slots in use, and of all that is
+# held. Behind a head of its own a drafter's forward ends a second time, with nothing to tell.
+Begin = Callable[[], None]
+End = Callable[[Callable[[], tuple[int, int]] | None], None]
 
 
 class Cache(Protocol):
@@ -51,6 +57,12 @@ class Backend(Protocol):
 
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
+
+    def watched(self, begin: Begin, end: End, head: Head | None = None) -> AbstractContextManager[None]:
+        """Within, `begin` and `end` are called around each forward, and `end` behind `head`, too."""
+
+    def weights(self, head: Head | None = None) -> dict[Any, int]:
+        """Bytes of each of the weights that it computes with, and of `head`; what others hold, too, has one key."""
 
 
 def retain(caches: Sequence[Cache]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree import files
+from dynatree.config import QUANTISED
 from dynatree.engine.compatibility import DTYPES, GRAPH_FORMATS
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -23,15 +24,15 @@ DEVICES = ("cpu", "cuda")
 
 def resolve(dtype: str, device: str) -> tuple[torch.dtype, torch.device]:
     """Torch's dtype and device of these names. Raises UserError with the choices."""
-    if dtype not in (*DTYPES, *GRAPH_FORMATS):
-        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join((*DTYPES, *GRAPH_FORMATS))}")
+    if dtype not in (*DTYPES, *QUANTISED):
+        raise UserError(f"dtype: no {dtype!r}; choose one of {', '.join((*DTYPES, *QUANTISED))}")
     if device not in DEVICES:
         raise UserError(f"device: no {device!r}; choose one of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: 'cuda' was asked for, but this torch sees no GPU; choose cpu")
-    if dtype in GRAPH_FORMATS and device != "cpu":
+    if dtype in QUANTISED and device != "cpu":
         raise UserError(f"dtype: {dtype} is for cpu, not for {device}; choose one of {', '.join(DTYPES)}")
-    # A graph is built from the weights in full.
+    # Codes are made of the weights in full.
     return DTYPES.get(dtype, torch.float32), torch.device(device)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
+from dynatree.config import QUANTISED
 from dynatree.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ DTYPES = {
     "float16": torch.float16,
 }
 
-# Weights of fewer bits, in which a graph computes on CPUs (graph/).
-GRAPH_FORMATS = ("int8", "int4")
+# What a graph computes in on CPUs (graph/); of the first two torch does where an architecture has none.
+GRAPH_FORMATS = ("float32", "float16", *QUANTISED)
+
+BITWISE, ROUNDING = "bitwise", "within rounding"
 
 # Relative to the spread of the logits; a wrong mask is off by the spread itself, a wrong position by a part of it.
 _PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.3, torch.float16: 0.1}
@@ -57,8 +60,18 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def probe(model: "LanguageModel") -> None:
-    """Check on three nodes that `model` honours tree mask and positions: root -> a, root -> b. Raises UserError."""
+def refuse_not_finite(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError for weights that are no numbers, which codes would hide."""
+    wrong = next((key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+    if wrong:
+        raise UserError(f"{name} ({type(model).__name__}): {wrong} is not finite; models must have finite weights")
+
+
+def probe(model: "LanguageModel") -> str:
+    """Check on three nodes that `model` honours tree mask and positions: root -> a, root -> b. Raises UserError.
+
+    BITWISE where, as far as a few further nodes show, a tree has the bits of its paths decoded token by token.
+    """
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocabulary_size, (4,), generator=generator)
     (tree,) = model.new_caches(1)
@@ -78,6 +91,37 @@ def probe(model: "LanguageModel") -> None:
             f"differ by {error:.3g} in logits (spread {spread:.3g}); "
             "models must honour a 4-D attention mask and position_ids, and have finite weights"
         )
+    # Without a graph the sums of attention depend on what stands beside a node, and nothing is promised.
+    return BITWISE if model.in_graph and _bitwise(model, generator) else ROUNDING
+
+
+# Nodes of the tree that is compared to the bit, by their parents; and tokens before it: few, and across a block's end.
+_PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
+_COMMITTED = (5, 270)
+
+
+def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
+    n = len(_PARENTS)
+    ancestors, depths = torch.eye(n, dtype=torch.bool), [0] * n
+    for node, parent in enumerate(_PARENTS[1:], 1):
+        ancestors[node] |= ancestors[parent]
+        depths[node] = depths[parent] + 1
+    for committed in _COMMITTED:
+        if committed + max(depths) >= (model.context_limit or committed + n):
+            continue
+        text = torch.randint(model.vocabulary_size, (committed,), generator=generator)
+        tokens = torch.randint(model.vocabulary_size, (n,), generator=generator)
+        (cache,) = model.new_caches(1)
+        model.forward(text, cache, last_only=True)
+        mask = torch.cat([torch.ones(n, committed, dtype=torch.bool), ancestors], 1)
+        tree = model.forward(tokens, cache, torch.tensor(depths) + committed, mask)
+        for node in (n - 1, 4, 5):
+            cache.crop(committed)
+            for place in ancestors[node].nonzero():
+                alone = model.forward(tokens[place], cache)
+            if not torch.equal(alone[0], tree[node]):
+                return False
+    return True
 
 
 def check_pair(target: "LanguageModel", drafter: "DraftModel") -> None:

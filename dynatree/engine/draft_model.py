@@ -4,11 +4,13 @@ Draft vocabulary: FR-Spec (Zhao et al., ACL 2025, 2502.14856).
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dynatree.engine.backend import Cache, Feed, Head
+from dynatree.engine.backend import Begin, Cache, End, Feed, Head
 from dynatree.engine.eager.packing import PackedLinear
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -40,6 +42,10 @@ class DraftModel:
                 f"{self.name}: draft_window in its config is {window!r}; give a number of tokens, at least 2"
             )
         self.window: int | None = window
+        if language_model.in_graph:
+            # Its graph is made now, and not in the midst of the first request that drafts.
+            with language_model.uncounted():
+                self.draft(torch.tensor([0]), self.new_caches(1)[0])
 
     @property
     def name(self) -> str:
@@ -66,15 +72,13 @@ class DraftModel:
         """Forwards so far."""
         return self.language_model.forwards
 
-    @property
-    def base(self) -> nn.Module:
-        """The model below its head: each forward calls it once."""
-        return self.language_model.base
+    def watched(self, begin: Begin, end: End) -> AbstractContextManager[None]:
+        """Within, `begin` and `end` are called around each forward, and `end` behind the head of its vocabulary."""
+        return self.language_model.watched(begin, end, self._head)
 
-    @property
-    def parts(self) -> list[nn.Module]:
-        """The modules that hold its weights: the model and, where it has a vocabulary of its own, the head for it."""
-        return [*self.language_model.parts, *([self._head] if isinstance(self._head, nn.Module) else [])]
+    def weights(self) -> dict[Any, int]:
+        """Bytes of each of the weights that it computes with; those that another model shares have one key."""
+        return self.language_model.weights(self._head)
 
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""

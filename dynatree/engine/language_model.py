@@ -6,18 +6,23 @@ Knows no tree, no drafter, no text source; how a forward is computed is the back
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from dynatree.engine.backend import Backend, Cache, Feed, Head
-from dynatree.engine.compatibility import probe, refuse_unsupported
+from dynatree.config import QUANTISED
+from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head
+from dynatree.engine.compatibility import ROUNDING, probe, refuse_not_finite, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.eager.packing import pack, unpack
+from dynatree.engine.in_transformers import computed_by
 from dynatree.errors import UserError
+
+if TYPE_CHECKING:
+    from dynatree.engine.graph.backend import GraphBackend
 
 # All values of a weight would take a second a gigabyte.
 _SAMPLED = 64
@@ -28,11 +33,12 @@ class LanguageModel:
 
     With `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in
     place; `rounded` allows that less exactly, for a drafter, whose proposals the target verifies. With `restorable` the
-    dense layers are held on to, and `release` puts the model back as it was. `format`: "int8" or "int4", in which it
-    computes by a graph of its own (graph/), the model unchanged; None: by torch, in the type of its weights. Raises
-    UserError for an architecture that has no such graph, and for models that a tree
-    cannot be verified with: encoder-decoders, sliding windows, recurrent state, positions that do not come from
-    `position_ids`.
+    dense layers are held on to, and `release` puts the model back as it was. `format`: one of GRAPH_FORMATS, in which
+    it computes by a graph of its own (graph/), the model unchanged; None, or one of torch's where there is no graph of
+    its architecture: by torch, in the type of its weights. `exact`: what a tree's logits are to those of its paths
+    decoded token by token (compatibility.py, `probe`). Raises UserError for int8 and int4 of an architecture without a
+    graph, and for models that a tree cannot be verified with: encoder-decoders, sliding windows, recurrent state,
+    positions that do not come from `position_ids`.
     """
 
     def __init__(
@@ -52,8 +58,8 @@ class LanguageModel:
         self.name = name
         self._forwards = 0
         self._hook = model.register_forward_pre_hook(self._count)
-        self.in_graph = format is not None
         self.fingerprint = fingerprint(model)
+        self.exact = ROUNDING
         try:
             self._set_up(model, packed, rounded, restorable, format)
         except BaseException:
@@ -65,24 +71,17 @@ class LanguageModel:
     def _set_up(
         self, model: PreTrainedModel, packed: bool, rounded: bool, restorable: bool, format: str | None
     ) -> None:
-        self._backend: Backend
-        if format is None:
-            self._backend = EagerBackend(model)
-            # Before packing, which compares with the model as it is here.
-            probe(self)
-            self.packed = pack(model, self.name, rounded, restorable) if packed else None
+        on_cpu = model.device.type == "cpu"
+        graph = graph_backend(model, format, self.name, rounded) if format and on_cpu else None
+        self.in_graph = graph is not None
+        self.format = graph.format if graph else str(model.dtype).removeprefix("torch.")
+        self._backend: Backend = graph or EagerBackend(model)
+        # Before packing, which compares with the model as it is here. A drafter's proposals may be any.
+        if self.in_graph and rounded:
+            refuse_not_finite(model, self.name)
         else:
-            try:
-                from dynatree.engine.graph.backend import GraphBackend
-            except ImportError as error:
-                raise UserError(
-                    f"dtype: {format} needs OpenVINO ({error}), which has no wheels for some machines"
-                ) from error
-            self._backend, self.packed = GraphBackend(model, format, self.name), None
-            # A drafter's proposals are verified whatever they are.
-            if not rounded:
-                probe(self)
-        self.format = format or str(model.dtype).removeprefix("torch.")
+            self.exact = probe(self)
+        self.packed = pack(model, self.name, rounded, restorable) if packed and not self.in_graph else None
 
     def release(self) -> None:
         """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
@@ -114,6 +113,16 @@ class LanguageModel:
                 torch.set_num_threads(before)
 
     @contextmanager
+    def generating(self) -> Iterator[PreTrainedModel]:
+        """Within, transformers' `generate` of the model that is given computes as `forward` does."""
+        with ExitStack() as stack:
+            stack.enter_context(self.threads())
+            if self.in_graph:
+                stack.enter_context(torch.inference_mode())
+                stack.enter_context(computed_by(self._backend, self.model))
+            yield self.model
+
+    @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Within, forwards are not counted: they belong to no request."""
         before = self._forwards
@@ -136,16 +145,13 @@ class LanguageModel:
         """Number of token ids that may go in: rows of the embedding."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
-    @property
-    def base(self) -> nn.Module:
-        """The model below its head: each forward calls it once."""
-        base: nn.Module = self.model.base_model
-        return base
+    def watched(self, begin: Begin, end: End, head: Head | None = None) -> AbstractContextManager[None]:
+        """Within, `begin` and `end` are called around each forward, whichever decoder asks for it."""
+        return self._backend.watched(begin, end, head)
 
-    @property
-    def parts(self) -> list[nn.Module]:
-        """The modules that hold its weights."""
-        return [self.model]
+    def weights(self, head: Head | None = None) -> dict[Any, int]:
+        """Bytes of each of the weights that it computes with; those that another model shares have one key."""
+        return self._backend.weights(head)
 
     def share_embedding(self, other: "LanguageModel") -> None:
         """Take the embedding of `other`, and a head tied to it, in place of an equal one of its own."""
@@ -229,6 +235,26 @@ class LanguageModel:
                 f"prompt of {len(prompt)} + max_new_tokens {max_new_tokens}{beyond} exceed {self.name}'s context of "
                 f"{self.context_limit}; {instead}"
             )
+
+
+def graph_backend(model: PreTrainedModel, format: str, name: str, rounded: bool) -> "GraphBackend | None":
+    """What computes `model` in `format` as a graph, `rounded` in 8 bits at most; None where torch can in its place.
+
+    Raises UserError.
+    """
+    try:
+        from dynatree.engine.graph import backend
+    except ImportError as error:
+        if format not in QUANTISED:
+            return None
+        raise UserError(f"dtype: {format} needs OpenVINO ({error}), which has no wheels for some machines") from error
+    reason = backend.refusal(model, name)
+    if reason is None:
+        # A drafter's proposals are verified, so fewer bits cost nothing but agreement.
+        return backend.GraphBackend(model, format if format in QUANTISED or not rounded else "int8")
+    if format in QUANTISED:
+        raise UserError(f"dtype: {format} {reason}; take float32")
+    return None
 
 
 def fingerprint(model: PreTrainedModel) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,14 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def _version(package: str) -> str | None:
+    """Of a package that some machines lack."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def describe_machine(dtype: str, device: str) -> dict[str, Any]:
     """What must be equal for two timings to be compared."""
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
@@ -50,4 +58,5 @@ def describe_machine(dtype: str, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
+        "openvino": _version("openvino") if device == "cpu" else None,
     }

@@ -1,9 +1,11 @@
 """transformers' own `generate`, watched from outside: commits from a streamer, forwards from a hook on the model.
 
-The baselines run on the same model object as our decoders, with greedy decoding and nothing else switched on.
+The baselines run on the same model object and the same kernels as our decoders, with greedy decoding and nothing else
+switched on.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -92,15 +94,18 @@ def generate(
         target.model.generation_config = deepcopy(config)
         if assistant:
             assistant.model.model.generation_config = GenerationConfig(**assistant.options)
-        target.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(options.logits_processor),
-            stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
-            streamer=commits,
-            assistant_model=assistant.model.model if assistant else None,
-        )
+        with ExitStack() as stack:
+            for model in models:
+                stack.enter_context(model.generating())
+            target.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=config,
+                logits_processor=LogitsProcessorList(options.logits_processor),
+                stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
+                streamer=commits,
+                assistant_model=assistant.model.model if assistant else None,
+            )
     finally:
         hook.remove()
         for model, configuration in zip(models, kept, strict=True):

@@ -1,7 +1,8 @@
 """Is an output what greedy decoding of the target gives? Teacher-force it and look at every emitted token.
 
-Batched verification and one-token steps use different kernels, so a near-tie may flip; a flip above the tolerance is
-an error of the decoder. Also the output's perplexity, since the same logits give it, and its repetition.
+Where a forward has the same bits whatever the tree no token may differ. Elsewhere batched verification and one-token
+steps use different kernels, so a near-tie may flip; a flip above the tolerance is an error of the decoder. Also the
+output's perplexity, since the same logits give it, and its repetition.
 """
 
 import math
@@ -12,6 +13,7 @@ import torch
 
 from dynatree.data.prompts import Prompt
 from dynatree.data.splits import TUNING, SplitDocument
+from dynatree.engine.compatibility import BITWISE
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors, greedy_tokens
@@ -24,12 +26,14 @@ REPETITION_ORDER = 17
 
 
 def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
-    """TOLERANCE of the target's dtype; for half precisions twice the largest logit difference along tuning text.
+    """0 where forwards are bitwise; else TOLERANCE of the target's dtype.
 
-    That difference is the one between a batched forward and one-token forwards, which is what decoders mix, over the
-    beginnings of the first tuning documents: what is measured must not set its own tolerance. Raises UserError if
-    there is no tuning document.
+    For half precisions it is twice the largest logit difference between a batched forward and one-token forwards, which
+    is what decoders mix, over the beginnings of the first tuning documents: what is measured must not set its own
+    tolerance. Raises UserError if there is no tuning document.
     """
+    if target.exact == BITWISE:
+        return 0.0
     if target.dtype in TOLERANCE:
         return TOLERANCE[target.dtype]
     length = min(TOLERANCE_TOKENS, target.context_limit or TOLERANCE_TOKENS)

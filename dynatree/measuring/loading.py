@@ -34,9 +34,9 @@ def load(
     return Loaded(models, build(models.target, models.drafter, decoder, knobs, measured))
 
 
-def calibration_beside(folders: Mapping[str, Path]) -> Path | None:
-    """The folder of what the workflow measured beside these models, if it was for these."""
-    home = folders["target"].resolve().parent.parent / "results" / "calibration"
+def calibration_beside(folders: Mapping[str, Path], dtype: str) -> Path | None:
+    """The folder of what the workflow measured beside these models, if it was for these in this format."""
+    home = folders["target"].resolve().parent.parent / "results" / "calibration" / dtype
     if not (home / COSTS).is_file():
         return None
     with readable(str(home / COSTS)):

@@ -1,19 +1,15 @@
 """What one method holds in memory, measured in a process that does nothing else: weights, caches, high-water marks.
 
-Hooks on the models see the caches, so that no timed run carries a counter. Knows no table and no figure.
+The caches are watched from outside, so that no timed run carries a counter. Knows no table and no figure.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from dynatree.data.prompts import Prompt
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.eager.kv_cache import state_bytes
-from dynatree.engine.eager.packing import weight_bytes
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import loading
@@ -28,22 +24,19 @@ class CachePeaks:
     def __init__(self) -> None:
         self.used = self.allocated = 0
 
-    def see(self, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
-        """Forward hook: after a forward the cache holds committed tokens and the tree, and nothing is cropped yet."""
-        used, allocated = state_bytes(output["cache"])
-        self.used, self.allocated = max(self.used, used), max(self.allocated, allocated)
+    def see(self, sizes: Callable[[], tuple[int, int]] | None) -> None:
+        """Behind a forward the cache holds committed tokens and the tree, and nothing is cropped yet."""
+        if sizes is not None:
+            used, allocated = sizes()
+            self.used, self.allocated = max(self.used, used), max(self.allocated, allocated)
 
 
 @contextmanager
 def watched(model: LanguageModel | DraftModel) -> Iterator[CachePeaks]:
     """Watch the caches of a model's forwards, whichever decoder calls them."""
     peaks = CachePeaks()
-    # Drafting over a vocabulary of its own goes past the causal LM to the model below it.
-    hook = model.base.register_forward_hook(peaks.see)
-    try:
+    with model.watched(lambda: None, peaks.see):
         yield peaks
-    finally:
-        hook.remove()
 
 
 def record(
@@ -69,16 +62,16 @@ def record(
         caches = hooks.enter_context(watched(target))
         drafter_caches = hooks.enter_context(watched(drafter)) if drafter else CachePeaks()
         trace = method.decode(prompt.ids, options)
-    weights = weight_bytes(*target.parts)
+    weights = target.weights()
     sizes = {
         "load_peak": load_peak,
         "loaded": loaded,
         "peak": water.peak(),
-        "weights": weights,
+        "weights": sum(weights.values()),
         "cache_used": caches.used,
         "cache_allocated": caches.allocated,
         # Without those that it shares.
-        "drafter_weights": weight_bytes(*target.parts, *drafter.parts) - weights if drafter else 0,
+        "drafter_weights": sum((weights | drafter.weights()).values()) - sum(weights.values()) if drafter else 0,
         "drafter_cache_used": drafter_caches.used,
         "drafter_cache_allocated": drafter_caches.allocated,
     }

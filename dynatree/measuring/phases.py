@@ -1,6 +1,6 @@
 """One instrumented pass over a prompt: the span of each phase of each round, and those of the models' forwards.
 
-Hooks on the models see the forwards, so that no timed run carries a clock inside. Knows no table and no figure.
+The forwards are watched from outside, so that no timed run carries a clock inside. Knows no table and no figure.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,23 +27,20 @@ Span = list[float]
 def forwards(models: Iterable[LanguageModel | DraftModel], clock: Clock) -> Iterator[list[Span]]:
     """The span of each forward of `models` while the request's clock runs, with the head that gives its logits."""
     spans: list[Span] = []
-    with ExitStack() as hooks:
+    with ExitStack() as watched:
         for model in models:
 
-            def begin(*_: Any, device: torch.device = model.device) -> None:
+            def begin(device: torch.device = model.device) -> None:
                 if not clock.stopped:
                     synchronise(device)
                     spans.append([clock.now()] * 2)
 
-            def end(*_: Any, device: torch.device = model.device) -> None:
+            def end(_: object, device: torch.device = model.device) -> None:
                 if not clock.stopped:
                     synchronise(device)
                     spans[-1][1] = clock.now()
 
-            hooks.callback(model.base.register_forward_pre_hook(begin).remove)
-            # Whichever comes last: drafting over a vocabulary of its own goes past the causal LM to a head of its own.
-            for module in (model.base, *model.parts):
-                hooks.callback(module.register_forward_hook(end).remove)
+            watched.enter_context(model.watched(begin, end))
         yield spans
 
 

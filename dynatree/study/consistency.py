@@ -6,8 +6,10 @@ torch.
 
 import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 from dynatree import plugins
+from dynatree.config import QUANTISED
 from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
 from dynatree.study.sections import Experiment, Method, Params
@@ -27,6 +29,7 @@ def settle(params: Params) -> Params:
     check_scale(params)
     params = params.at_its_scale()
     for check in (
+        check_format,
         check_pair_and_datasets,
         check_methods,
         check_experiments,
@@ -49,6 +52,17 @@ def check_names(params: Params) -> None:
                     f"{key}: {name!r} is no name; take letters, digits, _, . and -, beginning with a letter "
                     f"or digit{', and none of ' + ', '.join(TAKEN) if key == 'methods' else ''}"
                 )
+
+
+def check_format(params: Params) -> None:
+    """Weights of few bits are for CPUs, and for what computes them there."""
+    if params.dtype in QUANTISED and params.device != "cpu":
+        raise UserError(f"dtype: {params.dtype} is for device cpu, not for {params.device}; write float32 or float16")
+    asked = {f"experiments.{title}.dtypes": experiment.dtypes for title, experiment in params.experiments.items()}
+    for key, dtypes in {"dtype": [params.dtype], **asked}.items():
+        wanted = [dtype for dtype in dtypes if dtype in QUANTISED]
+        if wanted and find_spec("openvino") is None:
+            raise UserError(f"{key}: {wanted[0]} needs OpenVINO, which this machine lacks; write float32")
 
 
 def check_scale(params: Params) -> None:

@@ -6,6 +6,7 @@ So a changed D, B or tau is a missing file, and equal runs are one entry. Knows 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 from dynatree import settings
@@ -18,8 +19,8 @@ from dynatree.study.sections import Method, Params
 class Run:
     """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
 
-    `prompt_tokens` None: of the scale's length. `top`: the first folder below the results. `conditions`: what else
-    tells this run from others of its experiment, as folder names.
+    `prompt_tokens` None: of the scale's length. `dtype`: the format of the models. `top`: the first folder below the
+    results. `conditions`: what else tells this run from others of its experiment, as folder names.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Run:
     knobs: tuple[tuple[str, Any], ...]
     prompts: int
     output_tokens: int
+    dtype: str
     repeats: int = 1
     prompt_tokens: int | None = None
     batch: int = 1
@@ -77,7 +79,12 @@ def expand(params: Params) -> dict[str, Run]:
     Raises UserError for more runs than `limits.runs`.
     """
     sizes = params.sizes
-    main = {"prompts": sizes.prompts, "output_tokens": sizes.output_tokens, "repeats": sizes.repeats}
+    main: dict[str, Any] = {
+        "prompts": sizes.prompts,
+        "output_tokens": sizes.output_tokens,
+        "repeats": sizes.repeats,
+        "dtype": params.dtype,
+    }
     runs = [
         _run(f"methods.{name}", "runs", name, method, dataset, **main)
         for name, method in params.methods.items()
@@ -116,30 +123,34 @@ def _experiment(params: Params, title: str) -> Iterator[Run]:
     lengths: Sequence[int | None] = [*experiment.prompt_tokens, *sizes.prompt_tokens] or [None]
     for key, name, method in methods(params, title):
         for dataset in experiment.datasets:
-            for tokens in lengths:
-                for batch in experiment.batches or [1]:
-                    conditions = [f"P{tokens}"] if experiment.prompt_tokens else []
-                    conditions += [f"b{batch}"] if experiment.batches else []
-                    yield _run(
-                        key,
-                        title,
-                        name,
-                        method,
-                        dataset,
-                        prompts=sizes.prompts,
-                        output_tokens=sizes.output_tokens,
-                        prompt_tokens=tokens,
-                        batch=batch,
-                        conditions=tuple(conditions),
-                        processors=tuple(experiment.processors.items()),
-                    )
+            for tokens, batch, dtype in product(
+                lengths, experiment.batches or [1], experiment.dtypes or [params.dtype]
+            ):
+                conditions = [f"P{tokens}"] if experiment.prompt_tokens else []
+                conditions += [f"b{batch}"] if experiment.batches else []
+                conditions += [dtype] if experiment.dtypes else []
+                yield _run(
+                    key,
+                    title,
+                    name,
+                    method,
+                    dataset,
+                    prompts=sizes.prompts,
+                    output_tokens=sizes.output_tokens,
+                    dtype=dtype,
+                    prompt_tokens=tokens,
+                    batch=batch,
+                    conditions=tuple(conditions),
+                    processors=tuple(experiment.processors.items()),
+                )
 
 
 def passes(params: Params) -> dict[str, Run]:
     """The passes over one prompt of the first data set, by folder: phases timed one by one, and memory."""
+    one: dict[str, Any] = {"prompts": 1, "dtype": params.dtype}
     lengths = {"timeline": params.sizes.timeline_tokens, "memory": params.sizes.output_tokens}
     runs = [
-        _run(f"methods.{name}", top, name, params.methods[name], params.datasets[0], prompts=1, output_tokens=tokens)
+        _run(f"methods.{name}", top, name, params.methods[name], params.datasets[0], output_tokens=tokens, **one)
         for top, tokens in lengths.items()
         for name in getattr(params, top)
     ]

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from dynatree.config import Knobs
 
-DataType = Literal["float32", "float64", "bfloat16", "float16"]
+DataType = Literal["float32", "float64", "bfloat16", "float16", "int8", "int4"]
 Device = Literal["cpu", "cuda"]
 
 

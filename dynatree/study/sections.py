@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from dynatree.config import MOST_THREADS, Knobs
+from dynatree.config import MOST_THREADS, QUANTISED, Knobs
 from dynatree.study.scales import DataType, Device, Scale, from_one, once
 
 
@@ -28,6 +28,7 @@ class Experiment(Knobs):
 
     `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
     `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
+    `dtypes`: formats, each with its own runs, int8 and int4 on CPUs alone; none: the global `dtype`.
     `repetition_penalty`, `no_repeat_ngram_size`: logits processors (generation/logits_processors.py).
     """
 
@@ -37,6 +38,7 @@ class Experiment(Knobs):
     also: dict[str, Method] = Field(default_factory=dict)
     prompt_tokens: list[int] = Field(default_factory=list)
     batches: list[int] = Field(default_factory=list)
+    dtypes: list[DataType] = Field(default_factory=list)
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
 
@@ -46,7 +48,7 @@ class Experiment(Knobs):
         keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
         return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0} else {}
 
-    @field_validator("datasets", "methods", "prompt_tokens", "batches")
+    @field_validator("datasets", "methods", "prompt_tokens", "batches", "dtypes")
     @classmethod
     def _once(cls, values: list[Any]) -> list[Any]:
         return once(values)
@@ -154,8 +156,14 @@ class Params(Knobs):
         """With what the active scale has instead."""
         given = {key: value for key, value in self.sizes.instead if value is not None}
         renamed = dict(zip(self.datasets, given.get("datasets", self.datasets), strict=True))
+        few = QUANTISED if given.get("device", self.device) != "cpu" else ()
         experiments = {
-            title: experiment.model_copy(update={"datasets": [renamed.get(name, name) for name in experiment.datasets]})
+            title: experiment.model_copy(
+                update={
+                    "datasets": [renamed.get(name, name) for name in experiment.datasets],
+                    "dtypes": [dtype for dtype in experiment.dtypes if dtype not in few],
+                }
+            )
             for title, experiment in self.experiments.items()
         }
         return self.model_copy(update={**given, "experiments": experiments})

@@ -31,7 +31,7 @@ GEOMETRIC = (
     "perplexity",
 )
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
-COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers")
+COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers", "openvino")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,11 @@ class Records:
     timings: list[Row]
     audit: list[Row]
     machine: Row
+
+    @property
+    def dtype(self) -> str:
+        """The format in which the models computed."""
+        return str(self.machine["dtype"])
 
     @staticmethod
     def read(results: Path, folder: Path) -> "Records":
@@ -64,14 +69,18 @@ def run_key(results: Path, folder: Path) -> Row:
 
 
 def same_machine(machines: Mapping[str, Row]) -> Row:
-    """The machine of all records, which `machines` names. Raises UserError if timings cannot be compared."""
-    (name, first), *others = machines.items()
+    """The machine of all records, which `machines` names. Raises UserError if timings cannot be compared.
+
+    Runs whose folder names their format are compared within it.
+    """
+    apart = {name for name, machine in machines.items() if machine["dtype"] in Path(name).parts}
+    (name, first), *others = sorted(machines.items(), key=lambda named: named[0] in apart)
     for other, machine in others:
         for key in COMPARABLE:
-            if first[key] != machine[key]:
+            if first.get(key) != machine.get(key) and not (key == "dtype" and other in apart):
                 raise UserError(
-                    f"timings are not comparable: {key} is {first[key]!r} for {name} but {machine[key]!r} for {other}; "
-                    "measure all of them again on one machine: "
+                    f"timings are not comparable: {key} is {first.get(key)!r} for {name} but {machine.get(key)!r} for "
+                    f"{other}; measure all of them again on one machine: "
                     "snakemake --cores 1 --forcerun calibrate generate timeline memory drafter_report -- all"
                 )
     return first
@@ -79,8 +88,8 @@ def same_machine(machines: Mapping[str, Row]) -> Row:
 
 def runs(records: list[Records]) -> list[Row]:
     """Rows of the table `runs`: one a prompt, method and repeat."""
-    usual = usual_step(records)
-    rows = [row for record in records for row in _run_rows(record, usual)]
+    usual = {dtype: usual_step([r for r in records if r.dtype == dtype]) for dtype in {r.dtype for r in records}}
+    rows = [row for record in records for row in _run_rows(record, usual[record.dtype])]
     autoregressive = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
     theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
     for row in rows:
@@ -92,8 +101,8 @@ def runs(records: list[Records]) -> list[Row]:
 
 
 def usual_step(records: list[Records]) -> float:
-    """Seconds of an autoregressive step during the main runs of autoregressive decoding: what is measured anew moves no
-    other time.
+    """Seconds of an autoregressive step during the main runs of autoregressive decoding, if they are among `records` of
+    one format: what is measured anew moves no other time.
     """
     usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
     return bootstrap.median([step_seconds(timing) for record in usual or records for timing in record.timings])
@@ -104,7 +113,7 @@ def step_seconds(timing: Row) -> float:
     return bootstrap.mean(timing["references"], geometric=False)
 
 
-COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "prompt_id", "repeat")
+COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "dtype", "prompt_id", "repeat")
 
 
 def prompt_key(row: Row) -> tuple[Any, ...]:
@@ -133,6 +142,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "output_ids": output["output_ids"],
             "prompt_tokens": output["prompt_tokens"],
             "batch": timing["batch"],
+            "dtype": record.dtype,
             "group": place[output["repeat"]] // batch,
             "output_tokens": emitted,
             "seconds": timing["seconds"],
@@ -256,7 +266,9 @@ def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> R
     lengths = ("prompt_tokens", "output_tokens")
     result: Row = {
         "machine": machine,
-        "autoregressive_step": _autoregressive_step(run_rows),
+        "autoregressive_step": _autoregressive_step(
+            [row for row in run_rows if row["dtype"] == (rows or run_rows)[0]["dtype"]]
+        ),
         "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
         "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
     }

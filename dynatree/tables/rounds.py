@@ -118,7 +118,7 @@ def parts(records: list[Records]) -> list[Row]:
     for row in rows:
         own = autoregressive.get((*prompt_key(row), row["part"]))
         row["speedup"] = own["normalised_seconds_per_token"] / row["normalised_seconds_per_token"] if own else None
-        del row["batch"], row["output_tokens"]
+        del row["batch"], row["dtype"], row["output_tokens"]
     return rows
 
 
@@ -134,7 +134,8 @@ def _part_rows(record: Records) -> list[Row]:
             members.setdefault("loops" if repeated[place] else "new text", []).append(taken)
         key = {**record.key, **{n: output[n] for n in ("prompt_id", "repeat", "document_id", "prompt_tokens")}}
         rows += [
-            {**key, "batch": timing["batch"], "output_tokens": total, "part": part, "tokens": len(taken)}
+            {**key, "batch": timing["batch"], "dtype": record.dtype, "output_tokens": total}
+            | {"part": part, "tokens": len(taken)}
             | {"normalised_seconds_per_token": sum(taken) / len(taken) / step_seconds(timing)}
             for part, taken in members.items()
         ]

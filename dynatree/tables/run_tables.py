@@ -11,6 +11,7 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column("document_id", TEXT, "document of the prompt; the bootstrap resamples documents"),
             column("prompt_tokens", COUNT, "tokens in the prompt"),
             column("batch", COUNT, "requests decoded together"),
+            column("dtype", TEXT, "format in which the models compute"),
             column(
                 "group",
                 COUNT,

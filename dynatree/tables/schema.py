@@ -16,6 +16,7 @@ TABLES: dict[str, pa.Schema] = {
             *METHOD_KEY,
             column("prompt_tokens", COUNT, "tokens in the prompts"),
             column("batch", COUNT, "requests decoded together"),
+            column("dtype", TEXT, "format in which the models compute"),
             column("metric", TEXT, "a real-valued column of `runs`"),
             column("prompts", COUNT, "prompts with a value"),
             column("documents", COUNT, "documents they come from"),

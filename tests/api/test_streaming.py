@@ -85,7 +85,7 @@ def test_kept_keys_and_values_change_no_output(method: str, window: int | None) 
     fed: list[int] = []
     drafter = trees[0]._loaded.pair.drafter
     if drafter is not None:
-        drafter.base.register_forward_pre_hook(
+        drafter.language_model.model.base_model.register_forward_pre_hook(
             lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
         )
     with trees[0] as tree, trees[1] as fresh_tree:

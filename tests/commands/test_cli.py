@@ -149,12 +149,12 @@ def test_what_was_measured_beside_the_models_is_used(
         fingerprints = {role: checkpoint.fingerprint(home / role) for role in ("target", "drafter")}
         costs, steps = models.calibration()
         costs = costs.model_copy(update={"models": {**fingerprints, **({"drafter": "another"} if other else {})}})
-        Calibration(costs, steps).write(tmp_path / "results" / "calibration")
+        Calibration(costs, steps).write(tmp_path / "results" / "calibration" / "float64")
         result = run(*named, "--json")
         assert as_json(result)["output_ids"] == plain["output_ids"]
         assert said in caplog.text
         caplog.clear()
-    status, _, err = run(*named, "--calibration", str(tmp_path / "results" / "calibration"))
+    status, _, err = run(*named, "--calibration", str(tmp_path / "results" / "calibration" / "float64"))
     assert status == 2 and "measured with drafter another" in err
 
 
@@ -315,11 +315,6 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({}, ["--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size: Input should be greater than or equal to 0"),
         ({}, ["--calibration", "nowhere"], "calibration nowhere: "),
         ({}, ["--temperature", "1"], "unrecognized arguments: --temperature 1"),
-        (
-            {"dtype": "int4", "method": "prompt_lookup"},
-            [],
-            "dtype: int4 is for our own decoders, not for prompt_lookup",
-        ),
     ],
 )
 def test_an_error_is_one_line(run: Run, changes: dict[str, str | None], more: list[str], said: str) -> None:

@@ -105,7 +105,7 @@ def test_a_run_without_memory_leaves_the_others(world: World) -> None:
     expanded = grid.expand(params.read(world.folder / "params.yaml"))
     run = next(folder for folder in expanded if folder.startswith("runs/linear/"))
     prompts = "data/prompts/tiny/default/tiny_articles.parquet"
-    page.run("snakemake", "--cores", 1, "results/calibration/costs.json", prompts, keep=STEPS)
+    page.run("snakemake", "--cores", 1, "results/calibration/float32/costs.json", prompts, keep=STEPS)
     limited = f"ulimit -v 1500000; snakemake --cores 1 results/{run}/timings.json"
     failed = page.run("bash", "-c", limited, keep=r"(?i)cannot allocate|map segment|^error", ok=False)
     assert "Error in rule generate" in failed  # the job, not Snakemake

@@ -40,7 +40,7 @@ def test_packed_logits_are_the_plain_models(architecture: str) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells no memory maps")
 @pytest.mark.parametrize("architecture", models.CONFIGS)
-def test_a_packed_model_lets_go_of_its_file(architecture: str, tmp_path: Path) -> None:
+def test_a_packed_model_lets_go_of_its_file(architecture: str, tmp_path: Path, torch_alone: None) -> None:
     """Guards against the dense weights staying in memory, mapped from the file, beside the packed ones."""
     biased(architecture).save_pretrained(tmp_path)
     model = load(tmp_path)
@@ -69,7 +69,9 @@ def test_a_drafter_is_rounded_where_the_cpu_multiplies_bfloat16(
     assert float((found - expected).abs().max()) < 0.1 * float(expected.std())
 
 
-def test_only_the_drafter_of_a_pair_is_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_drafter_of_a_pair_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torch_alone: None
+) -> None:
     """Guards the outputs, which are the target's."""
     models.random_model(dtype=torch.float32).save_pretrained(tmp_path)
     monkeypatch.setattr(packing, "multiplies_bfloat16", lambda: False)
@@ -114,17 +116,17 @@ def write(folder: Path, ids: object) -> Path:
     return folder
 
 
-def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path) -> None:
+def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path, torch_alone: None) -> None:
     """Guards against logits of the wrong tokens, with the head packed and not."""
     ids, tokens = [7, 3, 50, 0], torch.arange(12)
     for dtype in ("float32", "float64"):
         model = load_drafter(write(tmp_path, ids), dtype)
-        full = model.language_model.forward(tokens, KeyValueCache())
+        full = model.language_model.forward(tokens, model.new_caches(1)[0])
         assert full.shape[-1] == models.VOCABULARY
         before = model.forwards
         assert model.token_ids(torch.arange(4)).tolist() == ids
-        assert torch.allclose(model.draft(tokens, KeyValueCache()), full[:, ids], rtol=1e-4, atol=1e-3)
-        assert model.draft(tokens, KeyValueCache(), last_only=True).shape == (1, 4)
+        assert torch.allclose(model.draft(tokens, model.new_caches(1)[0]), full[:, ids], rtol=1e-4, atol=1e-3)
+        assert model.draft(tokens, model.new_caches(1)[0], last_only=True).shape == (1, 4)
         assert model.forwards == before + 2
 
 

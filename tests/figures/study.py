@@ -65,6 +65,25 @@ def batch_size(chance: random.Random, dataset: str, winner: str, prompts: int, e
     return rows
 
 
+def precision(chance: random.Random, dataset: str, winner: str, prompts: int, ends: bool, few: bool) -> list[Row]:
+    """Throughput and speedup in several formats; fewer bits are faster, and leave less to gain."""
+    rows = []
+    for method, settings in (("autoregressive", "default"), ("dynatree", "D63_B3_tau0.01_N63")):
+        for place, dtype in enumerate(("float32",) if few else ("float32", "float16", "int8", "int4")):
+            gain = (2.0 if method == winner else 1.4) - 0.2 * place if method != "autoregressive" else 1.0
+            for metric, value in (("speedup", gain), ("throughput", gain * (30 + 20 * place))):
+                spread = 0.0 if (metric, method) == ("speedup", "autoregressive") else chance.uniform(0.02, 0.08)
+                low, high = value * (1 - spread), value * (1 + spread)
+                rows.append(
+                    {"experiment": "precision", "method": method, "settings": settings, "dataset": dataset}
+                    | {"prompt_tokens": 128, "batch": 1, "dtype": dtype, "metric": metric, "prompts": prompts}
+                    | {"documents": prompts, "measurements": prompts, "output_tokens": 48, "value": value}
+                    | {"low": low if ends else None, "high": high if ends else None}
+                    | {"significant": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}
+                )
+    return rows
+
+
 def perplexity(runs: list[Row], chance: random.Random, winner: str) -> list[Row]:
     """Gives runs of the headline their outputs' perplexities, one in twenty another output; those of the texts."""
     headline = [row for row in runs if row["experiment"] == "headline"]

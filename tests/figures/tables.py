@@ -80,6 +80,7 @@ def make(
         rows["summary"] += study.latency(chance, row)
     for dataset in datasets[:swept]:
         rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
+        rows["summary"] += study.precision(chance, dataset, winner, prompts, intervals, few)
     rows["parts"] = study.parts(random.Random(seed), rows["runs"], winner)
     rows["runs"] += study.chains(rows["runs"], few)
     rows["perplexity"] = study.perplexity(rows["runs"], chance, winner)

@@ -36,6 +36,7 @@ SHOWN = {
     "memory": synthetic.METHODS,
     "perplexity": synthetic.METHODS[1:],
     "batch_size": ("autoregressive", "linear", "dynatree"),
+    "precision": ("autoregressive", "dynatree"),
     "latency": synthetic.METHODS,
     "length_scaling": experiments.LENGTH_METHODS,
     "prompt_length": experiments.PROMPT_METHODS,

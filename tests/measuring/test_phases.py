@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from dynatree import decoding
 from dynatree.data.prompts import Prompt
@@ -69,11 +70,11 @@ def test_a_head_of_its_own_belongs_to_a_draft_forward(target: Build, drafter: Dr
     """Guards against a draft vocabulary's head, most of a draft, being taken for work besides; and hooks that stay."""
     plain, small = target(dtype=torch.float32), drafter("related", dtype=torch.float32).language_model
     drafting = DraftModel(small, torch.arange(0, 40))
-    head = drafting.parts[-1]
-    assert head is not small.model
+    head = drafting._head
+    assert isinstance(head, nn.Module) and head is not small.model
     slow = head.register_forward_pre_hook(lambda *_: time.sleep(0.2))
     made = record(plain, drafting)
     slow.remove()
     drafts = [end - begin for begin, end in made["forwards"] if end - begin >= 0.2]
     assert len(drafts) == made["draft_forwards"] > 0
-    assert not head._forward_hooks and not small.base._forward_hooks
+    assert not head._forward_hooks and not small.model.base_model._forward_hooks

@@ -28,6 +28,7 @@ def test_every_run_has_its_own_folder() -> None:
         * len(experiment.datasets)
         * max(1, len(experiment.prompt_tokens) + len(known.sizes.of(title).prompt_tokens))
         * max(1, len(experiment.batches))
+        * max(1, len(experiment.dtypes))
         for title, experiment in known.experiments.items()
     )
     assert len(runs) == len(known.methods) * len(known.datasets) + beside

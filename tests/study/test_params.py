@@ -93,7 +93,7 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("seed", "lucky", ["seed", "integer", "'lucky'"]),
         ("seed", -1, ["seed", "-1"]),
         ("threads", 0, ["threads", "0"]),
-        ("dtype", "int8", ["dtype", "float32", "'int8'"]),
+        ("dtype", "int2", ["dtype", "float32", "int4", "'int2'"]),
         ("device", "tpu", ["device", "'cpu' or 'cuda'", "'tpu'"]),
         ("scales.tiny.prompts", 0, ["scales.tiny.prompts", "0"]),
         ("scales.tiny.prompts", "two", ["scales.tiny.prompts", "'two'"]),

@@ -179,6 +179,24 @@ def test_a_run_is_compared_with_the_same_prompt_and_experiment_only() -> None:
         assert got["speedup"] is got["speedup_transformers"] is got["identical"] is None
 
 
+def test_formats_are_compared_within_themselves() -> None:
+    """Guards against a speedup that is a format's, and against another format's pace."""
+    machines = {"float32": (0.4, 4.0, 2.0), "int4": (0.1, 1.0, 0.8)}
+    records = [
+        record(method, [STEP], [seconds / 2, seconds], references=(step, step), machine={"dtype": dtype})
+        for dtype, (step, *both) in machines.items()
+        for method, seconds in zip(("autoregressive", "dynatree"), both, strict=True)
+    ]
+    rows = metrics.runs(records)
+    assert [row["dtype"] for row in rows] == ["float32", "float32", "int4", "int4"]
+    assert [row["speedup"] for row in rows] == pytest.approx([1, 2, 1, 1.25])
+    assert {row["pace"] for row in rows} == {1.0}
+    named = {f"results/precision/{record.dtype}/d": record.machine for record in records}
+    assert metrics.same_machine({**named, "results/runs/d": records[0].machine}) == records[0].machine
+    with pytest.raises(UserError, match="dtype is 'float32'"):
+        metrics.same_machine({"results/runs/a/d": records[0].machine, "results/runs/b/d": records[2].machine})
+
+
 def test_outputs_of_other_lengths_are_not_compared() -> None:
     """Guards against a speedup over autoregressive decoding's shorter output, left by a run of other sizes."""
     longer = record("autoregressive", [STEP] * 2, [1.0, 2.0, 3.0])

@@ -20,7 +20,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # Nothing of this library: each world has its own.
-LOADED = ("altair", "pyarrow.parquet", "transformers.modeling_utils", "transformers.models.llama.modeling_llama")
+LOADED = (
+    "openvino",
+    "altair",
+    "pyarrow.parquet",
+    "transformers.modeling_utils",
+    "transformers.models.llama.modeling_llama",
+)
 
 
 @contextmanager

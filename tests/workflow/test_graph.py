@@ -151,7 +151,7 @@ def plugs(output: str) -> set[str]:
         return {f"dynatree.decoding.{run.decoder}"} | {
             f"dynatree.{folder}.{knobs[knob]}" for knob, folder in settings.PLUGGED.items() if knob in knobs
         }
-    if parts[:2] == ("results", "calibration") and parts[2] != "batches.json":
+    if parts[:2] == ("results", "calibration") and parts[3] != "batches.json":
         watched = {f"dynatree.{settings.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
         return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
     if parts[:2] == ("data", "documents"):

@@ -128,7 +128,7 @@ def test_changed_batch_size_measures_batches_alone(world: World):
     # A calibrated method depends on the costs of all batch sizes, the others on their own.
     found = runs(world).items()
     batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
-    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches", "aggregate"}
+    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:float64", "aggregate"}
     assert {name for name in ran if not name.startswith("draw:")} == wanted
     world.run("dvc", "commit", "--force", "--quiet")
     world.edit(experiments__batch_size__batches=[1, 4, 8])
@@ -173,7 +173,7 @@ def test_changed_sizes_measure_again(world: World, key: str, value: int, rules: 
 def test_changed_precision_measures_all_again(world: World):
     """Guards against passes that keep their old precision, and are refused beside the new runs after hours."""
     before = (world.folder / "params.yaml").read_text()
-    world.edit(dtype="float64")
+    world.edit(dtype="float32")
     planned = {name.partition(":")[0] for name in world.snakemake("--dry-run")}
     (world.folder / "params.yaml").write_text(before)
     assert planned >= {"calibrate", "generate", "timeline", "memory", "drafter_report", "perplexity"}

@@ -39,7 +39,9 @@ class World:
         """Fewer experiments and figures: enough to tell what a change recomputes."""
         experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length", "batch_size")}
         figures = ["datasets", "tree_shape", "memory"]
-        self.edit(datasets=["tiny_articles"], threads=None, experiments=experiments, figures=figures)
+        # In a type that torch computes: hundreds of jobs would each make a graph, and say no more of the job graph.
+        kept = {"experiments": experiments, "figures": figures, "dtype": "float64"}
+        self.edit(datasets=["tiny_articles"], threads=None, **kept)
         sizes = {name: self.params["scales"]["tiny"]["experiments"][name] for name in ("default", "batch_size")}
         self.edit(scales={"tiny": {**self.params["scales"]["tiny"], "experiments": sizes}})
 

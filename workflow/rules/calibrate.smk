@@ -17,9 +17,10 @@ rule calibrate:
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
     output:
-        CALIBRATION,
+        "results/calibration/{dtype}/costs.json",
+        "results/calibration/{dtype}/steps.json",
     log:
-        "logs/calibrate/tables.log",
+        "logs/calibrate/{dtype}/tables.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -30,7 +31,7 @@ rule calibrate:
         sizes=SIZES.calibration.model_dump(),
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
-        machine=MACHINE,
+        machine=lambda w: machine(w.dtype),
         folder=subpath(output[0], parent=True),
     shell:
         "python workflow/scripts/calibrate.py {params.models} --tokens {input.tokens} --start {params.start} "
@@ -44,11 +45,11 @@ rule calibrate_batches:
     input:
         library=library("workflow/scripts/calibrate_batches.py"),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
-        calibration=CALIBRATION,
+        calibration=lambda w: calibrated(w.dtype),
     output:
-        BATCHES,
+        "results/calibration/{dtype}/batches.json",
     log:
-        "logs/calibrate/batches.log",
+        "logs/calibrate/{dtype}/batches.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -58,7 +59,7 @@ rule calibrate_batches:
         contexts=" ".join(map(str, SIZES.calibration.contexts)),
         repeats=SIZES.calibration.repeats,
         batches=" ".join(map(str, sorted({run.batch for run in RUNS.values()}))),
-        machine=MACHINE,
+        machine=lambda w: machine(w.dtype),
     shell:
         "python workflow/scripts/calibrate_batches.py {params.models} --contexts {params.contexts} --repeats {params.repeats} "
         "--batches {params.batches} {params.machine} 2>&1 | tee {log:q}"

@@ -41,14 +41,27 @@ with reported():
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
-CALIBRATION = ["results/calibration/costs.json", "results/calibration/steps.json"]
-BATCHES = "results/calibration/batches.json"
 BATCHED = {title for title, experiment in PARAMS.experiments.items() if experiment.batches}
 RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
-MACHINE = f"--dtype {PARAMS.dtype} --device {PARAMS.device}" + (
-    f" --threads {PARAMS.threads}" if PARAMS.threads else ""
-)
+
+
+def machine(dtype):
+    """The format of the models, where they compute, and by how many threads."""
+    return f"--dtype {dtype} --device {PARAMS.device}" + (f" --threads {PARAMS.threads}" if PARAMS.threads else "")
+
+
+def calibrated(dtype):
+    """What was measured of the models in this format."""
+    return [f"results/calibration/{dtype}/{name}" for name in ("costs.json", "steps.json")]
+
+
+def calibrated_batches(dtype):
+    """The costs of several requests at once."""
+    return f"results/calibration/{dtype}/batches.json"
+
+
+MACHINE, CALIBRATION, BATCHES = machine(PARAMS.dtype), calibrated(PARAMS.dtype), calibrated_batches(PARAMS.dtype)
 
 
 wildcard_constraints:
@@ -59,6 +72,7 @@ wildcard_constraints:
     settings="[^/]+",
     place="|".join(sorted({run.place for run in RUNS.values()})),
     length="[^/]+",
+    dtype="[^/]+",
 
 
 def library(script, *plugged):
@@ -102,7 +116,8 @@ def described(methods):
 
 def calibration(run):
     """The calibration, if the method of this run makes use of one; that of batches, too, where batches are compared."""
-    return [*CALIBRATION, *([BATCHES] if run.top in BATCHED else [])] if NEEDS[run.folder]["calibration"] else []
+    batches = [calibrated_batches(run.dtype)] if run.top in BATCHED else []
+    return [*calibrated(run.dtype), *batches] if NEEDS[run.folder]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -158,7 +173,7 @@ def model_options(manifests, calibration=()):
 def method_options(run):
     """The method of a run or pass, how many tokens it decodes, and the machine."""
     knobs = shlex.quote(json.dumps(dict(run.knobs)))
-    return f"--decoder {run.decoder} --knobs {knobs} --output-tokens {run.output_tokens} {MACHINE}"
+    return f"--decoder {run.decoder} --knobs {knobs} --output-tokens {run.output_tokens} {machine(run.dtype)}"
 
 
 def size_options(run):

@@ -52,8 +52,8 @@ READ: dict[str, tuple[str, ...]] = {
     "aggregate": ("scale", "datasets", "methods", "experiments", "timeline", "memory"),
     "draw": (),
 }
-# Conditions of a run by the letter that their folders begin with.
-CONDITIONS = {"P": "prompt_tokens", "b": "batch"}
+# Folders of a run's conditions by the item of the stage's matrix.
+CONDITIONS = {"prompt_tokens": "P${item.prompt_tokens}", "batch": "b${item.batch}", "format": "${item.format}"}
 UNCACHED = (".svg", ".png", ".caption.txt")
 
 
@@ -72,7 +72,7 @@ class Stage:
     """Jobs that differ in the items of `matrix` alone. `replaced`: parts of paths by the template that gives them."""
 
     rule: str
-    matrix: dict[str, str] = field(default_factory=dict)
+    matrix: dict[str, Any] = field(default_factory=dict)
     reads: list[str] = field(default_factory=list)
     replaced: list[tuple[str, str]] = field(default_factory=list)
     prefix: str = ""  # of the outputs' paths, before any item
@@ -135,9 +135,15 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
             name += more
         if experiment.batches:
             stage.matrix["batch"] = f"${{{key}.batches}}"
+        if experiment.dtypes:
+            # On a GPU some are left out, and the others stand nowhere by themselves.
+            stage.matrix["format"] = f"${{{key}.dtypes}}" if known.device == "cpu" else [*experiment.dtypes]
+            stage.reads.remove("dtype")
         stage.reads += [f"{key}.{name}" for name in experiment.processors if name in experiment.model_fields_set]
     dataset = ITEM if stage.matrix else "${datasets[0]}"
-    conditions = [f"{c[0]}${{item.{CONDITIONS[c[0]]}}}" for c in run.conditions]
+    kinds = [kind for kind in CONDITIONS if kind in stage.matrix]
+    dtype = "${item.format}" if "format" in kinds else "${dtype}"
+    conditions = [CONDITIONS[kind] for kind in kinds]
     stage.prefix = f"results/{title}/{run.method}" + ("" if "settings" in stage.matrix else f"/{written}")
     place = "/".join([*conditions, dataset])
     length = "P${item.prompt_tokens}" if run.prompt_tokens else run.length
@@ -145,6 +151,7 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
         (f"results/{run.folder}/", f"results/{title}/{run.method}/{written}/{place}/"),
         (f"data/prompts/{known.pair}/{run.length}/{run.dataset}.", f"data/prompts/${{pair}}/{length}/{dataset}."),
         (f"data/tokens/{known.pair}/{run.dataset}.", f"data/tokens/${{pair}}/{dataset}."),
+        (f"results/calibration/{run.dtype}/", f"results/calibration/{dtype}/"),
     ]
     return name, stage
 
@@ -154,6 +161,12 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
     if job.rule == "calibrate":
         stage.reads += [f"sources.${{datasets[{place}]}}.start" for place in range(len(known.datasets))]
+    if job.wildcards.get("dtype", known.dtype) != known.dtype:
+        # Of an experiment's formats; the usual one is taken from its own key.
+        name += f"_{job.wildcards['dtype']}"
+        stage.reads.remove("dtype")
+    else:
+        stage.replaced = [(f"results/calibration/{known.dtype}/", "results/calibration/${dtype}/")]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
@@ -161,7 +174,7 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
         name = f"draw_{job.wildcards['figure']}"
     if dataset:
         stage.matrix["dataset"] = "${datasets}"
-        stage.replaced = [(f"/{dataset}.", f"/{ITEM}.")]
+        stage.replaced.append((f"/{dataset}.", f"/{ITEM}."))
     if wanted != "default":
         titles = [
             title
@@ -237,7 +250,7 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
     if not stage.matrix and stage.rule not in ("timeline", "memory"):
         # What is read of every data set stands for its folder.
         inputs = [str(Path(p).parent) if p.startswith(("data/tokens/", "results/perplexity/")) else p for p in inputs]
-        records = {path for path in inputs if path.startswith("results/") and path.count("/") > 2}
+        records = {path for path in inputs if path.startswith("results/") and path.count("/") > 3}
         inputs = [*(prefixes if records else ()), *dict.fromkeys(path for path in inputs if path not in records)]
     file = rules[stage.rule]
     deps = ["workflow/rules/common.smk", file, *sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))]

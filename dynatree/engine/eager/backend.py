@@ -1,16 +1,18 @@
 """Forwards of a transformers causal LM over rows of our own cache: all contact with transformers' forward is here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dynatree.engine.backend import Feed
+from dynatree.engine.backend import Begin, End, Feed
 from dynatree.engine.eager import attention
 from dynatree.engine.eager.batch import collate
-from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.eager.kv_cache import KeyValueCache, state_bytes
+from dynatree.engine.eager.packing import weight_sizes
 
 # Logits [..., v] of hidden states [..., width].
 Head = Callable[[Tensor], Tensor]
@@ -79,3 +81,24 @@ class EagerBackend:
         output = self._model(input_ids=tokens.to(self.device)[None], use_cache=False, logits_to_keep=last)
         logits: Tensor = output.logits[0]
         return logits
+
+    @contextmanager
+    def watched(self, begin: Begin, end: End, head: Head | None = None) -> Iterator[None]:
+        """Within, `begin` and `end` are called around each forward, whoever asks for it."""
+        base: nn.Module = self._model.base_model
+        hooks = [
+            base.register_forward_pre_hook(lambda *_: begin()),
+            base.register_forward_hook(lambda _, __, output: end(lambda: state_bytes(output["cache"]))),
+        ]
+        # Whichever comes last: drafting over a vocabulary of its own goes past the causal LM to a head of its own.
+        last = [self._model, *([head] if isinstance(head, nn.Module) else [])]
+        hooks += [module.register_forward_hook(lambda *_: end(None)) for module in last]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def weights(self, head: Head | None = None) -> dict[Any, int]:
+        """Bytes of each of the weights of the model, and of `head`."""
+        return weight_sizes(self._model, *([head] if isinstance(head, nn.Module) else []))

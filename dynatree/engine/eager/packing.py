@@ -57,13 +57,12 @@ class PackedLinear(nn.Module):
         return output.float() if self._rounded else output
 
 
-def weight_bytes(*modules: nn.Module) -> int:
-    """Bytes of the parameters and buffers of `modules`, tied ones counted once, packed ones as oneDNN lays them out."""
-    dense = {
-        (tensor.data_ptr(), tensor.nbytes) for module in modules for tensor in (*module.parameters(), *module.buffers())
-    }
+def weight_sizes(*modules: nn.Module) -> dict[Any, int]:
+    """Bytes of each of the parameters and buffers of `modules`, tied ones once, packed ones as oneDNN lays them out."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    dense: dict[Any, int] = {(tensor.data_ptr(), tensor.nbytes): tensor.nbytes for tensor in tensors}
     packed = {id(m.packed): m.packed for module in modules for m in module.modules() if isinstance(m, PackedLinear)}
-    return sum(size for _, size in dense) + sum(int(torch.ops.mkldnn._nbytes(tensor)) for tensor in packed.values())
+    return dense | {key: int(torch.ops.mkldnn._nbytes(tensor)) for key, tensor in packed.items()}
 
 
 def available(model: nn.Module) -> bool:

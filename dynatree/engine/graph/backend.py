@@ -4,17 +4,19 @@ Measured and explained in docs/exactness.md. A request's attention is its own, s
 same bits, too.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
+import openvino as ov
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dynatree.engine.backend import Feed
+from dynatree.engine.backend import Begin, End, Feed
 from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache
-from dynatree.engine.graph.compiled import Given, Graph
+from dynatree.engine.graph.compiled import TOGETHER, Given, Graph
 from dynatree.engine.graph.parts import Weights
 from dynatree.errors import UserError
 
@@ -23,22 +25,39 @@ BUILDERS = (llama, gpt_neox)
 MOST = 512
 
 
-class GraphBackend:
-    """`model` in `format` ("int8" or "int4"). Raises UserError for an architecture without a builder."""
+def refusal(model: Any, name: str) -> str | None:
+    """Why there is no graph of `model`, if there is none."""
+    builder = _builder(model)
+    if builder is None:
+        known = ", ".join(kind for builder in BUILDERS for kind in builder.TYPES)
+        return f"is for {known}; {name} is {model.config.model_type}"
+    if model.config.hidden_act != builder.ACTIVATION:
+        return f"is not for {name}: its activation is {model.config.hidden_act}"
+    return None
 
-    def __init__(self, model: Any, format: str, name: str):
+
+def _blocks(feed: Feed) -> BlockCache:
+    return cast(BlockCache, feed.cache)
+
+
+def _total(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return sum(used for used, _ in sizes), sum(held for _, held in sizes)
+
+
+def _builder(model: Any) -> Any:
+    return next((builder for builder in BUILDERS if model.config.model_type in builder.TYPES), None)
+
+
+class GraphBackend:
+    """`model`, of which there is a graph (`refusal`), in `format`: one of FORMATS."""
+
+    def __init__(self, model: Any, format: str):
         config = model.config
-        found = [builder for builder in BUILDERS if config.model_type in builder.TYPES]
-        if not found:
-            known = ", ".join(kind for builder in BUILDERS for kind in builder.TYPES)
-            raise UserError(f"dtype: {format} is for {known}; {name} is {config.model_type}, take float32")
-        if config.hidden_act != found[0].ACTIVATION:
-            raise UserError(f"dtype: {format} is not for {name}: its activation is {config.hidden_act}; take float32")
         self.device = torch.device("cpu")
-        self._model, self._builder, self._format = model, found[0], format
+        self._model, self._builder, self.format = model, _builder(model), format
         self._shape, self._layers = parts.shape(config), config.num_hidden_layers
-        self._embedding = model.get_input_embeddings().weight.detach().float()
         self._graphs: dict[int | None, Graph] = {}
+        self._watchers: list[tuple[Begin, End]] = []
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
@@ -55,7 +74,26 @@ class GraphBackend:
 
     def forward(self, feeds: Sequence[Feed], head: int | None = None) -> list[Tensor]:
         """Logits [n or 1, v] of each of `feeds`; `head`: one of `head_over`, in place of the model's own."""
-        return [self._one(feed, self._graph(head)) for feed in feeds]
+        for begin, _ in self._watchers:
+            begin()
+        found = self._together(feeds, self._graph(head))
+        for _, end in self._watchers:
+            end(lambda: _total([_blocks(feed).sizes() for feed in feeds]))
+        return found
+
+    @contextmanager
+    def watched(self, begin: Begin, end: End, head: int | None = None) -> Iterator[None]:
+        """Within, `begin` and `end` are called around each forward."""
+        self._watchers.append((begin, end))
+        try:
+            yield
+        finally:
+            self._watchers.remove((begin, end))
+
+    def weights(self, head: int | None = None) -> dict[Any, int]:
+        """Bytes of the embedding, and of the weights of the graph with the model's own head, or with `head`."""
+        codes, embedding = self._graph(head).weights, self._model.get_input_embeddings().weight
+        return {embedding.data_ptr(): embedding.nbytes, id(codes): codes.bytes}
 
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
@@ -66,61 +104,79 @@ class GraphBackend:
         if head not in self._graphs:
             weight = self._model.get_output_embeddings().weight.detach()
             rows = weight if head is None else weight[self._heads[head]]
-            weights = Weights(self._format)
-            graph = self._builder.graph(self._model, weights, rows)
-            self._graphs[head] = Graph(graph, weights, self._shape, self._layers, self._threads)
+            weights = Weights(self.format)
+
+            def make(requests: int) -> ov.Model:
+                return self._builder.graph(self._model, weights.again(), rows, requests)
+
+            self._graphs[head] = Graph(make, weights, self._shape, self._layers, self._threads)
         return self._graphs[head]
 
+    def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Tensor]:
+        """Logits of each of `feeds`, as many at once as there are places."""
+        found: list[Tensor | None] = [None] * len(feeds)
+        waiting: list[int] = []
+        for place, feed in enumerate(feeds):
+            cache = _blocks(feed)
+            cache.settle()
+            beyond = cache.length + len(feed.tokens) - cache.done > BLOCK
+            if len(feeds) == 1 or (beyond and feed.mask is None and feed.positions is None):
+                found[place] = self._one(feed, graph)
+            else:
+                waiting.append(place)
+        for begin in range(0, len(waiting), TOGETHER[-1]):
+            now = waiting[begin : begin + TOGETHER[-1]]
+            given = [self._tokens(feeds[place]) for place in now]
+            plain = [feeds[place].mask is None and feeds[place].positions is None for place in now]
+            for place, logits in zip(now, self._infer(given, plain, graph), strict=True):
+                found[place] = logits
+        return [logits for logits in found if logits is not None]
+
     def _one(self, feed: Feed, graph: Graph) -> Tensor:
-        tokens, cache, positions, mask, last_only = feed
-        assert isinstance(cache, BlockCache)
-        wanted = 1 if last_only else len(tokens)
+        tokens, _, positions, mask, last_only = feed
         if mask is None and positions is None:
-            return self._continue(tokens, cache, wanted, graph)
-        cache.settle()
-        begin = cache.length
-        positions = torch.arange(begin, begin + len(tokens)) if positions is None else positions
-        # All see the full blocks.
-        sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
-        return self._step(tokens, cache, positions, sees, each_other, wanted, graph, committed=False)
+            return self._continue(tokens, _blocks(feed), 1 if last_only else len(tokens), graph)
+        return self._infer([self._tokens(feed)], [False], graph)[0]
 
     def _continue(self, tokens: Tensor, cache: BlockCache, wanted: int, graph: Graph) -> Tensor:
         """Logits of the last `wanted` of further text `tokens` [n], in pieces that end with a block."""
         found, begin = [], 0
         while begin < len(tokens):
             cache.settle()
-            start = cache.length
-            count = min(len(tokens) - begin, BLOCK - start % BLOCK)
+            count = min(len(tokens) - begin, BLOCK - cache.length % BLOCK)
             # Of the whole text the last ones are wanted.
             rows = max(0, min(count, wanted - (len(tokens) - begin - count)))
-            piece, positions = tokens[begin : begin + count], torch.arange(start, start + count)
-            logits = self._step(piece, cache, positions, None, None, max(1, rows), graph, committed=True)
-            found += [logits] if rows else []
+            given = self._tokens(Feed(tokens[begin : begin + count], cache))._replace(wanted=max(1, rows))
+            logits = self._infer([given], [True], graph)
+            found += logits if rows else []
             begin += count
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _step(
-        self,
-        tokens: Tensor,
-        cache: BlockCache,
-        positions: Tensor,
-        sees: Tensor | None,
-        each_other: Tensor | None,
-        wanted: int,
-        graph: Graph,
-        committed: bool,
-    ) -> Tensor:
-        """Logits of the last `wanted` of `tokens` [n] by one forward; their keys and values go into `cache`."""
+    def _tokens(self, feed: Feed) -> Given:
+        """What a graph takes of tokens that do not pass the end of the current block."""
+        tokens, _, positions, mask, last_only = feed
+        cache = _blocks(feed)
+        cache.settle()
+        begin = cache.length
         if cache.block[0].shape[2] + len(tokens) > MOST:
-            nodes = cache.length - cache.committed + len(tokens)
-            raise UserError(f"a tree of {nodes} nodes; {self._format} takes at most {MOST - BLOCK}: lower the budget")
+            nodes = begin - cache.committed + len(tokens)
+            raise UserError(f"a tree of {nodes} nodes; {self.format} takes at most {MOST - BLOCK}: lower the budget")
+        positions = torch.arange(begin, begin + len(tokens)) if positions is None else positions
         # No position is beyond the end of the current block.
         self._know(cache.done + BLOCK)
-        rotations = self._cos[positions], self._sin[positions]
-        given = Given(self._embedding[tokens], *rotations, cache.length - cache.done, sees, each_other)
-        logits, keys, values = graph.infer(given, cache, wanted)
-        cache.append(keys, values, committed)
-        return logits
+        # Asked for each time: a drafter may take its target's.
+        embedded = self._model.get_input_embeddings()(tokens).detach().float()
+        # All see the full blocks.
+        sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
+        wanted = 1 if last_only else len(tokens)
+        return Given(cache, embedded, self._cos[positions], self._sin[positions], sees, each_other, wanted)
+
+    def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Tensor]:
+        """Logits of each of `given`; keys and values go into the caches, as nodes or `committed`."""
+        found = graph.infer(given)
+        for one, keeps, (_, keys, values) in zip(given, committed, found, strict=True):
+            one.cache.append(keys, values, keeps)
+        return [logits for logits, _, _ in found]
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them; rotating is adding the halves crosswise."""

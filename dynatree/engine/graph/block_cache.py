@@ -95,6 +95,12 @@ class BlockCache:
         self.crop(prefix_length)
         self.append(keys, values, committed=True)
 
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the slots in use, and of all that are held."""
+        layers, heads, size = self._shape
+        held = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.full, *self._own, *self.block)}
+        return self.length * layers * heads * (2 * size + EXTRA) * self._own[0].itemsize, sum(held.values())
+
     @staticmethod
     def retain(caches: Sequence["BlockCache"]) -> None:
         """Each sequence has tensors of its own: nothing is held of those that left."""

@@ -5,6 +5,7 @@ over a single token. The bits are the same as long as OpenVINO does not generate
 the products, as it does there by default.
 """
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -15,11 +16,15 @@ from torch import Tensor
 
 from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
 from dynatree.engine.graph.codes import GROUP
-from dynatree.engine.graph.parts import FIRST_PAST, Shape, Weights
+from dynatree.engine.graph.parts import BEFORE_MASKS, Shape, Weights
 
 # Numbers of new tokens that have a graph of their own, the most useful first, as long as all fit in so many bytes.
 WIDTHS = (1, 8, 4, 16, 2, 32, 64)
 STATIC_BYTES = 800 * 2**20
+# Numbers of requests that one forward has places for; places that are left over are nobody's.
+TOGETHER = (1, 2, 4, 8)
+# Of smaller weights a forward takes less than making a graph for it.
+STATIC_FROM = 2**20
 # Keeps a graph of a fixed width to the kernels of one of any.
 SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
 # What a compiled graph takes, in sizes of its weights: they are packed, and much is made around them.
@@ -27,23 +32,37 @@ _COPIES = 2
 
 
 class Given(NamedTuple):
-    """Of n new tokens: embeddings [n, width], cos and sin [n, 1, size], how many slots of the current block are in use,
-    and which of those [n, used] and of each other [n, n] they see; None: all, and those before them.
+    """n new tokens of the request whose text is in `cache`: embeddings [n, width], cos and sin [n, 1, size].
+
+    `sees` [n, used], `each_other` [n, n]: which slots of the current block in use, and which of themselves, they see;
+    None: all, and those before them. Of the last `wanted` logits are.
     """
 
+    cache: BlockCache
     embedded: Tensor
     cos: Tensor
     sin: Tensor
-    used: int
     sees: Tensor | None
     each_other: Tensor | None
+    wanted: int
+
+
+class Found(NamedTuple):
+    """Logits [wanted, v]; keys and values [layers, groups, n, ...] of all, which the next forward writes over."""
+
+    logits: Tensor
+    keys: Tensor
+    values: Tensor
 
 
 class Graph:
-    """`graph` as parts.py says, of `layers` layers whose products point into `weights`, by `threads` threads."""
+    """A model's graphs, which `make` gives for a number of requests, of `layers` layers, by `threads` threads.
 
-    def __init__(self, graph: ov.Model, weights: Weights, shape: Shape, layers: int, threads: int):
-        self._graph, self._weights, self._shape, self._layers = graph, weights, shape, layers
+    Their products point into `weights`.
+    """
+
+    def __init__(self, make: Callable[[int], ov.Model], weights: Weights, shape: Shape, layers: int, threads: int):
+        self._make, self.weights, self._shape, self._layers = make, weights, shape, layers
         self._settings = {
             "INFERENCE_NUM_THREADS": str(threads),
             "NUM_STREAMS": "1",
@@ -52,32 +71,48 @@ class Graph:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(GROUP),
             **SAME_KERNELS,
         }
+        self._one = make(1)
         # A product over a single row takes another kernel, with another order of sums.
         self._least = 2 if shape.share == 1 else 1
-        affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)]
+        affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
         self._static = sorted(width for width in affordable if width >= self._least)
-        self._requests: dict[int | None, _Request] = {}
+        self._requests: dict[tuple[int, int | None], _Request] = {}
+        # Now, and not in the midst of a request that somebody waits for; those for several are made when there are any.
+        for width in (None, *self._static):
+            self._request(1, width)
 
-    def infer(self, given: Given, text: BlockCache, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits [wanted, v] of the last of n new tokens, and keys and values [layers, groups, n, ...] of all.
+    def infer(self, given: Sequence[Given]) -> list[Found]:
+        """What comes of each of `given`, at most TOGETHER's last, in one forward."""
+        n = max(len(one.embedded) for one in given)
+        places = next(count for count in TOGETHER if count >= len(given))
+        whole = all(one.cache.block[0].shape[2] == BLOCK for one in given)
+        width = self._width(places, n) if whole else None
+        return self._request(places, width).infer(given, width or max(n, self._least))
 
-        Keys and values are the graph's own memory, which the next forward writes into.
-        """
-        n = len(given.embedded)
-        fitting = [width for width in self._static if width >= n] if text.block[0].shape[2] == BLOCK else []
-        request = self._request(fitting[0] if fitting else None)
-        request.bind((*text.full, *text.block))
-        return request.infer(given, max(n, fitting[0] if fitting else self._least), wanted)
+    def _width(self, places: int, n: int) -> int | None:
+        """Of the graph of fixed shapes that takes `n` new tokens of each of several requests, if there is to be one."""
+        width = next((width for width in self._static if width >= n), None)
+        made = [key for key in self._requests if key[0] > 1 and key[1]]
+        # For several requests as many once more, whichever are used first.
+        left = places == 1 or (places, width) in made or len(made) < len(self._static)
+        return width if left else None
 
-    def _request(self, width: int | None) -> "_Request":
-        if width not in self._requests:
-            graph = self._graph
+    def _request(self, places: int, width: int | None) -> "_Request":
+        key = places, width
+        if key not in self._requests:
+            graph = self._one if places == 1 else self._make(places)
             if width is not None:
                 graph = graph.clone()
-                graph.reshape(_shapes(graph, width, self._shape))
-            compiled = ov.Core().compile_model(graph, "CPU", self._settings)
-            self._requests[width] = _Request(compiled, self._shape, self._layers)
-        return self._requests[width]
+                graph.reshape(_shapes(graph, width, self._shape, places))
+            compiled = _core().compile_model(graph, "CPU", self._settings)
+            self._requests[key] = _Request(compiled, self._shape, self._layers, places)
+        return self._requests[key]
+
+
+@cache
+def _core() -> ov.Core:
+    """One for the process: with the last of them its libraries are unloaded, and a signal that they handle is fatal."""
+    return ov.Core()
 
 
 @cache
@@ -85,68 +120,95 @@ def _before(n: int) -> Tensor:
     return torch.ones(n, n, dtype=torch.bool).tril()
 
 
-def _shapes(graph: ov.Model, n: int, shape: Shape) -> dict[ov.Output, PartialShape]:
-    """Of the inputs for `n` new tokens; the full blocks may be any number."""
-    known = [[n, shape.width], [n, 1, shape.size], [n, 1, shape.size], [n * shape.share, BLOCK + n]]
-    known += [[shape.groups, n, EXTRA], [-1]]
+def _shapes(graph: ov.Model, n: int, shape: Shape, places: int) -> dict[ov.Output, PartialShape]:
+    """Of the inputs for `n` new tokens of each request; the full blocks may be any number."""
+    rows = places * n
+    known = [[rows, shape.width], [rows, 1, shape.size], [rows, 1, shape.size], [shape.groups, n, EXTRA], [-1]]
+    known += [[n * shape.share, BLOCK + n]] * places
     past = [[shape.groups, count, size] for count in (-1, BLOCK) for size in (shape.size, shape.size + EXTRA)]
-    of_layers = (len(graph.inputs) - FIRST_PAST) // len(past)
+    of_layers = (len(graph.inputs) - len(known)) // len(past)
     return dict(zip(graph.inputs, map(PartialShape, [*known, *(past * of_layers)]), strict=True))
 
 
 class _Request:
-    """A compiled graph with the memory that its inputs point into."""
+    """A graph compiled for so many `places` for requests, with the memory that its inputs point into."""
 
-    def __init__(self, compiled: ov.CompiledModel, shape: Shape, layers: int):
-        self._request, self._shape, self._layers = compiled.create_infer_request(), shape, layers
-        self._bound: tuple[Tensor, ...] = ()
+    def __init__(self, compiled: ov.CompiledModel, shape: Shape, layers: int, places: int):
+        self._request, self._shape, self._layers, self._places = compiled.create_infer_request(), shape, layers, places
+        # In a place that is left over.
+        self._nobody = BlockCache(layers, shape.groups, shape.size)
+        self._bound: list[tuple[Tensor, ...]] = [()] * places
         self._held: list[Tensor] = []
+        self._masks: list[Tensor] = [torch.empty(0, 0)] * places
 
-    def bind(self, past: tuple[Tensor, ...]) -> None:
-        """Let the layers' inputs point into `past`: a cache's tensors."""
-        if len(self._bound) == len(past) and all(a is b for a, b in zip(self._bound, past, strict=True)):
-            return
-        self._bound = past
-        for layer in range(self._layers):
-            for place, tensor in enumerate(past):
-                self._point(FIRST_PAST + len(past) * layer + place, tensor[layer])
-
-    def infer(self, given: Given, width: int, wanted: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Graph.infer`, with rows that see themselves alone up to `width`."""
-        n, block = len(given.embedded), self._bound[2].shape[2]
-        if not self._held or len(self._held[0]) != width or self._held[3].shape[1] != block + width:
-            self._hold(width, block)
-        x, cos, sin, mask = self._held[:4]
-        x[:n], cos[:n], sin[:n] = given[:3]
-        mask.fill_(-torch.inf)
-        rows = mask.view(width, self._shape.share, block + width)
-        here, new = rows[:n, :, : given.used], rows[:n, :, block : block + n]
-        if given.sees is None:
-            here.fill_(0)
-        else:
-            here.masked_fill_(given.sees[:, None], 0)
-        each_other = given.each_other if given.each_other is not None else _before(n)
-        new.masked_fill_(each_other[:, None], 0)
-        for row in range(n, width):
-            rows[row, :, block + row] = 0
-        # The rows that are wanted last are other ones at each forward, and may be fewer.
-        self._held[5] = torch.arange(n - wanted, n)
-        self._point(5, self._held[5])
+    def infer(self, given: Sequence[Given], width: int) -> list[Found]:
+        """As `Graph.infer`, with rows that see themselves alone up to `width` of each request."""
+        self._hold(width)
+        x, cos, sin = (part.view(self._places, width, *part.shape[1:]) for part in self._held[:3])
+        rows = []
+        for place in range(self._places):
+            one = given[place] if place < len(given) else None
+            self._see(place, one, width)
+            if one is not None:
+                n = len(one.embedded)
+                x[place, :n], cos[place, :n], sin[place, :n] = one.embedded, one.cos, one.sin
+                rows.append(torch.arange(place * width + n - one.wanted, place * width + n))
+        # Other rows at each forward, and may be fewer.
+        wanted = rows[0] if len(rows) == 1 else torch.cat(rows)
+        self._held[4] = wanted
+        self._point(4, wanted)
         self._request.infer()
         logits, keys, values = (torch.from_numpy(self._request.get_output_tensor(k).data) for k in range(3))
-        shape = (self._layers, self._shape.groups, width, -1)
-        return logits.clone(), keys.view(shape)[:, :, :n], values.view(shape)[:, :, :n]
+        shape = (self._layers, self._places, self._shape.groups, width, -1)
+        keys, values = keys.view(shape), values.view(shape)
+        # A copy: the next forward writes into the same memory.
+        own = logits.clone().split([one.wanted for one in given])
+        return [
+            Found(own[place], keys[:, place, :, : len(one.embedded)], values[:, place, :, : len(one.embedded)])
+            for place, one in enumerate(given)
+        ]
 
-    def _hold(self, width: int, block: int) -> None:
-        shape = self._shape
+    def _see(self, place: int, one: Given | None, width: int) -> None:
+        """Let `place` have this request's keys and values, and a mask of what its new tokens see."""
+        text = self._nobody if one is None else one.cache
+        self._bind(place, (*text.full, *text.block))
+        block, share, n = text.block[0].shape[2], self._shape.share, 0 if one is None else len(one.embedded)
+        if self._masks[place].shape != (width * share, block + width):
+            self._masks[place] = torch.empty(width * share, block + width)
+            self._point(BEFORE_MASKS + place, self._masks[place])
+        rows = self._masks[place].fill_(-torch.inf).view(width, share, block + width)
+        if one is not None:
+            here, new = rows[:n, :, : text.length - text.done], rows[:n, :, block : block + n]
+            if one.sees is None:
+                here.fill_(0)
+            else:
+                here.masked_fill_(one.sees[:, None], 0)
+            new.masked_fill_((_before(n) if one.each_other is None else one.each_other)[:, None], 0)
+        for row in range(n, width):
+            rows[row, :, block + row] = 0
+
+    def _bind(self, place: int, past: tuple[Tensor, ...]) -> None:
+        bound = self._bound[place]
+        if len(bound) == len(past) and all(a is b for a, b in zip(bound, past, strict=True)):
+            return
+        self._bound[place] = past
+        first, each = BEFORE_MASKS + self._places, len(past)
+        for layer in range(self._layers):
+            for part, tensor in enumerate(past):
+                self._point(first + each * (self._places * layer + place) + part, tensor[layer])
+
+    def _hold(self, width: int) -> None:
+        """Have memory for so many new tokens of each request."""
+        shape, rows = self._shape, self._places * width
+        if self._held and len(self._held[0]) == rows:
+            return
         ones = torch.zeros(shape.groups, width, EXTRA)
         ones[..., 0] = 1
-        rotations = (torch.zeros(width, 1, shape.size) for _ in range(2))
-        mask = torch.empty(width * shape.share, block + width)
-        self._held = [torch.zeros(width, shape.width), *rotations, mask, ones, torch.empty(0)]
-        for place, tensor in enumerate(self._held[:5]):
+        rotations = (torch.zeros(rows, 1, shape.size) for _ in range(2))
+        self._held = [torch.zeros(rows, shape.width), *rotations, ones, torch.empty(0)]
+        for place, tensor in enumerate(self._held[:4]):
             self._point(place, tensor)
 
     def _point(self, place: int, tensor: Tensor) -> None:
-        # OpenVINO does not keep what its tensors point into: `_bound` and `_held` do.
+        # OpenVINO does not keep what its tensors point into: `_bound`, `_masks` and `_held` do.
         self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))

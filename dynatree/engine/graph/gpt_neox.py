@@ -13,16 +13,16 @@ TYPES = ("gpt_neox",)
 ACTIVATION = "gelu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, requests: int) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     heads, size = shape.heads, shape.size
     turned = base.rotary_emb.inv_freq.shape[0]  # half of what is rotated
-    inputs, nodes = parts.inputs(shape)
+    inputs, nodes = parts.inputs(shape, requests)
     y, kept = inputs[0], []
     for layer in base.layers:
-        attention, past = layer.attention, parts.past(shape)
+        attention, past = layer.attention, parts.past(shape, requests)
         inputs += past
         # Of each head queries, keys and values stand together; here all queries come first.
         fused = attention.query_key_value
@@ -36,7 +36,7 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
         qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low, rest], 2), nodes.sin))
         q, k = op.variadic_split(qk, op.constant(1), parts.whole(heads, heads)).outputs()
         mixed, new = parts.attention(shape, nodes, q, k, v, past)
-        kept.append(new)
+        kept += new
         attended = weights.linear(mixed, attention.dense)
         z = y if config.use_parallel_residual else op.add(y, attended)
         z = weights.linear(parts.layer_norm(z, layer.post_attention_layernorm), layer.mlp.dense_h_to_4h)

@@ -13,15 +13,15 @@ TYPES = ("llama", "mistral", "qwen2")
 ACTIVATION = "silu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, requests: int) -> ov.Model:
     """Inputs and outputs as `parts.Shape` says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     size = shape.size
-    inputs, nodes = parts.inputs(shape)
+    inputs, nodes = parts.inputs(shape, requests)
     y, kept = inputs[0], []
     for layer in base.layers:
-        attention, past = layer.self_attn, parts.past(shape)
+        attention, past = layer.self_attn, parts.past(shape, requests)
         inputs += past
         z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
@@ -31,7 +31,7 @@ def graph(model: Any, weights: Weights, head: Tensor) -> ov.Model:
         qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low], 2), nodes.sin))
         q, k = op.variadic_split(qk, op.constant(1), parts.whole(shape.heads, shape.groups)).outputs()
         mixed, new = parts.attention(shape, nodes, q, k, v, past)
-        kept.append(new)
+        kept += new
         y = op.add(y, weights.linear(mixed, attention.o_proj))
         z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)

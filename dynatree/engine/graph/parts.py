@@ -1,12 +1,15 @@
 """What the graphs of all architectures are made of: products with weights in each format, norms, bitwise attention.
 
-A graph takes the embeddings x [n, width] of n new tokens, cos and sin [n, 1, size] of their positions, a mask
-[n * share, c + n] (0 or -inf; each row once a query of its group) over c slots of the current block with nodes that are
-not kept yet, and the new ones; the rows [w] of which logits are wanted; and of each layer the keys and values of the
-full blocks, which all new tokens see, and of the current one (block_cache.py).
-It gives logits [w, v], and the new keys [layers * groups, n, size] and values [layers * groups, n, size + EXTRA].
+A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], cos
+and sin [r * n, 1, size] of their positions; ones [groups, n, EXTRA], of which the first of each EXTRA is one and the
+others are zero; the rows [w] of which logits are wanted; of each request a mask [n * share, c + n] (0 or -inf; each row
+once a query of its group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of
+each layer the keys and values of each request's full blocks, which all its new tokens see, and of its current one
+(block_cache.py). It gives logits [w, v], and of each layer and request the new keys [layers * r * groups, n, size] and
+values [layers * r * groups, n, size + EXTRA]. Products with weights are over all rows; attention is a request's own.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,11 +22,11 @@ from torch import Tensor, nn
 from dynatree.engine.graph import codes
 from dynatree.engine.graph.block_cache import EXTRA
 
-# In float32 a graph is the model's own forward but for rounding, which tests compare it by.
-FORMATS = ("float32", "int8", "int4")
+# In float32 a graph is the model's own forward but for rounding; float16 is the type of its weights alone.
+FORMATS = ("float32", "float16", "int8", "int4")
 
-# Inputs of a graph before those of its layers.
-FIRST_PAST = 6
+# Inputs of a graph before the masks of its requests.
+BEFORE_MASKS = 5
 
 
 class Shape(NamedTuple):
@@ -45,9 +48,9 @@ class Nodes(NamedTuple):
 
     cos: Any
     sin: Any
-    mask: Any
     ones: Any
     wanted: Any
+    masks: list[Any]
     last: Any
 
 
@@ -63,24 +66,44 @@ def whole(*values: int) -> Any:
     return op.constant(np.array(values, dtype=np.int64))
 
 
-def inputs(shape: Shape) -> tuple[list[Any], Nodes]:
+def inputs(shape: Shape, requests: int) -> tuple[list[Any], Nodes]:
     """The inputs before those of the layers, and what the layers use of them."""
     x = op.parameter(PartialShape([-1, shape.width]), Type.f32)
     cos, sin = (op.parameter(PartialShape([-1, 1, shape.size]), Type.f32) for _ in range(2))
-    mask = op.parameter(PartialShape([-1, -1]), Type.f32)
     ones = op.parameter(PartialShape([shape.groups, -1, EXTRA]), Type.f32)
     wanted = op.parameter(PartialShape([-1]), Type.i64)
-    return [x, cos, sin, mask, ones, wanted], Nodes(cos, sin, mask, ones, wanted, op.constant(np.array(2)))
+    masks = [op.parameter(PartialShape([-1, -1]), Type.f32) for _ in range(requests)]
+    nodes = Nodes(cos, sin, ones, wanted, masks, op.constant(np.array(2)))
+    return [x, cos, sin, ones, wanted, *masks], nodes
 
 
-def past(shape: Shape) -> list[Any]:
-    """A layer's inputs: keys and values of the full blocks, keys and values of the current one."""
-    sizes = (shape.size, shape.size + EXTRA) * 2
+def past(shape: Shape, requests: int) -> list[Any]:
+    """A layer's inputs: of each request keys and values of the full blocks, keys and values of the current one."""
+    sizes = (shape.size, shape.size + EXTRA) * 2 * requests
     return [op.parameter(PartialShape([shape.groups, -1, size]), Type.f32) for size in sizes]
 
 
-def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any]) -> tuple[Any, tuple[Any, Any]]:
-    """What the heads read [n, heads * size] by queries q [n, heads, size], and the new keys and values.
+def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any]) -> tuple[Any, list[Any]]:
+    """What the heads read [r * n, heads * size] by queries q [r * n, heads, size]; each request's new keys and values.
+
+    k, v [r * n, groups, size]
+    """
+    requests = len(nodes.masks)
+    if requests == 1:
+        mixed, kept = _attention(shape, nodes, nodes.masks[0], q, k, v, past)
+        return mixed, [kept]
+    qs, ks, vs = (op.split(rows, op.constant(0), requests).outputs() for rows in (q, k, v))
+    found = [
+        _attention(shape, nodes, nodes.masks[place], qs[place], ks[place], vs[place], past[4 * place : 4 * place + 4])
+        for place in range(requests)
+    ]
+    return op.concat([mixed for mixed, _ in found], 0), [kept for _, kept in found]
+
+
+def _attention(
+    shape: Shape, nodes: Nodes, mask: Any, q: Any, k: Any, v: Any, past: list[Any]
+) -> tuple[Any, tuple[Any, Any]]:
+    """The same of one request.
 
     Each sum runs over positions in order: exp(s - max) times the values, with a column of ones for the denominator.
     Zeros between the nodes of a path add nothing, whichever they are. No shape here is computed in the graph: a forward
@@ -95,7 +118,7 @@ def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any
         q = op.reshape(op.transpose(q, whole(1, 0, 2, 3)), whole(shape.groups, -1, shape.size), False)
     s_full = op.matmul(q, keys, False, True)
     # New keys stay in a product with a block's: one of a single column would take another kernel.
-    s_block = op.add(op.matmul(q, op.concat([block_keys, k], 1), False, True), nodes.mask)
+    s_block = op.add(op.matmul(q, op.concat([block_keys, k], 1), False, True), mask)
     most = op.maximum(op.reduce_max(s_full, np.array([2]), True), op.reduce_max(s_block, np.array([2]), True))
     mixed = op.add(
         op.matmul(exponential(shape, s_full, most), values, False, False),
@@ -111,8 +134,8 @@ def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any
     return op.reshape(a, whole(-1, shape.heads * shape.size), False), (k, v)
 
 
-def model(logits: Any, kept: list[tuple[Any, Any]], inputs: list[Any]) -> ov.Model:
-    """The graph, with the new keys and values of all layers in one output each."""
+def model(logits: Any, kept: list[Any], inputs: list[Any]) -> ov.Model:
+    """The graph, with the new keys and values of all layers and requests in one output each."""
     keys, values = (op.concat(list(parts), 0) for parts in zip(*kept, strict=True))
     return ov.Model([logits, keys, values], inputs)
 
@@ -137,12 +160,28 @@ def rms_norm(x: Any, weight: Tensor, eps: float) -> Any:
 
 
 class Weights:
-    """Products with weights in `format`. It owns the arrays that the graph's constants point into."""
+    """Products with weights in `format`. It owns the arrays that the graphs' constants point into.
+
+    A second graph of the same model (`again`) takes the weights of the first, in the order in which they were made.
+    """
 
     def __init__(self, format: str):
         self._format = format
         self._held: list[np.ndarray] = []
+        self._made: list[Any] = []
+        self._next = 0
         self.bytes = 0
+
+    def again(self) -> "Weights":
+        """From the first weight on."""
+        self._next = 0
+        return self
+
+    def _weight(self, make: Callable[[], Any]) -> Any:
+        if self._next == len(self._made):
+            self._made.append(make())
+        self._next += 1
+        return self._made[self._next - 1]
 
     def linear(self, x: Any, *layers: nn.Linear) -> Any:
         """x [n, i] by the weights of all `layers` side by side, with their biases."""
@@ -165,25 +204,32 @@ class Weights:
         return self._dense(x, weight.detach().float())
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
+        return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
+
+    def _rows(self, weight: Tensor) -> Any:
         if self._format == "float32":
-            return op.matmul(x, self._constant(weight), False, True)
+            return self._constant(weight)
+        if self._format == "float16":
+            return op.convert(self._constant(weight.half()), "f32")
         values, scale = codes.eight_bits(weight)
         # One group a row: without groups OpenVINO takes some layers of a static graph for float32 ones.
         w = op.convert(self._constant(values[:, None]), "f32")
         w = op.multiply(w, op.constant(scale[:, None].numpy()))
-        return op.matmul(x, op.reshape(w, whole(*values.shape), False), False, True)
+        return op.reshape(w, whole(*values.shape), False)
 
     def _four(self, x: Any, weight: Tensor) -> Any:
         groups = weight.shape[1] // codes.GROUP
-        q, scale, zeros, _ = codes.with_rest(codes.four_bits(weight))
         sums = op.reduce_sum(op.reshape(x, whole(0, groups, codes.GROUP), True), np.array([2]), False)
         if -groups % codes.GROUP:
             sums = op.pad(sums, np.array([0, 0]), np.array([0, -groups % codes.GROUP]), "constant", np.float32(0))
+        return op.matmul(op.concat([x, sums], 1), self._weight(lambda: self._groups(weight)), False, True)
+
+    def _groups(self, weight: Tensor) -> Any:
+        q, scale, zeros, _ = codes.with_rest(codes.four_bits(weight))
         w = op.convert(self._constant(q.to(torch.uint8), Type.u4), "f16")
         w = op.subtract(w, op.convert(op.constant(zeros.numpy().astype(np.uint8)), "f16"))
         w = op.multiply(w, op.constant(scale.numpy().astype(np.float16)))
-        w = op.convert(op.reshape(w, whole(len(q), q.shape[1] * codes.GROUP), False), "f32")
-        return op.matmul(op.concat([x, sums], 1), w, False, True)
+        return op.convert(op.reshape(w, whole(len(q), q.shape[1] * codes.GROUP), False), "f32")
 
     def _constant(self, values: Tensor, type: Type | None = None) -> Any:
         """A constant that points into memory held here."""
@@ -191,6 +237,7 @@ class Weights:
         if type is not None:
             array = array.reshape(-1)[0::2] | array.reshape(-1)[1::2] << 4
         self._held.append(array)
-        self.bytes += array.nbytes
+        # A compiled graph holds halves in full.
+        self.bytes += array.nbytes * (2 if array.dtype == np.float16 else 1)
         shared = ov.Tensor(array, shared_memory=True) if type is None else ov.Tensor(array, list(values.shape), type)
         return op.constant(shared)

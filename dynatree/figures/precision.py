@@ -1,0 +1,72 @@
+"""Tokens a second and speedup in each format of the weights. Knows only the summary."""
+
+from collections.abc import Mapping
+
+import altair as alt
+import pyarrow as pa
+
+from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
+
+TABLES: tuple[str, ...] = ("summary",)
+SECTION = "Speed"
+
+EXPERIMENT = "precision"
+METRICS = {"throughput": "tokens/s", "speedup": "speedup in that format (×)"}
+# From the most bits to the fewest.
+ORDER = ("float64", "float32", "bfloat16", "float16", "int8", "int4")
+SIZE = (250, 190)
+
+
+def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
+    """A row per data set: throughput, and speedup over plain decoding. Raises UserError without the experiment."""
+    found = _found(tables)
+    every = [row for rows in found.values() for row in rows]
+    formats = _formats(every)
+    x = alt.X(
+        "x:Q",
+        scale=alt.Scale(domain=[-0.2, len(formats) - 0.8], nice=False),
+        axis=alt.Axis(
+            title="format of the weights",
+            values=list(range(len(formats))),
+            labelExpr=f"{formats}[datum.value]",
+            grid=False,
+        ),
+    )
+    lines = []
+    for title, here in queries.places(every):
+        both = []
+        for metric, rows in found.items():
+            shown = [row | {"x": formats.index(row["dtype"])} for row in here if row["metric"] == metric]
+            speedup = metric == "speedup"
+            axis = axes.values(METRICS[metric], rows, one=speedup)
+            both.append(panels.lines(sorted(shown, key=lambda row: row["x"]), x, axis, SIZE, one=speedup))
+        lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
+    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *lines))
+
+
+def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
+    return queries.along(tables, EXPERIMENT, METRICS, "dtype")
+
+
+def _formats(rows: list[queries.Row]) -> list[str]:
+    """Those that were measured, from the most bits to the fewest."""
+    return [dtype for dtype in ORDER if dtype in {row["dtype"] for row in rows}]
+
+
+def caption(tables: Mapping[str, pa.Table]) -> str:
+    """The fastest method of each format, and its speedup there."""
+    found = _found(tables)
+    rows = [row for part in found.values() for row in part]
+    parts = ["Each format compared with itself: tokens/s, and speedup over plain decoding in the same format."]
+    for title, here in queries.places(rows):
+        clauses = []
+        for dtype in _formats(here):
+            own = [row for row in here if row["dtype"] == dtype]
+            speeds = {row["label"]: row for row in own if row["metric"] == "throughput"}
+            best = max(speeds.values(), key=lambda row: row["value"])
+            clause = f"{dtype} {best['label']} with {grammar.interval(best)}"
+            ratios = [row for row in own if row["metric"] == "speedup" and row["label"] == best["label"]]
+            clauses += [clause + "".join(f", {grammar.interval(row, '×')} ({captions.verdict(row)})" for row in ratios)]
+        parts.append(f"Most tokens per second on {title} ({captions.prompts(here)}): {'; '.join(clauses)}.")
+    means = "Geometric means over prompts, throughput at the machine's usual pace of each format"
+    return " ".join([*parts, f"{means}; {captions.intervals(rows)}."])
