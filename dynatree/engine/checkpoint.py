@@ -51,7 +51,8 @@ class Pair(NamedTuple):
 def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: str | None = None) -> LanguageModel:
     """The model in a local `folder` in transformers' layout (safetensors only, no remote code).
 
-    A folder without tokenizer files gives a model that reads token ids alone. On a CPU float32 weights are packed.
+    A folder without tokenizer files gives a model that reads token ids alone. On a CPU a graph computes it, or float32
+    weights are packed.
     Raises UserError if there is no such folder, no config.json or no safetensors in it, or the architecture is not
     supported.
     """

@@ -1,6 +1,6 @@
 """A causal language model as this project sees it: tokens + positions + mask + cache -> logits. The one door.
 
-Knows no tree, no drafter, no text source; how a forward is computed is the backend's (eager/).
+Knows no tree, no drafter, no text source; how a forward is computed is the backend's (eager/, graph/).
 """
 
 import hashlib

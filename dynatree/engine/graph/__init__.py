@@ -1,1 +1,1 @@
-"""Forwards as one OpenVINO graph: on CPUs, in 8 and 4 bits, bitwise whatever the tree."""
+"""Forwards as one OpenVINO graph: on CPUs, in 32 to 4 bits, bitwise whatever the tree."""

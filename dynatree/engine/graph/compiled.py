@@ -184,8 +184,7 @@ class _Request:
             else:
                 here.masked_fill_(one.sees[:, None], 0)
             new.masked_fill_((_before(n) if one.each_other is None else one.each_other)[:, None], 0)
-        for row in range(n, width):
-            rows[row, :, block + row] = 0
+        rows[n:, :, block + n :].diagonal(dim1=0, dim2=2).fill_(0)
 
     def _bind(self, place: int, past: tuple[Tensor, ...]) -> None:
         bound = self._bound[place]

@@ -14,7 +14,7 @@ ACTIVATION = "silu"
 
 
 def graph(model: Any, weights: Weights, head: Tensor, requests: int) -> ov.Model:
-    """Inputs and outputs as `parts.Shape` says; `head` [v, width]: the rows of the output layer that are wanted."""
+    """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     size = shape.size
