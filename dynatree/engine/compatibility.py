@@ -106,9 +106,9 @@ def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
     for node, parent in enumerate(_PARENTS[1:], 1):
         ancestors[node] |= ancestors[parent]
         depths[node] = depths[parent] + 1
-    for committed in _COMMITTED:
-        if committed + max(depths) >= (model.context_limit or committed + n):
-            continue
+    # What has room for none of them is not looked at, and nothing is said of it.
+    fitting = [count for count in _COMMITTED if count + max(depths) < (model.context_limit or count + n)]
+    for committed in fitting:
         text = torch.randint(model.vocabulary_size, (committed,), generator=generator)
         tokens = torch.randint(model.vocabulary_size, (n,), generator=generator)
         (cache,) = model.new_caches(1)
@@ -121,7 +121,7 @@ def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
                 alone = model.forward(tokens[place], cache)
             if not torch.equal(alone[0], tree[node]):
                 return False
-    return True
+    return bool(fitting)
 
 
 def check_pair(target: "LanguageModel", drafter: "DraftModel") -> None:
