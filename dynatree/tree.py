@@ -3,6 +3,7 @@
 Knows no model, no drafter and no policy. All tensors are on the CPU: trees are small and steer Python code.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,18 +131,20 @@ class TokenTree:
         """Mask [n, prefix_length + n], True where row may attend to column: the prefix, itself, its ancestors."""
         return torch.cat([torch.ones(len(self), prefix_length, dtype=torch.bool), self.ancestors], dim=1)
 
-    def accepted_path(self, next_tokens: Tensor) -> Tensor:
-        """Indices [1 + accepted] of the accepted path, root first.
+    def accepted_path(self, next_token: Callable[[int], int]) -> tuple[Tensor, int]:
+        """Indices [1 + accepted] of the accepted path, root first, and the target's token after its last node.
 
-        `next_tokens` [n] is the token the target puts after each node. A node is accepted iff its parent is and it
-        carries the token that the target puts after its parent; siblings are distinct, so the path is unique.
+        `next_token` gives the token that the target puts after a node, and is asked along the path alone. A node is
+        accepted iff its parent is and it carries the token that the target puts after its parent; siblings are
+        distinct, so the path is unique.
         """
         if len(self) == 1:
-            return ROOT
+            return ROOT, next_token(0)
         children = {
             edge: node for node, edge in enumerate(zip(self.parents.tolist(), self.tokens.tolist(), strict=True))
         }
-        path, following = [0], next_tokens.tolist()
-        while (node := children.get((path[-1], following[path[-1]]))) is not None:
+        path, token = [0], next_token(0)
+        while (node := children.get((path[-1], token))) is not None:
             path.append(node)
-        return torch.tensor(path)
+            token = next_token(node)
+        return torch.tensor(path), token

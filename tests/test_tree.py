@@ -83,14 +83,17 @@ def naive_path(tree: TokenTree, next_tokens: Tensor) -> list[int]:
 def test_accepted_path_follows_the_target_node_by_node(tree: TokenTree, data: st.DataObject) -> None:
     """Guards against accepting a node whose own token is right but whose ancestors were rejected."""
     next_tokens = torch.tensor(data.draw(st.lists(st.integers(0, 1), min_size=len(tree), max_size=len(tree))))
-    assert tree.accepted_path(next_tokens).tolist() == naive_path(tree, next_tokens)
+    path, token = tree.accepted_path(next_tokens.tolist().__getitem__)
+    assert path.tolist() == naive_path(tree, next_tokens)
+    assert token == next_tokens[path[-1]]
 
 
 def test_a_right_token_below_a_rejected_parent_is_not_accepted() -> None:
     """The smallest case in which counting hits without parents goes wrong."""
     tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
     tree = tree.extend(torch.tensor([2]), torch.tensor([3]), torch.tensor([-3.0]))
-    assert tree.accepted_path(torch.tensor([1, 9, 3, 9])).tolist() == [0, 1]
+    path, token = tree.accepted_path([1, 9, 3, 9].__getitem__)
+    assert path.tolist() == [0, 1] and token == 9
 
 
 def test_depth_is_that_of_the_deepest_node() -> None:

@@ -4,7 +4,7 @@ It hands over prepared logits processors and stopping criteria, and takes back w
 an `assistant_model` never reach a custom function in transformers 5.24: `DynaTree.stream` takes a streamer.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,12 @@ from transformers import (
     EosTokenCriteria,
     GenerationConfig,
     MaxLengthCriteria,
+    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
@@ -25,15 +29,21 @@ from dynatree.generation.options import GenerationOptions
 
 # Keys of transformers' configuration with the values that they may have here.
 _HONOURED: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False, None),
     "num_beams": (1, None),
-    "num_return_sequences": (1, None),
     "output_scores": (False, None),
     "output_logits": (False, None),
     "output_attentions": (False, None),
     "output_hidden_states": (False, None),
 }
 
+
+# Those of sampling in the order that `generate` appends them in. Behind any other, all stay processors as they are.
+_WARPERS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
+    ("temperature", TemperatureLogitsWarper, lambda warper: float(warper.temperature)),
+    ("top_k", TopKLogitsWarper, lambda warper: int(warper.top_k)),
+    ("top_p", TopPLogitsWarper, lambda warper: float(warper.top_p)),
+    ("min_p", MinPLogitsWarper, lambda warper: float(warper.min_p)),
+)
 
 # What `GenerationOptions` says by names of their own.
 _OURS = (MaxLengthCriteria, EosTokenCriteria)
@@ -47,12 +57,14 @@ def generate(
     logits_processor: Sequence[Any] = (),
     stopping_criteria: Sequence[Any] = (),
     generation_config: GenerationConfig | None = None,
+    seed: int | None = None,
     **model_kwargs: Any,
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """`input_ids` [b, n] with what comes after them [b, n + m], padded on the right; prompts may be padded on the left.
 
-    Raises UserError for what cannot be honoured: another model, sampling, beams, several sequences a prompt, scores or
-    hidden states to return, embeddings in place of ids, a filled cache, padding on the right.
+    Where it samples, it does so by `seed` (None: one that torch's generator gives), and of several sequences a prompt
+    the i-th has the request key i. Raises UserError for what cannot be honoured: another model, beams, scores or hidden
+    states to return, embeddings in place of ids, a filled cache, padding on the right.
     """
     assert generation_config is not None, "transformers prepares one"
     _refuse(target, model, input_ids, generation_config, model_kwargs)
@@ -64,6 +76,7 @@ def generate(
     prompts = [row[kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     penalty, size, further = _fast(logits_processor, [len(padding) for padding in paddings])
+    further, sampling = _sampling(further, generation_config, seed, len(prompts))
     options = GenerationOptions(
         max_new_tokens=generation_config.max_length - input_ids.shape[1],
         eos_token_id=generation_config.eos_token_id,
@@ -71,6 +84,7 @@ def generate(
         no_repeat_ngram_size=size,
         logits_processor=tuple(further),
         stopping_criteria=tuple(c for c in stopping_criteria if not isinstance(c, _OURS)),
+        **sampling,
     )
     outputs = _decoded(decoder, prompts, paddings, options)
     longest = max(map(len, outputs))
@@ -78,6 +92,7 @@ def generate(
     if short and not options.eos_token_id:
         # Without an end token `generate` goes on with every row until a criterion has stopped the last.
         on = options.model_copy(update={"max_new_tokens": longest, "stopping_criteria": ()})
+        on = on.keyed([options.key(row) for row in short])
         further_on = _decoded(decoder, [prompts[row] for row in short], [paddings[row] for row in short], on)
         outputs = [dict(zip(short, further_on, strict=True)).get(row, output) for row, output in enumerate(outputs)]
     padding = generation_config.pad_token_id
@@ -95,7 +110,7 @@ def _decoded(
         return [trace.output for trace in decoder.decode_batch(prompts, options, paddings=paddings)]
     if any(paddings):
         raise UserError(f"attention_mask: {type(decoder).__module__} decodes prompts without padding alone")
-    return [decoder.decode(prompt, options).output for prompt in prompts]
+    return [decoder.decode(prompt, options.keyed([options.key(row)])).output for row, prompt in enumerate(prompts)]
 
 
 def _refuse(
@@ -127,3 +142,21 @@ def _fast(processors: Sequence[Any], padded: list[int]) -> tuple[float, int, lis
     if further and type(further[0]) is NoRepeatNGramLogitsProcessor:
         size = int(further.pop(0).ngram_size)
     return penalty, size, further
+
+
+def _sampling(
+    processors: list[Any], config: GenerationConfig, seed: int | None, rows: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """The processors that stay, and the options of sampling, which `generate` has made warpers at the list's end of."""
+    if not config.do_sample:
+        if seed is not None:
+            raise UserError(f"seed: {seed} is for sampling, and decoding is greedy; add do_sample=True")
+        return processors, {}
+    kept, found = [*processors], dict[str, Any]()
+    for name, kind, value in reversed(_WARPERS):
+        if kept and type(kept[-1]) is kind:
+            found[name] = value(kept.pop())
+    if seed is None:
+        seed = int(torch.randint(2**63 - 1, (1,)))
+    keys = tuple(row % (config.num_return_sequences or 1) for row in range(rows))
+    return kept, {"do_sample": True, "seed": seed, "request_key": keys, **found}

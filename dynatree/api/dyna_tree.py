@@ -24,12 +24,9 @@ from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.trace import Trace
 from dynatree.measuring import calibrate, progress, runs
 
-# transformers' options of sampling.
-_SAMPLING = {"temperature", "top_k", "top_p", "min_p", "typical_p"}
-
 
 class DynaTree:
-    """Decodes with `model` by one of the methods of the packaged params.yaml: the output is that of greedy decoding.
+    """Decodes with `model` by one of the methods of the packaged params.yaml: the output is that of plain decoding.
 
     `model` and `drafter`: a loaded transformers model, a folder, or a hub name; without a drafter the method looks up
     in the text alone. `tokenizer`: of a loaded model; else the folder's or the hub's. `method`: "dynatree",
@@ -211,21 +208,26 @@ class DynaTree:
         """What comes after `prompt`: a text, token ids, chat messages, or a list of these, decoded together.
 
         A list gives a list. `options`: those of `GenerationOptions` (eos_token_id, repetition_penalty,
-        no_repeat_ngram_size, logits_processor, stopping_criteria); `eos_token_id` is the model's unless given, None for
-        none. Raises UserError for an empty prompt, one that does not fit the context, and unknown options.
+        no_repeat_ngram_size, logits_processor, stopping_criteria, do_sample, temperature, top_k, top_p, min_p, seed,
+        request_key); `eos_token_id` is the model's unless given, None for none. With `do_sample` the same `seed` gives
+        the same text, whatever the method; `num_return_sequences`: so many of each prompt, a list, the i-th drawn with
+        the request key i. Raises UserError for an empty prompt, one that does not fit the context, and unknown options.
         """
-        asked = self._asked(max_new_tokens, options)
-        if is_one(prompt):
-            ids = encode(prompt, self.tokenizer)  # type: ignore[arg-type]
-            return self._generation(self._decoder.decode(ids, asked), ids)
-        every = [self.check_prompt(one, max_new_tokens) for one in prompt]  # type: ignore[arg-type]
-        together = isinstance(self._decoder, decoding.BatchDecoder)
-        traces = (
-            decoding.decode_together(self._decoder, every, asked)
-            if together
-            else [self._decoder.decode(ids, asked) for ids in every]
-        )
-        return [self._generation(trace, ids) for trace, ids in zip(traces, every, strict=True)]
+        copies = _copies(options)
+        single = is_one(prompt)
+        prompts: Sequence[Prompt] = [prompt] if single else prompt  # type: ignore[list-item, assignment]
+        every = [ids for one in prompts for ids in [self.check_prompt(one, max_new_tokens)] * (copies or 1)]
+        options = {name: value for name, value in options.items() if name != "num_return_sequences"}
+        if copies:
+            options["request_key"] = tuple(range(copies)) * len(prompts)
+        asked = self._asked(max_new_tokens, options, len(every))
+        if isinstance(self._decoder, decoding.BatchDecoder):
+            traces = decoding.decode_together(self._decoder, every, asked)
+        else:
+            keys = [asked.key(place) for place in range(len(every))]
+            traces = [self._decoder.decode(ids, asked.keyed([key])) for ids, key in zip(every, keys, strict=True)]
+        found = [self._generation(trace, ids) for trace, ids in zip(traces, every, strict=True)]
+        return found[0] if single and not copies else found
 
     def warm_up(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> None:
         """The beginning of that output, thrown away: what is new to a process takes longer the first time."""
@@ -265,11 +267,14 @@ class DynaTree:
         """
         return Chat(self, system)
 
-    def __call__(self, model: Any, input_ids: Any, **prepared: Any) -> Any:
-        """For `model.generate(**inputs, custom_generate=tree)`, which calls it with what it has prepared."""
+    def __call__(self, model: Any, input_ids: Any, seed: int | None = None, **prepared: Any) -> Any:
+        """For `model.generate(**inputs, custom_generate=tree)`, which calls it with what it has prepared.
+
+        `seed`: where it samples; None: one that torch's generator gives, so that `torch.manual_seed` decides.
+        """
         from dynatree.api.custom_generate import generate
 
-        return generate(self._target, self._decoder, model, input_ids, **prepared)
+        return generate(self._target, self._decoder, model, input_ids, seed=seed, **prepared)
 
     def close(self) -> None:
         """Put models that were given back as they were; this object decodes nothing afterwards."""
@@ -289,16 +294,16 @@ class DynaTree:
         drafter = f", drafter {pair.drafter.name}" if pair.drafter else ""
         return f"DynaTree({self._target.name}{drafter}, method {self.method})"
 
-    def _asked(self, max_new_tokens: int, options: Mapping[str, Any]) -> GenerationOptions:
+    def _asked(self, max_new_tokens: int, options: Mapping[str, Any], prompts: int = 1) -> GenerationOptions:
         given = {"eos_token_id": self._target.eos_ids, **options, "max_new_tokens": max_new_tokens}
-        sampling = ["do_sample"] if given.pop("do_sample", None) else sorted(_SAMPLING & set(given))
-        if sampling:
-            raise UserError(f"{', '.join(sampling)}: sampling is not implemented; decoding is greedy")
         try:
-            return GenerationOptions(**given)
+            asked = GenerationOptions(**given)
         except ValueError as error:
             known = ", ".join(GenerationOptions.model_fields)
             raise UserError(f"generate: {explain(error)}; options are {known}") from error
+        if isinstance(asked.request_key, tuple) and len(asked.request_key) != prompts:
+            raise UserError(f"request_key: {len(asked.request_key)} keys for {prompts} prompts; give one each, or one")
+        return asked
 
     def _generation(self, trace: Trace, ids: Sequence[int], skip_special_tokens: bool = False) -> Generation:
         tokenizer = self.tokenizer
@@ -307,3 +312,17 @@ class DynaTree:
             None if tokenizer is None else str(tokenizer.decode(trace.output, skip_special_tokens=skip_special_tokens))
         )
         return generation(trace, len(ids), self.method, text, decode)
+
+
+def _copies(options: Mapping[str, Any]) -> int | None:
+    """`num_return_sequences`, if it is among `options`. Raises UserError for what it cannot be."""
+    count = options.get("num_return_sequences")
+    if count is None:
+        return None
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"num_return_sequences: {count!r}; give a whole number, at least 1")
+    if count > 1 and not options.get("do_sample"):
+        raise UserError(f"num_return_sequences: {count} greedy outputs would be equal; add do_sample=True")
+    if options.get("request_key") is not None:
+        raise UserError("request_key: with num_return_sequences the i-th output of a prompt has the key i")
+    return count

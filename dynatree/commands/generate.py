@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
 _DESCRIPTION = """\
-Decode a prompt greedily with one method. The output of every method equals that of `autoregressive`; what differs
-is the number of target forwards, and the time. Without --json the text streams as it is committed: accepted draft
+Decode a prompt with one method, greedily, or with --temperature drawn by a seed. The output of every method equals that
+of `autoregressive`; what differs is the number of target forwards, and the time. (Drawn, transformers' own methods give
+other texts: they have a generator of their own.) Without --json the text streams as it is committed: accepted draft
 tokens in green, the target's own plain. Several prompts are decoded together where the method can, else one after the
 other; their texts come under headings when all are done.
 

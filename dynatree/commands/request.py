@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from dynatree.commands.arguments import quieten
-from dynatree.config import checked
+from dynatree.config import explain
 from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
 from dynatree.study import sections
@@ -55,21 +55,34 @@ def knobs(parser: argparse.ArgumentParser) -> None:
 
 
 def processors(parser: argparse.ArgumentParser) -> None:
-    """--repetition-penalty and --no-repeat-ngram-size."""
+    """--repetition-penalty and --no-repeat-ngram-size, and those of sampling."""
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
     parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
 
+    sampling = parser.add_argument_group("sampling", "the same seed gives the same text, whatever the method")
+    sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
+    sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 (default): all")
+    sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P together; 1: all")
+    sampling.add_argument("--min-p", type=float, metavar="P", help="from those of at least P times the likeliest's; 0")
+    sampling.add_argument("--seed", type=int, metavar="N", help="0 (default) or more")
+
 
 def processed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those two as options of a generation. Raises UserError for values that they cannot have."""
+    """Those as options of a generation. Raises UserError for values that they cannot have."""
     from dynatree.generation.options import GenerationOptions
 
-    given = {name: getattr(arguments, name) for name in ("repetition_penalty", "no_repeat_ngram_size")}
-    checked(
-        "--repetition-penalty, --no-repeat-ngram-size",
-        lambda values: GenerationOptions(max_new_tokens=1, **values),
-        given,
-    )
+    named = ("repetition_penalty", "no_repeat_ngram_size", "temperature", "top_k", "top_p", "min_p", "seed")
+    given = {name: value for name in named if (value := getattr(arguments, name)) is not None}
+    for name in ("top_k", "top_p", "min_p", "seed"):
+        if name in given and not given["temperature"]:
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} {given[name]}: it is for sampling; give a --temperature above 0, too")
+    given["do_sample"] = given["temperature"] != 0
+    try:
+        GenerationOptions(max_new_tokens=1, **given)
+    except ValueError as error:
+        # An option's key is spelled with dashes.
+        raise UserError(f"--{explain(error).replace('_', '-')}") from error
     return given
 
 

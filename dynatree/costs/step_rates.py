@@ -1,10 +1,13 @@
 """How often drafted tokens are right, given what the drafter says: fitted on tuning text, asked while drafting.
 
 The target's greedy choice follows the drafter's ranks more often than its probabilities say. Each rank has a logistic
-curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls along a path, as a tree needs.
+curve (Platt 1999) on the stated log-odds; a product of calibrated steps falls along a path, as a tree needs. Where
+tokens are drawn, what is stated is the softmax of perturbed scores (sampling.py): no probability, but its log-odds are
+how far a token is ahead of all others, and the curves, fitted on text drawn at about that temperature, make it one.
 """
 
 import logging
+import math
 from functools import cache
 from typing import Self
 
@@ -21,24 +24,48 @@ _LEAST, _MOST = 1e-4, 0.995
 _PRIOR_HITS, _MEMORY = 3.0, 0.97
 
 
+class SampledRates(Knobs):
+    """`ranks` and `lookup` as of `StepRates`, of text drawn at `temperature`."""
+
+    temperature: float = Field(gt=0)
+    ranks: list[tuple[float, float]] = Field(min_length=1)
+    lookup: list[float]
+
+
 class StepRates(Knobs):
     """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
 
     `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
     proposals are, by the match's length (lookup.py); `lookup_processed`: the same where logits processors are on, which
-    keep text from looping (empty: as without).
+    keep text from looping (empty: as without). `sampled`: the same of text that is drawn (empty: as of greedy text).
     """
 
     ranks: list[tuple[float, float]] = Field(min_length=1)
     rates: list[float] = Field(min_length=1)
     lookup: list[float]
     lookup_processed: list[float] = Field(default_factory=list)
+    sampled: list[SampledRates] = Field(default_factory=list)
     version: int = 0
+
+    def at(self, temperature: float) -> "StepRates":
+        """Those of text drawn at this temperature, or at the nearest that was seen; 0: of greedy text."""
+        if not temperature or not self.sampled:
+            return self
+        nearest = min(self.sampled, key=lambda one: abs(one.temperature - temperature))
+        if not math.isclose(nearest.temperature, temperature):
+            _tell_once(temperature, nearest.temperature)
+        return self.model_copy(update={"ranks": nearest.ranks, "lookup": nearest.lookup, "lookup_processed": []})
+
+    @property
+    def lookups(self) -> list[list[float]]:
+        """All rates of lookup."""
+        processed = [self.lookup_processed] if self.lookup_processed else []
+        return [self.lookup, *processed, *(one.lookup for one in self.sampled)]
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
-        if wrong := [p for p in (*self.lookup, *self.lookup_processed, *self.rates) if not 0 <= p <= 1]:
-            raise ValueError(f"lookup, lookup_processed, rates: {wrong[0]} is no probability")
+        if wrong := [p for rates in (self.rates, *self.lookups) for p in rates if not 0 <= p <= 1]:
+            raise ValueError(f"lookup, lookup_processed, rates, sampled: {wrong[0]} is no probability")
         return self
 
     def calibrated(self, log_probs: Tensor) -> Tensor:
@@ -64,6 +91,11 @@ class OnlineCorrection:
     def observe(self, stated: float, hit: bool) -> None:
         """One node's calibrated proposals, of which one was the target's choice with probability `stated`, or `hit`."""
         self._hits, self._stated = _MEMORY * self._hits + hit, _MEMORY * self._stated + stated
+
+
+@cache
+def _tell_once(temperature: float, nearest: float) -> None:
+    log.warning("calibration: none of text drawn at temperature %s, that at %s is taken", temperature, nearest)
 
 
 @cache

@@ -20,7 +20,6 @@ from dynatree.engine.backend import retain
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError, readable
-from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.request import Request
@@ -35,7 +34,10 @@ class Needs(NamedTuple):
 
 
 class Decoder(Protocol):
-    """What decodes a prompt greedily."""
+    """What decodes a prompt."""
+
+    # Whether a sampled output is that of plain sampling by generation/sampling.py; else it is another text.
+    shared_noise: ClassVar[bool]
 
     def decode(
         self,
@@ -114,6 +116,7 @@ class TargetAlone:
 class RoundDecoder(ABC):
     """Base of a decoder that works in rounds over several requests, of which one may be all: prefill and retirement."""
 
+    shared_noise: ClassVar[bool] = True
     _target: LanguageModel
 
     def _start(self, requests: Sequence[Request]) -> None:  # noqa: B027
@@ -182,8 +185,8 @@ class RoundDecoder(ABC):
             follows, begun = (kept.last, kept.begin(prompts[0])) if kept else (None, None)
             caches = target.new_caches(len(prompts)) if begun is None else [begun]
             requests = [
-                Request(prompt, options, cache, on_commit, clock, padding, follows)
-                for prompt, cache, padding in zip(prompts, caches, paddings, strict=True)
+                Request(prompt, options, cache, on_commit, clock, padding, follows, place)
+                for place, (prompt, cache, padding) in enumerate(zip(prompts, caches, paddings, strict=True))
             ]
             for request in requests:
                 with clock.phase("prefill"):
@@ -203,7 +206,7 @@ class RoundDecoder(ABC):
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
         logits = self._target.forward(request.text[request.reused :], request.cache, last_only=True)
-        token = int(greedy_tokens(request.process(logits))[0])
+        token = request.next_token(logits)
         request.prefill_forwards = self._target.forwards - before
         return token
 

@@ -1,7 +1,7 @@
 """transformers' assisted generation with the same drafter (Gante 2023; Leviathan et al. 2023, 2211.17192)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -26,6 +26,8 @@ class Settings(Knobs):
 
 class Decoder:
     """`generate(assistant_model=...)`. Its first commit already holds drafted tokens: it drafts before prefill."""
+
+    shared_noise: ClassVar[bool] = False
 
     @staticmethod
     def check(knobs: Mapping[str, Any]) -> None:

@@ -1,10 +1,9 @@
-"""Autoregressive greedy decoding, one token a forward: the reference that every other decoder must equal and beat."""
+"""Autoregressive decoding, one token a forward: the reference that every other decoder must equal and beat."""
 
 from collections.abc import Sequence
 
 from dynatree.decoding import RoundDecoder, TargetAlone
 from dynatree.engine.backend import Feed
-from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock
 
@@ -15,8 +14,6 @@ class Decoder(TargetAlone, RoundDecoder):
     def _round(self, active: Sequence[Request], clock: Clock) -> None:
         with clock.phase("verify"):
             rows = self._target.forward_batch([Feed(request.text[-1:], request.cache) for request in active])
-            tokens = [
-                greedy_tokens(request.process(logits)).tolist() for request, logits in zip(active, rows, strict=True)
-            ]
+            tokens = [request.next_token(logits) for request, logits in zip(active, rows, strict=True)]
         for request, token in zip(active, tokens, strict=True):
-            request.commit(token, accepted=0, drafted=0, depth=0)
+            request.commit([token], accepted=0, drafted=0, depth=0)

@@ -1,7 +1,7 @@
 """transformers' prompt lookup (Saxena 2023): the drafter is the text so far."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -23,6 +23,7 @@ class Decoder(TargetAlone):
     """`generate(prompt_lookup_num_tokens=...)`."""
 
     Settings = Settings
+    shared_noise: ClassVar[bool] = False
 
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:

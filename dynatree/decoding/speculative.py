@@ -1,4 +1,4 @@
-"""Speculative decoding with token trees (a chain is a tree of branch 1): one target forward a round, greedy, exact.
+"""Speculative decoding with token trees (a chain is a tree of branch 1): one target forward a round, exact.
 
 Here is one round. The base prefills, repeats it until every request is finished, and retires those that are. Which
 drafter proposes and which policy chooses are plug-ins; this file knows neither's ways.
@@ -24,7 +24,7 @@ from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
-from dynatree.verification.greedy import verify
+from dynatree.verification.agreement import verify
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class Decoder(RoundDecoder):
             feeds.append(Feed(tree.tokens, request.cache, tree.positions(prefix), mask))
         rows = self._target.forward_batch(feeds)
         return [
-            verify(tree, request.process(logits, tree))
+            verify(tree, request.process(logits, tree), request.sampler, len(request.committed))
             for request, tree, logits in zip(active, trees, rows, strict=True)
         ]
 

@@ -1,7 +1,7 @@
-"""transformers' own greedy `generate`: the autoregressive decoding that users have."""
+"""transformers' own `generate`: the autoregressive decoding that users have."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from dynatree.decoding import Needs, TargetAlone
 from dynatree.generation import hf_generate
@@ -10,7 +10,9 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Decoder(TargetAlone):
-    """`generate(do_sample=False)`."""
+    """`generate`."""
+
+    shared_noise: ClassVar[bool] = False
 
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:

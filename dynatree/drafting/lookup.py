@@ -57,17 +57,14 @@ class Drafter:
     """Proposes one chain a round to each request; grows no levels."""
 
     def __init__(self, model: DraftModel | None = None, rates: StepRates | None = None):
-        self._rates = tuple(rates.lookup) if rates else PRIOR
-        self._rates_processed = tuple(rates.lookup_processed if rates else ()) or self._rates
-        for found in (self._rates, self._rates_processed):
+        self._rates = rates
+        for found in rates.lookups if rates else ():
             if len(found) != len(BUCKETS):
                 raise UserError(f"calibration: {len(found)} rates of lookup, {len(BUCKETS)} expected; measure it again")
         self._lookups: dict[Request, Lookup] = {}
 
     def start(self, requests: Sequence[Request]) -> None:
-        self._lookups = {
-            request: Lookup(self._rates_processed if request.processors.active else self._rates) for request in requests
-        }
+        self._lookups = {request: Lookup(self._trusted(request)) for request in requests}
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return [self._chain(request, planner.growth(request)) for request in requests]
@@ -80,6 +77,12 @@ class Drafter:
 
     def retain(self, requests: Sequence[Request]) -> None:
         self._lookups = {request: self._lookups[request] for request in requests}
+
+    def _trusted(self, request: Request) -> Sequence[float]:
+        if self._rates is None:
+            return PRIOR
+        rates = self._rates.at(request.sampler.temperature if request.sampler else 0)
+        return (request.processors.active and rates.lookup_processed) or rates.lookup
 
     def _chain(self, request: Request, growth: Growth) -> TokenTree:
         tree = TokenTree.root(request.committed[-1])

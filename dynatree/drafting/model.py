@@ -17,6 +17,7 @@ from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.request import Request
+from dynatree.generation.sampling import Sampler
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
@@ -26,7 +27,10 @@ Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
 
 
 class Drafter:
-    """Proposes the likeliest next tokens of the model (SpecInfer, Miao et al. 2024, section 4: tree attention)."""
+    """Proposes the likeliest next tokens of the model (SpecInfer, Miao et al. 2024, section 4: tree attention).
+
+    Where tokens are drawn, the likeliest by the noise that the target's choice will have (Kool et al. 2019).
+    """
 
     def __init__(self, model: DraftModel | None, rates: StepRates | None = None):
         assert model is not None, "the decoder refuses a drafter model that is missing"
@@ -38,7 +42,7 @@ class Drafter:
         caches = self._model.new_caches(len(requests))
         before = self._drafts
         self._drafts = {
-            request: Draft(self._model, cache, self._rates, request.processors)
+            request: Draft(self._model, cache, self._rates, request.processors, request.sampler)
             for request, cache in zip(requests, caches, strict=True)
         }
         for request, draft in self._drafts.items():
@@ -112,9 +116,11 @@ class Draft:
         cache: Cache,
         rates: StepRates | None = None,
         processors: LogitsProcessors = NO_PROCESSORS,
+        sampler: Sampler | None = None,
     ):
         self.cache = cache
-        self._model, self._rates, self._processors = model, rates, processors
+        self._model, self._processors, self._sampler = model, processors, sampler
+        self._rates = rates and rates.at(sampler.temperature if sampler else 0)
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
         self._forwarded = ROOT[:0]
@@ -167,12 +173,17 @@ class Draft:
 
         `logits` [f, v]: what the model gave for the draft inputs.
         """
-        logits = self._processors.process(logits, text, tree, frontier, self._model.columns)
+        model = self._model
+        logits = self._processors.process(logits, text, tree, frontier, model.columns)
+        if self._sampler:
+            # The noise that the target's own choice will have: what is best now is what it is likeliest to draw.
+            positions = (tree.depths[frontier] + len(text)).tolist()
+            logits = self._sampler.perturbed(logits, positions, model.vocabulary, model.vocabulary_size)
         best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
         # where no token is possible, or logits overflowed, there are none.
         tokens, steps = best.indices.cpu(), best.values.cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
-        tokens = self._model.token_ids(tokens)
+        tokens = model.token_ids(tokens)
         if self._rates is None:
             return tokens, steps
         steps = self._rates.calibrated(steps)

@@ -1,4 +1,4 @@
-"""Speedup where greedy text loops, and where a penalty keeps it from looping. Knows only the summary."""
+"""Speedup by kind of text: greedy text loops, drawn and penalised text does not. Knows only the summary."""
 
 from collections.abc import Mapping
 
@@ -11,109 +11,97 @@ from dynatree.figures.shared import captions, grammar, legends, placement, queri
 TABLES: tuple[str, ...] = ("summary",)
 SECTION = "Speed"
 
-WIDTH, STEP = 420, 30
-EXPERIMENT = "penalised"
-TEXTS = {"headline": "greedy text", EXPERIMENT: "penalised text"}
-SHAPES = {"headline": "circle", EXPERIMENT: "diamond"}
+WIDTH, STEP = 420, 22
+HEADLINE = "headline"
+_TICKS = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A line per method between its speedups on penalised and on greedy text. Raises UserError without both."""
-    dataset, rows, repeated = _found(tables)
+    """A panel per kind of text on one axis, a line per method. Raises UserError where all text is of one kind."""
+    dataset, kinds = _found(tables)
+    every = [row for rows, _ in kinds.values() for row in rows]
+    ends = [end for row in every for end in (row["low"] or row["value"], row["high"] or row["value"])]
+    scale = alt.Scale(type="log", domain=[min(0.9, min(ends) * 0.85), max(1.2, max(ends) * 1.3)], nice=False)
+    panels = []
+    for place, (kind, (rows, repeated)) in enumerate(kinds.items()):
+        said = f"{captions.prompts(rows)}, {repeated:.0%} of the text is repetition"
+        last = place == len(kinds) - 1
+        panels.append(_panel(rows, scale, alt.TitleParams(kind, subtitle=said), last))
+    key = legends.boxes(legends.SIGNIFICANCE, WIDTH + 90)
+    return theme.finish(alt.vconcat(key, *panels, title=dataset))
+
+
+def _panel(rows: list[queries.Row], scale: alt.Scale, title: alt.TitleParams, labelled: bool) -> theme.Layers:
     methods = theme.ordered(row["method"] for row in rows)
     names = [theme.display(method) for method in methods]
     shown = [
         row
         | {"name": theme.display(row["method"]), "words": grammar.number(row["value"])}
-        | {"fill": theme.colour(row["method"]) if row["significant"] else "white", "shape": SHAPES[row["experiment"]]}
+        | {"fill": theme.colour(row["method"]) if row["significant"] else "white"}
         for row in rows
     ]
-    lines = [
-        {"name": theme.display(method), "method": method, "x": min(ends), "x2": max(ends)}
-        for method in methods
-        if (ends := [row["value"] for row in rows if row["method"] == method])
-    ]
-    largest, smallest = max(row["value"] for row in rows), min(row["value"] for row in rows)
-    scale = alt.Scale(type="log", domain=[min(0.9, smallest * 0.78), max(1.2, largest * 1.25)], nice=False)
-    ticks = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
-    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup over autoregressive decoding (×)", values=ticks))
+    words = "speedup over autoregressive decoding of the same text (×)" if labelled else None
+    x = alt.X("value:Q", scale=scale, axis=alt.Axis(title=words, values=_TICKS, labels=labelled, ticks=labelled))
     y = alt.Y(
         "name:N",
         sort=names,
         title=None,
         scale=alt.Scale(domain=names),
-        axis=alt.Axis(ticks=False, domain=False, labelPadding=6),
+        axis=alt.Axis(ticks=False, domain=False, labelPadding=6, minExtent=130),
     )
     colours = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
-    free, penalised = repeated["headline"], repeated[EXPERIMENT]
-    said = [_sizes(rows), f"{free:.0%} of the greedy text is repetition, {penalised:.0%} of the penalised"]
-    title = alt.TitleParams(dataset, subtitle=said)
     one = alt.Chart(queries.data([{"value": 1.0}]), width=WIDTH, height=alt.Step(STEP), title=title)
-    joined = alt.Chart(queries.data(lines)).mark_rule(strokeWidth=2, opacity=0.25)
-    joined = joined.encode(x=alt.X("x:Q", scale=scale), x2="x2:Q", y=y, color=colours)
-    base = alt.Chart(queries.data(shown)).encode(x=x, y=y)
-    dots = base.mark_point(size=80, strokeWidth=2, opacity=1)
-    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None), shape=alt.Shape("shape:N", scale=None))
-    labels = placement.numbers(shown, x, y, 9)
-    rule = one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=alt.X("value:Q", scale=scale))
-    layers = [rule, joined]
+    layers: list[alt.Chart | alt.LayerChart] = [one.mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)]
     if ranged := [row for row in shown if row["low"] is not None]:
         interval = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colours))
-    texts = legends.shapes([(TEXTS[name], shape, theme.QUIET) for name, shape in SHAPES.items()])
-    key = legends.boxes(legends.SIGNIFICANCE, WIDTH + 90)
-    return theme.finish(alt.vconcat(texts, key, alt.layer(*layers, dots, *labels)))
+    dots = alt.Chart(queries.data(shown)).encode(x=x, y=y).mark_point(size=70, strokeWidth=2, opacity=1)
+    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None))
+    return alt.layer(*layers, dots, *placement.numbers(shown, x, y, 9))
 
 
-def _found(tables: Mapping[str, pa.Table]) -> tuple[str, list[queries.Row], dict[str, float]]:
-    """(data set, speedups of the methods that have both, share of repeated text in each)."""
-    every = queries.rows(tables, "summary")
-    penalised = [r for r in every if r["experiment"] == "penalised" and r["metric"] == "speedup"]
-    if not penalised:
-        raise UserError("no penalised run to compare with greedy text; see `penalised` in params.yaml")
-    dataset = penalised[0]["dataset"]
-    here = [row for row in every if row["dataset"] == dataset and row["experiment"] in TEXTS]
-    speedups = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.AUTOREGRESSIVE]
-    both = [
-        row
-        for row in speedups
-        if {other["experiment"] for other in speedups if other["method"] == row["method"]} == set(TEXTS)
-    ]
-    repeated = {
-        row["experiment"]: row["value"]
-        for row in here
-        if row["metric"] == "repetition" and row["method"] == queries.AUTOREGRESSIVE
-    }
-    if not both or set(repeated) != set(TEXTS):
-        raise UserError(f"repetition: {dataset} lacks headline or penalised runs of the same method")
-    return dataset, both, repeated
-
-
-def _sizes(rows: list[queries.Row]) -> str:
-    """Prompts and tokens, of both texts where they differ: then length tells in their difference, too."""
-    free, penalised = (captions.prompts([row for row in rows if row["experiment"] == name]) for name in TEXTS)
-    return free if free == penalised else f"greedy text {free}; penalised text {penalised}"
+def _found(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, tuple[list[queries.Row], float]]]:
+    """The data set, and by kind of text the speedups of methods that draft, with the share of repeated text."""
+    every = [row for row in queries.rows(tables, "summary") if row["batch"] == 1]
+    usual = {row["kind"] for row in every if row["experiment"] == HEADLINE}
+    others = {row["experiment"] for row in every if row["kind"] not in usual}
+    speedups = [row for row in every if row["metric"] == "speedup" and row["method"] not in queries.UNDRAFTED]
+    beside = [row for row in speedups if row["experiment"] in others]
+    if not beside:
+        raise UserError("all text is of one kind; see `sampled` and `penalised` in params.yaml")
+    dataset, methods = beside[0]["dataset"], {row["method"] for row in beside}
+    main = [row for row in speedups if row["experiment"] == HEADLINE and row["method"] in methods]
+    found: dict[str, tuple[list[queries.Row], float]] = {}
+    for kind in dict.fromkeys(row["kind"] for row in [*main, *beside]):
+        rows = [row for row in (*main, *beside) if (row["kind"], row["dataset"]) == (kind, dataset)]
+        plain = [
+            row["value"]
+            for row in every
+            if (row["metric"], row["method"], row["kind"]) == ("repetition", queries.AUTOREGRESSIVE, kind)
+            and row["dataset"] == dataset
+            and row["experiment"] in (HEADLINE, *others)
+        ]
+        if rows and plain:
+            found[kind] = rows, plain[0]
+    if len(found) < 2:
+        raise UserError(f"repetition: {dataset} lacks runs of autoregressive decoding of a second kind of text")
+    return dataset, found
 
 
 def _told(row: queries.Row) -> str:
-    return f"{grammar.interval(row)}{' (inconclusive)' * (not row['significant'])}"
+    return f"{theme.display(row['method'])} {grammar.interval(row)}{' (inconclusive)' * (not row['significant'])}"
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Each method's speedup with and without loops, and who is fastest without."""
-    dataset, rows, repeated = _found(tables)
-    value = {(row["experiment"], row["method"]): row for row in rows}
-    methods = theme.ordered(row["method"] for row in rows)
-    parts = [
-        f"{theme.display(method)} {_told(value['headline', method])} and {_told(value[EXPERIMENT, method])}"
-        for method in methods
-    ]
-    names = queries.labels((row["method"], row["settings"]) for row in rows)
-    ranked = [row for row in rows if row["experiment"] == "penalised" and row["method"] not in queries.UNDRAFTED]
-    text = (
-        f"On {dataset} ({_sizes(rows)}) {repeated['headline']:.0%} of the greedy text repeats itself verbatim, "
-        f"with a repetition penalty {repeated['penalised']:.0%}. Speedups on the two: {'; '.join(parts)}."
-    )
-    if ranked:
-        text += f" With the penalty {captions.fastest(ranked, names)}."
-    return f"{text} {captions.intervals(rows).capitalize()}."
+    """Each method's speedup on each kind of text, and who is fastest."""
+    dataset, kinds = _found(tables)
+    parts = [f"Speedup over autoregressive decoding by kind of text, on {dataset}."]
+    for kind, (rows, repeated) in kinds.items():
+        ordered = sorted(rows, key=lambda row: theme.ordered(r["method"] for r in rows).index(row["method"]))
+        names = queries.labels((row["method"], row["settings"]) for row in rows)
+        parts.append(
+            f"{kind.capitalize()} ({captions.prompts(rows)}; {repeated:.0%} repeats itself verbatim): "
+            f"{'; '.join(map(_told, ordered))}; {captions.fastest(rows, names)}."
+        )
+    every = [row for rows, _ in kinds.values() for row in rows]
+    return f"{' '.join(parts)} {captions.intervals(every).capitalize()}."

@@ -1,7 +1,7 @@
 """transformers' own `generate`, watched from outside: commits from a streamer, forwards from a hook on the model.
 
-The baselines run on the same model object and the same kernels as our decoders, with greedy decoding and nothing else
-switched on.
+The baselines run on the same model object and the same kernels as our decoders, with nothing switched on that is not
+asked for. Where they sample, they draw by torch's generator: other texts than ours, from the same distribution.
 """
 
 from collections.abc import Mapping, Sequence
@@ -69,7 +69,7 @@ def generate(
     further: Mapping[str, Any] = MappingProxyType({}),
     assistant: Assistant | None = None,
 ) -> Trace:
-    """Greedy `target.model.generate` with `options` and `further` keys of transformers' GenerationConfig.
+    """`target.model.generate` with `options` and `further` keys of transformers' GenerationConfig.
 
     The assistant's schedule adapts across calls, so its configuration is put back after each request.
     """
@@ -81,7 +81,7 @@ def generate(
     ids = torch.tensor([prompt], device=target.device)
     # A configuration of our own: the model's may sample or penalise.
     config = GenerationConfig(
-        do_sample=False,
+        **options.sampling_options,
         max_new_tokens=options.max_new_tokens,
         eos_token_id=sorted(options.eos_token_id) or None,
         pad_token_id=min(options.eos_token_id, default=0),
@@ -95,6 +95,9 @@ def generate(
         if assistant:
             assistant.model.model.generation_config = GenerationConfig(**assistant.options)
         with ExitStack() as stack:
+            if (seed := options.torch_seed()) is not None:
+                stack.enter_context(torch.random.fork_rng([target.device] if target.device.type == "cuda" else []))
+                torch.manual_seed(seed)
             for model in models:
                 stack.enter_context(model.generating())
             target.model.generate(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dynatree.engine.backend import Cache
 from dynatree.generation.ending import Ending
+from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder
 from dynatree.tree import TokenTree
@@ -16,6 +17,7 @@ from dynatree.tree import TokenTree
 class Request:
     """`prompt` and up to `options.max_new_tokens` tokens after it, with a `cache` of the target.
 
+    `place`: of the prompt in the list that is decoded together.
     `padding`: tokens that logits processors and stopping criteria see before the prompt, and the target does not.
     `follows`: the request whose text this one begins like, if `cache` holds keys and values of it.
     """
@@ -29,9 +31,11 @@ class Request:
         clock: Clock,
         padding: Sequence[int] = (),
         follows: "Request | None" = None,
+        place: int = 0,
     ):
         self.committed = [*prompt]
         self.processors = options.processors
+        self.sampler = options.sampler(place)
         self.cache = cache
         self.follows = follows
         self.reused = cache.length  # tokens of the prompt that are not forwarded again
@@ -65,6 +69,13 @@ class Request:
         return self.processors.process(
             logits, self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
         )
+
+    def next_token(self, logits: Tensor) -> int:
+        """The token after the text by the target's `logits` [1, vocabulary] there: the likeliest, or the one drawn."""
+        scores = self.process(logits)
+        if self.sampler is None:
+            return int(greedy_tokens(scores)[0])
+        return self.sampler.token(scores[0], len(self.committed))
 
     def prefilled(self, token: int) -> None:
         """Commit the prefill's token: the first root."""

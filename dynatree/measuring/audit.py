@@ -1,8 +1,9 @@
-"""Is an output what greedy decoding of the target gives? Teacher-force it and look at every emitted token.
+"""Is an output what plain decoding of the target gives? Teacher-force it and look at every emitted token.
 
 Where a forward has the same bits whatever the tree no token may differ. Elsewhere batched verification and one-token
 steps use different kernels, so a near-tie may flip; a flip above the tolerance is an error of the decoder. Also the
-output's perplexity, since the same logits give it, and its repetition.
+output's perplexity, since the same logits give it, and its repetition. Where tokens are drawn the same noise is added
+first; of texts that were drawn otherwise nothing but perplexity and repetition is told.
 """
 
 import math
@@ -10,19 +11,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dynatree.data.prompts import Prompt
 from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.engine.compatibility import BITWISE
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors, greedy_tokens
+from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.options import GenerationOptions
 from dynatree.tree import TokenTree
 
 # Largest logit distance from the argmax that rounding may cause.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
 REPETITION_ORDER = 17
+GREEDY = GenerationOptions(max_new_tokens=1)
 
 
 def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
@@ -56,44 +60,65 @@ def audit(
     prompt: list[int],
     output: list[int],
     eps: float,
-    processors: LogitsProcessors = NO_PROCESSORS,
+    options: GenerationOptions = GREEDY,
+    shared_noise: bool = True,
 ) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
 
     `repeated` [output tokens] says which of them are repetition, `repetition` how large a share.
 
-    Flips and gaps are of the processed logits, the perplexity is of the target's own.
+    Flips and gaps are of the processed logits, with the noise of `options`, those that the prompt was decoded by, if
+    they sample; without `shared_noise` they are None then. The perplexity is of the target's own.
 
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
     """
     tokens = torch.tensor([*prompt, *output])
     # The logits before each emitted token; the last token's own are not needed.
     scores = target.score(tokens[:-1], last=len(output)).float().cpu()
-    path = TokenTree.root(prompt[-1]).chain(tokens[len(prompt) : -1], torch.zeros(len(output) - 1))
-    logits = processors.process(scores.clone() if processors.active else scores, tokens[: len(prompt)], path)
     emitted = torch.tensor(output)[:, None]
-    own = logits.gather(1, emitted).squeeze(1)
-    gaps = logits.max(dim=1).values - own
-    flips = (greedy_tokens(logits) != emitted.squeeze(1)).nonzero().flatten().tolist()
-    worst = float(gaps.max())
-    if not worst <= eps:
-        at = int(gaps.argmax())
-        raise UserError(
-            f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
-            f"more than rounding explains ({eps:.1g})"
-        )
+    comparable = shared_noise or not options.sampled
+    found = compare(scores, prompt, output, eps, options) if comparable else NOT_COMPARED
     again = repeated(prompt, output)
     loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
     return {
-        "flips": len(flips),
-        "first_flip": flips[0] if flips else None,
-        "largest_gap": worst,
+        **found,
         "negative_log_likelihood": loss,
         "perplexity": math.exp(min(loss, 700.0)),  # finite, so that records can hold it
         "repetition": sum(again) / len(again),
         "repeated": again,
         "tolerance": eps,
     }
+
+
+NOT_COMPARED = {"flips": None, "first_flip": None, "largest_gap": None}
+
+
+def compare(
+    scores: Tensor, prompt: list[int], output: list[int], eps: float, options: GenerationOptions
+) -> dict[str, Any]:
+    """Flips, first flip and largest gap of `output` by the target's `scores` [output tokens, vocabulary] before each.
+
+    Raises UserError for a gap above `eps`.
+    """
+    text, processors = torch.tensor([*prompt, *output]), options.processors
+    path = TokenTree.root(prompt[-1]).chain(text[len(prompt) : -1], torch.zeros(len(output) - 1))
+    logits = processors.process(scores.clone() if processors.active else scores, text[: len(prompt)], path)
+    sampler = options.sampler()
+    if sampler:
+        # Row by row, as in decoding: the whole noise of a long output would be as large as its logits.
+        rows = [sampler.perturbed(row[None], [len(prompt) + place]) for place, row in enumerate(logits)]
+    else:
+        rows = list(logits[:, None])
+    gaps = [float(row.max() - row[0, token]) for row, token in zip(rows, output, strict=True)]
+    flips = [place for place, row in enumerate(rows) if int(greedy_tokens(row)[0]) != output[place]]
+    worst = max(gaps)
+    if not worst <= eps:
+        at = gaps.index(worst)
+        raise UserError(
+            f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
+            f"more than rounding explains ({eps:.1g})"
+        )
+    return {"flips": len(flips), "first_flip": flips[0] if flips else None, "largest_gap": worst}
 
 
 def repeated(prompt: list[int], output: list[int], order: int = REPETITION_ORDER) -> list[int]:
@@ -115,15 +140,19 @@ def records(
     prompts: Sequence[Prompt],
     outputs: Sequence[dict[str, Any]],
     eps: float,
-    processors: LogitsProcessors = NO_PROCESSORS,
+    options: GenerationOptions = GREEDY,
+    shared_noise: bool = True,
 ) -> list[dict[str, Any]]:
     """The facts of each output record (runs.py), in order. Raises UserError at the first that is not exact."""
     ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
+    keys = {prompt.prompt_id: key for key, prompt in enumerate(prompts)}
     rows = []
     for output in outputs:
-        key = {"prompt_id": output["prompt_id"], "repeat": output["repeat"]}
+        name = output["prompt_id"]
+        asked = options.keyed([keys[name]])
         try:
-            rows.append({**key, **audit(target, ids[output["prompt_id"]], output["output_ids"], eps, processors)})
+            facts = audit(target, ids[name], output["output_ids"], eps, asked, shared_noise)
+            rows.append({"prompt_id": name, "repeat": output["repeat"], **facts})
         except UserError as error:
-            raise UserError(f"{output['prompt_id']}: {error}") from error
+            raise UserError(f"{name}: {error}") from error
     return rows

@@ -39,9 +39,10 @@ def tune(
 ) -> list[float]:
     """Time of each decoder over all `prompts`, which are of the tuning split, in autoregressive steps, by turns."""
     steps, sampler = [0.0] * len(decoders), StepSampler(target)
-    for prompt in prompts:
+    for key, prompt in enumerate(prompts):
+        asked = options.keyed([key])
         for place, decoder in enumerate(decoders):
-            (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], options)
+            (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], asked)
             steps[place] += trace.seconds / bootstrap.mean(clock.samples, geometric=False)
     return steps
 
@@ -98,11 +99,14 @@ def paired(
     rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
-        row["identical"] = row["output_ids"] == plain
+        decoder = every.get(row["method"], decoders[AUTOREGRESSIVE])
+        # Where tokens are drawn by another generator there is nothing to be identical with.
+        comparable = decoder.shared_noise or not options.sampled
+        row["identical"] = row["output_ids"] == plain if comparable else None
         if row["method"] in others:
             row["repetition"] = bootstrap.mean(repetition(prompt.ids, row["output_ids"]), geometric=False)
         else:
-            audited = audit(target, prompt.ids, row["output_ids"], tolerance, options.processors)
+            audited = audit(target, prompt.ids, row["output_ids"], tolerance, options, decoder.shared_noise)
             row |= {key: audited[key] for key in _AUDITED}
     return rows
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynatree import decoding
 from dynatree.costs.calibration import Calibration
-from dynatree.costs.step_rates import StepRates, log_odds
+from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint
@@ -21,7 +21,6 @@ from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import forward_times
@@ -34,10 +33,15 @@ RATED = 8
 
 # What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
 DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
-NEW_TEXT = LogitsProcessors(repetition_penalty=1.2)
+GREEDY = GenerationOptions(max_new_tokens=1)
+PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
+SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t) for t in (0.7, 1.0)]
+KINDS = (GREEDY, PENALISED, *SAMPLED)
 # Tokens at which a drafter is taken to be right as often as it says, besides those that were seen.
 _BORNE_OUT = 200
 Continuations = Sequence[tuple[list[int], list[int]]]
+# Of each of `KINDS` its (prompt, output) pairs; the place of a pair is its request key.
+Texts = Mapping[GenerationOptions, Continuations]
 
 
 def pair(
@@ -83,15 +87,13 @@ def loaded(
     # Continuations are not timed, but would slow down a job that is.
     with alone(), target.threads():
 
-        def continued(prompt: list[int], processors: LogitsProcessors) -> tuple[list[int], list[int]]:
-            output = decoder.decode(prompt, wanted(output_tokens, processors)).output
+        def continued(key: int, prompt: list[int], kind: GenerationOptions) -> tuple[list[int], list[int]]:
+            output = decoder.decode(prompt, lasting(kind, output_tokens).keyed([key])).output
             tell(f"{target.name} went on for {len(output)} tokens")
             return prompt, output
 
-        greedy, new = (
-            [continued(prompt, processors) for prompt in prompts] for processors in (NO_PROCESSORS, NEW_TEXT)
-        )
-        known = step_rates(greedy, drafter, new)
+        texts = {kind: [continued(key, prompt, kind) for key, prompt in enumerate(prompts)] for kind in KINDS}
+        known = step_rates(texts, drafter)
         table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known), tell)
@@ -101,12 +103,12 @@ def loaded(
 
 def steps(models: checkpoint.Pair, prompts: Sequence[list[int]], contexts: Sequence[int]) -> int:
     """How often `loaded` tells."""
-    return len(prompts) * (3 if models.drafter else 2) + forward_times.steps(*models, contexts)
+    return len(prompts) * (len(KINDS) + (1 if models.drafter else 0)) + forward_times.steps(*models, contexts)
 
 
-def wanted(max_new_tokens: int, processors: LogitsProcessors) -> GenerationOptions:
-    """So many tokens, by these processors."""
-    return GenerationOptions(max_new_tokens=max_new_tokens, **processors.generation_options)
+def lasting(kind: GenerationOptions, max_new_tokens: int) -> GenerationOptions:
+    """So many tokens of this kind."""
+    return kind.model_copy(update={"max_new_tokens": max_new_tokens})
 
 
 def while_decoding(
@@ -127,7 +129,7 @@ def while_decoding(
     beyond: dict[int, list[float]] = {}
     assert draft is not None, "the table has the drafter's costs"
     for prompt in prompts:
-        trace = decoder.decode(prompt, wanted(output_tokens, NEW_TEXT), clock=Clock(instrumented=True))
+        trace = decoder.decode(prompt, lasting(PENALISED, output_tokens), clock=Clock(instrumented=True))
         taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
         context = len(prompt)
         for number, fact in enumerate(trace.rounds):
@@ -141,32 +143,54 @@ def while_decoding(
     return max(0.0, statistics.median(counted))
 
 
-def step_rates(greedy: Continuations, drafter: DraftModel | None, new: Continuations = ()) -> StepRates:
-    """Fitted on the target's `greedy` (prompt, output) pairs; without a `drafter` only lookup's rates are.
+def step_rates(texts: Texts, drafter: DraftModel | None) -> StepRates:
+    """Fitted on what the target continued, of each kind; without a `drafter` only lookup's rates are.
 
-    The ranks' curves are fitted on `new` as well, its greedy outputs under `NEW_TEXT`: in loops a drafter is right and
-    sure of it, but what it is asked for is the rest. There a short match of lookup's is right half as often.
+    The ranks' curves of greedy text are fitted on penalised text as well: in loops a drafter is right and sure of it,
+    but what it is asked for is the rest. There a short match of lookup's is right half as often.
     """
-    ranks, rates = [(0.0, 1.0)], [0.0]
-    if drafter:
-        found = [teacher_forced(drafter, *pair) for pair in greedy]
-        rates = torch.cat([hits for _, hits in found]).float().mean(0).tolist()
-        found += [teacher_forced(drafter, *pair, NEW_TEXT) for pair in new]
-        stated, hits = (torch.cat(part)[:, : forward_times.RANKS] for part in zip(*found, strict=True))
-        ranks = fit_ranks(stated, hits)
+    greedy, new = texts[GREEDY], texts[PENALISED]
+    found = {kind: hits(drafter, pairs, kind) for kind, pairs in texts.items()} if drafter else {}
     return StepRates(
-        ranks=ranks,
-        rates=[round(r, 4) for r in rates],
+        ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
+        rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
         lookup=lookup.rates(greedy),
-        lookup_processed=lookup.rates(new) if new else [],
+        lookup_processed=lookup.rates(new),
+        sampled=[
+            SampledRates(
+                temperature=kind.temperature,
+                ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
+                lookup=lookup.rates(texts[kind]),
+            )
+            for kind in SAMPLED
+        ],
     )
+
+
+NO_RANKS = [(0.0, 1.0)]
+
+
+def hits(drafter: DraftModel, pairs: Continuations, kind: GenerationOptions) -> tuple[Tensor, Tensor]:
+    """What `teacher_forced` tells of all of `pairs`."""
+    every = [teacher_forced(drafter, *pair, kind.keyed([key])) for key, pair in enumerate(pairs)]
+    stated, right = (torch.cat(part) for part in zip(*every, strict=True))
+    return stated, right
+
+
+def _joined(*found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of the ranks that have curves."""
+    stated, right = (torch.cat(part)[:, : forward_times.RANKS] for part in zip(*found, strict=True))
+    return stated, right
 
 
 @torch.inference_mode()
 def teacher_forced(
-    drafter: DraftModel, prompt: list[int], output: list[int], processors: LogitsProcessors = NO_PROCESSORS
+    drafter: DraftModel, prompt: list[int], output: list[int], kind: GenerationOptions = GREEDY
 ) -> tuple[Tensor, Tensor]:
-    """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b]."""
+    """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b].
+
+    Of a drawn output they are by the noise that it was drawn with.
+    """
     fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.window
     if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
@@ -181,7 +205,10 @@ def teacher_forced(
     logits = torch.cat(pieces)
     followed = fed[len(prompt) :]
     path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
-    logits = processors.process(logits, fed[: len(prompt)], path, columns=drafter.columns)
+    logits = kind.processors.process(logits, fed[: len(prompt)], path, columns=drafter.columns)
+    if sampler := kind.sampler():
+        places = range(len(prompt), len(prompt) + len(logits))
+        logits = sampler.perturbed(logits, places, drafter.vocabulary, drafter.vocabulary_size)
     best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
     tokens = drafter.token_ids(best.indices.cpu())
     return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]

@@ -20,7 +20,7 @@ from dynatree.engine.language_model import LanguageModel
 from dynatree.measuring.clock import alone, synchronise
 from dynatree.measuring.progress import Tell, lines
 from dynatree.tree import ROOT, TokenTree
-from dynatree.verification.greedy import verify
+from dynatree.verification.agreement import verify
 
 # New tokens of a target forward, and of a draft forward.
 VERIFIED = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)

@@ -6,7 +6,7 @@ Another engine on other weights: its outputs differ from the target's after a fe
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from dynatree.errors import UserError
 from dynatree.generation.ending import Ending
@@ -40,6 +40,8 @@ class Engine:
 class Decoder:
     """Greedy decoding by an engine, by its prompt lookup where `draft_tokens` and `max_ngram` are given."""
 
+    shared_noise: ClassVar[bool] = False
+
     def __init__(self, engine: Engine, draft_tokens: int | None = None, max_ngram: int | None = None):
         self._model = engine.model
         self._drafter = engine.lookup(max_ngram_size=max_ngram, num_pred_tokens=draft_tokens) if draft_tokens else None
@@ -53,10 +55,12 @@ class Decoder:
     ) -> Trace:
         """As the decoders of dynatree/decoding, a round per token: the engine does not tell its own rounds.
 
-        Raises UserError for logits processors, whose definitions differ there.
+        Raises UserError for logits processors and sampling, whose definitions differ there.
         """
         if options.processors.active:
             raise UserError(f"llama.cpp: {options.processors}; it is compared without logits processors")
+        if options.sampled:
+            raise UserError("llama.cpp: it is compared on greedy text alone")
         recorder = Recorder(Ending(prompt, options), on_commit, clock or Clock())
         self._model.reset()
         self._model.draft_model = self._drafter

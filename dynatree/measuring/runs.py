@@ -33,19 +33,21 @@ def generate(
     those of its whole group, `batch` and `batch_tokens` the group's prompts and all tokens that it emitted; `commits`
     are the prompt's own, from the group's start; `references` are seconds of an autoregressive step, sampled
     before, between and after the group's rounds. `peak_bytes`: the most memory that the process had in use meanwhile;
-    null where the system does not tell. Raises UserError for a batch where `decoder` takes one prompt at a time.
+    null where the system does not tell. Where tokens are drawn, each prompt has its place as request key.
+    Raises UserError for a batch where `decoder` takes one prompt at a time.
     """
-    groups = [prompts[start : start + batch] for start in range(0, len(prompts), batch)]
+    starts = range(0, len(prompts), batch)
+    groups = [(prompts[start : start + batch], options.keyed(range(start, start + batch))) for start in starts]
     water = HighWater(target.device)
     outputs, timings = [], []
     with alone():
-        warm_up(decoder, [prompt.ids for prompt in groups[0]], options)
+        warm_up(decoder, [prompt.ids for prompt in groups[0][0]], options.keyed(range(batch)))
         sampler = StepSampler(target)
         for repeat in range(repeats):
-            for group in groups:
+            for group, asked in groups:
                 if water.told:
                     water.reset()
-                traces, clock = timed(decoder, sampler, [prompt.ids for prompt in group], options)
+                traces, clock = timed(decoder, sampler, [prompt.ids for prompt in group], asked)
                 peak = water.peak() if water.told else None
                 seconds = max(trace.seconds for trace in traces)
                 tokens = sum(len(trace.output) for trace in traces)

@@ -20,7 +20,7 @@ class Run:
     """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
 
     `prompt_tokens` None: of the scale's length. `dtype`: the format of the models. `top`: the first folder below the
-    results. `conditions`: what else tells this run from others of its experiment, as folder names.
+    results. `options`: of the generations (generation/options.py). `conditions`: what else tells this run from others of its experiment, as folder names.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Run:
     repeats: int = 1
     prompt_tokens: int | None = None
     batch: int = 1
-    processors: tuple[tuple[str, Any], ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
     conditions: tuple[str, ...] = ()
 
     @property
@@ -141,7 +141,7 @@ def _experiment(params: Params, title: str) -> Iterator[Run]:
                     prompt_tokens=tokens,
                     batch=batch,
                     conditions=tuple(conditions),
-                    processors=tuple(experiment.processors.items()),
+                    options=tuple(experiment.options.items()),
                 )
 
 

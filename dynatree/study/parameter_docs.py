@@ -11,7 +11,6 @@ from pydantic import BaseModel
 from dynatree import plugins
 from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
-from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.settings import SYMBOLS
 from dynatree.study.sections import Params
 
@@ -51,7 +50,6 @@ def describe() -> str:
         *(f"| `{symbol}` | `{knob}` |" for knob, symbol in SYMBOLS.items()),
         "",
     ]
-    lines += ["## Logits processors", "", *section(LogitsProcessors, "of an experiment, or of `benchmark.texts`")]
     lines += ["## Sources of text", ""]
     for name in plugins.names("data.sources"):
         lines += section(plugins.load("data.sources", name).Parameters, f"kind: {name}")

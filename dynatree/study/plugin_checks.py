@@ -11,21 +11,21 @@ from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
 from dynatree.files import drafter_of
-from dynatree.generation.logits_processors import LogitsProcessors
+from dynatree.generation.options import GenerationOptions
 from dynatree.study import grid
 from dynatree.study.sections import Params
 
 
 def check(params: Params) -> dict[str, dict[str, Any]]:
-    """Have every plug-in check its own keys: methods, settings, processors, sources, models.
+    """Have every plug-in check its own keys: methods, settings, kinds of text, sources, models.
 
     Returns what each run (by its folder) needs besides the target (decoding/__init__.py, `Needs`). Raises UserError.
     """
     needs = {folder: _needs(run) for folder, run in {**grid.expand(params), **grid.passes(params)}.items()}
     for title, experiment in params.experiments.items():
-        checked(f"experiments.{title}", partial(_parse, LogitsProcessors), experiment.processors)
-    for name, keys in params.benchmark.texts.items():
-        checked(f"benchmark.texts.{name}", partial(_parse, LogitsProcessors), keys)
+        checked(f"experiments.{title}", partial(_parse, GenerationOptions), {"max_new_tokens": 1, **experiment.options})
+    for name, kind in params.benchmark.texts.items():
+        checked(f"benchmark.texts.{name}", partial(_parse, GenerationOptions), {"max_new_tokens": 1, **kind.options})
     for name, method in params.benchmark.also.items():
         check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
     compared = params.benchmark.all_methods(params.methods)

@@ -23,13 +23,37 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Experiment(Knobs):
+class KindOfText(Knobs):
+    """How tokens are chosen; nothing given: the likeliest, greedily.
+
+    `repetition_penalty`, `no_repeat_ngram_size`: logits processors (generation/logits_processors.py). `do_sample`: draw
+    them, by `temperature`, `top_k`, `top_p`, `min_p` and `seed`, each prompt with its place as request key
+    (generation/sampling.py).
+    """
+
+    repetition_penalty: float = 1.0  # 1: none
+    no_repeat_ngram_size: int = 0  # 0: any
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those that change something, as options of a generation (generation/options.py)."""
+        fields = KindOfText.model_fields
+        return {name: value for name in fields if (value := getattr(self, name)) != fields[name].default}
+
+
+class Experiment(KindOfText):
     """Runs beside the headline, compared with one another: methods on data sets, under conditions.
 
     `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
     `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
-    `dtypes`: formats, each with its own runs, int8 and int4 on CPUs alone; none: the global `dtype`.
-    `repetition_penalty`, `no_repeat_ngram_size`: logits processors (generation/logits_processors.py).
+    `dtypes`: formats, each with its own runs, int8 and int4 on CPUs alone; none: the global `dtype`. The keys of
+    `KindOfText` are those of all its runs.
     """
 
     datasets: list[str] = Field(min_length=1)
@@ -39,14 +63,6 @@ class Experiment(Knobs):
     prompt_tokens: list[int] = Field(default_factory=list)
     batches: list[int] = Field(default_factory=list)
     dtypes: list[DataType] = Field(default_factory=list)
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-
-    @property
-    def processors(self) -> dict[str, Any]:
-        """The processors' own keys, if any of them does something."""
-        keys = {"repetition_penalty": self.repetition_penalty, "no_repeat_ngram_size": self.no_repeat_ngram_size}
-        return keys if keys != {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0} else {}
 
     @field_validator("datasets", "methods", "prompt_tokens", "batches", "dtypes")
     @classmethod
@@ -74,13 +90,13 @@ class Experiment(Knobs):
 class Benchmark(Knobs):
     """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
 
-    `texts`: kinds of text by name, each with its logits processors (generation/logits_processors.py).
+    `texts`: kinds of text by name.
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
     `quantised`: values of `draft_tokens` and `max_ngram` to try in llama.cpp's prompt lookup (`make quantised`).
     """
 
-    texts: dict[str, dict[str, Any]]
+    texts: dict[str, KindOfText]
     methods: list[str]
     also: dict[str, Method]
     grids: dict[str, dict[str, list[Any]]]

@@ -63,8 +63,14 @@ def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float)
         "significant": bootstrap.significant(ends, len(both)),
         "throughput": bootstrap.mean([row["speeds"][part] / usual for row in both], geometric=True),
         "repetition": bootstrap.mean([row["repetition"] for row in own], geometric=False),
-        "identical": bootstrap.mean([float(row["identical"]) for row in own], geometric=False),
+        "identical": _share([row["identical"] for row in own]),
     }
+
+
+def _share(found: Sequence[bool | None]) -> float | None:
+    """How many of those that are known are true; None: none is known."""
+    known = [float(one) for one in found if one is not None]
+    return bootstrap.mean(known, geometric=False) if known else None
 
 
 def _speeds(row: Row) -> dict[str, float]:

@@ -5,7 +5,7 @@ What happened within a run is in rounds.py. Knows no model.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Records:
     timings: list[Row]
     audit: list[Row]
     machine: Row
+    options: Row = field(default_factory=dict)  # of the generations, where they are not greedy
 
     @property
     def dtype(self) -> str:
@@ -59,6 +60,7 @@ class Records:
             timings=timed["timings"],
             audit=files.read_jsonl(folder / files.AUDIT),
             machine=timed["machine"],
+            options=timed.get("options", {}),
         )
 
 
@@ -96,7 +98,9 @@ def runs(records: list[Records]) -> list[Row]:
         own, other = autoregressive.get(prompt_key(row)), theirs.get(prompt_key(row))
         row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
         row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
-        row["identical"] = row["output_ids"] == own["output_ids"] if own else None
+        # Where tokens were drawn by another generator no flips are told, and there is nothing to be identical with.
+        comparable = own if row["flips"] is not None else None
+        row["identical"] = row["output_ids"] == comparable["output_ids"] if comparable else None
     return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
 
 
@@ -143,6 +147,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "prompt_tokens": output["prompt_tokens"],
             "batch": timing["batch"],
             "dtype": record.dtype,
+            "kind": kind_of_text(record.options),
             "group": place[output["repeat"]] // batch,
             "output_tokens": emitted,
             "seconds": timing["seconds"],
@@ -169,6 +174,24 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             **{name: audit[name] for name in ("flips", "first_flip", "largest_gap", "perplexity", "repetition")},
         }
         place[output["repeat"]] += 1
+
+
+_OPTIONS = {
+    "repetition_penalty": "repetition penalty {:g}",
+    "no_repeat_ngram_size": "no {}-gram twice",
+    "temperature": "temperature {:g}",
+    "top_k": "top-k {}",
+    "top_p": "top-p {:g}",
+    "min_p": "min-p {:g}",
+    "seed": "seed {}",
+}
+
+
+def kind_of_text(options: Row) -> str:
+    """Options of a generation in words: `greedy`, `sampled, temperature 0.7, top-p 0.95`."""
+    given = {"temperature": 1.0, **options} if options.get("do_sample") else options
+    told = [words.format(given[name]) for name, words in _OPTIONS.items() if name in given]
+    return ", ".join(["sampled" if options.get("do_sample") else "greedy", *told])
 
 
 def memory(results: Path, folder: Path) -> list[Row]:
@@ -292,7 +315,7 @@ def _headline(rows: list[Row]) -> Row:
     for metric in HEADLINE:
         present = [row[metric] for row in rows if row[metric] is not None]
         values[metric] = round(bootstrap.mean(present, metric in GEOMETRIC), 4) if present else None
-    values["flips"] = sum(row["flips"] for row in rows)
+    values["flips"] = sum(row["flips"] for row in rows if row["flips"] is not None)
     compared = [row["identical"] for row in rows if row["identical"] is not None]
     values["identical"] = sum(compared) / len(compared) if compared else None
     return values

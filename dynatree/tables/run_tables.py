@@ -12,6 +12,7 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column("prompt_tokens", COUNT, "tokens in the prompt"),
             column("batch", COUNT, "requests decoded together"),
             column("dtype", TEXT, "format in which the models compute"),
+            column("kind", TEXT, "kind of text: `greedy`, or by what tokens were chosen otherwise"),
             column(
                 "group",
                 COUNT,
@@ -87,15 +88,16 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column(
                 "flips",
                 COUNT,
-                "emitted tokens that are not the target's first choice when it reads the output again in one forward",
+                "emitted tokens that are not the target's first choice, with the noise that they were drawn by, when it reads "
+                "the output again in one forward; null where another generator drew them",
             ),
             column(
                 "largest_gap",
                 REAL,
-                "largest distance, in logits, of an emitted token from the target's first choice",
+                "largest distance, in logits, of an emitted token from the target's first choice; null likewise",
             ),
             column("first_flip", COUNT, "position of the first flip in the output; null if there is none"),
-            column("identical", FLAG, "whether the output equals that of autoregressive decoding, token for token"),
+            column("identical", FLAG, "whether the output equals that of autoregressive decoding, token for token; null where another generator drew it"),
             column("perplexity", REAL, "of the output under the target: exp of the mean negative log-likelihood"),
             column(
                 "repetition",

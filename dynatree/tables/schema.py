@@ -17,6 +17,7 @@ TABLES: dict[str, pa.Schema] = {
             column("prompt_tokens", COUNT, "tokens in the prompts"),
             column("batch", COUNT, "requests decoded together"),
             column("dtype", TEXT, "format in which the models compute"),
+            column("kind", TEXT, "kind of text: `greedy`, or by what tokens were chosen otherwise"),
             column("metric", TEXT, "a real-valued column of `runs`"),
             column("prompts", COUNT, "prompts with a value"),
             column("documents", COUNT, "documents they come from"),
@@ -107,7 +108,7 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "benchmark": pa.schema(
         [
-            column("text", TEXT, "`greedy`, or `penalised`: with the logits processors of params.yaml"),
+            column("text", TEXT, "kind of text: one of `benchmark.texts` in params.yaml"),
             column("dataset", TEXT, "name of the data set, or `all`"),
             column(
                 "method",
@@ -158,7 +159,8 @@ TABLES: dict[str, pa.Schema] = {
             column(
                 "identical",
                 REAL,
-                "share of outputs that equal those of autoregressive decoding, token for token",
+                "share of outputs that equal those of autoregressive decoding, token for token; null where another "
+                "generator drew them",
             ),
         ]
     ),

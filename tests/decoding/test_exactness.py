@@ -16,7 +16,7 @@ from dynatree.errors import UserError
 from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.trace import Trace
 from dynatree.tree import TokenTree
-from dynatree.verification.greedy import verify
+from dynatree.verification.agreement import verify
 from tests import models
 from tests.conftest import Build, Drafts
 

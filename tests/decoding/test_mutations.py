@@ -102,26 +102,28 @@ def stale_tail_visible(patch: Patch) -> None:
 
 
 def bonus_taken_from_the_parent(patch: Patch) -> None:
-    def verify(tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
-        following = logits.float().argmax(-1)
-        kept = tree.accepted_path(following)
-        return kept, int(following[kept[-2:][0]])
+    def verify(tree: TokenTree, logits: Tensor, *_: Any) -> tuple[Tensor, int]:
+        following = logits.float().argmax(-1).tolist()
+        kept, _ = tree.accepted_path(following.__getitem__)
+        return kept, following[int(kept[-2:][0])]
 
     patch.setattr(speculative, "verify", verify)
 
 
 def rejected_parents_ignored(patch: Patch) -> None:
-    def path(tree: TokenTree, following: Tensor) -> Tensor:
-        hit = tree.tokens == following[tree.parents]
+    def path(tree: TokenTree, following: Callable[[int], int]) -> tuple[Tensor, int]:
+        hit = tree.tokens == torch.tensor([following(parent) for parent in tree.parents.tolist()])
         hit[0] = True
-        return tree.ancestors[torch.where(hit, tree.depths, -1).argmax()].nonzero().squeeze(1)
+        deepest = int(torch.where(hit, tree.depths, -1).argmax())
+        return tree.ancestors[deepest].nonzero().squeeze(1), following(deepest)
 
     patch.setattr(TokenTree, "accepted_path", path)
 
 
 def draft_accepted_unseen(patch: Patch) -> None:
-    def path(tree: TokenTree, following: Tensor) -> Tensor:
-        return tree.ancestors[tree.depths.argmax()].nonzero().squeeze(1)
+    def path(tree: TokenTree, following: Callable[[int], int]) -> tuple[Tensor, int]:
+        deepest = int(tree.depths.argmax())
+        return tree.ancestors[deepest].nonzero().squeeze(1), following(deepest)
 
     patch.setattr(TokenTree, "accepted_path", path)
 

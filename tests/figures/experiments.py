@@ -62,6 +62,7 @@ def _summary(
         "dataset": dataset,
         "prompt_tokens": length,
         "batch": 1,
+        "kind": "greedy",
         "metric": metric,
         "prompts": prompts,
         "documents": prompts,

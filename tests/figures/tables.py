@@ -72,7 +72,7 @@ def make(
             for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
                 rows["costs"].append({"part": part, "batch": 1, "context": context, "tokens": tokens, "ms": ms})
-    _penalised(rows["summary"], chance, winner, prompts, intervals)
+    _kinds(rows["summary"], chance, winner, prompts, intervals)
     rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
     rows["quantised"] = _quantised(rows["benchmark"])
@@ -172,6 +172,7 @@ def _summary(
         "dataset": dataset,
         "prompt_tokens": 128,
         "batch": 1,
+        "kind": KINDS.get(experiment, "greedy"),
         "metric": metric,
         "prompts": prompts,
         "documents": prompts,
@@ -184,15 +185,22 @@ def _summary(
     }
 
 
-def _penalised(rows: list[Row], chance: random.Random, winner: str, prompts: int, intervals: bool) -> None:
+KINDS = {
+    "sampled": "sampled, temperature 1",
+    "nucleus": "sampled, temperature 0.7, top-p 0.95",
+    "penalised": "greedy, repetition penalty 1.2",
+}
+
+
+def _kinds(rows: list[Row], chance: random.Random, winner: str, prompts: int, intervals: bool) -> None:
     for method in ("autoregressive", "prompt_lookup", "linear", "dynatree"):
         value = 1.0 if method == "autoregressive" else 0.9 + 0.4 * (method == winner)
         settings = SETTINGS.get(method, "default")
-        for experiment, metric, what in (
-            ("penalised", "speedup", value),
-            ("penalised", "repetition", 0.01),
+        for experiment, metric, what in [
+            *((kind, "speedup", value) for kind in KINDS),
+            *((kind, "repetition", 0.01) for kind in KINDS),
             ("headline", "repetition", 0.5),
-        ):
+        ]:
             rows.append(_summary(chance, experiment, method, settings, "wikipedia", metric, what, prompts, intervals))
 
 

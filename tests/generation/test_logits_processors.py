@@ -66,18 +66,20 @@ def test_every_method_equals_generate_with_the_same_processors(
         decoder = plugins.load("decoding", name).Decoder(target(), drafter(kind), models.calibration(), **knobs)
         output = decoder.decode(PROMPT, models.wanted(24, **processors.generation_options)).output
         assert output == expected, method
-    assert audit(target(), PROMPT, expected, 1e-6, processors)["flips"] == 0
+    asked = models.wanted(24, **processors.generation_options)
+    assert audit(target(), PROMPT, expected, 1e-6, asked)["flips"] == 0
 
 
 def test_the_audit_knows_which_processors_were_asked_for(target: Build) -> None:
     """Guards against an audit by the plain argmax, which a penalised output need not have."""
     penalised = LogitsProcessors(no_repeat_ngram_size=1)
     decoder = plugins.load("decoding", "autoregressive").Decoder(target())
-    output = decoder.decode(PROMPT, models.wanted(24, **penalised.generation_options)).output
+    asked = models.wanted(24, **penalised.generation_options)
+    output = decoder.decode(PROMPT, asked).output
     assert len({*PROMPT, *output}) == len({*PROMPT}) + 24
-    assert audit(target(), PROMPT, output, 1e-6, penalised)["largest_gap"] == 0
+    assert audit(target(), PROMPT, output, 1e-6, asked)["largest_gap"] == 0
     with pytest.raises(UserError, match="not exact"):
-        audit(target(), PROMPT, decoder.decode(PROMPT, models.wanted(24)).output, 1e-6, penalised)
+        audit(target(), PROMPT, decoder.decode(PROMPT, models.wanted(24)).output, 1e-6, asked)
 
 
 def test_without_processors_nothing_is_copied() -> None:

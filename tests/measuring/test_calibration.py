@@ -118,7 +118,9 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: D
         assert table.verify.contexts[:2] == [16, 64]
         assert (table.verify.at(64, 127)[1:] > 0).all()
     looping = [([3, 1, 4], [3, 1, 4] * 9)]
-    steps = calibrate.step_rates(looping, drafter("same"), [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])])
+    texts = dict.fromkeys(calibrate.KINDS, looping)
+    texts[calibrate.PENALISED] = [([3, 1, 4], [3, 2, 5, 3, 6, 7, 3, 8, 9])]
+    steps = calibrate.step_rates(texts, drafter("same"))
     assert len(steps.ranks) == forward_times.RANKS and len(steps.lookup) == len(PRIOR)
     # Where text does not loop, a match of one token is right less often.
     assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]

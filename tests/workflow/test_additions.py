@@ -26,7 +26,8 @@ def test_a_stopped_benchmark_goes_on(world: World):
     world.run(*benchmark)
     before = records()
     kinds = {path.parent.name.partition("-")[0] for path in before}
-    assert kinds == {"greedy", "penalised", "tuned_greedy", "tuned_penalised", "calibration"}
+    texts = ("greedy", "sampled", "nucleus", "penalised")
+    assert kinds == {*texts, *(f"tuned_{text}" for text in texts), "calibration"}
     lost = next(path for path in before if path.parent.name.startswith("penalised"))
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()

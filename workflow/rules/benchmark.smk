@@ -40,7 +40,7 @@ rule benchmark:
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=described(BENCHMARKED),
         grids=json.dumps(PARAMS.benchmark.grids),
-        texts=json.dumps(PARAMS.benchmark.texts),
+        texts=json.dumps({name: kind.options for name, kind in PARAMS.benchmark.texts.items()}),
         repeated=" ".join(PARAMS.benchmark.repeated),
     shell:
         "python workflow/scripts/benchmark.py {params.models} --methods {params.methods:q} "
@@ -66,7 +66,7 @@ rule quantised:
         **SIDE_BY_SIDE,
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=described(BESIDE_LLAMA),
-        texts=json.dumps({name: given for name, given in PARAMS.benchmark.texts.items() if not given}),
+        texts=json.dumps({name: {} for name, kind in PARAMS.benchmark.texts.items() if not kind.options}),
         source=json.dumps(PAIR.target),
         lookup=json.dumps(PARAMS.benchmark.quantised),
     shell:

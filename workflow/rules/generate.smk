@@ -26,11 +26,11 @@ rule generate:
         models=lambda w, input: model_options(input.models, input.calibration),
         method=lambda w: method_options(run_of(w)),
         sizes=lambda w: size_options(run_of(w)),
-        processors=lambda w: json.dumps(dict(run_of(w).processors)),
+        options=lambda w: json.dumps(dict(run_of(w).options)),
         folder=subpath(output.outputs, parent=True),
     shell:
         "python workflow/scripts/generate.py {params.models} {params.method} {params.sizes} --prompts {input.prompts} "
-        "--tokens {input.tokens} --processors {params.processors:q} --out {params.folder} 2>&1 | tee {log:q}"
+        "--tokens {input.tokens} --options {params.options:q} --out {params.folder} 2>&1 | tee {log:q}"
 
 
 rule timeline:

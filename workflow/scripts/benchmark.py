@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, required=True, help="folder")
     parser.add_argument("--methods", required=True, help="JSON object: name to decoder and knobs, as in params.yaml")
     parser.add_argument("--grids", required=True, help="JSON object: name to knobs and the values to try")
-    parser.add_argument("--texts", required=True, help="JSON object: name of a kind of text to logits processors")
+    parser.add_argument("--texts", required=True, help="JSON object: name of a kind of text to options of generations")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--start", nargs="+", required=True, help="where prompts begin in each: body or interior")
     parser.add_argument("--prompts", type=int, required=True, help="a data set")
@@ -111,27 +111,28 @@ def main() -> None:
                 others = {llama_cpp.NAME: llama_cpp.Decoder(plain), llama_cpp.LOOKUP: lookup(every, found["best"])}
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
-                path = folder / f"{prompt.prompt_id.replace('/', '_')}.json"
+                path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([place])
                 if not path.is_file():
                     with alone():
                         if not warm:
                             for decoder in (*decoders.values(), *others.values()):
-                                runs.warm_up(decoder, [prompt.ids], wanted)
+                                runs.warm_up(decoder, [prompt.ids], keyed)
                             warm = True
                         # Every data set begins with every method.
                         turn = place // len(documents)
-                        measured = benchmark.paired(target, decoders, prompt, wanted, turn, tolerance, others)
+                        measured = benchmark.paired(target, decoders, prompt, keyed, turn, tolerance, others)
                     files.write_json(path, measured)
                 rows += files.read_json(path)
                 print(f"benchmark: {text}, {place + 1} of {len(evaluated)} prompts", file=sys.stderr)
             again = {}
             for method in a.repeated:
                 name = comparison.slowest(rows, method)
-                prompt = next(prompt for prompt in evaluated if prompt.prompt_id == name)
+                place = next(place for place, prompt in enumerate(evaluated) if prompt.prompt_id == name)
+                prompt, keyed = evaluated[place], wanted.keyed([place])
                 path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
                     with alone():
-                        measured = benchmark.repeated(target, decoders, method, prompt, wanted, a.repeats)
+                        measured = benchmark.repeated(target, decoders, method, prompt, keyed, a.repeats)
                         files.write_json(path, measured)
                 again[method] = files.read_json(path)
             for row in comparison.summary(text, rows, again, tuple(others) or comparison.BASELINES):

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True, help="prompts to take")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--batch", type=options.at_least_one, default=1, metavar="N", help="prompts decoded together")
-    parser.add_argument("--processors", default="{}", help="JSON object: the experiment's logits processors")
+    parser.add_argument("--options", default="{}", help="JSON object: options of the experiment's generations")
     parser.add_argument("--out", type=Path, required=True, help="run folder")
     a = parser.parse_args()
     with reported():
@@ -33,17 +33,18 @@ def main() -> None:
             raise UserError(f"{a.prompts}: {len(prompts)} prompts, {a.count} asked for; choose them again")
         with readable("--knobs"):
             knobs = json.loads(a.knobs)
-        with readable("--processors"):
-            wanted = GenerationOptions(max_new_tokens=a.output_tokens, **json.loads(a.processors))
+        with readable("--options"):
+            given = json.loads(a.options)
+            wanted = GenerationOptions(max_new_tokens=a.output_tokens, **given)
         (target, _), decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
         outputs, timings = runs.generate(target, decoder, prompts, wanted, a.repeats, a.batch)
         # Behind the last timing, and not beside another job's.
         with alone():
             audited = audit.records(
-                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), wanted.processors
+                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), wanted, decoder.shared_noise
             )
         machine = describe_machine(a.dtype, a.device)
-        files.write_json(a.out / files.TIMINGS, {"machine": machine, "timings": timings})
+        files.write_json(a.out / files.TIMINGS, {"machine": machine, "options": given, "timings": timings})
         files.write_jsonl(a.out / files.AUDIT, audited)
         files.write_jsonl(a.out / files.OUTPUTS, outputs)
 

@@ -1,0 +1,129 @@
+"""Sampling by shared noise: the token at a position is the argmax of log p + g, g being the position's Gumbel noise.
+
+g depends on a seed, a request's key and the absolute position alone, never on how the text was drafted, so any tree and
+any policy give the tokens of plain sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978; several
+drafts: 2506.05632; children of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059).
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.random import Philox
+from pydantic import Field
+from torch import Tensor
+
+from dynatree.config import Knobs
+from dynatree.generation.logits_processors import greedy_tokens
+
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
+TopK = Annotated[int, Field(ge=0)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+
+# Positions whose noise is kept: a tree's levels, most of which the next round asks for again.
+_KEPT = 16
+# Of a row's best scores first so many are looked at for a nucleus: sorting a vocabulary takes milliseconds.
+_FEW = 256
+
+
+class Warpers(Knobs):
+    """What `generate` does to scores before it draws, in its order: temperature, then the best `top_k` (0: all), then
+    the likeliest whose sum reaches `top_p` (Holtzman et al. 2020, 1904.09751), then those of at least `min_p` times the
+    likeliest's probability (Nguyen et al. 2024, 2407.01082).
+    """
+
+    temperature: float = Field(default=1.0, gt=0)
+    top_k: TopK = 0
+    top_p: TopP = 1.0
+    min_p: MinP = 0.0
+
+    def warped(self, scores: Tensor) -> Tensor:
+        """Log-probabilities [n, v] in float32, each row but for a constant, of `scores` [n, v]; -inf: never drawn."""
+        scores = scores.float()
+        if self.temperature != 1:
+            scores = scores / self.temperature
+        if 0 < self.top_k < scores.shape[1]:
+            scores = _at_least(scores, scores.topk(self.top_k).values[:, -1:])
+        if self.top_p < 1:
+            scores = _at_least(scores, _nucleus(scores, self.top_p))
+        if self.min_p:
+            scores = _at_least(scores, scores.amax(1, keepdim=True) + math.log(self.min_p))
+        return scores
+
+
+class Noise:
+    """Standard Gumbel noise of one request by absolute position, to a resolution of 2**-32 in probability.
+
+    A counter-based generator (Philox, Salmon et al. 2011) gives it: its key is `seed` and `request_key`, its counter
+    the position, so that batches, trees and restarts agree.
+    """
+
+    def __init__(self, seed: int, request_key: int):
+        self._key = [seed, request_key]
+        self._kept: dict[int, Tensor] = {}
+
+    def at(self, position: int, size: int) -> Tensor:
+        """The noise [size], float32, of the tokens 0, 1, ... at `position`, counted from the text's first token."""
+        found = self._kept.get(position)
+        if found is None or len(found) < size:
+            found = self._kept[position] = self._made(position, size)
+            if len(self._kept) > _KEPT:
+                # What is asked for moves on.
+                del self._kept[min(self._kept)]
+        return found[:size]
+
+    def _made(self, position: int, size: int) -> Tensor:
+        words = Philox(key=self._key, counter=[0, position, 0, 0]).random_raw(-(-size // 2)).view(np.uint32)[:size]
+        # 1 - u: the largest noise comes from the u next to 1, which float32 has no numbers for.
+        rest = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
+        return torch.from_numpy(-np.log(-np.log1p(-rest.clip(max=np.float32(1 - 2**-24)))))
+
+
+class Sampler:
+    """Draws the tokens of one request."""
+
+    def __init__(self, warpers: Warpers, seed: int, request_key: int):
+        self.warpers = warpers
+        self._noise = Noise(seed, request_key)
+
+    @property
+    def temperature(self) -> float:
+        return self.warpers.temperature
+
+    def perturbed(
+        self, scores: Tensor, positions: Sequence[int], ids: Tensor | None = None, size: int | None = None
+    ) -> Tensor:
+        """Warped `scores` [n, v] plus the noise at `positions` [n], where their tokens would stand.
+
+        `ids` [v]: the tokens that the columns are of, out of `size`; None: all, in order.
+        """
+        size = size or scores.shape[1]
+        noise = torch.stack([self._noise.at(position, size) for position in positions])
+        return self.warpers.warped(scores) + (noise if ids is None else noise[:, ids]).to(scores.device)
+
+    def token(self, scores: Tensor, position: int) -> int:
+        """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""
+        return int(greedy_tokens(self.perturbed(scores[None], [position]))[0])
+
+
+def _at_least(scores: Tensor, least: Tensor) -> Tensor:
+    """`scores` [n, v] with -inf for those below `least` [n, 1]."""
+    return scores.masked_fill(scores < least, -torch.inf)
+
+
+def _nucleus(scores: Tensor, mass: float) -> Tensor:
+    """[n, 1]: the lowest of the best scores of each row that have `mass` together."""
+    # In float64: a sum's last bits must decide nothing.
+    total = scores.double().logsumexp(1, keepdim=True)
+    for count in (min(_FEW, scores.shape[1]), scores.shape[1]):
+        best = scores.topk(count).values
+        probability = (best.double() - total).exp()
+        better = probability.cumsum(1) - probability
+        if bool((better[:, -1] >= mass).all()):
+            break
+    kept = better < mass
+    kept[:, 0] = True
+    return best.masked_fill(~kept, torch.inf).amin(1, keepdim=True)

@@ -1,0 +1,152 @@
+"""The same seed gives the same tokens: every method of ours, token for token, what plain sampling gives."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from dynatree import plugins
+from dynatree.drafting.model import Draft
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError
+from dynatree.generation.sampling import Noise
+from dynatree.generation.trace import Trace
+from dynatree.measuring.audit import audit
+from tests import models
+from tests.conftest import Build, Drafts
+from tests.decoding.test_exactness import METHODS, PROMPT, TREES, reference
+
+WAYS: list[dict[str, Any]] = [
+    {"temperature": 1.0},
+    {"temperature": 0.3},
+    {"temperature": 2.0, "seed": 9},
+    {"temperature": 0.7, "top_p": 0.95},
+    {"top_k": 5, "min_p": 0.02, "seed": 2**63},
+    {"repetition_penalty": 1.3, "no_repeat_ngram_size": 3, "request_key": 4},
+]
+
+
+def sample(
+    method: str, target: LanguageModel, drafter: DraftModel | None, prompt: list[int], count: int, **asked: Any
+) -> Trace:
+    """`count` drawn tokens by the method of that name in METHODS."""
+    name, knobs = METHODS[method]
+    decoder = plugins.load("decoding", name).Decoder(target, drafter, models.calibration(), **knobs)
+    trace: Trace = decoder.decode(prompt, models.wanted(count, do_sample=True, **asked))
+    return trace
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+@pytest.mark.parametrize("kind", models.DRAFTERS)
+def test_every_tree_draws_what_plain_sampling_draws(
+    target: Build, drafter: Drafts, architecture: str, kind: str
+) -> None:
+    """Guards the promise itself, for drafters that are right always, often, seldom and never."""
+    model = target(architecture)
+    for way in WAYS:
+        plain = sample("autoregressive", model, None, [*PROMPT], 24, **way)
+        assert plain.target_forwards == 23
+        for method in TREES:
+            trace = sample(method, model, drafter(kind, architecture, torch.float64), [*PROMPT], 24, **way)
+            assert trace.output == plain.output, (method, way)
+
+
+def test_it_is_the_noise_that_decides(target: Build) -> None:
+    """Guards against draws that are greedy after all, or the same for every seed, key or place in the text."""
+    told = [{}, {"seed": 1}, {"seed": 2}, {"request_key": 1}, {"temperature": 0.9}]
+    outputs = [tuple(sample("autoregressive", target(), None, [*PROMPT], 24, **way).output) for way in told]
+    assert len(set(outputs)) == len(told)
+    assert reference(target(), PROMPT, 24) not in map(list, outputs)
+    again = sample("autoregressive", target(), None, [*PROMPT], 24)
+    assert tuple(again.output) == outputs[0]
+    # What is drawn depends on where it stands, not on where the prompt ended.
+    longer = sample("autoregressive", target(), None, [*PROMPT, *outputs[0][:9]], 15)
+    assert tuple(longer.output) == outputs[0][9:]
+
+
+@pytest.mark.parametrize("method", TREES)
+def test_one_token_left_and_temperature_to_0_are_greedy(target: Build, drafter: Drafts, method: str) -> None:
+    """Guards the limits: the likeliest token alone, and a temperature at which noise decides nothing."""
+    expected = reference(target(), PROMPT, 20)
+    for way in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-4}, {"temperature": 0}):
+        assert sample(method, target(), drafter("related"), [*PROMPT], 20, **way).output == expected, way
+
+
+def test_the_target_as_its_own_drafter_is_always_right(target: Build, drafter: Drafts) -> None:
+    """Guards against noise that draft and target do not share: then it would be right by chance alone."""
+    for temperature in (0.3, 1.0, 2.0):
+        trace = sample("chain", target(), drafter("same"), [*PROMPT], 41, temperature=temperature)
+        assert all(round_.accepted == round_.drafted for round_ in trace.rounds)
+        assert len(trace.rounds) == 8
+
+
+def test_shared_noise_is_what_makes_a_drafter_right(
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the coupling: without it the output is the same, and fewer tokens are accepted."""
+    shared = sample("chain", target(), drafter("related"), [*PROMPT], 80)
+    monkeypatch.setattr(Draft, "_sampler", property(lambda _: None, lambda *_: None), raising=False)
+    alone = sample("chain", target(), drafter("related"), [*PROMPT], 80)
+    assert shared.output == alone.output
+    assert len(shared.rounds) < 0.8 * len(alone.rounds)
+
+
+@pytest.mark.parametrize("method", TREES)
+def test_alone_and_in_a_batch(target: Build, drafter: Drafts, method: str) -> None:
+    """Guards against noise that is one for all rows, or of the row and not of its request."""
+    prompts, way = [[*PROMPT], [2, 7], [*PROMPT], [1] * 12], {"temperature": 1.1, "seed": 5}
+    name, knobs = METHODS[method]
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("related"), models.calibration(), **knobs)
+    keys = (0, 0, 3, 1)
+    together = decoder.decode_batch(prompts, models.wanted(24, do_sample=True, request_key=keys, **way))
+    for prompt, key, trace in zip(prompts, keys, together, strict=True):
+        expected = sample("autoregressive", target(), None, prompt, 24, request_key=key, **way).output
+        assert trace.output == expected
+    assert together[0].output != together[2].output
+
+
+@pytest.mark.parametrize("method", TREES)
+def test_output_ends_behind_the_first_end_token(target: Build, drafter: Drafts, method: str) -> None:
+    """Guards against tokens after an end token inside a path."""
+    plain = sample("autoregressive", target(), None, [*PROMPT], 16).output
+    name, knobs = METHODS[method]
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), models.calibration(), **knobs)
+    for eos in dict.fromkeys(plain):
+        output = decoder.decode([*PROMPT], models.wanted(16, eos, do_sample=True)).output
+        assert output == plain[: plain.index(eos) + 1]
+
+
+def test_noise_by_depth_in_the_tree_is_found_out(
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the tests above: noise that counts from the round's root must fail them."""
+    plain = sample("autoregressive", target(), None, [*PROMPT], 24).output
+    at = Noise.at
+    monkeypatch.setattr(Noise, "at", lambda noise, position, size: at(noise, position % 3, size))
+    assert sample("chain", target(), drafter("same"), [*PROMPT], 24).output != plain
+
+
+def test_the_audit_adds_the_same_noise(target: Build) -> None:
+    """Guards against an audit of drawn text by the plain argmax, and one that lets another seed's text pass."""
+    asked = models.wanted(24, do_sample=True, temperature=0.9, seed=3)
+    output = plugins.load("decoding", "autoregressive").Decoder(target()).decode([*PROMPT], asked).output
+    assert audit(target(), [*PROMPT], output, 1e-6, asked)["largest_gap"] == 0
+    for other in (asked.model_copy(update={"seed": 4}), asked.keyed([1]), models.wanted(24)):
+        with pytest.raises(UserError, match="not exact"):
+            audit(target(), [*PROMPT], output, 1e-6, other)
+    elsewhere = audit(target(), [*PROMPT], output[::-1], 1e-6, asked, shared_noise=False)
+    assert elsewhere["flips"] is None and elsewhere["perplexity"] > 1
+
+
+@pytest.mark.parametrize("method", ["transformers", "prompt_lookup", "assisted"])
+def test_transformers_methods_draw_by_a_seed_of_their_own(target: Build, drafter: Drafts, method: str) -> None:
+    """Guards the baselines: drawn, not greedy, the same by the same seed, and torch's generator left as it was."""
+    torch.manual_seed(11)
+    state = torch.get_rng_state()
+    way = {"temperature": 0.9, "top_p": 0.99}
+    first, again, other = (
+        sample(method, target(), drafter("related"), [*PROMPT], 20, seed=seed, **way).output for seed in (1, 1, 2)
+    )
+    assert first == again and first != other != reference(target(), PROMPT, 20)
+    assert torch.equal(torch.get_rng_state(), state)
