@@ -471,7 +471,7 @@ def test_scripts_with_json_that_is_none(home: Path, call: Call, tmp_path: Path, 
     pq.write_table(pa.table({**prompts, "origin": [""], "first_token": [0], "ids": [[1, 2]]}), tmp_path / "p.parquet")
     tables = ("--prompts", tmp_path / "p.parquet", "--tokens", tmp_path / "p.parquet")
     refused(call(*GENERATE, *tables, "--knobs", value))
-    refused(call(*GENERATE, *tables, "--processors", value))
+    refused(call(*GENERATE, *tables, "--options", value))
     model = ("--cache", tmp_path, "--out", tmp_path / "made")
     refused(call(SCRIPTS / "download_model.py", "--source", value, *model))
     refused(call(SCRIPTS / "download_data.py", "--kind", "text", "--source", value, *model))

@@ -28,7 +28,8 @@ _COMMANDS = """\
 _DESCRIPTION = f"""\
 Talk with an instruction model: each line is a message, and the answer streams as it is committed, accepted draft tokens
 in green on a terminal. The history is kept, and so are the keys and values of its text, so that each turn forwards
-what is new alone. Decoding is greedy, or drawn with --temperature, by any method of params.yaml. From a pipe, each line is a message, too.
+what is new alone. Decoding is greedy, or drawn with --temperature, by any method of params.yaml. From a pipe, each
+line is a message, too.
 
 commands:
 {_COMMANDS}

@@ -15,6 +15,8 @@ from dynatree.generation.sampling import MinP, Sampler, Seed, TopK, TopP, Warper
 # transformers' contract: (token ids [1, length], scores or None) -> whether to stop, a tensor [1] or a bool.
 StoppingCriterion = Callable[[Tensor, Any], Any]
 
+# Below it scores that are divided by it overflow.
+_LEAST_TEMPERATURE = 1e-3
 # Options that change nothing where decoding is greedy.
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "request_key")
 
@@ -66,6 +68,8 @@ class GenerationOptions(Knobs):
         given = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) != fields[name].default}
         if given.get("temperature") == 0:
             del given["temperature"]
+        if 0 < self.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(f"temperature {self.temperature}: give {_LEAST_TEMPERATURE} or more, or 0 for greedy")
         if given and not self.do_sample:
             name, value = next(iter(given.items()))
             raise ValueError(f"{name} {value} is for sampling, and decoding is greedy; add do_sample=True")

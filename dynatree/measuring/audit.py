@@ -111,9 +111,10 @@ def compare(
         rows = list(logits[:, None])
     gaps = [float(row.max() - row[0, token]) for row, token in zip(rows, output, strict=True)]
     flips = [place for place, row in enumerate(rows) if int(greedy_tokens(row)[0]) != output[place]]
-    worst = max(gaps)
+    # Not Python's `max`, which passes over what is no number.
+    worst = float(torch.tensor(gaps).max())
     if not worst <= eps:
-        at = gaps.index(worst)
+        at = int(torch.tensor(gaps).argmax())
         raise UserError(
             f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
             f"more than rounding explains ({eps:.1g})"

@@ -155,12 +155,12 @@ def step_rates(texts: Texts, drafter: DraftModel | None) -> StepRates:
         ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
         rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
         lookup=lookup.rates(greedy),
-        lookup_processed=lookup.rates(new),
+        lookup_processed=lookup.rates(new, processed=True),
         sampled=[
             SampledRates(
                 temperature=kind.temperature,
                 ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
-                lookup=lookup.rates(texts[kind]),
+                lookup=lookup.rates(texts[kind], kind.temperature),
             )
             for kind in SAMPLED
         ],

@@ -25,9 +25,11 @@ from dynatree.tree import ROOT, TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
-# What a first draft yields before any was seen, and rounds without one after which one is tried anyway.
+# What a first draft yields before any was seen, and rounds without one after which one is tried anyway: twice as many
+# after each that was in vain, so often.
 _FIRST_YIELD = 0.4
 _PROBE_EVERY = 16
+_PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
 # Steps of probability in the table of seconds a token.
 _GRID = 200
@@ -99,6 +101,8 @@ class _Growth:
         self._yield = [[_FIRST_YIELD] * policy.branch] * (policy.depth + 1)
         # Rounds of this request, which those of a batch count alike, and those since its last draft.
         self._round = self._idle = 0
+        # Drafts in a row that were tried though none was due, and whether this round's is one.
+        self._in_vain, self._tried = 0, False
         self._context = context
         self.set_costs(calibration)
 
@@ -177,15 +181,18 @@ class _Growth:
         probed = self._level == 0 and len(tree) == 1 and self._probing
         if gain <= 0 and not probed:
             return candidates[:0]
+        if self._level == 0:
+            self._tried = gain <= 0
         return torch.tensor(sorted(order[: 1 - best]))
 
     @property
     def _probing(self) -> bool:
-        """After `_PROBE_EVERY` rounds without a draft, or after half as many where their number is a multiple of it.
+        """After `every` rounds without a draft, or after half as many where their number is a multiple of it.
 
         All requests of a batch do so in the same round, so that they share its forward.
         """
-        return self._idle >= _PROBE_EVERY or (self._idle >= _PROBE_EVERY // 2 and self._round % _PROBE_EVERY == 0)
+        every = _PROBE_EVERY << min(self._in_vain, _PROBE_DOUBLED)
+        return self._idle >= every or (self._idle >= every // 2 and self._round % every == 0)
 
     def savings(self, tree: TokenTree) -> Tensor:
         worth = self._worth(tree)[1]
@@ -216,6 +223,8 @@ class _Growth:
         return self._ranked[1]
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
+        if self._level:
+            self._in_vain = self._in_vain + 1 if self._tried else 0
         self._idle = 0 if self._level else self._idle + 1
         self._round += 1
         # The accepted tokens and one of the target's own.

@@ -20,7 +20,8 @@ class Run:
     """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
 
     `prompt_tokens` None: of the scale's length. `dtype`: the format of the models. `top`: the first folder below the
-    results. `options`: of the generations (generation/options.py). `conditions`: what else tells this run from others of its experiment, as folder names.
+    results. `options`: of the generations (generation/options.py). `conditions`: what else tells this run from others
+    of its experiment, as folder names.
     """
 
     key: str

@@ -88,8 +88,8 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column(
                 "flips",
                 COUNT,
-                "emitted tokens that are not the target's first choice, with the noise that they were drawn by, when it reads "
-                "the output again in one forward; null where another generator drew them",
+                "emitted tokens that are not the target's first choice, by the noise that drew them, when it "
+                "reads the output again in one forward; null where another generator drew them",
             ),
             column(
                 "largest_gap",
@@ -97,7 +97,12 @@ RUN_TABLES: dict[str, pa.Schema] = {
                 "largest distance, in logits, of an emitted token from the target's first choice; null likewise",
             ),
             column("first_flip", COUNT, "position of the first flip in the output; null if there is none"),
-            column("identical", FLAG, "whether the output equals that of autoregressive decoding, token for token; null where another generator drew it"),
+            column(
+                "identical",
+                FLAG,
+                "whether the output equals that of autoregressive decoding, token for token; null where another "
+                "generator drew it",
+            ),
             column("perplexity", REAL, "of the output under the target: exp of the mean negative log-likelihood"),
             column(
                 "repetition",

@@ -107,7 +107,6 @@ def test_a_processor_that_counts_new_tokens_counts_padding_as_generate_does() ->
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"do_sample": True}, "do_sample: True cannot be honoured here"),
         ({"num_beams": 2}, "num_beams: 2 cannot be honoured here; it may be 1"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: True"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states: True"),
@@ -118,6 +117,52 @@ def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], complaint: 
     model = models.random_model()
     with DynaTree(model) as tree, pytest.raises(UserError, match=complaint):
         called(model, batch(PROMPTS[0]), options, custom_generate=tree)
+
+
+SAMPLED: list[dict[str, Any]] = [
+    {"top_k": 0},
+    {"temperature": 0.7},
+    {"top_k": 7, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2},
+    {"top_k": 0, "temperature": 0.8, "typical_p": 0.9},
+]
+
+
+@pytest.mark.parametrize("options", SAMPLED)
+def test_it_samples_inside_generate(options: dict[str, Any]) -> None:
+    """Guards warpers that are dropped or applied twice, padding that moves the noise, and keys of several sequences."""
+    model, helper = models.random_model(), models.random_model()
+    given = {"do_sample": True, **options}
+    with DynaTree(model, method="autoregressive") as plain:
+        usual = {"top_k": 50, **{k: v for k, v in options.items() if k != "typical_p"}}
+        alone = [called(model, batch(p), given, custom_generate=plain, seed=5)[0, len(p) :].tolist() for p in PROMPTS]
+        if "typical_p" not in options:
+            direct = plain.generate(PROMPTS[0], 18, do_sample=True, seed=5, eos_token_id=None, **usual)
+            assert direct.tokens == alone[0]
+    for method in ("dynatree", "linear"):
+        with DynaTree(model, drafter=helper, method=method) as tree:
+            found = called(model, batch(*PROMPTS), given, custom_generate=tree, seed=5)
+            assert [row[-18:].tolist() for row in found] == alone
+            several = called(
+                model, batch(PROMPTS[0]), {**given, "num_return_sequences": 3}, custom_generate=tree, seed=5
+            )
+            assert several[0, -18:].tolist() == alone[0] and len({tuple(row) for row in several.tolist()}) == 3
+
+
+def test_without_a_seed_torchs_generator_decides() -> None:
+    """Guards `torch.manual_seed` and `set_seed`, by which users of transformers repeat what was drawn."""
+    model = models.random_model()
+    with DynaTree(model) as tree:
+
+        def drawn() -> list[int]:
+            found: list[int] = called(model, batch(PROMPTS[0]), {"do_sample": True}, custom_generate=tree)[0].tolist()
+            return found
+
+        torch.manual_seed(1)
+        first, second = drawn(), drawn()
+        torch.manual_seed(1)
+        assert drawn() == first != second
+        with pytest.raises(UserError, match="seed: 5 is for sampling"):
+            called(model, batch(PROMPTS[0]), {}, custom_generate=tree, seed=5)
 
 
 def test_several_sequences_of_greedy_decoding_are_refused() -> None:

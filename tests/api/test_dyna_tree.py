@@ -378,8 +378,13 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([3], {"max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
         ([3], {"repetition_penalty": 0}, "repetition_penalty: Input should be greater"),
         ([3], {"temprature": 1.0}, "temprature: Extra inputs are not permitted.*options are max_new_tokens"),
-        ([3], {"temperature": 1.0}, "temperature: sampling is not implemented; decoding is greedy"),
-        ([3], {"do_sample": True}, "do_sample: sampling is not implemented"),
+        ([3], {"temperature": 0.7}, "temperature 0.7 is for sampling, and decoding is greedy; add do_sample=True"),
+        ([3], {"do_sample": True, "top_p": 0}, "top_p: Input should be greater than 0"),
+        ([3], {"do_sample": True, "seed": 0.5}, "seed: Input should be a valid integer"),
+        ([3], {"num_return_sequences": 2}, "num_return_sequences: 2 greedy outputs would be equal"),
+        ([3], {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences: 0; give a whole number"),
+        ([3], {"num_return_sequences": 2, "do_sample": True, "request_key": 1}, "request_key: with num_return"),
+        ([[3], [4]], {"do_sample": True, "request_key": (1, 2, 3)}, "request_key: 3 keys for 2 prompts"),
         ({"input_ids": [[3]]}, {}, "prompt: a mapping; give its `input_ids`"),
         (None, {}, "prompt: NoneType; give a text, token ids, or chat messages"),
     ],
@@ -389,6 +394,27 @@ def test_bad_requests_are_one_clear_line(prompt: Any, options: dict[str, Any], c
     model = models.random_model()
     with DynaTree(model) as tree, pytest.raises(UserError, match=complaint):
         tree.generate(prompt, **{"max_new_tokens": 4, **options})
+
+
+@pytest.mark.parametrize("method", ["dynatree", "linear", "autoregressive"])
+def test_the_same_seed_gives_the_same_text_whatever_the_method(method: str) -> None:
+    """Guards sampling from Python: alone, in lists, several of a prompt, streamed."""
+    model, helper = models.random_model(), models.random_model()
+    asked: dict[str, Any] = {"max_new_tokens": 16, "do_sample": True, "temperature": 0.9, "seed": 3}
+    with DynaTree(models.random_model(), method="autoregressive") as plain:
+        wanted = [plain.generate(PROMPT, request_key=key, **asked).tokens for key in range(3)]
+    assert len(set(map(tuple, wanted))) == 3
+    with DynaTree(model, drafter=helper, method=method) as tree:
+        assert tree.generate(PROMPT, **asked).tokens == wanted[0]
+        assert [found.tokens for found in tree.generate([PROMPT, PROMPT], **asked)] == [wanted[0]] * 2
+        assert [found.tokens for found in tree.generate(PROMPT, num_return_sequences=3, **asked)] == wanted
+        several = tree.generate([PROMPT, [7]], num_return_sequences=2, **asked)
+        assert [found.tokens for found in several[:2]] == wanted[:2] and len(several) == 4
+        keyed = tree.generate([PROMPT, PROMPT], request_key=(2, 1), **asked)
+        assert [found.tokens for found in keyed] == [wanted[2], wanted[1]]
+        stream = tree.stream(PROMPT, request_key=1, **asked)
+        assert len(list(stream)) and stream.generation.tokens == wanted[1]
+        assert tree.generate(PROMPT, 16, do_sample=True, temperature=0).tokens == tree.generate(PROMPT, 16).tokens
 
 
 def test_importing_the_package_costs_nothing_heavy() -> None:

@@ -124,7 +124,7 @@ def test_a_full_context_is_told_and_reset_makes_room(
         (("--target", "mute"), "chat messages need a tokenizer with a chat template"),
         (("--method", "magic"), "--method: no 'magic'; choose one of autoregressive"),
         (("--max-new-tokens", "0"), "--max-new-tokens: 0; give at least 1"),
-        (("--repetition-penalty", "0"), "repetition_penalty: Input should be greater than 0"),
+        (("--repetition-penalty", "0"), "--repetition-penalty: Input should be greater than 0"),
         (("--set", "depth=-1"), "depth: "),
         (("--prompt", "hello"), "unrecognized arguments: --prompt hello"),
     ],

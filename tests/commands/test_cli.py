@@ -103,6 +103,17 @@ def as_json(result: Result) -> Any:
     return json.loads(out)
 
 
+def test_a_seed_gives_the_same_text_by_every_method_of_ours(run: Run) -> None:
+    """Guards the options of sampling, from the words of the command to the draws."""
+    drawn = ["--json", "--temperature", "0.9", "--top-p", "0.99", "--seed"]
+    plain, other = (as_json(run(*options(), *drawn, seed))["output_ids"] for seed in ("3", "4"))
+    assert plain != other
+    for method in ("dynatree", "linear", "fixed_tree", "dynatree_threshold"):
+        assert as_json(run(*options(method), *drawn, "3"))["output_ids"] == plain
+    for method in ("transformers", "assisted"):
+        assert len(as_json(run(*options(method), *drawn, "3"))["output_ids"]) == len(plain)
+
+
 @pytest.mark.parametrize("method", list(params.read().methods))
 def test_json_is_one_object_and_equal_for_every_method(run: Run, method: str) -> None:
     """Guards the contract for programs, and exactness as users see it."""
@@ -311,10 +322,14 @@ def test_accepted_tokens_are_green_on_a_terminal(
         ({}, ["--set", "depth=-1"], "dynatree: depth: "),
         ({}, ["--set", "depth=[1"], "--set depth=[1: '[1' is no value"),
         ({"method": "autoregressive"}, ["--set", "depth=1"], "a key of this method: it has none"),
-        ({}, ["--repetition-penalty", "0"], "repetition_penalty: Input should be greater than 0"),
-        ({}, ["--no-repeat-ngram-size", "-1"], "no_repeat_ngram_size: Input should be greater than or equal to 0"),
+        ({}, ["--repetition-penalty", "0"], "--repetition-penalty: Input should be greater than 0"),
+        ({}, ["--no-repeat-ngram-size", "-1"], "--no-repeat-ngram-size: Input should be greater than or"),
         ({}, ["--calibration", "nowhere"], "calibration nowhere: "),
-        ({}, ["--temperature", "1"], "unrecognized arguments: --temperature 1"),
+        ({}, ["--temperature", "-1"], "--temperature: Input should be greater than or equal to 0 (got -1.0)"),
+        ({}, ["--temperature", "1", "--top-p", "2"], "--top-p: Input should be less than or equal to 1 (got 2.0)"),
+        ({}, ["--top-k", "5"], "--top-k 5: it is for sampling; give a --temperature above 0, too"),
+        ({}, ["--seed", "5"], "--seed 5: it is for sampling; give a --temperature above 0, too"),
+        ({}, ["--temperature", "1", "--seed", "x"], "argument --seed: invalid int value: 'x'"),
     ],
 )
 def test_an_error_is_one_line(run: Run, changes: dict[str, str | None], more: list[str], said: str) -> None:

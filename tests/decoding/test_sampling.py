@@ -44,7 +44,9 @@ def test_every_tree_draws_what_plain_sampling_draws(
 ) -> None:
     """Guards the promise itself, for drafters that are right always, often, seldom and never."""
     model = target(architecture)
-    for way in WAYS:
+    # Two ways each, so that every way meets every architecture and every drafter.
+    place = list(models.CONFIGS).index(architecture) + 2 * list(models.DRAFTERS).index(kind)
+    for way in (WAYS[place % len(WAYS)], WAYS[(place + 3) % len(WAYS)]):
         plain = sample("autoregressive", model, None, [*PROMPT], 24, **way)
         assert plain.target_forwards == 23
         for method in TREES:
@@ -69,7 +71,7 @@ def test_it_is_the_noise_that_decides(target: Build) -> None:
 def test_one_token_left_and_temperature_to_0_are_greedy(target: Build, drafter: Drafts, method: str) -> None:
     """Guards the limits: the likeliest token alone, and a temperature at which noise decides nothing."""
     expected = reference(target(), PROMPT, 20)
-    for way in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-4}, {"temperature": 0}):
+    for way in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"temperature": 1e-3}, {"temperature": 0}):
         assert sample(method, target(), drafter("related"), [*PROMPT], 20, **way).output == expected, way
 
 

@@ -82,10 +82,11 @@ def test_buckets_hold_every_length() -> None:
     assert len(PRIOR) == len(BUCKETS) and list(PRIOR) == sorted(PRIOR)
 
 
-def test_rates_are_counted_up_to_each_miss() -> None:
+def test_rates_are_counted_up_to_each_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against counting what no verification would show: tokens behind a rejected one."""
     # Behind the prompt's last token, 1: match (1, 2) of one token proposes 2, 1, ...; all right until 9.
-    rates = lookup.rates([([1, 2, 1, 2], [1, 2, 1, 9, 5])], weight=10)
+    monkeypatch.setattr(lookup, "_WEIGHT", 10)
+    rates = lookup.rates([([1, 2, 1, 2], [1, 2, 1, 9, 5])])
     assert rates[bucket(3)] > PRIOR[bucket(3)]
     # (1, 2, 1, 2, 1) has five tokens when 2 is proposed and 9 comes.
     assert rates[bucket(5)] < PRIOR[bucket(5)] or rates[bucket(6)] < PRIOR[bucket(6)]

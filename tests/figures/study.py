@@ -77,7 +77,14 @@ def precision(chance: random.Random, dataset: str, winner: str, prompts: int, en
                 low, high = value * (1 - spread), value * (1 + spread)
                 rows.append(
                     {"experiment": "precision", "method": method, "settings": settings, "dataset": dataset}
-                    | {"prompt_tokens": 128, "batch": 1, "dtype": dtype, "kind": "greedy", "metric": metric, "prompts": prompts}
+                    | {
+                        "prompt_tokens": 128,
+                        "batch": 1,
+                        "dtype": dtype,
+                        "kind": "greedy",
+                        "metric": metric,
+                        "prompts": prompts,
+                    }
                     | {"documents": prompts, "measurements": prompts, "output_tokens": 48, "value": value}
                     | {"low": low if ends else None, "high": high if ends else None}
                     | {"significant": ends and prompts >= 10 and not low <= 1 <= high if metric == "speedup" else None}

@@ -72,12 +72,13 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     root, tree = torch.zeros(1, dtype=torch.long), TokenTree.root(0)
     assert len(cheap.expand(tree, root)) == 1
     asked = []
-    for _ in range(40):
+    for _ in range(200):
         asked.append(len(dear.expand(tree, root)))
         if asked[-1]:
             dear.children(tree, torch.full((3,), -9.0), root)
         dear.observe(tree, root)
-    assert sum(asked) == 2 and asked[16] == asked[32] == 1
+    # More and more seldom, but always again.
+    assert [place for place, one in enumerate(asked) if one] == [16, 49, 114, 179]
 
 
 def test_a_level_that_yields_nothing_is_dropped() -> None:
