@@ -4,6 +4,7 @@ It hands over prepared logits processors and stopping criteria, and takes back w
 an `assistant_model` never reach a custom function in transformers 5.24: `DynaTree.stream` takes a streamer.)
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from dynatree.config import explain
 from dynatree.decoding import BatchDecoder, Decoder
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -41,7 +43,8 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
 _WARPERS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
     ("temperature", TemperatureLogitsWarper, lambda warper: float(warper.temperature)),
     ("top_k", TopKLogitsWarper, lambda warper: int(warper.top_k)),
-    ("top_p", TopPLogitsWarper, lambda warper: float(warper.top_p)),
+    # transformers' 0 leaves the likeliest token.
+    ("top_p", TopPLogitsWarper, lambda warper: max(float(warper.top_p), 1e-12)),
     ("min_p", MinPLogitsWarper, lambda warper: float(warper.min_p)),
 )
 
@@ -62,9 +65,10 @@ def generate(
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """`input_ids` [b, n] with what comes after them [b, n + m], padded on the right; prompts may be padded on the left.
 
-    Where it samples, it does so by `seed` (None: one that torch's generator gives), and of several sequences a prompt
-    the i-th has the request key i. Raises UserError for what cannot be honoured: another model, beams, scores or hidden
-    states to return, embeddings in place of ids, a filled cache, padding on the right.
+    Where it samples, it does so by `seed`, and of several sequences a prompt the i-th has the request key i; None: by
+    one that torch's generator gives, and each row has its place as key. Raises UserError for what cannot be honoured:
+    another model, beams, scores or hidden states to return, embeddings in place of ids, a filled cache, padding on the
+    right.
     """
     assert generation_config is not None, "transformers prepares one"
     _refuse(target, model, input_ids, generation_config, model_kwargs)
@@ -77,7 +81,7 @@ def generate(
     paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     penalty, size, further = _fast(logits_processor, [len(padding) for padding in paddings])
     further, sampling = _sampling(further, generation_config, seed, len(prompts))
-    options = GenerationOptions(
+    options = _options(
         max_new_tokens=generation_config.max_length - input_ids.shape[1],
         eos_token_id=generation_config.eos_token_id,
         repetition_penalty=penalty,
@@ -113,6 +117,13 @@ def _decoded(
     return [decoder.decode(prompt, options.keyed([options.key(row)])).output for row, prompt in enumerate(prompts)]
 
 
+def _options(**given: Any) -> GenerationOptions:
+    try:
+        return GenerationOptions(**given)
+    except ValueError as error:
+        raise UserError(f"generate: {explain(error)}") from error
+
+
 def _refuse(
     target: LanguageModel, model: Any, input_ids: Tensor, config: GenerationConfig, model_kwargs: dict[str, Any]
 ) -> None:
@@ -144,6 +155,11 @@ def _fast(processors: Sequence[Any], padded: list[int]) -> tuple[float, int, lis
     return penalty, size, further
 
 
+def _usual(warper: Any) -> bool:
+    """Whether it is as `generate` makes it."""
+    return getattr(warper, "min_tokens_to_keep", 1) == 1 and getattr(warper, "filter_value", -math.inf) == -math.inf
+
+
 def _sampling(
     processors: list[Any], config: GenerationConfig, seed: int | None, rows: int
 ) -> tuple[list[Any], dict[str, Any]]:
@@ -154,9 +170,11 @@ def _sampling(
         return processors, {}
     kept, found = [*processors], dict[str, Any]()
     for name, kind, value in reversed(_WARPERS):
-        if kept and type(kept[-1]) is kind:
+        if kept and type(kept[-1]) is kind and _usual(kept[-1]):
             found[name] = value(kept.pop())
+    # Equal rows are to differ where nobody asked for a text that can be had again.
+    several = rows if seed is None else config.num_return_sequences or 1
+    keys = tuple(row % several for row in range(rows))
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (1,)))
-    keys = tuple(row % (config.num_return_sequences or 1) for row in range(rows))
     return kept, {"do_sample": True, "seed": seed, "request_key": keys, **found}

@@ -218,7 +218,7 @@ class DynaTree:
         prompts: Sequence[Prompt] = [prompt] if single else prompt  # type: ignore[list-item, assignment]
         every = [ids for one in prompts for ids in [self.check_prompt(one, max_new_tokens)] * (copies or 1)]
         options = {name: value for name, value in options.items() if name != "num_return_sequences"}
-        if copies:
+        if copies and copies > 1:
             options["request_key"] = tuple(range(copies)) * len(prompts)
         asked = self._asked(max_new_tokens, options, len(every))
         if isinstance(self._decoder, decoding.BatchDecoder):
@@ -321,7 +321,7 @@ def _copies(options: Mapping[str, Any]) -> int | None:
         return None
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise UserError(f"num_return_sequences: {count!r}; give a whole number, at least 1")
-    if count > 1 and not options.get("do_sample"):
+    if count > 1 and (not options.get("do_sample") or options.get("temperature") == 0):
         raise UserError(f"num_return_sequences: {count} greedy outputs would be equal; add do_sample=True")
     if options.get("request_key") is not None:
         raise UserError("request_key: with num_return_sequences the i-th output of a prompt has the key i")

@@ -49,7 +49,10 @@ class StepRates(Knobs):
 
     def at(self, temperature: float) -> "StepRates":
         """Those of text drawn at this temperature, or at the nearest that was seen; 0: of greedy text."""
-        if not temperature or not self.sampled:
+        if not temperature:
+            return self
+        if not self.sampled:
+            _tell_once(temperature, None)
             return self
         nearest = min(self.sampled, key=lambda one: abs(one.temperature - temperature))
         if not math.isclose(nearest.temperature, temperature):
@@ -94,8 +97,11 @@ class OnlineCorrection:
 
 
 @cache
-def _tell_once(temperature: float, nearest: float) -> None:
-    log.warning("calibration: none of text drawn at temperature %s, that at %s is taken", temperature, nearest)
+def _tell_once(temperature: float, nearest: float | None) -> None:
+    if nearest is None:
+        log.warning("calibration: it knows greedy text alone, and temperature is %s; measure it again", temperature)
+    else:
+        log.warning("calibration: none of text drawn at temperature %s, that at %s is taken", temperature, nearest)
 
 
 @cache

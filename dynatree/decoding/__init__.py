@@ -3,6 +3,7 @@
 A decoder is one file with a class `Decoder` of (target, drafter, calibration, **knobs), a `Decoder` as below. Class or
 static methods:
 
+    shared_noise           bool, see `Decoder`
     check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
     needs(knobs) -> Needs  what must or may be given besides the target
 """

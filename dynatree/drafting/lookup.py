@@ -87,7 +87,7 @@ class Drafter:
     def _trusted(self, request: Request) -> Sequence[float]:
         temperature = request.sampler.temperature if request.sampler else 0
         if self._rates is None:
-            return PRIOR_NEW if temperature >= _NEW_FROM else PRIOR
+            return PRIOR_NEW if request.processors.active or temperature >= _NEW_FROM else PRIOR
         rates = self._rates.at(temperature)
         return (request.processors.active and rates.lookup_processed) or rates.lookup
 

@@ -23,7 +23,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     whole = [row for row in rows if row["part"] == "whole"]
     methods = theme.ordered(row["method"] for row in whole)
     texts = list(dict.fromkeys(row["text"] for row in whole))
-    axis = ("speedup over transformers' greedy (×)", ranking.scale(whole))
+    axis = ("speedup over transformers' generate (×)", ranking.scale(whole))
     columns = []
     for text in texts:
         here = [row | {"words": grammar.number(row["value"])} for row in whole if row["text"] == text]
@@ -89,7 +89,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
 
 def _fastest(text: str, best: queries.Row) -> str:
     name = theme.display(best["method"])
-    given = f"{grammar.interval(best, '×')} transformers' greedy decoding ({captions.verdict(best)}) and "
+    given = f"{grammar.interval(best, '×')} transformers' `generate` ({captions.verdict(best)}) and "
     given += f"{grammar.number(best['worst'])}× on its worst prompt"
     if best["value"] <= 1:
         return f"On {text} text no method beats it; closest is {name}, {given}."

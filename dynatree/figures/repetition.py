@@ -13,6 +13,8 @@ SECTION = "Speed"
 
 WIDTH, STEP = 420, 22
 HEADLINE = "headline"
+# What an experiment has in common with the headline that is shown beside it.
+ALIKE = ("prompt_tokens", "batch", "dtype")
 _TICKS = [0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
 
 
@@ -62,27 +64,24 @@ def _panel(rows: list[queries.Row], scale: alt.Scale, title: alt.TitleParams, la
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, tuple[list[queries.Row], float]]]:
     """The data set, and by kind of text the speedups of methods that draft, with the share of repeated text."""
-    every = [row for row in queries.rows(tables, "summary") if row["batch"] == 1]
-    usual = {row["kind"] for row in every if row["experiment"] == HEADLINE}
-    others = {row["experiment"] for row in every if row["kind"] not in usual}
-    speedups = [row for row in every if row["metric"] == "speedup" and row["method"] not in queries.UNDRAFTED]
-    beside = [row for row in speedups if row["experiment"] in others]
-    if not beside:
+    every = queries.rows(tables, "summary")
+    main = [row for row in every if row["experiment"] == HEADLINE]
+    alike = {tuple(row[name] for name in ALIKE) for row in main}
+    usual = {row["kind"] for row in main}
+    beside = [row for row in every if row["kind"] not in usual and tuple(row[name] for name in ALIKE) in alike]
+    drafting = [row for row in beside if row["metric"] == "speedup" and row["method"] not in queries.UNDRAFTED]
+    if not drafting:
         raise UserError("all text is of one kind; see `sampled` and `penalised` in params.yaml")
-    dataset, methods = beside[0]["dataset"], {row["method"] for row in beside}
-    main = [row for row in speedups if row["experiment"] == HEADLINE and row["method"] in methods]
+    dataset, methods = drafting[0]["dataset"], {row["method"] for row in drafting}
     found: dict[str, tuple[list[queries.Row], float]] = {}
-    for kind in dict.fromkeys(row["kind"] for row in [*main, *beside]):
-        rows = [row for row in (*main, *beside) if (row["kind"], row["dataset"]) == (kind, dataset)]
-        plain = [
-            row["value"]
-            for row in every
-            if (row["metric"], row["method"], row["kind"]) == ("repetition", queries.AUTOREGRESSIVE, kind)
-            and row["dataset"] == dataset
-            and row["experiment"] in (HEADLINE, *others)
-        ]
+    for experiment in (HEADLINE, *dict.fromkeys(row["experiment"] for row in drafting)):
+        here = [row for row in (*main, *beside) if (row["experiment"], row["dataset"]) == (experiment, dataset)]
+        rows = [row for row in here if row["metric"] == "speedup" and row["method"] in methods]
+        plain = [r for r in here if (r["metric"], r["method"]) == ("repetition", queries.AUTOREGRESSIVE)]
         if rows and plain:
-            found[kind] = rows, plain[0]
+            # Two experiments may have one kind.
+            kind = rows[0]["kind"] if rows[0]["kind"] not in found else f"{rows[0]['kind']} ({experiment})"
+            found[kind] = rows, plain[0]["value"]
     if len(found) < 2:
         raise UserError(f"repetition: {dataset} lacks runs of autoregressive decoding of a second kind of text")
     return dataset, found

@@ -26,7 +26,7 @@ Processor = Callable[[Tensor, Tensor], Tensor]
 class LogitsProcessors(Knobs):
     """`repetition_penalty` 1: none; `no_repeat_ngram_size` 0: none, n: no n-gram occurs twice. Prompts count.
 
-    `further`: any others, applied to the target's logits after these; a drafter's proposals go without.
+    `further`: any others, applied after these; a drafter with a vocabulary of its own goes without.
     """
 
     repetition_penalty: RepetitionPenalty = 1.0

@@ -18,7 +18,7 @@ StoppingCriterion = Callable[[Tensor, Any], Any]
 # Below it scores that are divided by it overflow.
 _LEAST_TEMPERATURE = 1e-3
 # Options that change nothing where decoding is greedy.
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "request_key")
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "request_key")
 
 
 class GenerationOptions(Knobs):
@@ -39,7 +39,7 @@ class GenerationOptions(Knobs):
     logits_processor: tuple[Processor, ...] = ()
     stopping_criteria: tuple[StoppingCriterion, ...] = ()
     do_sample: bool = False
-    temperature: Annotated[float, Field(ge=0)] = 1.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     top_k: TopK = 0
     top_p: TopP = 1.0
     min_p: MinP = 0.0
@@ -56,7 +56,7 @@ class GenerationOptions(Knobs):
     def _listed(cls, given: Any) -> Any:
         return () if given is None else tuple(given) if isinstance(given, Iterable) else given
 
-    @field_validator("do_sample", "temperature", "top_k", "top_p", "min_p", "seed", mode="before")
+    @field_validator("do_sample", "temperature", "top_k", "top_p", "min_p", "seed", "request_key", mode="before")
     @classmethod
     def _unset(cls, value: Any, info: ValidationInfo) -> Any:
         # transformers' configurations say None for what is not asked for.
@@ -65,7 +65,7 @@ class GenerationOptions(Knobs):
     @model_validator(mode="after")
     def _sampling_is_asked_for(self) -> Self:
         fields = type(self).model_fields
-        given = {name: getattr(self, name) for name in SAMPLING if getattr(self, name) != fields[name].default}
+        given = {name: getattr(self, name) for name in _SAMPLING if getattr(self, name) != fields[name].default}
         if given.get("temperature") == 0:
             del given["temperature"]
         if 0 < self.temperature < _LEAST_TEMPERATURE:
@@ -105,7 +105,8 @@ class GenerationOptions(Knobs):
         """A seed for torch's generator, another of every seed and request key; None: decoding is greedy."""
         if not self.sampled:
             return None
-        return int(np.random.SeedSequence([self.seed, self.key(0)]).generate_state(1, np.uint64)[0] >> 1)
+        spread = np.random.SeedSequence(self.seed, spawn_key=(self.key(0),))
+        return int(spread.generate_state(1, np.uint64)[0] >> 1)
 
     def keyed(self, keys: Sequence[int]) -> "GenerationOptions":
         """The same for prompts with these request keys."""

@@ -1,8 +1,8 @@
 """Sampling by shared noise: the token at a position is the argmax of log p + g, g being the position's Gumbel noise.
 
 g depends on a seed, a request's key and the absolute position alone, never on how the text was drafted, so any tree and
-any policy give the tokens of plain sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978; several
-drafts: 2506.05632; children of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059).
+any policy give the tokens of plain sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978; children
+of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059).
 """
 
 import math
@@ -35,7 +35,7 @@ class Warpers(Knobs):
     likeliest's probability (Nguyen et al. 2024, 2407.01082).
     """
 
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     top_k: TopK = 0
     top_p: TopP = 1.0
     min_p: MinP = 0.0
@@ -62,7 +62,8 @@ class Noise:
     """
 
     def __init__(self, seed: int, request_key: int):
-        self._key = [seed, request_key]
+        # As an array: a list that holds 2**63 or more would be rounded to floats.
+        self._key = np.array([seed, request_key], dtype=np.uint64)
         self._kept: dict[int, Tensor] = {}
 
     def at(self, position: int, size: int) -> Tensor:
@@ -71,12 +72,14 @@ class Noise:
         if found is None or len(found) < size:
             found = self._kept[position] = self._made(position, size)
             if len(self._kept) > _KEPT:
-                # What is asked for moves on.
-                del self._kept[min(self._kept)]
+                # What is asked for moves on; what lies far ahead is asked for again last.
+                first = min(self._kept)
+                del self._kept[first if first != position else max(self._kept)]
         return found[:size]
 
     def _made(self, position: int, size: int) -> Tensor:
-        words = Philox(key=self._key, counter=[0, position, 0, 0]).random_raw(-(-size // 2)).view(np.uint32)[:size]
+        counter = np.array([0, position, 0, 0], dtype=np.uint64)
+        words = Philox(key=self._key, counter=counter).random_raw(-(-size // 2)).view(np.uint32)[:size]
         # 1 - u: the largest noise comes from the u next to 1, which float32 has no numbers for.
         rest = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
         return torch.from_numpy(-np.log(-np.log1p(-rest.clip(max=np.float32(1 - 2**-24)))))
@@ -100,13 +103,28 @@ class Sampler:
 
         `ids` [v]: the tokens that the columns are of, out of `size`; None: all, in order.
         """
-        size = size or scores.shape[1]
-        noise = torch.stack([self._noise.at(position, size) for position in positions])
+        width = scores.shape[1] if ids is None or size is None else size
+        noise = torch.stack([self._noise.at(position, width) for position in positions])
         return self.warpers.warped(scores) + (noise if ids is None else noise[:, ids]).to(scores.device)
 
     def token(self, scores: Tensor, position: int) -> int:
         """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""
         return int(greedy_tokens(self.perturbed(scores[None], [position]))[0])
+
+    def gap(self, scores: Tensor, token: int, position: int, eps: float) -> float:
+        """How far `token` is behind the best at `position`, by `scores` [v] that are right to within `eps`, warped.
+
+        Rounding may move the edge of what the warpers leave: whether its last token or the next one is in is open.
+        """
+        noise = self._noise.at(position, len(scores)).to(scores.device)
+        scaled, inside = scores.float() / self.temperature, self.warpers.warped(scores[None])[0]
+        least = inside[inside.isfinite()].min()
+        below = scaled[scaled < least - eps]
+        if scaled[token] < (below.max() if len(below) else least) - eps:
+            return math.inf
+        sure = scaled > least + eps
+        best = (scaled + noise)[sure].max() if sure.any() else scaled[token] + noise[token]
+        return float(best - scaled[token] - noise[token])
 
 
 def _at_least(scores: Tensor, least: Tensor) -> Tensor:

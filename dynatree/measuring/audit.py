@@ -103,18 +103,20 @@ def compare(
     text, processors = torch.tensor([*prompt, *output]), options.processors
     path = TokenTree.root(prompt[-1]).chain(text[len(prompt) : -1], torch.zeros(len(output) - 1))
     logits = processors.process(scores.clone() if processors.active else scores, text[: len(prompt)], path)
-    sampler = options.sampler()
-    if sampler:
-        # Row by row, as in decoding: the whole noise of a long output would be as large as its logits.
-        rows = [sampler.perturbed(row[None], [len(prompt) + place]) for place, row in enumerate(logits)]
-    else:
-        rows = list(logits[:, None])
-    gaps = [float(row.max() - row[0, token]) for row, token in zip(rows, output, strict=True)]
-    flips = [place for place, row in enumerate(rows) if int(greedy_tokens(row)[0]) != output[place]]
-    # Not Python's `max`, which passes over what is no number.
-    worst = float(torch.tensor(gaps).max())
+    sampler, gaps, flips = options.sampler(), torch.empty(len(output)), []
+    # Scores are divided by the temperature before the noise is added.
+    eps = eps / sampler.temperature if sampler else eps
+    # Row by row, as in decoding: the noise of a long output would be as large as its logits.
+    for place, (row, token) in enumerate(zip(logits, output, strict=True)):
+        perturbed = sampler.perturbed(row[None], [len(prompt) + place])[0] if sampler else row
+        if int(greedy_tokens(perturbed[None])[0]) != token:
+            flips.append(place)
+        gaps[place] = perturbed.max() - perturbed[token]
+        if sampler and eps and gaps[place] > eps:
+            gaps[place] = sampler.gap(row, token, len(prompt) + place, eps)
+    worst = float(gaps.max())
     if not worst <= eps:
-        at = int(torch.tensor(gaps).argmax())
+        at = int(gaps.argmax())
         raise UserError(
             f"not exact: output token {at} ({output[at]}) lies {worst:.3g} logits below the target's argmax, "
             f"more than rounding explains ({eps:.1g})"

@@ -187,11 +187,16 @@ _OPTIONS = {
 }
 
 
+_GREEDY = ("repetition_penalty", "no_repeat_ngram_size")
+
+
 def kind_of_text(options: Row) -> str:
     """Options of a generation in words: `greedy`, `sampled, temperature 0.7, top-p 0.95`."""
-    given = {"temperature": 1.0, **options} if options.get("do_sample") else options
-    told = [words.format(given[name]) for name, words in _OPTIONS.items() if name in given]
-    return ", ".join(["sampled" if options.get("do_sample") else "greedy", *told])
+    sampled = options.get("do_sample") and options.get("temperature") != 0
+    given = {"temperature": 1.0, **options} if sampled else options
+    names = [name for name in _OPTIONS if sampled or name in _GREEDY]
+    told = [_OPTIONS[name].format(given[name]) for name in names if name in given]
+    return ", ".join(["sampled" if sampled else "greedy", *told])
 
 
 def memory(results: Path, folder: Path) -> list[Row]:

@@ -55,7 +55,7 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column(
                 "speedup_transformers",
                 REAL,
-                "the same, of transformers' greedy `generate` (method `transformers`) / of this run",
+                "the same, of transformers' `generate` (method `transformers`) / of this run",
             ),
             column(
                 "peak_mib",

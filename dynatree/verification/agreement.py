@@ -12,7 +12,7 @@ def verify(tree: TokenTree, logits: Tensor, sampler: Sampler | None = None, posi
 
     `path` is root first; the next token is the target's own after its last node (Leviathan et
     al. 2023, 2211.17192, section 2, at temperature 0; trees: SpecInfer, Miao et al. 2024, algorithm 2). With a
-    `sampler` the target's token after a node is the one that it draws; `position`: where the root's child stands.
+    `sampler`, the target's token after a node is the one that it draws; `position`: where the root's children stand.
     """
     if sampler is None:
         return tree.accepted_path(greedy_tokens(logits).tolist().__getitem__)

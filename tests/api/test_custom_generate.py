@@ -161,6 +161,10 @@ def test_without_a_seed_torchs_generator_decides() -> None:
         first, second = drawn(), drawn()
         torch.manual_seed(1)
         assert drawn() == first != second
+        alike = called(model, batch(PROMPTS[0], PROMPTS[0]), {"do_sample": True}, custom_generate=tree)
+        assert alike[0].tolist() != alike[1].tolist()
+        with pytest.raises(UserError, match="generate: temperature 1e-05"):
+            called(model, batch(PROMPTS[0]), {"do_sample": True, "temperature": 1e-5}, custom_generate=tree)
         with pytest.raises(UserError, match="seed: 5 is for sampling"):
             called(model, batch(PROMPTS[0]), {}, custom_generate=tree, seed=5)
 

@@ -382,6 +382,11 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([3], {"do_sample": True, "top_p": 0}, "top_p: Input should be greater than 0"),
         ([3], {"do_sample": True, "seed": 0.5}, "seed: Input should be a valid integer"),
         ([3], {"num_return_sequences": 2}, "num_return_sequences: 2 greedy outputs would be equal"),
+        (
+            [3],
+            {"num_return_sequences": 2, "do_sample": True, "temperature": 0},
+            "num_return_sequences: 2 greedy outputs",
+        ),
         ([3], {"num_return_sequences": 0, "do_sample": True}, "num_return_sequences: 0; give a whole number"),
         ([3], {"num_return_sequences": 2, "do_sample": True, "request_key": 1}, "request_key: with num_return"),
         ([[3], [4]], {"do_sample": True, "request_key": (1, 2, 3)}, "request_key: 3 keys for 2 prompts"),
@@ -408,6 +413,7 @@ def test_the_same_seed_gives_the_same_text_whatever_the_method(method: str) -> N
         assert tree.generate(PROMPT, **asked).tokens == wanted[0]
         assert [found.tokens for found in tree.generate([PROMPT, PROMPT], **asked)] == [wanted[0]] * 2
         assert [found.tokens for found in tree.generate(PROMPT, num_return_sequences=3, **asked)] == wanted
+        assert len(tree.generate(PROMPT, 4, num_return_sequences=1)) == 1
         several = tree.generate([PROMPT, [7]], num_return_sequences=2, **asked)
         assert [found.tokens for found in several[:2]] == wanted[:2] and len(several) == 4
         keyed = tree.generate([PROMPT, PROMPT], request_key=(2, 1), **asked)

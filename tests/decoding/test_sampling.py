@@ -1,18 +1,25 @@
 """The same seed gives the same tokens: every method of ours, token for token, what plain sampling gives."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dynatree import plugins
+from dynatree.data.prompts import Prompt
+from dynatree.decoding import speculative
 from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.sampling import Noise
+from dynatree.generation.sampling import Sampler
 from dynatree.generation.trace import Trace
-from dynatree.measuring.audit import audit
+from dynatree.measuring import calibrate, runs
+from dynatree.measuring.audit import audit, records
+from dynatree.tree import TokenTree
+from dynatree.verification.agreement import verify
 from tests import models
 from tests.conftest import Build, Drafts
 from tests.decoding.test_exactness import METHODS, PROMPT, TREES, reference
@@ -119,14 +126,37 @@ def test_output_ends_behind_the_first_end_token(target: Build, drafter: Drafts, 
         assert output == plain[: plain.index(eos) + 1]
 
 
-def test_noise_by_depth_in_the_tree_is_found_out(
-    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("mistake", ["by depth in the tree", "by the root alone", "one position late"])
+def test_noise_of_another_position_is_found_out(
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch, mistake: str
 ) -> None:
-    """Guards the tests above: noise that counts from the round's root must fail them."""
+    """Guards the tests above: verification that takes another position's noise must fail them."""
+
+    def wrong(tree: TokenTree, logits: Tensor, sampler: Sampler, position: int) -> tuple[Tensor, int]:
+        if mistake == "by the root alone":
+            tree = replace(tree, depths=torch.zeros_like(tree.depths))
+        return verify(
+            tree, logits, sampler, {"by depth in the tree": 0, "one position late": position + 1}.get(mistake, position)
+        )
+
     plain = sample("autoregressive", target(), None, [*PROMPT], 24).output
-    at = Noise.at
-    monkeypatch.setattr(Noise, "at", lambda noise, position, size: at(noise, position % 3, size))
+    assert sample("chain", target(), drafter("same"), [*PROMPT], 24).output == plain
+    monkeypatch.setattr(speculative, "verify", wrong)
     assert sample("chain", target(), drafter("same"), [*PROMPT], 24).output != plain
+
+
+def test_a_draft_vocabulary_has_the_noise_of_its_tokens(target: Build, drafter: Drafts) -> None:
+    """Guards the columns: the target as its own drafter, over a third of the tokens, is right wherever it can be."""
+    ids = torch.arange(2, models.VOCABULARY, 3)
+    helper = DraftModel(drafter("same").language_model, ids)
+    trace = sample("chain", target(), helper, [*PROMPT], 60)
+    drafted = [token for round_ in trace.rounds for token in round_.tree["tokens"][1:]]  # type: ignore[index]
+    assert drafted and set(drafted) <= set(ids.tolist())
+    allowed = set(ids.tolist())
+    for round_ in trace.rounds:
+        # Whatever was emitted and could have been drafted was, up to the depth that was drafted.
+        possible = [token in allowed for token in round_.emitted[: round_.depth]]
+        assert round_.accepted >= (possible.index(False) if False in possible else len(possible))
 
 
 def test_the_audit_adds_the_same_noise(target: Build) -> None:
@@ -152,3 +182,43 @@ def test_transformers_methods_draw_by_a_seed_of_their_own(target: Build, drafter
     )
     assert first == again and first != other != reference(target(), PROMPT, 20)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_runs_and_their_audit_give_each_prompt_its_place_as_key(target: Build, drafter: Drafts) -> None:
+    """Guards the workflow's keys, also in the smaller group at the end, and an audit by other keys."""
+    prompts = [Prompt(f"p{n}", "d", "d", "", "evaluation", "", 0, [*PROMPT]) for n in range(3)]
+    asked = models.wanted(12, do_sample=True)
+    name, knobs = METHODS["chain"]
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("related"), models.calibration(), **knobs)
+    outputs, _ = runs.generate(target(), decoder, prompts, asked, batch=2)
+    expected = [sample("autoregressive", target(), None, [*PROMPT], 12, request_key=key).output for key in range(3)]
+    assert [output["output_ids"] for output in outputs] == expected
+    assert {row["flips"] for row in records(target(), prompts, outputs, 1e-6, asked)} == {0}
+    with pytest.raises(UserError, match="not exact"):
+        records(target(), prompts, [outputs[0] | {"prompt_id": "p1"}], 1e-6, asked)
+
+
+def test_calibration_reads_drawn_text_with_its_noise(target: Build, drafter: Drafts) -> None:
+    """Guards the curves of drawn text: with the noise that drew it, the target as its own drafter is always right."""
+    kind = calibrate.SAMPLED[-1].keyed([3])
+    asked = kind.model_copy(update={"max_new_tokens": 30})
+    output = plugins.load("decoding", "autoregressive").Decoder(target()).decode([*PROMPT], asked).output
+    _, right = calibrate.teacher_forced(drafter("same"), [*PROMPT], output, kind)
+    assert right[:, 0].all()
+    assert not calibrate.teacher_forced(drafter("same"), [*PROMPT], output, kind.keyed([4]))[1][:, 0].all()
+
+
+def test_the_audit_allows_for_rounding_at_the_edge_of_a_nucleus(target: Build) -> None:
+    """Guards targets that are not bitwise: a token that rounding moved across a cutoff is no error, another one is."""
+    sampler = models.wanted(1, do_sample=True, top_k=3, temperature=0.5).sampler()
+    assert sampler is not None
+    scores = torch.full((models.VOCABULARY,), -9.0)
+    scores[:5] = torch.tensor([2.0, 1.0, 0.5, 0.4999, 0.1])
+    noise = sampler._noise.at(7, len(scores))
+    last, out = 3, 5
+    noise[:] = 0
+    noise[last] = noise[out] = 50
+    assert sampler.token(scores, 7) != last
+    assert sampler.gap(scores, last, 7, 1e-2) < 0
+    assert sampler.gap(scores, out, 7, 1e-2) == float("inf")
+    assert sampler.gap(scores, 1, 7, 1e-2) > 1

@@ -17,7 +17,6 @@ from dynatree.generation.options import GenerationOptions
 from dynatree.generation.sampling import Noise, Sampler, Warpers
 from tests import models
 
-# Of chi-square with `freedom` degrees: mean plus five standard deviations, which chance does not reach.
 LENGTH = 3
 
 
@@ -27,6 +26,7 @@ def too_far(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], fl
     assert sum(expected.values()) == pytest.approx(1) and set(counts) <= set(expected)
     statistic = sum((counts[key] - total * p) ** 2 / (total * p) for key, p in expected.items())
     freedom = len(expected) - 1
+    # Its mean plus five standard deviations, which chance does not reach.
     return statistic > freedom + 5 * (2 * freedom) ** 0.5
 
 
@@ -83,6 +83,15 @@ def test_noise_is_of_seed_key_and_position_alone() -> None:
     assert torch.equal(Noise(1, 0).at(7, 129)[:64], first)
     others = [Noise(2, 0).at(7, 64), Noise(1, 1).at(7, 64), Noise(1, 0).at(8, 64), Noise(0, 1).at(7, 64)]
     assert not any(bool((other == first).any()) for other in others)
+
+
+def test_every_seed_and_key_has_noise_of_its_own() -> None:
+    """Guards large numbers, which floats do not tell apart, and transformers' generator, which is seeded from both."""
+    large = [0, 1, 2**32, 2**53, 2**53 + 1, 2**63, 2**63 + 1, 2**64 - 1]
+    pairs = [*product(large, (0,)), *product((0, 5), large[1:])]
+    assert len({tuple(Noise(*pair).at(3, 8).tolist()) for pair in pairs}) == len(pairs)
+    options = [GenerationOptions(max_new_tokens=1, do_sample=True, seed=seed).keyed([key]) for seed, key in pairs]
+    assert len({one.torch_seed() for one in options}) == len(pairs)
 
 
 def conditionals(size: int) -> dict[tuple[int, ...], torch.Tensor]:
@@ -152,6 +161,7 @@ def test_decoding_has_the_distribution_of_transformers_sampling() -> None:
     [
         ({"do_sample": True, "temperature": -1}, "greater than or equal to 0"),
         ({"do_sample": True, "temperature": 1e-5}, "temperature 1e-05: give 0.001 or more, or 0 for greedy"),
+        ({"do_sample": True, "temperature": float("inf")}, "finite number"),
         ({"do_sample": True, "top_p": 0}, "greater than 0"),
         ({"do_sample": True, "top_p": 1.5}, "less than or equal to 1"),
         ({"do_sample": True, "min_p": -0.1}, "greater than or equal to 0"),

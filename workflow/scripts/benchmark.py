@@ -62,6 +62,8 @@ def main() -> None:
             return [prompt for turn in zip(*chosen, strict=True) for prompt in turn]
 
         evaluated = prompts(a.prompts, a.output_tokens, EVALUATION)
+        # Of each prompt its place in its data set: whichever others there are.
+        keys = [place // len(documents) for place in range(len(evaluated))]
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
         folders = options.folders(a)
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
@@ -111,7 +113,7 @@ def main() -> None:
                 others = {llama_cpp.NAME: llama_cpp.Decoder(plain), llama_cpp.LOOKUP: lookup(every, found["best"])}
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
-                path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([place])
+                path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([keys[place]])
                 if not path.is_file():
                     with alone():
                         if not warm:
@@ -128,7 +130,7 @@ def main() -> None:
             for method in a.repeated:
                 name = comparison.slowest(rows, method)
                 place = next(place for place, prompt in enumerate(evaluated) if prompt.prompt_id == name)
-                prompt, keyed = evaluated[place], wanted.keyed([place])
+                prompt, keyed = evaluated[place], wanted.keyed([keys[place]])
                 path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
                 if not path.is_file():
                     with alone():

@@ -139,7 +139,9 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
             # On a GPU some are left out, and the others stand nowhere by themselves.
             stage.matrix["format"] = f"${{{key}.dtypes}}" if known.device == "cpu" else [*experiment.dtypes]
             stage.reads.remove("dtype")
-        stage.reads += [f"{key}.{name}" for name in experiment.options if name in experiment.model_fields_set]
+        stage.reads += [
+            f"{key}.{name}" for name in sections.KindOfText.model_fields if name in experiment.model_fields_set
+        ]
     dataset = ITEM if stage.matrix else "${datasets[0]}"
     kinds = [kind for kind in CONDITIONS if kind in stage.matrix]
     dtype = "${item.format}" if "format" in kinds else "${dtype}"

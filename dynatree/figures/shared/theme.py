@@ -28,7 +28,7 @@ SPARE = ("#882255", "#aa4499")
 NAMES = {
     "autoregressive": "Autoregressive",
     "autoregressive_again": "Autoregressive again",
-    "transformers": "Transformers greedy",
+    "transformers": "Transformers",
     "assisted": "Assisted (HF)",
     "prompt_lookup": "Prompt lookup (HF)",
     "linear": "Linear chain",
