@@ -58,7 +58,7 @@ def test_the_table_of_runs_comes_from_the_records(remade: tuple[Path, list[dict[
     results, made = remade
 
     def ordered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return sorted(found, key=lambda row: [row[name] for name in (*RUN, "prompt_tokens", "batch")])
+        return sorted(found, key=lambda row: [row.get(name, "") for name in (*RUN, "prompt_tokens", "batch", "dtype")])
 
     # Columns of today's that it lacks it was published before.
     stated = rows(results / "runs.parquet")
