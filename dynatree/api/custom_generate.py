@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from dynatree.config import explain
+from dynatree.config import checked
 from dynatree.decoding import BatchDecoder, Decoder
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -81,15 +81,16 @@ def generate(
     paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     penalty, size, further = _fast(logits_processor, [len(padding) for padding in paddings])
     further, sampling = _sampling(further, generation_config, seed, len(prompts))
-    options = _options(
-        max_new_tokens=generation_config.max_length - input_ids.shape[1],
-        eos_token_id=generation_config.eos_token_id,
-        repetition_penalty=penalty,
-        no_repeat_ngram_size=size,
-        logits_processor=tuple(further),
-        stopping_criteria=tuple(c for c in stopping_criteria if not isinstance(c, _OURS)),
+    asked = {
+        "max_new_tokens": generation_config.max_length - input_ids.shape[1],
+        "eos_token_id": generation_config.eos_token_id,
+        "repetition_penalty": penalty,
+        "no_repeat_ngram_size": size,
+        "logits_processor": tuple(further),
+        "stopping_criteria": tuple(c for c in stopping_criteria if not isinstance(c, _OURS)),
         **sampling,
-    )
+    }
+    options = checked("generate", lambda given: GenerationOptions(**given), asked)
     outputs = _decoded(decoder, prompts, paddings, options)
     longest = max(map(len, outputs))
     short = [row for row, output in enumerate(outputs) if len(output) < longest]
@@ -115,13 +116,6 @@ def _decoded(
     if any(paddings):
         raise UserError(f"attention_mask: {type(decoder).__module__} decodes prompts without padding alone")
     return [decoder.decode(prompt, options.keyed([options.key(row)])).output for row, prompt in enumerate(prompts)]
-
-
-def _options(**given: Any) -> GenerationOptions:
-    try:
-        return GenerationOptions(**given)
-    except ValueError as error:
-        raise UserError(f"generate: {explain(error)}") from error
 
 
 def _refuse(

@@ -210,7 +210,7 @@ class DynaTree:
         A list gives a list. `options`: those of `GenerationOptions` (eos_token_id, repetition_penalty,
         no_repeat_ngram_size, logits_processor, stopping_criteria, do_sample, temperature, top_k, top_p, min_p, seed,
         request_key); `eos_token_id` is the model's unless given, None for none. With `do_sample` the same `seed` gives
-        the same text, whatever the method; `num_return_sequences`: so many of each prompt, a list, the i-th drawn with
+        the same text by any method of ours; `num_return_sequences`: so many of each prompt, a list, the i-th drawn with
         the request key i. Raises UserError for an empty prompt, one that does not fit the context, and unknown options.
         """
         copies = _copies(options)

@@ -59,7 +59,7 @@ def processors(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
     parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
 
-    sampling = parser.add_argument_group("sampling", "the same seed gives the same text, whatever the method")
+    sampling = parser.add_argument_group("sampling", "the same seed gives the same text by every method of ours")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 (default): all")
     sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P together; 1: all")

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from dynatree.config import QUANTISED
 from dynatree.errors import UserError
+from dynatree.tree import TokenTree
 
 if TYPE_CHECKING:
     from dynatree.engine.draft_model import DraftModel
@@ -95,31 +96,30 @@ def probe(model: "LanguageModel") -> str:
     return BITWISE if model.in_graph and _bitwise(model, generator) else ROUNDING
 
 
-# Nodes of the tree that is compared to the bit, by their parents; and tokens before it: few, and across a block's end.
-_PARENTS = (-1, 0, 0, 1, 1, 2, 3, 3)
+# Nodes below the root of the tree that is compared to the bit, by their parents; and tokens before it: few, and across
+# a block's end.
+_PARENTS = (0, 0, 1, 1, 2, 3, 3)
 _COMMITTED = (5, 270)
 
 
 def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
-    n = len(_PARENTS)
-    ancestors, depths = torch.eye(n, dtype=torch.bool), [0] * n
-    for node, parent in enumerate(_PARENTS[1:], 1):
-        ancestors[node] |= ancestors[parent]
-        depths[node] = depths[parent] + 1
+    tree = TokenTree.root(0)
+    for parent in _PARENTS:
+        tree = tree.extend(torch.tensor([parent]), torch.zeros(1, dtype=torch.long), torch.zeros(1))
+    n, depth = len(tree), tree.depth
     # What has room for none of them is not looked at, and nothing is said of it.
-    fitting = [count for count in _COMMITTED if count + max(depths) < (model.context_limit or count + n)]
+    fitting = [count for count in _COMMITTED if count + depth < (model.context_limit or count + n)]
     for committed in fitting:
         text = torch.randint(model.vocabulary_size, (committed,), generator=generator)
         tokens = torch.randint(model.vocabulary_size, (n,), generator=generator)
         (cache,) = model.new_caches(1)
         model.forward(text, cache, last_only=True)
-        mask = torch.cat([torch.ones(n, committed, dtype=torch.bool), ancestors], 1)
-        tree = model.forward(tokens, cache, torch.tensor(depths) + committed, mask)
+        together = model.forward(tokens, cache, tree.positions(committed), tree.attention_mask(committed))
         for node in (n - 1, 4, 5):
             cache.crop(committed)
-            for place in ancestors[node].nonzero():
+            for place in tree.ancestors[node].nonzero():
                 alone = model.forward(tokens[place], cache)
-            if not torch.equal(alone[0], tree[node]):
+            if not torch.equal(alone[0], together[node]):
                 return False
     return bool(fitting)
 

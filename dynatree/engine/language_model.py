@@ -113,14 +113,14 @@ class LanguageModel:
                 torch.set_num_threads(before)
 
     @contextmanager
-    def generating(self) -> Iterator[PreTrainedModel]:
-        """Within, transformers' `generate` of the model that is given computes as `forward` does."""
+    def generating(self) -> Iterator[None]:
+        """Within, transformers' `generate` of `model` computes as `forward` does."""
         with ExitStack() as stack:
             stack.enter_context(self.threads())
             if self.in_graph:
                 stack.enter_context(torch.inference_mode())
                 stack.enter_context(computed_by(self._backend, self.model))
-            yield self.model
+            yield
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:

@@ -96,7 +96,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     dataset, kinds = _found(tables)
     parts = [f"Speedup over autoregressive decoding by kind of text, on {dataset}."]
     for kind, (rows, repeated) in kinds.items():
-        ordered = sorted(rows, key=lambda row: theme.ordered(r["method"] for r in rows).index(row["method"]))
+        order = theme.ordered(row["method"] for row in rows)
+        ordered = sorted(rows, key=lambda row: order.index(row["method"]))
         names = queries.labels((row["method"], row["settings"]) for row in rows)
         parts.append(
             f"{kind.capitalize()} ({captions.prompts(rows)}; {repeated:.0%} repeats itself verbatim): "

@@ -124,3 +124,7 @@ class GenerationOptions(Knobs):
             no_repeat_ngram_size=self.no_repeat_ngram_size,
             further=self.logits_processor,
         )
+
+
+# Of a kind of text that says nothing: the likeliest token.
+GREEDY = GenerationOptions(max_new_tokens=1)

@@ -19,14 +19,13 @@ from dynatree.engine.compatibility import BITWISE
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.logits_processors import greedy_tokens
-from dynatree.generation.options import GenerationOptions
+from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.tree import TokenTree
 
 # Largest logit distance from the argmax that rounding may cause.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
 REPETITION_ORDER = 17
-GREEDY = GenerationOptions(max_new_tokens=1)
 
 
 def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:

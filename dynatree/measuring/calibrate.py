@@ -21,7 +21,7 @@ from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import UserError
-from dynatree.generation.options import GenerationOptions
+from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import forward_times
 from dynatree.measuring.clock import alone
@@ -33,7 +33,6 @@ RATED = 8
 
 # What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
 DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
-GREEDY = GenerationOptions(max_new_tokens=1)
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]
