@@ -76,18 +76,21 @@ def load_drafter(
     return DraftModel(drafter, vocabulary)
 
 
-def load_pair(folders: Mapping[str, Path], dtype: str, device: str) -> Pair:
-    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does.
+def load_drafter_of(target: LanguageModel, folders: Mapping[str, Path], dtype: str, device: str) -> DraftModel:
+    """The drafter of `folders` for the `target` of theirs that is loaded. Raises UserError as `load` does.
 
     Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
     """
-    target = load(folders["target"], dtype, device)
-    if "drafter" not in folders:
-        return Pair(target)
     shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
     drafter = load_drafter(folders["drafter"], dtype, device, shared)
     drafter.language_model.share_embedding(target)
-    return Pair(target, drafter)
+    return drafter
+
+
+def load_pair(folders: Mapping[str, Path], dtype: str, device: str) -> Pair:
+    """The models in the `folders` of `target` and, if there is one, `drafter`. Raises UserError as `load` does."""
+    target = load(folders["target"], dtype, device)
+    return Pair(target, load_drafter_of(target, folders, dtype, device) if "drafter" in folders else None)
 
 
 def _placed(folder: Path, dtype: str, device: str) -> PreTrainedModel:

@@ -15,7 +15,7 @@ from dynatree.costs.calibration import Calibration
 from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, kept
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -58,7 +58,7 @@ def pair(
     `folders` as for `loading.load`; sizes as for `forward_times.costs`. Raises UserError for a pair that does not fit.
     """
     fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
-    models = checkpoint.load_pair(folders, dtype, device)
+    models = kept.pair(folders, dtype, device)
     return loaded(models, fingerprints, prompts, output_tokens, contexts, repeats, describe_machine(dtype, device))
 
 

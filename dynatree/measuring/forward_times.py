@@ -13,7 +13,7 @@ from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
 from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft
-from dynatree.engine import checkpoint
+from dynatree.engine import kept
 from dynatree.engine.backend import Cache, Feed
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -189,7 +189,7 @@ def with_batches(
 
     Those of one request are there already.
     """
-    target, drafter = checkpoint.load_pair(folders, dtype, device)
+    target, drafter = kept.pair(folders, dtype, device)
     with alone(), target.threads():
         found = batch_costs(target, drafter, contexts, repeats, batches, calibration.costs)
     return calibration._replace(costs=calibration.costs.model_copy(update={"batches": found}))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dynatree import files
 from dynatree.costs.calibration import COSTS, Calibration
 from dynatree.decoding import Decoder, build
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, kept
 from dynatree.engine.machine import describe_machine
 from dynatree.errors import readable
 
@@ -26,12 +26,12 @@ def load(
 
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
-    models = checkpoint.load_pair(folders, dtype, device)
+    pair = kept.pair(folders, dtype, device)
     measured = None
     if calibration:
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(calibration, fingerprints, describe_machine(dtype, device))
-    return Loaded(models, build(models.target, models.drafter, decoder, knobs, measured))
+    return Loaded(pair, build(pair.target, pair.drafter, decoder, knobs, measured))
 
 
 def calibration_beside(folders: Mapping[str, Path], dtype: str) -> Path | None:

@@ -2,30 +2,19 @@
 
 import fcntl
 import os
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.workflow.forked import forking
-from tests.workflow.world import ENVIRONMENT, World, runs
+from tests.workflow.world import World, runs
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[dict[str, str]]:
-    """The environment of graphs whose scripts are forks."""
-    # The path of a socket has to be short.
-    with tempfile.TemporaryDirectory() as folder, forking(Path(folder), ENVIRONMENT) as environment:
-        yield environment
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, forks: dict[str, str]) -> World:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A run by Snakemake, handed over to DVC. Whichever of pytest's processes comes first makes it, the others wait."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    made, done = World(shared / "finished", forks), shared / "finished.done"
+    made, done = World(shared / "finished"), shared / "finished.done"
     with (shared / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not done.exists():
@@ -40,9 +29,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory, forks: dict[str, str]) ->
 
 
 @pytest.fixture(scope="module")
-def world(finished: World, tmp_path_factory: pytest.TempPathFactory, forks: dict[str, str]) -> Iterator[World]:
+def world(finished: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A copy of the finished run, in a folder whose name needs quotes; no half-written file is left in it."""
-    copy = World(tmp_path_factory.mktemp("world with space") / "checkout", forks)
+    copy = World(tmp_path_factory.mktemp("world with space") / "checkout")
     copy.run("cp", "--archive", f"{finished.folder}/.", copy.folder)
     yield copy
     assert not list((copy.folder / "results").rglob("*.part"))

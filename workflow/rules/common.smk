@@ -15,12 +15,14 @@ from dynatree.tables.schema import APART, TABLES
 configfile: "params.yaml"
 
 
-# The interpreter that runs Snakemake runs the scripts, but for a rule's own environment; on the library of this checkout.
+# The interpreter that runs Snakemake runs the scripts, but for a rule's own environment; on the library of this checkout,
+# in a process that has its imports and models (worker.py).
 shell.executable("bash")
 shell.prefix(
     'set -euo pipefail; [[ "${{CONDA_PREFIX:-}}" == */.snakemake/* ]] || '
     f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH; "
     f"export PYTHONPATH={shlex.quote(str(Path.cwd()))}; "
+    'python() {{ command python workflow/scripts/worker.py "$@"; }}; '
 )
 
 with reported():

@@ -73,5 +73,5 @@ rule memory:
         method=lambda w: method_options(pass_of(w, "memory")),
         folder=subpath(output[0], parent=True),
     shell:
-        "python workflow/scripts/memory.py {params.models} {params.method} --prompts {input.prompts} "
+        "DYNATREE_WORKER=off python workflow/scripts/memory.py {params.models} {params.method} --prompts {input.prompts} "
         "--out {params.folder} 2>&1 | tee {log:q}"

@@ -14,7 +14,7 @@ from dynatree.data import model_sources
 from dynatree.data.documents import write_table
 from dynatree.data.prompts import Prompt, choose
 from dynatree.data.splits import EVALUATION, TUNING, read_tokens
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, kept
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
 from dynatree.generation.options import GenerationOptions
@@ -69,7 +69,7 @@ def main() -> None:
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         machine = describe_machine(a.dtype, a.device)
         calibration = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device)
+        target, drafter = kept.pair(folders, a.dtype, a.device)
 
         def build(method: dict[str, Any]) -> decoding.Decoder:
             knobs = {key: value for key, value in method.items() if key != "decoder"}

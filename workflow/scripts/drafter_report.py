@@ -10,7 +10,7 @@ from dynatree.commands import options
 from dynatree.costs.calibration import Calibration
 from dynatree.data.splits import EVALUATION, read_tokens
 from dynatree.distil import report
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, kept
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
 from dynatree.measuring.clock import alone
@@ -36,7 +36,7 @@ def main() -> None:
         folders = options.folders(a)
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         measured = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = checkpoint.load_pair(folders, a.dtype, a.device)
+        target, drafter = kept.pair(folders, a.dtype, a.device)
         with alone():
             passages = report.follow(target, texts, a.limit, a.length)
             found = report.report(target, drafter, passages, measured)

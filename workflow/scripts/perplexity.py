@@ -6,7 +6,7 @@ from pathlib import Path
 from dynatree import files
 from dynatree.commands import options
 from dynatree.data.splits import read_tokens
-from dynatree.engine import checkpoint
+from dynatree.engine import kept
 from dynatree.engine.machine import set_threads
 from dynatree.errors import reported
 from dynatree.measuring import perplexity
@@ -26,7 +26,7 @@ def main() -> None:
     with reported():
         set_threads(a.threads)
         documents = [d.ids for d in read_tokens(a.tokens) if d.split == "evaluation"]
-        target = checkpoint.load(a.target, a.dtype, a.device)
+        target = kept.pair({"target": a.target}, a.dtype, a.device).target
         result = perplexity.sliding(target, documents, a.limit, a.window, a.stride)
         row = {"dataset": a.dataset, "split": "evaluation", "window": a.window, "stride": a.stride}
         files.write_json(a.out, {**row, **result})

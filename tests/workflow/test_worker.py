@@ -1,0 +1,105 @@
+"""A script that a worker runs behaves as in a Python of its own, and the worker stays no longer than it may."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.world import ENVIRONMENT, ROOT
+
+pytestmark = pytest.mark.slow
+
+CALL = [sys.executable, str(ROOT / "workflow/scripts/worker.py"), "script.py"]
+SCRIPT = """
+import os, sys, time
+from pathlib import Path
+print(Path.cwd(), os.environ["DVC_STAGE"], *sys.argv[1:])
+Path("process").write_text(str(os.getpid()))
+if sys.argv[1] == "raise":
+    raise ValueError("what went wrong")
+if sys.argv[1] == "stay":
+    time.sleep(600)
+sys.exit({"leave": None, "count": 3, "speak": "a last word"}[sys.argv[1]])
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with a script and a library."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "dynatree").mkdir()
+    (tmp_path / "dynatree/code.py").write_text("WORD = 1")
+    return tmp_path
+
+
+def called(checkout: Path, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    """The script with `arguments`, by a worker."""
+    variables = {"DVC_STAGE": "a", **variables}
+    return subprocess.run(
+        [*CALL, *arguments], cwd=checkout, env=ENVIRONMENT | variables, capture_output=True, text=True
+    )
+
+
+def process(checkout: Path) -> int:
+    """That ran the script last."""
+    return int((checkout / "process").read_text())
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [("leave", 0, ""), ("count", 3, ""), ("speak", 1, "a last word\n"), ("raise", 1, "ValueError: what went wrong\n")],
+)
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_a_script_ends_and_speaks_as_by_itself(checkout: Path, how: str, status: int, said: str, switch: str) -> None:
+    """Guards against failed jobs that count as done, and against a script in another folder or environment."""
+    called(checkout, "leave", DYNATREE_WORKER=switch)
+    done = called(checkout, how, "two words", DVC_STAGE="the caller's", DYNATREE_WORKER=switch)
+    assert (done.returncode, done.stdout) == (status, f"{checkout} the caller's {how} two words\n")
+    assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
+
+
+def test_calls_share_a_process_until_something_changes(checkout: Path) -> None:
+    """Guards against code, an environment or a failure's leavings of another call."""
+    found = []
+
+    def after(*arguments: str, **variables: str) -> int:
+        called(checkout, *arguments, **variables)
+        found.append(process(checkout))
+        return found[-1]
+
+    assert after("leave") == after("count") == after("leave", DVC_STAGE="b")
+    (checkout / "dynatree/code.py").write_text("WORD = 2")
+    assert after("leave") not in found[:-1]
+    assert after("leave", HF_HOME="elsewhere") not in found[:-1]
+    assert after("leave", DYNATREE_WORKER="off") not in found[:-1]
+    last = after("raise")
+    assert after("leave") != last
+
+
+def test_calls_at_the_same_time_have_a_worker_each_that_ends_with_its_caller(checkout: Path) -> None:
+    """Guards against a job that is ended and goes on, and against one that waits for another."""
+    staying = subprocess.Popen([*CALL, "stay"], cwd=checkout, env=ENVIRONMENT | {"DVC_STAGE": "a"})
+    while not (checkout / "process").exists() or not (checkout / "process").read_text():
+        time.sleep(0.05)
+    busy = process(checkout)
+    assert called(checkout, "leave").returncode == 0 and process(checkout) != busy
+    staying.send_signal(signal.SIGKILL)
+    staying.wait()
+    latest = time.monotonic() + 20
+    while running(busy):
+        assert time.monotonic() < latest, "the script goes on without its caller"
+        time.sleep(0.05)
+
+
+def running(process: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        os.kill(process, 0)
+        state = Path(f"/proc/{process}/stat")
+        return not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
