@@ -80,6 +80,10 @@ class DraftModel:
         """Bytes of each of the weights that it computes with; those that another model shares have one key."""
         return self.language_model.weights(self._head)
 
+    def prepare(self, requests: int = 1) -> None:
+        """As `LanguageModel.prepare`."""
+        self.language_model.prepare(requests)
+
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return self.language_model.new_caches(count)

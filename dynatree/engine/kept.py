@@ -15,10 +15,11 @@ _TARGET: dict[tuple[Any, ...], LanguageModel] = {}
 _DRAFTER: dict[tuple[Any, ...], DraftModel] = {}
 
 
-def pair(folders: Mapping[str, Path], dtype: str, device: str) -> checkpoint.Pair:
-    """As `checkpoint.load_pair`, and the same models as the last time where this process asks for the same again.
+def pair(folders: Mapping[str, Path], dtype: str, device: str, requests: int = 1) -> checkpoint.Pair:
+    """As `checkpoint.load_pair`, prepared for timings of so many requests together.
 
-    What they compute does not depend on what they computed before. Raises UserError as that does.
+    They are the same as last time where this process asks for the same. What they compute does not depend on what they
+    computed before. Raises UserError as that does.
     """
     where = dtype, device, torch.get_num_threads()
     asked = {role: (str(folders[role].resolve()), checkpoint.fingerprint(folders[role]), *where) for role in folders}
@@ -28,9 +29,12 @@ def pair(folders: Mapping[str, Path], dtype: str, device: str) -> checkpoint.Pai
         _DRAFTER.clear()
         _TARGET[asked["target"]] = checkpoint.load(folders["target"], dtype, device)
     target = _TARGET[asked["target"]]
+    target.prepare(requests)
     if "drafter" not in asked:
         return checkpoint.Pair(target)
     if asked["drafter"] not in _DRAFTER:
         _DRAFTER.clear()
         _DRAFTER[asked["drafter"]] = checkpoint.load_drafter_of(target, folders, dtype, device)
-    return checkpoint.Pair(target, _DRAFTER[asked["drafter"]])
+    drafter = _DRAFTER[asked["drafter"]]
+    drafter.prepare(requests)
+    return checkpoint.Pair(target, drafter)

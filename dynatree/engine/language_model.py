@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -172,6 +172,11 @@ class LanguageModel:
         """Token ids that end an output, as transformers' `generate` would take them."""
         ids = getattr(self.model.generation_config, "eos_token_id", None)
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
+
+    def prepare(self, requests: int = 1) -> None:
+        """Do at once what forwards of so many requests do as they add up: graphs are compiled for what recurs."""
+        if self.in_graph:
+            cast("GraphBackend", self._backend).prepare(requests)
 
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""

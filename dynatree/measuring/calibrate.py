@@ -86,6 +86,9 @@ def loaded(
     decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
     # Continuations are not timed, but would slow down a job that is.
     with alone(), target.threads():
+        target.prepare()
+        if drafter:
+            drafter.prepare()
 
         def continued(key: int, prompt: list[int], kind: GenerationOptions) -> tuple[list[int], list[int]]:
             output = decoder.decode(prompt, lasting(kind, output_tokens).keyed([key])).output

@@ -95,6 +95,9 @@ def batch_costs(
     def tables() -> list[BatchCosts]:
         made = []
         for rows in sorted({*batches} - {1}):
+            target.prepare(rows)
+            if drafter:
+                drafter.prepare(rows)
             sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
             # Each row's tree is grown for itself.
             beside = rows * known.handling + known.surcharge

@@ -20,13 +20,20 @@ class Loaded(NamedTuple):
 
 
 def load(
-    folders: dict[str, Path], calibration: Path | None, decoder: str, knobs: dict[str, Any], dtype: str, device: str
+    folders: dict[str, Path],
+    calibration: Path | None,
+    decoder: str,
+    knobs: dict[str, Any],
+    dtype: str,
+    device: str,
+    requests: int = 1,
 ) -> Loaded:
     """The models in the `folders` of `target` and, if there is one, `drafter`, and a decoder on them.
 
+    They are prepared for so many requests together.
     `calibration` is the folder of what was measured for them. Raises UserError if anything does not fit.
     """
-    pair = kept.pair(folders, dtype, device)
+    pair = kept.pair(folders, dtype, device, requests)
     measured = None
     if calibration:
         fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}

@@ -52,6 +52,7 @@ def graph(architecture: str, format: str) -> GraphBackend:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "STATIC_FROM", 0)
         prefilled(made, 1)  # it is made at the first forward
+    made.prepare(8)
     return made
 
 
@@ -136,6 +137,7 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
     made = graph(architecture, format)
     lengths = [5, 255, 300, 513, 40, 250, 256, 9, 700, 30]
     for count, last_only in ((2, False), (3, True), (10, False)):
+        made.prepare(count)
         together, alone = ([prefilled(made, length)[0] for length in lengths[:count]] for _ in range(2))
         for step in range(3):
             feeds = []
@@ -183,25 +185,65 @@ def test_softmax_as_it_is_differs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("format", parts.FORMATS)
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_a_graph_of_its_own_width_has_the_bits_of_one_for_any(
-    architecture: str, format: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_graph_of_its_own_width_has_the_bits_of_one_for_any(architecture: str, format: str) -> None:
     """Guards numbers of new tokens that are padded to a graph's width, and those that have none."""
-    assert different_widths(graph(architecture, format), architecture, format, monkeypatch) == 0
+    assert different_widths(graph(architecture, format), architecture, format) == 0
 
 
-def test_kernels_made_for_a_width_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the test above, and the setting that it rests on."""
+def test_kernels_made_for_a_width_differ_and_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the test above, and the setting that it rests on; and machines where that does not help."""
     monkeypatch.setattr(compiled, "SAME_KERNELS", {})
     monkeypatch.setattr(compiled, "STATIC_FROM", 0)
-    made = GraphBackend(model("llama"), "int8")
+    made = fresh("int8")
+    made.prepare(1)
+    assert different_widths(made, "llama", "int8") == 0
+    monkeypatch.setattr(compiled.Graph, "_same", lambda *_: True)
+    made = fresh("int8")
+    made.prepare(1)
+    assert different_widths(made, "llama", "int8") > 0
+
+
+def fresh(format: str) -> GraphBackend:
+    """With the graph for any number of tokens alone."""
+    made = GraphBackend(model("llama"), format)
     prefilled(made, 1)
-    assert different_widths(made, "llama", "int8", monkeypatch) > 0
+    return made
 
 
-def different_widths(made: GraphBackend, architecture: str, format: str, monkeypatch: pytest.MonkeyPatch) -> int:
+def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the first answer against seconds of compiling, and answers against compiling in their midst."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    monkeypatch.setattr(compiled, "EARNED", 3)
+    monkeypatch.setattr(compiled, "EARNED_TOGETHER", 2)
+    made, seen = fresh("int8"), []
+    monkeypatch.setattr(compiled, "_shapes", spied(compiled._shapes, seen))
+    (cache,) = made.new_caches(1)
+    for n in (1, 1, 7, 1, 7):
+        made.forward([Feed(TEXT[:n], cache)])
+    assert not seen
+    caches = made.new_caches(3)
+    assert seen == [(1, 1)]
+    # Of four places, which two requests would leave half empty.
+    for count in (3, 2, 2, 2, 3, 3, 2, 1):
+        made.forward([Feed(TEXT[:1], cache) for cache in caches[:count]])
+    assert seen == [(1, 1), (1, 4)]
+    # What is prepared for others takes its place.
+    made.prepare(2)
+    assert {places for places, _ in made._graphs[None]._requests} == {1, 2}
+
+
+def spied(shapes: Any, seen: list[tuple[int, int]]) -> Any:
+    """`shapes`, which notes the widths and places that it is asked for."""
+
+    def noted(graph: Any, width: int, shape: Any, places: int) -> Any:
+        seen.append((width, places))
+        return shapes(graph, width, shape, places)
+
+    return noted
+
+
+def different_widths(made: GraphBackend, architecture: str, format: str) -> int:
     """In how many of some forwards `made` has other bits than a graph that takes any number of tokens."""
-    monkeypatch.setattr(compiled, "STATIC_BYTES", 0)
     anywhere = GraphBackend(model(architecture), format)
     found = []
     for count in (40, 300):

@@ -36,7 +36,8 @@ def main() -> None:
         with readable("--options"):
             given = json.loads(a.options)
             wanted = GenerationOptions(max_new_tokens=a.output_tokens, **given)
-        (target, _), decoder = loading.load(options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device)
+        asked = (options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device, a.batch)
+        (target, _), decoder = loading.load(*asked)
         outputs, timings = runs.generate(target, decoder, prompts, wanted, a.repeats, a.batch)
         # Behind the last timing, and not beside another job's.
         with alone():

@@ -16,7 +16,7 @@ from torch import Tensor
 from dynatree.engine.backend import Begin, End, Feed
 from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache
-from dynatree.engine.graph.compiled import TOGETHER, Given, Graph
+from dynatree.engine.graph.compiled import Given, Graph
 from dynatree.engine.graph.parts import Weights
 from dynatree.errors import UserError
 
@@ -64,8 +64,15 @@ class GraphBackend:
         self._cos, self._sin = (torch.empty(0, 1, self._shape.size) for _ in range(2))
 
     def new_caches(self, count: int) -> list[BlockCache]:
-        """Empty caches of `count` sequences."""
+        """Empty caches of `count` sequences, which one forward may be for."""
+        for graph in self._graphs.values():
+            graph.begin(count)
         return [BlockCache(self._layers, self._shape.groups, self._shape.size) for _ in range(count)]
+
+    def prepare(self, requests: int) -> None:
+        """Have all graphs at once that forwards would pay for in time: what is timed is to be the same throughout."""
+        for graph in self._graphs.values():
+            graph.prepare(requests)
 
     def head_over(self, ids: Tensor) -> int:
         """A head for the token ids [v] alone, as `forward` takes it."""
@@ -113,7 +120,7 @@ class GraphBackend:
         return self._graphs[head]
 
     def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Tensor]:
-        """Logits of each of `feeds`, as many at once as there are places."""
+        """Logits of each of `feeds`, of several in one forward where that is faster."""
         found: list[Tensor | None] = [None] * len(feeds)
         waiting: list[int] = []
         for place, feed in enumerate(feeds):
@@ -124,12 +131,12 @@ class GraphBackend:
                 found[place] = self._one(feed, graph)
             else:
                 waiting.append(place)
-        for begin in range(0, len(waiting), TOGETHER[-1]):
-            now = waiting[begin : begin + TOGETHER[-1]]
-            given = [self._tokens(feeds[place]) for place in now]
-            plain = [feeds[place].mask is None and feeds[place].positions is None for place in now]
-            for place, logits in zip(now, self._infer(given, plain, graph), strict=True):
-                found[place] = logits
+        given = [self._tokens(feeds[place]) for place in waiting]
+        plain = [feeds[place].mask is None and feeds[place].positions is None for place in waiting]
+        for group in graph.groups(given):
+            now, committed = [given[index] for index in group], [plain[index] for index in group]
+            for index, logits in zip(group, self._infer(now, committed, graph), strict=True):
+                found[waiting[index]] = logits
         return [logits for logits in found if logits is not None]
 
     def _one(self, feed: Feed, graph: Graph) -> Tensor:

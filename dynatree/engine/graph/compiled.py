@@ -1,10 +1,12 @@
 """A graph compiled for this processor: for any number of new tokens, and for a few numbers of them by themselves.
 
 Where the number of new tokens is fixed, no shape is looked at during a forward, which is a quarter of the time of one
-over a single token. The bits are the same as long as OpenVINO does not generate other kernels for what stands between
-the products, as it does there by default.
+over a single token. Such a graph takes seconds to make, which hundreds of forwards pay for: it is made when it was
+wanted as often, or when somebody asks (`prepare`). The bits are the same as long as OpenVINO does not generate other
+kernels for what stands between the products, as it does there by default; a graph that gives others is not used.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -23,6 +25,12 @@ WIDTHS = (1, 8, 4, 16, 2, 32, 64)
 STATIC_BYTES = 800 * 2**20
 # Numbers of requests that one forward has places for; places that are left over are nobody's.
 TOGETHER = (1, 2, 4, 8)
+# New tokens of each of several requests that one forward is for: beyond, products over all the rows take nearly as long
+# as those of one request after the other, and attention, which is a request's own, takes as long in company.
+TOGETHER_WIDTHS = (1, 4, 8)
+# Forwards that are wanted of a graph before it is made: those of one request save some 4 ms of the 2 s that it takes,
+# those of several some 7 ms of 0.8 s a request.
+EARNED, EARNED_TOGETHER = 400, 100
 # Of smaller weights a forward takes less than making a graph for it.
 STATIC_FROM = 2**20
 # Keeps a graph of a fixed width to the kernels of one of any.
@@ -76,37 +84,131 @@ class Graph:
         self._least = 2 if shape.share == 1 else 1
         affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
         self._static = sorted(width for width in affordable if width >= self._least)
-        self._requests: dict[tuple[int, int | None], _Request] = {}
-        # Now, and not in the midst of a request that somebody waits for; those for several are made when there are any.
-        for width in (None, *self._static):
+        # Of several requests. None: any number, where memory does not allow more.
+        widths = sorted({max(width, self._least) for width in TOGETHER_WIDTHS})
+        self._together: list[int | None] = [*widths] if self._static else [None]
+        # None: its bits are others.
+        self._requests: dict[tuple[int, int | None], _Request | None] = {}
+        self._wanted: Counter[tuple[int, int | None]] = Counter()
+        # Of the last requests that were decoded together.
+        self._places = 1
+        # Now, and not in the midst of a request that somebody waits for.
+        self._request(1, None)
+
+    def begin(self, requests: int) -> None:
+        """Before so many requests are decoded together: make the graphs for one that have paid for themselves.
+
+        Those for several are made when they have, since nobody reads their text as it is written.
+        """
+        for width in self._static:
+            if self._wanted[1, width] >= EARNED:
+                self._request(1, width)
+        if requests > 1:
+            self._places = next((count for count in TOGETHER if count >= requests), TOGETHER[-1])
+
+    def prepare(self, requests: int) -> None:
+        """Make all graphs for one and for so many requests, whether or not they have paid for themselves."""
+        for width in self._static:
             self._request(1, width)
+        self.begin(requests)
+        if requests > 1:
+            for wide in self._together:
+                self._request(self._places, wide)
+
+    def groups(self, given: Sequence[Given]) -> list[list[int]]:
+        """Places in `given`, sorted into those of which one forward is made."""
+        joining = [place for place, one in enumerate(given) if self._joins(one)]
+        parts = [joining[begin : begin + TOGETHER[-1]] for begin in range(0, len(joining), TOGETHER[-1])]
+        together = [part for part in parts if len(part) > 1 and self._key([given[place] for place in part])]
+        grouped = {place for part in together for place in part}
+        return together + [[place] for place in range(len(given)) if place not in grouped]
 
     def infer(self, given: Sequence[Given]) -> list[Found]:
-        """What comes of each of `given`, at most TOGETHER's last, in one forward."""
+        """What comes of each of `given`, one alone or a group of `groups`, in one forward."""
         n = max(len(one.embedded) for one in given)
-        places = next(count for count in TOGETHER if count >= len(given))
-        whole = all(one.cache.block[0].shape[2] == BLOCK for one in given)
-        width = self._width(places, n) if whole else None
-        return self._request(places, width).infer(given, width or max(n, self._least))
+        key = self._key(given)
+        assert key, "a group that no graph takes"
+        request = self._request(*key)
+        assert request, "a graph whose bits are others"
+        return request.infer(given, key[1] or max(n, self._least))
 
-    def _width(self, places: int, n: int) -> int | None:
-        """Of the graph of fixed shapes that takes `n` new tokens of each of several requests, if there is to be one."""
-        width = next((width for width in self._static if width >= n), None)
-        made = [key for key in self._requests if key[0] > 1 and key[1]]
-        # For several requests as many once more, whichever are used first.
-        left = places == 1 or (places, width) in made or len(made) < len(self._static)
-        return width if left else None
+    def _joins(self, one: Given) -> bool:
+        """Whether a forward over several requests may have these tokens."""
+        most = self._together[-1]
+        return most is None or (_whole(one) and len(one.embedded) <= most)
 
-    def _request(self, places: int, width: int | None) -> "_Request":
+    def _key(self, given: Sequence[Given]) -> tuple[int, int | None] | None:
+        """Of the graph for the tokens of these requests; None: they are decoded one by one."""
+        n = max(len(one.embedded) for one in given)
+        if len(given) == 1:
+            width = next((width for width in self._static if width >= n), None) if _whole(given[0]) else None
+            return 1, width if width is not None and self._made(1, width) else None
+        # Of a graph that is half empty the work for nobody takes more than the others would one by one.
+        if not self._places >= len(given) > self._places // 2:
+            return None
+        wide = next(wide for wide in self._together if wide is None or wide >= n)
+        if not self._made(self._places, wide) and self._wanted[self._places, wide] >= EARNED_TOGETHER:
+            self._request(self._places, wide)
+        return (self._places, wide) if self._requests.get((self._places, wide)) else None
+
+    def _made(self, places: int, width: int | None) -> bool:
+        """Whether there is this graph; if not, that it was wanted."""
+        if (places, width) not in self._requests:
+            self._wanted[places, width] += 1
+        return bool(self._requests.get((places, width)))
+
+    def _request(self, places: int, width: int | None) -> "_Request | None":
         key = places, width
         if key not in self._requests:
+            # Those for another number of requests would keep their memory for nothing.
+            for other in [other for other in self._requests if 1 < other[0] != places > 1]:
+                del self._requests[other]
             graph = self._one if places == 1 else self._make(places)
             if width is not None:
                 graph = graph.clone()
                 graph.reshape(_shapes(graph, width, self._shape, places))
             compiled = _core().compile_model(graph, "CPU", self._settings)
-            self._requests[key] = _Request(compiled, self._shape, self._layers, places)
+            made = _Request(compiled, self._shape, self._layers, places)
+            self._requests[key] = made if key == (1, None) or self._same(made, places, width) else None
         return self._requests[key]
+
+    def _same(self, made: "_Request", places: int, width: int | None) -> bool:
+        """Whether `made` has the bits of the graph for any number of one request's tokens, on some of them."""
+        (any_number, shape), chance = (self._requests[1, None], self._shape), torch.Generator().manual_seed(0)
+        assert any_number is not None
+
+        def some(*size: int) -> Tensor:
+            return torch.randn(*size, generator=chance)
+
+        n = width or 2
+        text = BlockCache(self._layers, shape.groups, shape.size)
+        values = some(self._layers, shape.groups, _SEEN, shape.size + EXTRA)
+        values[..., shape.size :] = text.block[1][:, :, :_SEEN, shape.size :]
+        text.append(some(self._layers, shape.groups, _SEEN, shape.size), values, committed=True)
+        given = [
+            Given(text, some(n, shape.width), some(n, 1, shape.size), some(n, 1, shape.size), None, None, n)
+            for _ in range(places)
+        ]
+        found = made.infer(given, n)
+        alone = [_copied(any_number.infer([one], max(n, self._least))[0]) for one in given]
+        return all(
+            torch.equal(mine, theirs)
+            for one, other in zip(found, alone, strict=True)
+            for mine, theirs in zip(one, other, strict=True)
+        )
+
+
+# Committed tokens that are looked back to where graphs are compared.
+_SEEN = 40
+
+
+def _copied(found: Found) -> Found:
+    return Found(*(part.clone() for part in found))
+
+
+def _whole(one: Given) -> bool:
+    """Whether its current block has the size of one."""
+    return one.cache.block[0].shape[2] == BLOCK
 
 
 @cache
