@@ -40,7 +40,7 @@ def settle(params: Params) -> Params:
         check_passes,
     ):
         check(params)
-    return params
+    return params.without_what_is_left_out()
 
 
 def check_names(params: Params) -> None:
@@ -73,6 +73,7 @@ def check_scale(params: Params) -> None:
         if scale.instead.pair is not None:
             among(f"{key}.pair", [scale.instead.pair], params.pairs)
         among(f"{key}.datasets", scale.instead.datasets or (), params.sources)
+        among(f"scales.{title}.leaves_out", scale.leaves_out, params.experiments)
     instead = params.sizes.instead.datasets
     if instead is not None and len(instead) != len(params.datasets):
         place = f"scales.{params.scale}.instead.datasets"

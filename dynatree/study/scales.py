@@ -89,10 +89,16 @@ class Scale(Knobs):
     calibration: Calibration  # of costs and step probabilities
     benchmark: BenchmarkSize  # of `make benchmark`
     instead: Instead = Field(default_factory=Instead)  # of keys that this scale is for
+    leaves_out: list[str] = Field(default_factory=list)  # experiments that take too long for it
 
     def of(self, experiment: str) -> Size:
         """The size of an experiment."""
         return self.experiments.get(experiment, self.experiments["default"])
+
+    @field_validator("leaves_out")
+    @classmethod
+    def _each_once(cls, titles: list[str]) -> list[str]:
+        return once(titles)
 
     @field_validator("experiments")
     @classmethod

@@ -183,3 +183,8 @@ class Params(Knobs):
             for title, experiment in self.experiments.items()
         }
         return self.model_copy(update={**given, "experiments": experiments})
+
+    def without_what_is_left_out(self) -> "Params":
+        """With the experiments alone that the active scale is for."""
+        left = {title: each for title, each in self.experiments.items() if title not in self.sizes.leaves_out}
+        return self.model_copy(update={"experiments": left})

@@ -13,7 +13,7 @@ RAW = yaml.safe_load(params.default_path().read_text(encoding="utf-8"))
 
 def changed(**sections: Any) -> Params:
     scales = {
-        name: {**sizes, "experiments": {"default": {"prompts": 8, "output_tokens": 8}}}
+        name: {**sizes, "experiments": {"default": {"prompts": 8, "output_tokens": 8}}, "leaves_out": []}
         for name, sizes in RAW["scales"].items()
     }
     return params.check({**RAW, "scales": scales, **sections})

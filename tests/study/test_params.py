@@ -43,6 +43,8 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
     assert {name for experiment in paper.experiments.values() for name in experiment.datasets} == {*paper.datasets}
     laptop = params.check(RAW)
     assert (laptop.pair, laptop.datasets) == (RAW["pair"], RAW["datasets"])
+    assert "penalised" not in laptop.experiments
+    assert "penalised" in paper.experiments
     # Fewer data sets are nobody's mistake while another scale is active.
     few = changed("datasets", ["wikipedia"])
     few["experiments"]["prompt_length"]["datasets"] = ["wikipedia"]
@@ -106,6 +108,7 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("scales.paper.instead.pair", "nobody", ["scales.paper.instead.pair", "'nobody'", "pythia-2.8b"]),
         ("scales.paper.instead.datasets", ["nothing", "pg19"], ["scales.paper.instead.datasets", "'nothing'"]),
         ("scales.laptop.instead", {"datasets": ["pg19"]}, ["instead.datasets: ['pg19']", "['wikipedia', 'gutenberg']"]),
+        ("scales.laptop.leaves_out", ["ablations"], ["scales.laptop.leaves_out: no 'ablations'", "ablation"]),
         ("scales.paper.instead.dtype", "float8", ["scales.paper.instead.dtype", "'float8'"]),
         ("benchmark.repeated", ["nobody"], ["benchmark.repeated", "'nobody'", "dynatree"]),
         ("sede", 3, ["sede", "not permitted"]),
@@ -146,7 +149,7 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
             ["experiments.tree_shape.settings.dynatree_threshold.D8_X3", "cannot read 'X3'"],
         ),
         ("experiments.ablation.also.optimal.branch", 0, ["experiments.ablation.also.optimal", "branch", "0"]),
-        ("experiments.penalised.repetition_penalty", -1, ["experiments.penalised", "repetition_penalty", "-1"]),
+        ("experiments.nucleus.repetition_penalty", -1, ["experiments.nucleus", "repetition_penalty", "-1"]),
         ("experiments.sampled.temperature", -1, ["experiments.sampled", "temperature", "-1"]),
         ("experiments.nucleus.top_p", 1.5, ["experiments.nucleus", "top_p", "1.5"]),
         ("experiments.nucleus.do_sample", False, ["experiments.nucleus", "temperature 0.7", "do_sample"]),
