@@ -33,6 +33,12 @@ _ROOM = 256
 Drafting = Callable[[np.ndarray], np.ndarray]
 
 
+def check(options: GenerationOptions) -> None:
+    """Raises UserError for logits processors that llama.cpp lacks."""
+    if options.no_repeat_ngram_size or options.logits_processor:
+        raise UserError(f"llama.cpp: {options.processors}; of these it knows repetition_penalty alone")
+
+
 class Engine:
     """llama.cpp with the weights of a GGUF `file`, for texts of `context` tokens, on `threads` threads.
 
@@ -55,9 +61,8 @@ class Engine:
     def tokens(
         self, prompt: Sequence[int], options: GenerationOptions, drafting: Drafting | None = None
     ) -> Iterator[int]:
-        """The tokens after `prompt`, without end. Raises UserError for logits processors that it lacks."""
-        if options.no_repeat_ngram_size or options.logits_processor:
-            raise UserError(f"llama.cpp: {options.processors}; of these it knows repetition_penalty alone")
+        """The tokens after `prompt`, without end. Raises UserError as `check` does."""
+        check(options)
         sampler = self._sampler(prompt, options)
         self._model.reset()
         self._model.draft_model = drafting
@@ -189,7 +194,7 @@ class Decoder:
     ) -> Trace:
         """As the decoders of dynatree/decoding, a round per token: the engine does not tell its own rounds.
 
-        Raises UserError for logits processors that it lacks.
+        Raises UserError as `check` does.
         """
         recorder = Recorder(Ending(prompt, options), on_commit, clock or Clock())
         self._reset()
@@ -213,7 +218,7 @@ class Ways:
     def __init__(
         self,
         file: Path,
-        drafter: Path,
+        drafter: Path | None,
         cache: Path,
         grids: Mapping[str, dict[str, list[int]]],
         context: int,
@@ -221,7 +226,11 @@ class Ways:
     ):
         room = max(context, CONTEXT + TOKENS[-1])
         self.engine, self._speculating = (Engine(file, room, threads, every) for every in (False, True))
-        self._draft = DraftEngine(draft_gguf.written(drafter, cache), context, threads) if "draft" in grids else None
+        self._draft: DraftEngine | None = None
+        if "draft" in grids:
+            if drafter is None:
+                raise UserError("llama.cpp: to draft with a model it takes a drafter, and none is given")
+            self._draft = DraftEngine(draft_gguf.written(drafter, cache), context, threads)
         self.plain = Decoder(self.engine)
         self.grids = {f"{NAME}_{way}": grid for way, grid in grids.items()}
 

@@ -123,7 +123,7 @@ class Benchmark(Knobs):
     `texts`: kinds of text by name.
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
-    `llama_cpp`: the same of llama.cpp's own ways (`make llama_cpp`).
+    `llama_cpp`: values of the knobs of llama.cpp's own ways, likewise (`make llama_cpp`).
     """
 
     texts: dict[str, KindOfText]

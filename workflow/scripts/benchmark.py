@@ -80,6 +80,8 @@ def main() -> None:
         gguf = model_sources.gguf_file(model_sources.parse(json.loads(a.source)), a.cache) if a.source else None
         sizes = (json.loads(a.llama_cpp), a.prompt_tokens + a.output_tokens, threads)
         ways = llama_cpp.Ways(gguf, a.drafter, a.cache, *sizes) if gguf else None
+        for given in json.loads(a.texts).values() if ways else ():
+            llama_cpp.check(GenerationOptions(max_new_tokens=a.output_tokens, **given))
         # What the numbers depend on: records of anything else lie in another folder.
         read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
         read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__, draft_gguf.__file__)]
