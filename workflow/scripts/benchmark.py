@@ -94,6 +94,13 @@ def main() -> None:
             if not (home / "calibration" / name).is_file():
                 files.write_json(home / "calibration" / name, files.read_json(a.calibration / name))
         files.write_json(a.records / files.CURRENT, home.name)
+        if ways:
+            path = home / "forwards.json"
+            if not path.is_file():
+                with alone():
+                    files.write_json(path, ways.engine.forwards().model_dump())
+            costs = metrics.llama_cpp_costs(files.read_json(path), machine, a.costs)
+            write_table(a.costs_out, metrics.table(a.costs_out.stem, costs))
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
@@ -156,12 +163,6 @@ def main() -> None:
                 row | (its if row["method"] in theirs else ours) | {"of_fastest": best[row["text"]] == row["baseline"]}
                 for row in table
             ]
-            path = home / "forwards.json"
-            if not path.is_file():
-                with alone():
-                    files.write_json(path, ways.engine.forwards().model_dump())
-            costs = metrics.llama_cpp_costs(files.read_json(path), machine, a.costs)
-            write_table(a.costs_out, metrics.table(a.costs_out.stem, costs))
         write_table(a.out, metrics.table(a.out.stem, table))
 
 
