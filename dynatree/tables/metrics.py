@@ -227,7 +227,8 @@ def llama_cpp_costs(theirs: Row, machine: Row, ours: Sequence[Path]) -> list[Row
     """
     tables = {str(path): files.read_json(path) for path in ours}
     same_machine({"llama.cpp": machine} | {name: table["machine"] for name, table in tables.items()})
-    (context,), found = theirs["contexts"], []
+    (context,) = theirs["contexts"]
+    found: list[Row] = []
     for engine, curve in [("llama_cpp", theirs), *((t["machine"]["dtype"], t["verify"]) for t in tables.values())]:
         place = min(range(len(curve["contexts"])), key=lambda i: abs(curve["contexts"][i] - context))
         found += [
