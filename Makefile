@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all models install report test check quick fast drills clean prune touch publish benchmark quantised dvc.yaml rooms
+.PHONY: all models install report test check quick fast drills clean prune touch publish benchmark llama_cpp dvc.yaml rooms
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -28,7 +28,7 @@ models: $(STAMP)
 # Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
 # benchmark's, too, where it was run.
 report: all
-	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/quantised.parquet)))
+	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/llama_cpp.parquet)))
 
 # In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -80,9 +80,9 @@ rooms: $(STAMP)
 benchmark: $(STAMP)
 	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
 
-# Beside it, llama.cpp with 4-bit weights on the same prompts: `make EXTRAS=dev,bench install quantised`.
-quantised: $(STAMP)
-	$(call alone,$(SNAKEMAKE) figures/quantised.svg)
+# Beside it, llama.cpp with 4-bit weights on the same prompts: `make EXTRAS=dev,bench install llama_cpp`.
+llama_cpp: $(STAMP)
+	$(call alone,$(SNAKEMAKE) figures/llama_cpp.svg)
 
 # Remove runs that the parameters no longer ask for.
 prune: $(STAMP)

@@ -38,7 +38,8 @@ def remade(request: pytest.FixtureRequest) -> tuple[Path, list[dict[str, Any]]]:
 @scales
 def test_all_that_the_lock_names_is_there(folder: Path) -> None:
     """Guards against numbers whose raw records nobody can have."""
-    assert params.read(folder / "params.yaml").scale == folder.name
+    # Of the version that it was run with, whose keys may not be today's.
+    assert params.load(folder / "params.yaml")["scale"] == folder.name
     expected = {path: md5 for path, md5 in named(folder / "dvc.lock").items() if path.suffix != LEFT_OUT}
     assert {path.parts[0] for path in expected} == {"results", "figures"}
     found = {path: hashlib.md5((folder / path).read_bytes()).hexdigest() for path in expected}

@@ -18,7 +18,7 @@ from dynatree.study.sections import Experiment, Method, Params
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
 TAKEN = ("machine", "autoregressive_step", "lengths", "datasets")
 # Folders of results, and what the main runs are called in the tables.
-RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "quantised", "calibration", "perplexity")
+RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "llama_cpp", "calibration", "perplexity")
 # What every method is compared with.
 PLAIN = "autoregressive"
 
@@ -148,7 +148,6 @@ def check_benchmark(params: Params) -> None:
     among("benchmark.methods", [PLAIN, "transformers"], benchmark.methods)
     for key in ("grids", "repeated"):
         among(f"benchmark.{key}", getattr(benchmark, key), [*benchmark.methods, *benchmark.also])
-    among("benchmark.quantised", benchmark.quantised, ["draft_tokens", "max_ngram"])
 
 
 def check_figures(params: Params) -> None:

@@ -3,9 +3,9 @@
 A class judges its own keys; what one section says of another is judged in consistency.py.
 """
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from dynatree.config import MOST_THREADS, QUANTISED, Knobs
 from dynatree.study.scales import DataType, Device, Scale, from_one, once
@@ -87,13 +87,43 @@ class Experiment(KindOfText):
         return self
 
 
+# Of a grid: numbers of tokens.
+Counts = Annotated[list[int], Field(min_length=1), AfterValidator(from_one)]
+
+
+class LookupGrid(Knobs):
+    """Values to try in llama.cpp's prompt lookup."""
+
+    draft_tokens: Counts
+    max_ngram: Counts
+
+
+class DraftGrid(Knobs):
+    """Values to try where llama.cpp drafts with the drafter."""
+
+    draft_tokens: Counts
+
+
+class LlamaCpp(Knobs):
+    """llama.cpp's ways of speculation that are compared, beside its plain decoding; null: not that one."""
+
+    lookup: LookupGrid | None = None
+    draft: DraftGrid | None = None
+
+    @property
+    def grids(self) -> dict[str, dict[str, list[int]]]:
+        """The values to try, by way."""
+        found: dict[str, dict[str, list[int]]] = self.model_dump(exclude_none=True)
+        return found
+
+
 class Benchmark(Knobs):
     """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
 
     `texts`: kinds of text by name.
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
-    `quantised`: values of `draft_tokens` and `max_ngram` to try in llama.cpp's prompt lookup (`make quantised`).
+    `llama_cpp`: values of the knobs of llama.cpp's own ways, likewise (`make llama_cpp`).
     """
 
     texts: dict[str, KindOfText]
@@ -101,7 +131,7 @@ class Benchmark(Knobs):
     also: dict[str, Method]
     grids: dict[str, dict[str, list[Any]]]
     repeated: list[str] = Field(default_factory=list)
-    quantised: dict[str, list[int]] = Field(default_factory=dict)
+    llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)
 
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""

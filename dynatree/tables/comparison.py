@@ -40,6 +40,14 @@ def summary(
     return result
 
 
+def fastest(rows: Sequence[Row], names: Sequence[str]) -> dict[str, str]:
+    """By kind of text, of `names` the method that is fastest over all data sets, by the `rows` of `summary`."""
+    found = [row for row in rows if (row["dataset"], row["part"], row["baseline"]) == ("all", WHOLE, names[0])]
+    texts = dict.fromkeys(row["text"] for row in found)
+    ranked = sorted((row for row in found if row["method"] in names), key=lambda row: -row["value"])
+    return {text: next(row["method"] for row in ranked if row["text"] == text) for text in texts}
+
+
 def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float) -> Row | None:
     """Of a method's records over another's, prompt by prompt, on a part of the output; None: no prompt has it in both.
 

@@ -4,7 +4,7 @@ What happened within a run is in rounds.py. Knows no model.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,25 @@ def costs(path: Path) -> list[Row]:
         for context, row in zip(curve["contexts"], curve["seconds"], strict=True)
         for tokens, seconds in zip(curve["tokens"], row, strict=True)
     ]
+
+
+def llama_cpp_costs(theirs: Row, machine: Row, ours: Sequence[Path]) -> list[Row]:
+    """Rows of the table `llama_cpp_costs`: the curve `theirs` (cost_table.py), and of each of `ours`, calibrations'
+    `costs.json`, what a forward costs behind the context that is nearest to its.
+
+    Raises UserError where they were not measured on one machine; `machine` is that of `theirs`.
+    """
+    tables = {str(path): files.read_json(path) for path in ours}
+    same_machine({"llama.cpp": machine} | {name: table["machine"] for name, table in tables.items()})
+    (context,) = theirs["contexts"]
+    found: list[Row] = []
+    for engine, curve in [("llama_cpp", theirs), *((t["machine"]["dtype"], t["verify"]) for t in tables.values())]:
+        place = min(range(len(curve["contexts"])), key=lambda i: abs(curve["contexts"][i] - context))
+        found += [
+            {"engine": engine, "context": curve["contexts"][place], "tokens": tokens, "ms": 1000 * seconds}
+            for tokens, seconds in zip(curve["tokens"], curve["seconds"][place], strict=True)
+        ]
+    return found
 
 
 def drafter(path: Path) -> list[Row]:

@@ -176,12 +176,26 @@ TABLES: dict[str, pa.Schema] = {
     ),
 }
 
-TABLES["quantised"] = pa.schema(
-    [*TABLES["benchmark"], column("weight_bytes", COUNT, "size of the file that the target's weights are in")]
+TABLES["llama_cpp"] = pa.schema(
+    [
+        *TABLES["benchmark"],
+        column("of_fastest", FLAG, "whether the baseline is llama.cpp's fastest way over all data sets of this text"),
+        column("dtype", TEXT, "format in which our target computes; null for llama.cpp's, whose file has its own"),
+        column("weight_bytes", COUNT, "bytes of the target's weights; of llama.cpp's, of the file that holds them"),
+    ]
+)
+TABLES["llama_cpp_costs"] = pa.schema(
+    [
+        column("engine", TEXT, "`llama_cpp`, or the format in which our target computes"),
+        column("context", COUNT, "tokens in the cache before the forward"),
+        column("tokens", COUNT, "new tokens in the forward"),
+        column("ms", REAL, "median ms of such a forward; ours with its verification"),
+    ]
 )
 
-# Made when asked for (`make benchmark`, `make quantised`), and no part of the job graph of `all`; so are their figures.
-APART = ("benchmark", "quantised")
+# Tables by figure that are made when asked for (`make benchmark`, `make llama_cpp`), and no part of the job graph of
+# `all`; so are these figures.
+APART: dict[str, tuple[str, ...]] = {"benchmark": ("benchmark",), "llama_cpp": ("llama_cpp", "llama_cpp_costs")}
 
 
 def describe() -> str:

@@ -26,7 +26,7 @@ SHOWN = {
     "repetition": ("prompt_lookup", "linear", "dynatree"),
     "position": synthetic.METHODS[1:],
     "benchmark": synthetic.METHODS,
-    "quantised": (*synthetic.METHODS, "llama_cpp", "llama_cpp_lookup"),
+    "llama_cpp": (*synthetic.METHODS, "llama_cpp", "llama_cpp_lookup", "llama_cpp_draft"),
     "phase_breakdown": tuple(synthetic.PHASED),
     "calibration": ("dynatree",),
     "rank_hits": ("dynatree",),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynatree import files
 from dynatree.errors import UserError
 from dynatree.measuring import audit
-from dynatree.tables import bootstrap, metrics, rounds
+from dynatree.tables import bootstrap, comparison, metrics, rounds
 from dynatree.tables.metrics import Records
 from dynatree.tables.schema import TABLES
 
@@ -439,3 +439,41 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
         ("draft", 8, 2, 20.0),
     ]
     assert metrics.table("costs", rows).num_rows == 6
+
+
+def test_costs_of_another_engine_stand_beside_those_of_each_format(tmp_path: Path) -> None:
+    """Guards against curves behind other contexts than could be had, and of other machines."""
+    theirs = {"contexts": [256], "tokens": [1, 64], "seconds": [[0.01, 0.2]]}
+    paths = [tmp_path / dtype / "costs.json" for dtype in ("float32", "int4")]
+    for place, path in enumerate(paths):
+        seconds = [[0.1, 0.2], [0.03, 0.04 + place], [0.5, 0.6]]
+        curve = {"contexts": [64, 200, 1024], "tokens": [1, 2], "seconds": seconds}
+        files.write_json(path, {"machine": MACHINE | {"dtype": path.parent.name}, "verify": curve})
+    rows = metrics.llama_cpp_costs(theirs, MACHINE | {"dtype": "int4"}, paths)
+    assert [tuple(row.values()) for row in rows] == [
+        ("llama_cpp", 256, 1, 10.0),
+        ("llama_cpp", 256, 64, 200.0),
+        ("float32", 200, 1, 30.0),
+        ("float32", 200, 2, 40.0),
+        ("int4", 200, 1, 30.0),
+        ("int4", 200, 2, 1040.0),
+    ]
+    assert metrics.table("llama_cpp_costs", rows).num_rows == 6
+    with pytest.raises(UserError, match="processor is 'Q' for llama"):
+        metrics.llama_cpp_costs(theirs, MACHINE | {"dtype": "int4", "processor": "Q"}, paths)
+
+
+def test_the_fastest_of_some_methods_is_told_by_kind_of_text() -> None:
+    """Guards against one that is the fastest on one data set alone, on a quarter, or over another baseline."""
+    key = {"part": "whole", "baseline": "a", "dataset": "all"}
+    speeds = {
+        ("greedy", "a"): 1.0,
+        ("greedy", "b"): 0.9,
+        ("drawn", "a"): 1.0,
+        ("drawn", "b"): 1.1,
+        ("greedy", "c"): 3.0,
+    }
+    rows = [key | {"text": text, "method": method, "value": value} for (text, method), value in speeds.items()]
+    for other in ({"part": "quarter 1"}, {"dataset": "books"}, {"baseline": "c"}):
+        rows.append(key | {"text": "greedy", "method": "b", "value": 5.0} | other)
+    assert comparison.fastest(rows, ["a", "b"]) == {"greedy": "a", "drawn": "b"}

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,15 +20,15 @@ import torch
 import yaml
 
 from dynatree import files
+from dynatree.costs.cost_table import Curve
 from dynatree.data import model_sources
 from dynatree.data.splits import read_tokens
 from dynatree.engine import checkpoint, language_model
-from dynatree.errors import UserError
-from dynatree.measuring import audit, benchmark, llama_cpp
+from dynatree.generation.options import GenerationOptions
+from dynatree.measuring import audit, benchmark, draft_gguf, llama_cpp
 from dynatree.measuring.clock import StepSampler, lock_path
 from dynatree.tables import metrics
 from tests.figures import tables
-from tests.models import wanted
 from tests.workflow.world import ROOT
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -186,75 +187,99 @@ class Engine:
     """In llama.cpp's place: every request counts up from the prompt's last token."""
 
     made: ClassVar[list[tuple[Any, ...]]] = []
-    asked: ClassVar[list[Any]] = []
+    asked: ClassVar[list[tuple[str, dict[str, Any]]]] = []
     version = "0"
 
     def __init__(self, *arguments: Any):
         self.made.append(arguments)
-        self.model = self
-        self.draft_model: Any = None
 
-    def lookup(self, **knobs: int) -> dict[str, int]:
-        return knobs
+    def lookup(self, **knobs: int) -> str:
+        return f"lookup {knobs}"
+
+    def tokens(self, prompt: list[int], options: GenerationOptions, drafting: Any) -> Iterator[int]:
+        told = drafting(prompt) if callable(drafting) else drafting
+        self.asked.append((told or "plain", options.model_dump(include={"do_sample", "request_key"})))
+        return itertools.count(prompt[-1])
+
+    def forwards(self) -> Curve:
+        return Curve(contexts=[256], tokens=[1, 64], seconds=[[0.01, 0.02]])
+
+
+class DraftEngine:
+    """In the place of the drafter in llama.cpp: it tells what it is asked for."""
+
+    made: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, *arguments: Any):
+        self.made.append(arguments)
 
     def reset(self) -> None:
-        self.held = False
+        self.fresh = True
 
-    def generate(self, prompt: list[int], **options: Any) -> Iterator[int]:
-        assert not self.held and options == {"top_k": 1, "temp": 0.0, "repeat_penalty": 1.0}
-        self.held = True
-        self.asked.append(self.draft_model)
-        return itertools.count(prompt[-1])
+    def drafted(self, text: Any, count: int) -> str:
+        assert self.fresh
+        self.fresh = False
+        return f"draft {count}"
 
 
 def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against an audit of what other weights give, a tuning that is not taken, and lost records."""
+    """Guards against an audit of what other weights give, a way that is not tuned for a kind of text, and lost records;
+    drawn outputs, which chance alone could make alike, are compared with none."""
 
     def given(value: Any) -> str:
         return json.dumps(value, separators=(",", ":"))
 
     monkeypatch.setattr(model_sources, "gguf_file", lambda source, cache: Path("prompts.parquet"))
     monkeypatch.setattr(llama_cpp, "Engine", Engine)
-    methods = {"autoregressive": {"decoder": "autoregressive"}}
+    monkeypatch.setattr(llama_cpp, "DraftEngine", DraftEngine)
+    monkeypatch.setattr(draft_gguf, "written", lambda drafter, cache: (drafter, cache))
+    methods, texts = {"autoregressive": {"decoder": "autoregressive"}}, {"greedy": {}, "drawn": {"do_sample": True}}
+    grids = {"lookup": {"draft_tokens": [2, 3], "max_ngram": [4]}, "draft": {"draft_tokens": [5]}}
     asked = "--target models/target --drafter models/drafter --calibration results/calibration --tokens tokens.parquet"
     asked += f" --start body --prompts 2 --prompt-tokens 16 --output-tokens 12 --methods {given(methods)} --repeats 1"
-    asked += f" --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {given({'greedy': {}})}"
-    asked += f" --source {given(RANDOM)} --cache . --lookup {given({'draft_tokens': [2, 3], 'max_ngram': [4]})}"
-    asked += " --decoding tokens.parquet --records results/quantised --out results/quantised.parquet"
+    asked += f" --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {given(texts)}"
+    asked += f" --source {given(RANDOM)} --cache . --llama-cpp {given(grids)} --costs results/calibration/costs.json"
+    asked += " --costs-out results/llama_cpp_costs.parquet"
+    asked += " --decoding tokens.parquet --records results/llama_cpp --out results/llama_cpp.parquet"
     here("benchmark", asked)
-    assert Engine.made == [(Path("prompts.parquet"), 28, 1, every) for every in (False, True)]
-    lookups = [{"max_ngram_size": 4, "num_pred_tokens": tokens} for tokens in (2, 3)]
-    (tuned,) = Path("results/quantised").glob("*/tuned_greedy-*/llama_cpp_lookup.json")
-    best = lookups[files.read_json(tuned)["best"]["draft_tokens"] - 2]
-    # Each combination warm and timed, the two engines warm, then both on both prompts.
-    assert Engine.asked[:4] == [*lookups, *lookups]
-    assert [one for one in Engine.asked[4:] if one] == [best] * 3 and Engine.asked.count(None) == 3
-    rows = parquet.read_table("results/quantised.parquet").to_pylist()
-    engines = ("llama_cpp", "llama_cpp_lookup")
+    assert Engine.made == [(Path("prompts.parquet"), 320, 1, every) for every in (False, True)]
+    assert DraftEngine.made == [((Path("models/drafter"), Path()), 28, 1)]
+    lookups = [f"lookup {{'draft_tokens': {tokens}, 'max_ngram': 4}}" for tokens in (2, 3)]
+    for text in texts:
+        (tuned,) = Path("results/llama_cpp").glob(f"*/tuned_{text}-*/llama_cpp_lookup.json")
+        best = lookups[files.read_json(tuned)["best"]["draft_tokens"] - 2]
+        told = [way for way, options in Engine.asked if options["do_sample"] == (text == "drawn")]
+        # Each combination warm and timed, each way warm, then all on both prompts.
+        assert told[:6] == [*lookups, *lookups, "draft 5", "draft 5"]
+        assert Counter(told[6:]) == Counter({"plain": 3, best: 3, "draft 5": 3})
+    assert {options["request_key"] for _, options in Engine.asked if options["do_sample"]} >= {(0,), (1,)}
+    rows = parquet.read_table("results/llama_cpp.parquet").to_pylist()
+    engines = ("llama_cpp", "llama_cpp_lookup", "llama_cpp_draft")
     assert {row["method"] for row in rows} == {"autoregressive", benchmark.AGAIN, *engines}
     told = {(row["text"], row["baseline"], row["prompts"]) for row in rows if row["part"] == "whole"}
-    assert told == {("greedy", name, 2) for name in ("autoregressive", benchmark.AGAIN, *engines)}
+    assert told == {(text, name, 2) for text in texts for name in ("autoregressive", benchmark.AGAIN, *engines)}
     assert {row["baseline"] for row in rows if row["part"] != "whole"} == set(engines)
-    assert {row["weight_bytes"] for row in rows if row["method"] in engines} == {Path("prompts.parquet").stat().st_size}
-    records = {path: path.stat().st_mtime_ns for path in Path("results/quantised").glob("*/greedy-*/*.json")}
-    outputs = [row["output_ids"] for path in records for row in files.read_json(path) if row["method"] in engines]
-    assert len(outputs) == 4 and all(list(range(ids[0], ids[0] + 12)) == ids for ids in outputs)
+    size = Path("prompts.parquet").stat().st_size
+    assert {(row["weight_bytes"], row["dtype"]) for row in rows if row["method"] in engines} == {(size, None)}
+    assert {row["dtype"] for row in rows if row["method"] not in engines} == {"float32"}
+    best = {(row["text"], row["baseline"]) for row in rows if row["of_fastest"]}
+    assert len(best) == 2 and {text for text, _ in best} == set(texts) and {name for _, name in best} <= set(engines)
+    alike = {(row["text"], row["identical"] is None) for row in rows if row["method"] in engines}
+    assert alike == {("greedy", False), ("drawn", True)}
+    costs = parquet.read_table("results/llama_cpp_costs.parquet").to_pylist()
+    assert [(row["tokens"], row["ms"]) for row in costs if row["engine"] == "llama_cpp"] == [(1, 10.0), (64, 20.0)]
+    assert {(row["engine"], row["context"]) for row in costs} == {("llama_cpp", 256), ("float32", 16)}
+    records = {path: path.stat().st_mtime_ns for path in Path("results/llama_cpp").rglob("*.json")}
+    outputs = [
+        row["output_ids"]
+        for path in Path("results/llama_cpp").glob("*/greedy-*/*.json")
+        for row in files.read_json(path)
+        if row["method"] in engines
+    ]
+    assert len(outputs) == 6 and all(list(range(ids[0], ids[0] + 12)) == ids for ids in outputs)
     here("benchmark", asked)
-    assert {path: path.stat().st_mtime_ns for path in records} == records
-
-
-def test_the_engine_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards against a traceback where it is not installed, a model without its file, and other processors."""
-    with pytest.raises(UserError, match="kind 'random' has no GGUF file"):
-        model_sources.gguf_file(model_sources.parse(RANDOM), tmp_path)
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(UserError, match="make EXTRAS=dev,bench install"):
-        llama_cpp.Engine(tmp_path, 8, 1)
-    decoder = llama_cpp.Decoder(Engine())
-    assert decoder.decode([3], wanted(5)).output == [3, 4, 5, 6, 7]
-    assert decoder.decode([3], wanted(5, 5)).output == [3, 4, 5]
-    with pytest.raises(UserError, match="without logits processors"):
-        decoder.decode([3], wanted(5, repetition_penalty=1.2))
+    again = {path: path.stat().st_mtime_ns for path in records if path.name != files.CURRENT}
+    assert again == {path: when for path, when in records.items() if path.name != files.CURRENT}
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

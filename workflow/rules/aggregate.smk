@@ -6,6 +6,8 @@ if "PARAMS" not in globals():
 
 TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))
 
+MADE_APART = {table for tables in APART.values() for table in tables}
+
 
 rule aggregate:
     input:
@@ -18,7 +20,7 @@ rule aggregate:
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
-        tables=expand("results/{table}.parquet", table=[name for name in TABLES if name not in APART]),
+        tables=expand("results/{table}.parquet", table=[name for name in TABLES if name not in MADE_APART]),
         metrics="results/metrics.json",
     log:
         "logs/aggregate/tables.log",

@@ -6,6 +6,8 @@ if "PARAMS" not in globals():
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
+# Formats whose costs are calibrated for some run, beside which those of llama.cpp are shown.
+CALIBRATED = sorted({PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])})
 # What both rules read and are told.
 BESIDE = {
     "models": [f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
@@ -49,15 +51,17 @@ rule benchmark:
 
 
 # llama.cpp on the 4-bit file that the target comes from, beside autoregressive decoding and DynaTree; needs the extra `bench`.
-rule quantised:
+rule llama_cpp:
     input:
         **BESIDE,
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BESIDE_LLAMA),
+        costs=[calibrated(dtype)[0] for dtype in CALIBRATED],
     output:
-        "results/quantised.parquet",
+        "results/llama_cpp.parquet",
+        costs="results/llama_cpp_costs.parquet",
     log:
-        "logs/benchmark/quantised.log",
+        "logs/benchmark/llama_cpp.log",
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -66,11 +70,12 @@ rule quantised:
         **SIDE_BY_SIDE,
         models=lambda w, input: model_options(input.models, input.calibration),
         methods=described(BESIDE_LLAMA),
-        texts=json.dumps({name: {} for name, kind in PARAMS.benchmark.texts.items() if not kind.options}),
+        texts=json.dumps({name: kind.options for name, kind in PARAMS.benchmark.texts.items()}),
         source=json.dumps(PAIR.target),
-        lookup=json.dumps(PARAMS.benchmark.quantised),
+        theirs=json.dumps(PARAMS.benchmark.llama_cpp.grids),
     shell:
         "python workflow/scripts/benchmark.py {params.models} --methods {params.methods:q} "
         "--grids {{}} --texts {params.texts:q} --tokens {input.tokens} --start {params.start} {params.sizes} "
-        "--source {params.source:q} --cache .cache/downloads --lookup {params.lookup:q} "
-        "{params.machine} --decoding {input.decoding} --records results/quantised --out {output} 2>&1 | tee {log:q}"
+        "--source {params.source:q} --cache .cache/downloads --llama-cpp {params.theirs:q} --costs {input.costs} "
+        "--costs-out {output.costs} "
+        "{params.machine} --decoding {input.decoding} --records results/llama_cpp --out {output[0]} 2>&1 | tee {log:q}"

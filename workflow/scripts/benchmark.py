@@ -18,7 +18,7 @@ from dynatree.engine import checkpoint, kept
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import reported
 from dynatree.generation.options import GenerationOptions
-from dynatree.measuring import audit, benchmark, llama_cpp, runs
+from dynatree.measuring import audit, benchmark, draft_gguf, llama_cpp, runs
 from dynatree.measuring.clock import alone
 from dynatree.tables import comparison, metrics
 
@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--source", help="JSON object: where the target comes from; llama.cpp reads its GGUF file")
     parser.add_argument("--cache", type=Path, help="folder of downloads, for that file")
-    parser.add_argument("--lookup", default="{}", help="JSON object: values of llama.cpp's prompt lookup to try")
+    parser.add_argument("--llama-cpp", default="{}", help="JSON object: its ways to knobs and the values to try")
+    parser.add_argument("--costs", type=Path, nargs="*", default=[], help="costs.json of our formats, beside its own")
+    parser.add_argument("--costs-out", type=Path, help="Parquet table of these to write")
     parser.add_argument(
         "--decoding", type=Path, nargs="+", required=True, help="checksums of the library files that decode"
     )
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
     with reported():
-        threads, lookups = set_threads(a.threads), json.loads(a.lookup)
+        threads = set_threads(a.threads)
         documents = {path.stem: read_tokens(path) for path in a.tokens}
         starts = dict(zip(documents, a.start, strict=True))
 
@@ -76,20 +78,29 @@ def main() -> None:
             return decoding.build(target, drafter, method["decoder"], knobs, calibration)
 
         gguf = model_sources.gguf_file(model_sources.parse(json.loads(a.source)), a.cache) if a.source else None
-        kinds = (False, True) if gguf else ()
-        engines = [llama_cpp.Engine(gguf, a.prompt_tokens + a.output_tokens, threads, every) for every in kinds]
+        sizes = (json.loads(a.llama_cpp), a.prompt_tokens + a.output_tokens, threads)
+        ways = llama_cpp.Ways(gguf, a.drafter, a.cache, *sizes) if gguf else None
+        for given in json.loads(a.texts).values() if ways else ():
+            llama_cpp.check(GenerationOptions(max_new_tokens=a.output_tokens, **given))
         # What the numbers depend on: records of anything else lie in another folder.
         read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
-        read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__)]
+        read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__, draft_gguf.__file__)]
         asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
         asked += [a.tuning_output_tokens, fingerprints, [code_checksums.checksum(path) for path in read], machine]
-        asked += [a.lookup, [engine.version for engine in engines]]
+        asked += [a.llama_cpp, ways and ways.engine.version]
         home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
         for name in (COSTS, STEPS):
             if not (home / "calibration" / name).is_file():
                 files.write_json(home / "calibration" / name, files.read_json(a.calibration / name))
         files.write_json(a.records / files.CURRENT, home.name)
+        if ways:
+            path = home / "forwards.json"
+            if not path.is_file():
+                with alone():
+                    files.write_json(path, ways.engine.forwards().model_dump())
+            costs = metrics.llama_cpp_costs(files.read_json(path), machine, a.costs)
+            write_table(a.costs_out, metrics.table(a.costs_out.stem, costs))
         tolerance = audit.tolerance(target, next(iter(documents.values())))
         table = []
         for text, given in json.loads(a.texts).items():
@@ -104,13 +115,15 @@ def main() -> None:
                 found = benchmark.tuned(tuned / f"{name}.json", methods[name], grid, *tried)
                 methods[name], edges[name] = found["best"], found["at_the_edge_of"]
             decoders = {name: build(method) for name, method in methods.items()}
-            others = {}
-            if engines:
-                plain, every = engines
-                path = tuned / f"{llama_cpp.LOOKUP}.json"
-                found = benchmark.tuned(path, {}, lookups, target, partial(lookup, every), *tried[2:])
-                methods[llama_cpp.LOOKUP], edges[llama_cpp.LOOKUP] = found["best"], found["at_the_edge_of"]
-                others = {llama_cpp.NAME: llama_cpp.Decoder(plain), llama_cpp.LOOKUP: lookup(every, found["best"])}
+            others: dict[str, llama_cpp.Decoder] = {}
+            if ways:
+                others[llama_cpp.NAME] = ways.plain
+                for name, grid in ways.grids.items():
+                    print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
+                    path, built = tuned / f"{name}.json", partial(ways.build, name)
+                    found = benchmark.tuned(path, {}, grid, target, built, *tried[2:])
+                    methods[name], edges[name] = found["best"], found["at_the_edge_of"]
+                    others[name] = built(found["best"])
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
                 path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([keys[place]])
@@ -141,15 +154,16 @@ def main() -> None:
                 knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
                 row |= {"settings": settings.write(knobs), "edges": edges.get(row["method"])}
                 table.append(row)
-        if gguf:
-            size = {True: gguf.stat().st_size, False: (a.target / files.WEIGHTS).stat().st_size}
-            table = [row | {"weight_bytes": size[row["method"] in (llama_cpp.NAME, llama_cpp.LOOKUP)]} for row in table]
+        if ways:
+            theirs = [llama_cpp.NAME, *ways.grids]
+            best = comparison.fastest(table, theirs)
+            ours = {"dtype": a.dtype, "weight_bytes": sum(target.weights().values())}
+            its = {"dtype": None, "weight_bytes": gguf.stat().st_size}
+            table = [
+                row | (its if row["method"] in theirs else ours) | {"of_fastest": best[row["text"]] == row["baseline"]}
+                for row in table
+            ]
         write_table(a.out, metrics.table(a.out.stem, table))
-
-
-def lookup(engine: llama_cpp.Engine, knobs: dict[str, Any]) -> llama_cpp.Decoder:
-    """The other engine's prompt lookup."""
-    return llama_cpp.Decoder(engine, **knobs)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def apart(root: Path, name: str) -> list[Path]:
     """What was made when asked for, below `root`: records, each with its machine and calibration, table and figure."""
     records = root / "results" / name
     found = [path for path in (records / read_json(records / CURRENT)).rglob("*") if path.is_file()]
-    found += [records / CURRENT, records.with_suffix(".parquet"), *(root / "figures").glob(f"{name}.*")]
+    found += [records / CURRENT, *(root / "figures").glob(f"{name}.*")]
+    found += [root / "results" / f"{table}.parquet" for table in APART[name]]
     return [path.relative_to(root) for path in found if path.suffix != LEFT_OUT]
 
 

@@ -6,6 +6,15 @@ from typing import Any, Literal
 
 import altair as alt
 
+# Where lines are of formats and not of methods: the fewer bits the darker, of ColorBrewer's blues.
+FORMATS = {
+    "float64": "#c6dbef",
+    "float32": "#9ecae1",
+    "bfloat16": "#6baed6",
+    "float16": "#4292c6",
+    "int8": "#2171b5",
+    "int4": "#08306b",
+}
 # Okabe and Ito's colours (2008), told apart with every common colour blindness; spare ones from Tol's muted scheme
 COLOURS = {
     "autoregressive": "#7a7a7a",
@@ -21,8 +30,10 @@ COLOURS = {
     "confidence": "#999933",
     "llama_cpp": "#661100",
     "llama_cpp_lookup": "#ddcc77",
+    "llama_cpp_draft": "#cc6677",
     "dynatree_threshold": "#cc79a7",
     "dynatree": "#d55e00",
+    **FORMATS,
 }
 SPARE = ("#882255", "#aa4499")
 NAMES = {
@@ -37,8 +48,9 @@ NAMES = {
     "fixed_d5_b2": "Fixed tree, D 5, B 2",
     "optimal": "Optimal static tree",
     "confidence": "Confidence rules",
-    "llama_cpp": "llama.cpp, 4 bits",
-    "llama_cpp_lookup": "llama.cpp lookup, 4 bits",
+    "llama_cpp": "llama.cpp",
+    "llama_cpp_lookup": "llama.cpp, lookup",
+    "llama_cpp_draft": "llama.cpp, draft model",
     "dynatree_threshold": "DynaTree, threshold",
     "dynatree": "DynaTree",
 }
