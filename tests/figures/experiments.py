@@ -25,10 +25,10 @@ ABLATED = {
 
 NOISES = {
     "autoregressive": ("default", 0.8),
-    "shared_noise": ("D4_B2_N30", 1.4),
-    "independent_noise": ("D4_B2_N30_draft_noiseindependent", 1.1),
-    "no_noise": ("D4_B2_N30_draft_noisenone", 1.05),
-    "traversal": ("D4_B2_N30_draft_noiseindependent_verificationtraversal", 1.35),
+    "shared_noise": ("D3_B2_N14", 1.4),
+    "independent_noise": ("D3_B2_N14_draft_noiseindependent", 1.1),
+    "no_noise": ("D3_B2_N14_draft_noisenone", 1.05),
+    "traversal": ("D3_B2_N14_draft_noiseindependent_verificationtraversal", 1.35),
 }
 
 
