@@ -3,7 +3,6 @@
 A decoder is one file with a class `Decoder` of (target, drafter, calibration, **knobs), a `Decoder` as below. Class or
 static methods:
 
-    shared_noise           bool, see `Decoder`
     check(knobs)           raise ValueError (pydantic's) for knobs it does not take, before any loading
     needs(knobs) -> Needs  what must or may be given besides the target
 """
@@ -37,8 +36,9 @@ class Needs(NamedTuple):
 class Decoder(Protocol):
     """What decodes a prompt."""
 
-    # Whether a sampled output is that of plain sampling by generation/sampling.py; else it is another text.
-    shared_noise: ClassVar[bool]
+    @property
+    def shared_noise(self) -> bool:
+        """Whether a sampled output is that of plain sampling by generation/sampling.py; else it is another text."""
 
     def decode(
         self,
@@ -117,8 +117,12 @@ class TargetAlone:
 class RoundDecoder(ABC):
     """Base of a decoder that works in rounds over several requests, of which one may be all: prefill and retirement."""
 
-    shared_noise: ClassVar[bool] = True
     _target: LanguageModel
+
+    @property
+    def shared_noise(self) -> bool:
+        """See `Decoder`."""
+        return True
 
     def _start(self, requests: Sequence[Request]) -> None:  # noqa: B027
         """The prefill of `requests` is done, their first round follows."""

@@ -6,7 +6,7 @@ drafter proposes and which policy chooses are plug-ins; this file knows neither'
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
@@ -14,16 +14,18 @@ from torch import Tensor
 from dynatree import plugins
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs, RoundDecoder
-from dynatree.drafting import Drafter
+from dynatree.drafting import Drafter, DrawingDrafter
 from dynatree.engine.backend import Feed
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
+from dynatree.generation.sampling import DraftNoise
 from dynatree.generation.trace import Clock
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
+from dynatree.verification import traversal
 from dynatree.verification.agreement import verify
 
 log = logging.getLogger(__name__)
@@ -32,13 +34,18 @@ log = logging.getLogger(__name__)
 class Settings(BaseModel):
     """`policy` and `drafting` name plug-ins; `draft_vocabulary` false: the drafter ranges over all tokens.
 
-    All other keys are the policy's.
+    `draft_noise`: where tokens are drawn, the drafter model ranks them by the target's noise ("shared"), by noise of
+    its own ("independent") or by none. `verification`: "agreement" gives the tokens of plain sampling; "traversal"
+    (verification/traversal.py), for independent draws, gives another text of the same distribution. All other keys are
+    the policy's.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     policy: str
     drafting: str = "model"
     draft_vocabulary: bool = True
+    draft_noise: DraftNoise = "shared"
+    verification: Literal["agreement", "traversal"] = "agreement"
 
     def build_policy(self) -> PolicySettings:
         policy: PolicySettings = plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))
@@ -47,6 +54,11 @@ class Settings(BaseModel):
 
 class Decoder(RoundDecoder):
     """Drafts a tree, verifies it in one forward, keeps the accepted path (method: SpecInfer, Miao et al. 2024)."""
+
+    @property
+    def shared_noise(self) -> bool:
+        """See `Decoder`."""
+        return self._drawing is None
 
     def _round(self, active: Sequence[Request], clock: Clock) -> None:
         # 1. Draft a tree below each request's last token, one draft forward a level.
@@ -77,7 +89,7 @@ class Decoder(RoundDecoder):
             )
 
     def _verify(self, active: Sequence[Request], trees: Sequence[TokenTree]) -> list[tuple[Tensor, int]]:
-        """The deepest path that agrees with the target, and its own next token; all logits are freed on return."""
+        """The accepted path of each tree, and the token after it; all logits are freed on return."""
         feeds = []
         for request, tree in zip(active, trees, strict=True):
             prefix = request.cache.length
@@ -85,9 +97,16 @@ class Decoder(RoundDecoder):
             feeds.append(Feed(tree.tokens, request.cache, tree.positions(prefix), mask))
         rows = self._target.forward_batch(feeds)
         return [
-            verify(tree, request.process(logits, tree), request.sampler, len(request.committed))
+            self._accepted(request, tree, request.process(logits, tree))
             for request, tree, logits in zip(active, trees, rows, strict=True)
         ]
+
+    def _accepted(self, request: Request, tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
+        """The path that `verification` accepts of `tree`, by the target's `logits` at its nodes, and the next token."""
+        position = len(request.committed)
+        if self._drawing and request.sampler:
+            return traversal.verify(tree, logits, self._drawing.draws(request), request.sampler, position)
+        return verify(tree, logits, request.sampler, position)
 
     def _start(self, requests: Sequence[Request]) -> None:
         self._planner.start(requests)
@@ -121,7 +140,9 @@ class Decoder(RoundDecoder):
             )
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
         rates = calibration.step_rates if calibration and policy.uses_calibration else None
-        self._drafter: Drafter = plugins.load("drafting", checked.drafting).Drafter(drafter, rates)
+        made = plugins.load("drafting", checked.drafting).Drafter(drafter, rates, checked.draft_noise)
+        self._drafter: Drafter = made
+        self._drawing: DrawingDrafter | None = made if checked.verification == "traversal" else None
 
     @staticmethod
     def check(knobs: Mapping[str, Any]) -> None:
@@ -132,11 +153,51 @@ class Decoder(RoundDecoder):
                 f"drafting: {checked.drafting}; the trees of policy {checked.policy} are made for a drafter model, "
                 "write drafting: model"
             )
+        if checked.draft_noise != "shared":
+            _check_noise(checked, policy)
+        if checked.verification == "traversal":
+            _check_traversal(checked, policy)
 
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:
         checked = Settings(**knobs)
         return Needs(plugins.load("drafting", checked.drafting).MODEL, checked.build_policy().needs_costs)
+
+
+def _check_noise(checked: Settings, policy: PolicySettings) -> None:
+    """Raise ValueError where noise that the target does not share has nothing to rank, or is not allowed for."""
+    if plugins.load("drafting", checked.drafting).MODEL == "unused":
+        raise ValueError(
+            f"draft_noise: {checked.draft_noise}; it is of a drafter model, and drafting: {checked.drafting} has none; "
+            "leave draft_noise out, or write drafting: model"
+        )
+    if policy.uses_calibration:
+        raise ValueError(
+            f"draft_noise: {checked.draft_noise}; policy {checked.policy} goes by probabilities measured with "
+            "shared noise; write calibrated: false, or draft_noise: shared"
+        )
+
+
+def _check_traversal(checked: Settings, policy: PolicySettings) -> None:
+    """Raise ValueError where a tree is not drawn from the drafter model as traversal verification needs it."""
+    able = [name for name in plugins.names("drafting") if hasattr(plugins.load("drafting", name).Drafter, "draws")]
+    if checked.drafting not in able:
+        raise ValueError(
+            f"drafting: {checked.drafting}; verification: traversal is for tokens that are all drawn from a drafter "
+            f"model, write drafting: {' or '.join(able)}"
+        )
+    if checked.draft_noise != "independent":
+        raise ValueError(
+            f"draft_noise: {checked.draft_noise}; verification: traversal is for tokens drawn independently of the "
+            "target's, write draft_noise: independent"
+        )
+    if not policy.cuts_from_above:
+        every = {name: plugins.load("policies", name).Policy for name in plugins.names("policies")}
+        fit = [name for name, one in every.items() if one.cuts_from_above]
+        raise ValueError(
+            f"policy: {checked.policy}; verification: traversal is for trees whose nodes are kept whatever is drafted "
+            f"below them, choose one of {', '.join(fit)}"
+        )
 
 
 def recorded(tree: TokenTree) -> dict[str, list[Any]]:

@@ -1,10 +1,10 @@
 """Drafters: who proposes what the trees grow by.
 
 A drafter is one file with `MODEL`, whether it takes a draft model ("unused", "optional" or "required"), and a class
-`Drafter` of (draft model or None, step rates or None), a `Drafter` as below.
+`Drafter` of (draft model or None, step rates or None, draft noise), a `Drafter` as below.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.request import Request
+from dynatree.generation.sampling import Draw
 from dynatree.tree import TokenTree
 
 
@@ -36,6 +37,13 @@ class Drafter(Protocol):
 
     def retain(self, requests: Sequence[Request]) -> None:
         """The requests that go on; what is held of others is given back."""
+
+
+class DrawingDrafter(Drafter, Protocol):
+    """A drafter all of whose proposals are drawn from a distribution, where its draft noise is independent."""
+
+    def draws(self, request: Request) -> Mapping[int, Draw]:
+        """By node of the last tree proposed to `request`: what was drawn below it. Nodes not drafted below: none."""
 
 
 def most_levels(request: Request, growth: Growth) -> int:

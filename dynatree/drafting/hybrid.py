@@ -14,6 +14,7 @@ from dynatree.drafting import lookup, model
 from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
+from dynatree.generation.sampling import DraftNoise
 from dynatree.tree import TokenTree
 
 MODEL = "optional"
@@ -22,9 +23,11 @@ MODEL = "optional"
 class Drafter:
     """Without a model this is lookup alone."""
 
-    def __init__(self, draft_model: DraftModel | None = None, rates: StepRates | None = None):
+    def __init__(
+        self, draft_model: DraftModel | None = None, rates: StepRates | None = None, noise: DraftNoise = "shared"
+    ):
         self._lookup = lookup.Drafter(rates=rates)
-        self._model = model.Drafter(draft_model, rates) if draft_model else None
+        self._model = model.Drafter(draft_model, rates, noise) if draft_model else None
 
     def start(self, requests: Sequence[Request]) -> None:
         self._lookup.start(requests)

@@ -17,6 +17,7 @@ from dynatree.errors import UserError
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.request import Request
+from dynatree.generation.sampling import DraftNoise
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "unused"
@@ -62,7 +63,7 @@ def bucket(matched: int) -> int:
 class Drafter:
     """Proposes one chain a round to each request; grows no levels."""
 
-    def __init__(self, model: DraftModel | None = None, rates: StepRates | None = None):
+    def __init__(self, model: DraftModel | None = None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         self._rates = rates
         for found in rates.lookups if rates else ():
             if len(found) != len(BUCKETS):

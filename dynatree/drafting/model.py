@@ -5,7 +5,7 @@ forwarded here); the first forward of a round feeds all that it lacks. A drafter
 alone: one that was trained on short pieces is right less often after longer ones, and slower.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.request import Request
-from dynatree.generation.sampling import Sampler
+from dynatree.generation.sampling import DraftNoise, Draw, Sampler
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
@@ -29,12 +29,13 @@ Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
 class Drafter:
     """Proposes the likeliest next tokens of the model (SpecInfer, Miao et al. 2024, section 4: tree attention).
 
-    Where tokens are drawn, the likeliest by the noise that the target's choice will have (Kool et al. 2019).
+    Where tokens are drawn, the likeliest by the noise that the target's choice will have (Kool et al. 2019), or as
+    `noise` says.
     """
 
-    def __init__(self, model: DraftModel | None, rates: StepRates | None = None):
+    def __init__(self, model: DraftModel | None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         assert model is not None, "the decoder refuses a drafter model that is missing"
-        self._model, self._rates = model, rates
+        self._model, self._rates, self._noise = model, rates, noise
         self._drafts: dict[Request, Draft] = {}
         self._forwards: dict[Request, int] = {}
 
@@ -42,7 +43,7 @@ class Drafter:
         caches = self._model.new_caches(len(requests))
         before = self._drafts
         self._drafts = {
-            request: Draft(self._model, cache, self._rates, request.processors, request.sampler)
+            request: Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
             for request, cache in zip(requests, caches, strict=True)
         }
         for request, draft in self._drafts.items():
@@ -91,6 +92,10 @@ class Drafter:
     def forwards(self, request: Request) -> int:
         return self._forwards[request]
 
+    def draws(self, request: Request) -> Mapping[int, Draw]:
+        """See `DrawingDrafter`."""
+        return self._drafts[request].draws
+
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         self._drafts[request].accept(tree.before_the_cut(path))
 
@@ -117,9 +122,12 @@ class Draft:
         rates: StepRates | None = None,
         processors: LogitsProcessors = NO_PROCESSORS,
         sampler: Sampler | None = None,
+        noise: DraftNoise = "shared",
     ):
         self.cache = cache
-        self._model, self._processors, self._sampler = model, processors, sampler
+        # Of each node that was drafted below by noise of its own, in this round.
+        self.draws: dict[int, Draw] = {}
+        self._model, self._processors, self._sampler, self._noise = model, processors, sampler, noise
         self._rates = rates and rates.at(sampler.temperature if sampler else 0)
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
@@ -142,7 +150,7 @@ class Draft:
         for place, tokens, stated in self._awaiting:
             if place < len(committed):
                 self._online.observe(stated, committed[place] in tokens)
-        self._awaiting = []
+        self._awaiting, self.draws = [], {}
         begin = first_seen(self._model.window, len(committed), self._begin)
         if begin != self._begin:
             self._begin = begin
@@ -171,19 +179,30 @@ class Draft:
     ) -> tuple[Tensor, Tensor]:
         """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
 
-        `logits` [f, v]: what the model gave for the draft inputs.
+        `logits` [f, v]: what the model gave for the draft inputs. By noise of its own: in the order of drawing.
         """
         model = self._model
         logits = self._processors.process(logits, text, tree, frontier, model.columns)
-        if self._sampler:
+        if self._sampler and self._noise == "shared":
             # The noise that the target's own choice will have: what is best now is what it is likeliest to draw.
             positions = (tree.depths[frontier] + len(text)).tolist()
             logits = self._sampler.perturbed(logits, positions, model.vocabulary, model.vocabulary_size)
-        best = torch.log_softmax(logits.float(), dim=-1).topk(min(branch, logits.shape[-1]), dim=-1)
+        elif self._sampler:
+            logits = self._sampler.warpers.warped(logits)
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        ranked, drawn = log_probs, self._sampler is not None and self._noise == "independent"
+        if self._sampler and drawn:
+            ranked = log_probs + self._sampler.below(frontier.tolist(), len(text), logits.shape[-1]).to(logits.device)
+        columns = ranked.topk(min(branch, logits.shape[-1]), dim=-1).indices
+        if drawn:
+            rows = zip(columns.cpu(), log_probs.cpu(), strict=True)
+            self.draws |= {
+                node: Draw(*row, model.vocabulary) for node, row in zip(frontier.tolist(), rows, strict=True)
+            }
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
         # where no token is possible, or logits overflowed, there are none.
-        tokens, steps = best.indices.cpu(), best.values.cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
-        tokens = model.token_ids(tokens)
+        steps = log_probs.gather(-1, columns).cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
+        tokens = model.token_ids(columns.cpu())
         if self._rates is None:
             return tokens, steps
         steps = self._rates.calibrated(steps)

@@ -67,8 +67,10 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, tuple[list[qu
     every = queries.rows(tables, "summary")
     main = [row for row in every if row["experiment"] == HEADLINE]
     alike = {tuple(row[name] for name in ALIKE) for row in main}
-    usual = {row["kind"] for row in main}
-    beside = [row for row in every if row["kind"] not in usual and tuple(row[name] for name in ALIKE) in alike]
+    usual, known = {row["kind"] for row in main}, {row["method"] for row in main}
+    # Methods that an experiment has of its own are compared there.
+    other = [row for row in every if row["kind"] not in usual and row["method"] in known]
+    beside = [row for row in other if tuple(row[name] for name in ALIKE) in alike]
     drafting = [row for row in beside if row["metric"] == "speedup" and row["method"] not in queries.UNDRAFTED]
     if not drafting:
         raise UserError("all text is of one kind; see `sampled` and `penalised` in params.yaml")

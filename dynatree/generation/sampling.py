@@ -2,16 +2,17 @@
 
 g depends on a seed, a request's key and the absolute position alone, never on how the text was drafted, so any tree and
 any policy give the tokens of plain sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978; children
-of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059).
+of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059). For comparison a drafter may also draw by noise of its own.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.random import Philox
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -22,11 +23,17 @@ Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 TopK = Annotated[int, Field(ge=0)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 MinP = Annotated[float, Field(ge=0, le=1)]
+# How a drafter ranks tokens: by the target's noise, by noise of its own (drawn without replacement), by none.
+DraftNoise = Literal["shared", "independent", "none"]
 
 # Positions whose noise is kept: a tree's levels, most of which the next round asks for again.
 _KEPT = 16
 # Of a row's best scores first so many are looked at for a nucleus: sorting a vocabulary takes milliseconds.
 _FEW = 256
+# What random numbers are for: the last word of the counter. (The key is taken by seed and request key.)
+_TARGET, _DRAFT, _VERIFICATION = range(3)
+# Uniform numbers that are made at once.
+_BLOCK = 64
 
 
 class Warpers(Knobs):
@@ -58,7 +65,8 @@ class Noise:
     """Standard Gumbel noise of one request by absolute position, to a resolution of 2**-32 in probability.
 
     A counter-based generator (Philox, Salmon et al. 2011) gives it: its key is `seed` and `request_key`, its counter
-    the position, so that batches, trees and restarts agree.
+    the position, so that batches, trees and restarts agree. Other counters of the same key give what is independent of
+    it: noise of drafted nodes, and the uniform numbers of a verification.
     """
 
     def __init__(self, seed: int, request_key: int):
@@ -70,19 +78,67 @@ class Noise:
         """The noise [size], float32, of the tokens 0, 1, ... at `position`, counted from the text's first token."""
         found = self._kept.get(position)
         if found is None or len(found) < size:
-            found = self._kept[position] = self._made(position, size)
+            found = self._kept[position] = self._gumbel(position, 0, _TARGET, size)
             if len(self._kept) > _KEPT:
                 # What is asked for moves on; what lies far ahead is asked for again last.
                 first = min(self._kept)
                 del self._kept[first if first != position else max(self._kept)]
         return found[:size]
 
-    def _made(self, position: int, size: int) -> Tensor:
-        counter = np.array([0, position, 0, 0], dtype=np.uint64)
-        words = Philox(key=self._key, counter=counter).random_raw(-(-size // 2)).view(np.uint32)[:size]
+    def below(self, node: int, length: int, size: int) -> Tensor:
+        """The noise [size], float32, that draws the children of `node` of the tree drafted after `length` tokens.
+
+        No two nodes and no two rounds share any: a round that rejected a draft must tell the next one nothing.
+        """
+        return self._gumbel(length, node, _DRAFT, size)
+
+    def uniforms(self, length: int) -> Iterator[float]:
+        """Numbers in [0, 1), without end, for the verification after `length` tokens."""
+        bits = Philox(key=self._key, counter=_counter(length, 0, _VERIFICATION))
+        while True:
+            # As many bits as a float has.
+            yield from ((bits.random_raw(_BLOCK) >> np.uint64(11)) * 2.0**-53).tolist()
+
+    def _gumbel(self, position: int, node: int, purpose: int, size: int) -> Tensor:
+        bits = Philox(key=self._key, counter=_counter(position, node, purpose))
+        words = bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
         # 1 - u: the largest noise comes from the u next to 1, which float32 has no numbers for.
         rest = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
         return torch.from_numpy(-np.log(-np.log1p(-rest.clip(max=np.float32(1 - 2**-24)))))
+
+
+def _counter(position: int, node: int, purpose: int) -> NDArray[np.uint64]:
+    """Philox counts up in the first word; the others tell streams apart."""
+    return np.array([0, position, node, purpose], dtype=np.uint64)
+
+
+class Draw(NamedTuple):
+    """Children of a node, drawn one after another without replacement.
+
+    columns    [k] int64    in the order of drawing
+    log_probs  [c] float32  of all columns, what the first was drawn from
+    ids        [c] int64    the tokens that the columns are of; None: all, in order
+    """
+
+    columns: Tensor
+    log_probs: Tensor
+    ids: Tensor | None
+
+    def token(self, column: int) -> int:
+        """The token that a column is of."""
+        return column if self.ids is None else int(self.ids[column])
+
+    def one_by_one(self) -> Iterator[tuple[int, Tensor]]:
+        """Each drawn column, with the probabilities [c] that it was drawn from: without those before it."""
+        probability = self.log_probs.exp()
+        for column in self.columns.tolist():
+            # Of fewer tokens than were asked for the rest are impossible (or not a number), and were not drawn.
+            if not probability[column] > 0:
+                return
+            yield column, probability
+            probability = probability.clone()
+            probability[column] = 0
+            probability /= probability.sum()
 
 
 class Sampler:
@@ -106,6 +162,26 @@ class Sampler:
         width = scores.shape[1] if ids is None or size is None else size
         noise = torch.stack([self._noise.at(position, width) for position in positions])
         return self.warpers.warped(scores) + (noise if ids is None else noise[:, ids]).to(scores.device)
+
+    def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:
+        """Noise [n, size] that draws the children of each of `nodes` of the tree drafted after `length` tokens."""
+        return torch.stack([self._noise.below(node, length, size) for node in nodes])
+
+    def uniforms(self, length: int) -> Iterator[float]:
+        """See `Noise`."""
+        return self._noise.uniforms(length)
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What a token is drawn from, [v] in float32 on the CPU, by its `scores` [v].
+
+        Raises UserError where they are not numbers.
+        """
+        probability = torch.softmax(self.warpers.warped(scores[None])[0], dim=0).cpu()
+        if probability.isnan().any():
+            # Nothing is possible: the token that greedy decoding takes.
+            probability = torch.zeros_like(probability)
+            probability[greedy_tokens(scores[None])[0]] = 1
+        return probability
 
     def token(self, scores: Tensor, position: int) -> int:
         """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""

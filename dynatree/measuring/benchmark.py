@@ -100,7 +100,7 @@ def paired(
     plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
         decoder = every.get(row["method"], decoders[AUTOREGRESSIVE])
-        # Where tokens are drawn by another generator there is nothing to be identical with.
+        # Where tokens are drawn otherwise there is nothing to be identical with.
         comparable = decoder.shared_noise or not options.sampled
         row["identical"] = row["output_ids"] == plain if comparable else None
         if row["method"] in others:

@@ -24,6 +24,8 @@ class PolicySettings(Knobs):
     needs_costs: ClassVar[bool] = False
     # Whether a tree may begin with lookup's chain.
     takes_lookup: ClassVar[bool] = True
+    # Whether a node is kept and verified whatever was drafted below it: verification/traversal.py needs that.
+    cuts_from_above: ClassVar[bool] = False
 
     @property
     def uses_calibration(self) -> bool:

@@ -1,6 +1,7 @@
 """A chain of `draft_tokens` tokens: linear speculation (Leviathan et al. 2023, 2211.17192) as a tree of branch 1."""
 
 import math
+from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -18,6 +19,8 @@ class Policy(PolicySettings):
 
     draft_tokens: int = Field(ge=0)
     threshold: float | None = Field(default=None, ge=0, le=1)
+
+    cuts_from_above: ClassVar[bool] = True
 
     @property
     def branch(self) -> int:

@@ -3,7 +3,7 @@
 Source: SpecInfer (Miao et al., ASPLOS 2024, 2305.09781), section 3, static expansion.
 """
 
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -21,6 +21,8 @@ class Policy(PolicySettings):
     depth: int = Field(ge=0, le=64)
     branch: int = Field(ge=1, le=64)
     budget: int | None = Field(ge=0, le=_MOST_NODES)
+
+    cuts_from_above: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:

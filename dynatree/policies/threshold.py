@@ -5,7 +5,7 @@ verified. Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tr
 """
 
 import math
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -22,6 +22,8 @@ class Policy(PolicySettings):
     branch: int = Field(ge=1, le=64)
     threshold: float | None = Field(ge=0, le=1)
     budget: int | None = Field(ge=0, le=1024)
+
+    cuts_from_above: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:

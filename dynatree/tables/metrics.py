@@ -98,7 +98,7 @@ def runs(records: list[Records]) -> list[Row]:
         own, other = autoregressive.get(prompt_key(row)), theirs.get(prompt_key(row))
         row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
         row["speedup_transformers"] = other["normalised_seconds"] / row["normalised_seconds"] if other else None
-        # Where tokens were drawn by another generator no flips are told, and there is nothing to be identical with.
+        # Where tokens were drawn otherwise no flips are told, and there is nothing to be identical with.
         comparable = own if row["flips"] is not None else None
         row["identical"] = row["output_ids"] == comparable["output_ids"] if comparable else None
     return [{name: row[name] for name in TABLES["runs"].names} for row in rows]

@@ -89,7 +89,7 @@ RUN_TABLES: dict[str, pa.Schema] = {
                 "flips",
                 COUNT,
                 "emitted tokens that are not the target's first choice, by the noise that drew them, when it "
-                "reads the output again in one forward; null where another generator drew them",
+                "reads the output again in one forward; null where they were drawn otherwise",
             ),
             column(
                 "largest_gap",
@@ -100,8 +100,8 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column(
                 "identical",
                 FLAG,
-                "whether the output equals that of autoregressive decoding, token for token; null where another "
-                "generator drew it",
+                "whether the output equals that of autoregressive decoding, token for token; null where it was "
+                "drawn otherwise",
             ),
             column("perplexity", REAL, "of the output under the target: exp of the mean negative log-likelihood"),
             column(

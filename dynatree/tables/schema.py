@@ -159,8 +159,8 @@ TABLES: dict[str, pa.Schema] = {
             column(
                 "identical",
                 REAL,
-                "share of outputs that equal those of autoregressive decoding, token for token; null where another "
-                "generator drew them",
+                "share of outputs that equal those of autoregressive decoding, token for token; null where they "
+                "were drawn otherwise",
             ),
         ]
     ),

@@ -1,7 +1,7 @@
 """The same seed gives the same tokens: every method of ours, token for token, what plain sampling gives."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,11 +10,10 @@ from torch import Tensor
 from dynatree import plugins
 from dynatree.data.prompts import Prompt
 from dynatree.decoding import speculative
-from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.sampling import Sampler
+from dynatree.generation.sampling import DraftNoise, Sampler
 from dynatree.generation.trace import Trace
 from dynatree.measuring import calibrate, runs
 from dynatree.measuring.audit import audit, records
@@ -90,15 +89,16 @@ def test_the_target_as_its_own_drafter_is_always_right(target: Build, drafter: D
         assert len(trace.rounds) == 8
 
 
-def test_shared_noise_is_what_makes_a_drafter_right(
-    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shared_noise_is_what_makes_a_drafter_right(target: Build, drafter: Drafts) -> None:
     """Guards the coupling: without it the output is the same, and fewer tokens are accepted."""
-    shared = sample("chain", target(), drafter("related"), [*PROMPT], 80)
-    monkeypatch.setattr(Draft, "_sampler", property(lambda _: None, lambda *_: None), raising=False)
-    alone = sample("chain", target(), drafter("related"), [*PROMPT], 80)
-    assert shared.output == alone.output
-    assert len(shared.rounds) < 0.8 * len(alone.rounds)
+    made = {
+        noise: plugins.load("decoding", "speculative")
+        .Decoder(target(), drafter("related"), policy="chain", draft_tokens=4, draft_noise=noise)
+        .decode([*PROMPT], models.wanted(80, do_sample=True))
+        for noise in get_args(DraftNoise)
+    }
+    assert len({tuple(trace.output) for trace in made.values()}) == 1
+    assert len(made["shared"].rounds) < 0.8 * min(len(made["none"].rounds), len(made["independent"].rounds))
 
 
 @pytest.mark.parametrize("method", TREES)

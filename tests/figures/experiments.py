@@ -23,6 +23,14 @@ ABLATED = {
     ("autoregressive", "default"): 1.0,
 }
 
+NOISES = {
+    "autoregressive": ("default", 0.8),
+    "shared_noise": ("D3_B2_N14", 1.4),
+    "independent_noise": ("D3_B2_N14_draft_noiseindependent", 1.1),
+    "no_noise": ("D3_B2_N14_draft_noisenone", 1.05),
+    "traversal": ("D3_B2_N14_draft_noiseindependent_verificationtraversal", 1.35),
+}
+
 
 def add(
     rows: dict[str, list[Row]],
@@ -38,6 +46,7 @@ def add(
         _length_scaling(rows, chance, winner, dataset, prompts, 60 if few else 1000)
         _tree_shape(rows, chance, winner, dataset, prompts, intervals, few)
         _ablation(rows, chance, winner, dataset, prompts, intervals, few)
+        _draft_noise(rows["summary"], chance, winner, dataset, prompts, intervals, few)
         for length in (200,) if few else (50, 100, 200, 500, 1000):
             _prompt_length(rows["summary"], chance, winner, dataset, prompts, intervals, length)
 
@@ -158,6 +167,18 @@ def _ablation(
         _runs(rows["runs"], chance, "ablation", method, settings, dataset, prompts, value)
         ends = _ends(chance, value, intervals, exact=method == "autoregressive")
         rows["summary"].append(_summary("ablation", method, settings, dataset, prompts, 128, "speedup", value, ends))
+
+
+def _draft_noise(
+    rows: list[Row], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool, few: bool
+) -> None:
+    for experiment, temperature in [("draft_noise", 1.0), ("draft_noise_cool", 0.7)][: 1 if few else 2]:
+        for method, (settings, accepted) in NOISES.items():
+            accepted += 0.4 * (winner == "linear" and method == "no_noise")
+            for metric, value in (("speedup", 0.6 + accepted / 2), ("mean_path_length", accepted)):
+                ends = _ends(chance, value, intervals, exact=method == "autoregressive")
+                row = _summary(experiment, method, settings, dataset, prompts, 128, metric, value, ends)
+                rows.append(row | {"kind": f"sampled, temperature {temperature:g}"})
 
 
 def _prompt_length(

@@ -197,6 +197,22 @@ def test_a_variant_that_does_the_same_is_no_variant() -> None:
     assert "same rounds" in texts(figure("ablation").draw(tables))
 
 
+def test_an_ablation_of_sampling_is_no_kind_of_text() -> None:
+    """Guards the figure of kinds of text, which would show the methods of such an experiment as if they were ours."""
+    said = figure("repetition").caption(synthetic.make())
+    assert "Shared noise" not in said and "sampled, temperature 0.7" not in said.lower()
+
+
+def test_what_shared_noise_is_worth_is_said_of_each_temperature() -> None:
+    """Guards against variants that change places, and a winner that is not the data's."""
+    said = {winner: figure("draft_noise").caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear")}
+    for temperature in (0.7, 1):
+        assert f"Sampled, temperature {temperature}: gutenberg" in said["dynatree"]
+    assert "most with Shared noise" in said["dynatree"] and "most with No noise" in said["linear"]
+    found = figure("draft_noise")._found(synthetic.make())
+    assert all([row["method"] for row in rows["speedup"]] == [*experiments.NOISES][1:] for rows in found.values())
+
+
 def ratio(method: str, value: float, x: int = 0, significant: bool = False) -> Row:
     return {"method": method, "settings": "", "value": value, "low": None, "high": None, "x": x} | {
         "prompts": 4, "significant": significant,

@@ -41,6 +41,7 @@ SHOWN = {
     "length_scaling": experiments.LENGTH_METHODS,
     "prompt_length": experiments.PROMPT_METHODS,
     "tree_shape": ("dynatree_threshold", "dynatree"),
+    "draft_noise": tuple(method for method in experiments.NOISES if method != "autoregressive"),
     "ablation": tuple(method for method, _ in experiments.ABLATED if method != "autoregressive"),
 }
 SHAPES = {

@@ -12,7 +12,7 @@ LEFT = ("/.git", "/results/", "/figures/", "/published/")
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
 COMPARED = ["autoregressive", "dynatree"]
-ALSO = ["fixed_d5_b2", "optimal"]
+ALSO = ["fixed_d5_b2", "optimal", "shared_noise", "traversal"]
 SETTINGS = {
     "chains": {"linear": ["K4"]},
     "tree_shape": {"dynatree_threshold": ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.1_N16"]},
