@@ -40,6 +40,10 @@ class Decoder(Protocol):
     def shared_noise(self) -> bool:
         """Whether a sampled output is that of plain sampling by generation/sampling.py; else it is another text."""
 
+    @property
+    def audited(self) -> bool:
+        """Whether its forwards are the target's, so that its outputs can be judged by them."""
+
     def decode(
         self,
         prompt: Sequence[int],
@@ -94,6 +98,7 @@ class TargetAlone:
     """Base of a decoder that makes use of the target alone, with knobs of the class `Settings`."""
 
     Settings: ClassVar[type[Knobs]] = NoKnobs
+    audited: bool = True
 
     @classmethod
     def check(cls, knobs: Mapping[str, Any]) -> None:
@@ -117,6 +122,7 @@ class TargetAlone:
 class RoundDecoder(ABC):
     """Base of a decoder that works in rounds over several requests, of which one may be all: prefill and retirement."""
 
+    audited: ClassVar[bool] = True
     _target: LanguageModel
 
     @property
@@ -264,6 +270,11 @@ def check_batch(decoder: str, batch: int) -> None:
     able = [name for name, plugin in every.items() if hasattr(plugin, "decode_batch")]
     if batch > 1 and decoder not in able:
         raise UserError(f"batch: {batch}; {decoder} decodes one prompt at a time, batches are for {', '.join(able)}")
+
+
+def comparable(decoder: Decoder, options: GenerationOptions) -> bool:
+    """Whether its output is to be that of autoregressive decoding by the target, token for token."""
+    return decoder.audited and (decoder.shared_noise or not options.sampled)
 
 
 def decode_together(

@@ -28,6 +28,7 @@ class Decoder:
     """`generate(assistant_model=...)`. Its first commit already holds drafted tokens: it drafts before prefill."""
 
     shared_noise: ClassVar[bool] = False
+    audited: ClassVar[bool] = True
 
     @staticmethod
     def check(knobs: Mapping[str, Any]) -> None:

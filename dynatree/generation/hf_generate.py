@@ -68,9 +68,11 @@ def generate(
     clock: Clock | None,
     further: Mapping[str, Any] = MappingProxyType({}),
     assistant: Assistant | None = None,
+    as_loaded: bool = False,
 ) -> Trace:
     """`target.model.generate` with `options` and `further` keys of transformers' GenerationConfig.
 
+    It computes as `target` does; `as_loaded`: as the model does, in the type of its weights.
     The assistant's schedule adapts across calls, so its configuration is put back after each request.
     """
     target.check_prompt(prompt, options.max_new_tokens)
@@ -98,7 +100,7 @@ def generate(
             if (seed := options.torch_seed()) is not None:
                 stack.enter_context(torch.random.fork_rng([target.device] if target.device.type == "cuda" else []))
                 torch.manual_seed(seed)
-            for model in models:
+            for model in () if as_loaded else models:
                 stack.enter_context(model.generating())
             target.model.generate(
                 ids,

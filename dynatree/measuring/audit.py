@@ -60,14 +60,14 @@ def audit(
     output: list[int],
     eps: float,
     options: GenerationOptions = GREEDY,
-    shared_noise: bool = True,
+    comparable: bool = True,
 ) -> dict[str, Any]:
     """Facts of one output: flips, largest gap, first flip, negative log-likelihood a token, perplexity, repetition.
 
     `repeated` [output tokens] says which of them are repetition, `repetition` how large a share.
 
     Flips and gaps are of the processed logits, with the noise of `options`, those that the prompt was decoded by, if
-    they sample; without `shared_noise` they are None then. The perplexity is of the target's own.
+    they sample; they are None for an output that is not `comparable`. The perplexity is of the target's own logits.
 
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
     """
@@ -75,7 +75,6 @@ def audit(
     # The logits before each emitted token; the last token's own are not needed.
     scores = target.score(tokens[:-1], last=len(output)).float().cpu()
     emitted = torch.tensor(output)[:, None]
-    comparable = shared_noise or not options.sampled
     found = compare(scores, prompt, output, eps, options) if comparable else NOT_COMPARED
     again = repeated(prompt, output)
     loss = float((scores.logsumexp(1) - scores.gather(1, emitted).squeeze(1)).double().mean())
@@ -143,7 +142,7 @@ def records(
     outputs: Sequence[dict[str, Any]],
     eps: float,
     options: GenerationOptions = GREEDY,
-    shared_noise: bool = True,
+    comparable: bool = True,
 ) -> list[dict[str, Any]]:
     """The facts of each output record (runs.py), in order. Raises UserError at the first that is not exact."""
     ids = {prompt.prompt_id: prompt.ids for prompt in prompts}
@@ -153,7 +152,7 @@ def records(
         name = output["prompt_id"]
         asked = options.keyed([keys[name]])
         try:
-            facts = audit(target, ids[name], output["output_ids"], eps, asked, shared_noise)
+            facts = audit(target, ids[name], output["output_ids"], eps, asked, comparable)
             rows.append({"prompt_id": name, "repeat": output["repeat"], **facts})
         except UserError as error:
             raise UserError(f"{name}: {error}") from error

@@ -8,17 +8,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from dynatree import files
 from dynatree.data.prompts import Prompt
-from dynatree.decoding import Decoder
+from dynatree.decoding import Decoder, comparable
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import runs
 from dynatree.measuring.audit import audit
-from dynatree.measuring.audit import repeated as repetition
 from dynatree.measuring.clock import StepSampler, alone
 from dynatree.tables import bootstrap
 from dynatree.tables.comparison import AUTOREGRESSIVE
@@ -84,30 +82,23 @@ def paired(
     options: GenerationOptions,
     turn: int,
     tolerance: float,
-    others: Mapping[str, Decoder] = MappingProxyType({}),
 ) -> list[Row]:
     """One record a method, and `AGAIN`, in the order run: that of `decoders`, begun at the method number `turn`.
 
-    `others`: decoders of other weights, whose outputs are not audited. Raises UserError if one of `decoders` is not
-    exact.
+    Raises UserError if one of them is audited and not exact.
     """
-    every = {**decoders, **others}
-    names = list(every)
+    names = list(decoders)
     order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, every[name]) for name in order), (AGAIN, decoders[AUTOREGRESSIVE])]
+    asked = [*((name, decoders[name]) for name in order), (AGAIN, decoders[AUTOREGRESSIVE])]
     sampler = StepSampler(target)
     rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked]
     plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
-        decoder = every.get(row["method"], decoders[AUTOREGRESSIVE])
+        decoder = decoders.get(row["method"], decoders[AUTOREGRESSIVE])
         # Where tokens are drawn otherwise there is nothing to be identical with.
-        comparable = decoder.shared_noise or not options.sampled
-        row["identical"] = row["output_ids"] == plain if comparable else None
-        if row["method"] in others:
-            row["repetition"] = bootstrap.mean(repetition(prompt.ids, row["output_ids"]), geometric=False)
-        else:
-            audited = audit(target, prompt.ids, row["output_ids"], tolerance, options, decoder.shared_noise)
-            row |= {key: audited[key] for key in _AUDITED}
+        row["identical"] = row["output_ids"] == plain if decoder.shared_noise or not options.sampled else None
+        facts = audit(target, prompt.ids, row["output_ids"], tolerance, options, comparable(decoder, options))
+        row |= {key: facts[key] for key in _AUDITED}
     return rows
 
 

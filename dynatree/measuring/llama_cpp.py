@@ -181,6 +181,7 @@ class Decoder:
     """Decoding by an engine, with what `drafting` proposes; `reset` is called before each text."""
 
     shared_noise: ClassVar[bool] = False
+    audited: ClassVar[bool] = False
 
     def __init__(self, engine: Engine, drafting: Drafting | None = None, reset: Callable[[], None] = lambda: None):
         self._engine, self._drafting, self._reset = engine, drafting, reset

@@ -167,7 +167,7 @@ def test_the_audit_adds_the_same_noise(target: Build) -> None:
     for other in (asked.model_copy(update={"seed": 4}), asked.keyed([1]), models.wanted(24)):
         with pytest.raises(UserError, match="not exact"):
             audit(target(), [*PROMPT], output, 1e-6, other)
-    elsewhere = audit(target(), [*PROMPT], output[::-1], 1e-6, asked, shared_noise=False)
+    elsewhere = audit(target(), [*PROMPT], output[::-1], 1e-6, asked, comparable=False)
     assert elsewhere["flips"] is None and elsewhere["perplexity"] > 1
 
 

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -11,12 +11,14 @@ from openvino import opset13 as op
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config
 
-from dynatree import DynaTree
+from dynatree import DynaTree, decoding
 from dynatree.engine.backend import Feed
 from dynatree.engine.graph import codes, compiled, parts
 from dynatree.engine.graph.backend import GraphBackend
 from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
+from dynatree.generation.options import GenerationOptions
 from tests import models
 
 VOCABULARY, CONTEXT = 97, 1024
@@ -351,6 +353,25 @@ def test_every_method_decodes_as_one_token_a_forward(architecture: str, format: 
                 if method in ours:
                     together = tree.generate(prompts, max_new_tokens=40, **options)
                     assert [found.tokens for found in together] == wanted[place], method
+
+
+def test_transformers_by_torch_is_the_model_as_loaded() -> None:
+    """Guards the baseline that users have: the model's own forward, and no claim that it is the target's."""
+    loaded = model("llama")
+    found: dict[str, tuple[list[int], int]] = {}
+    for forward in ("target", "torch"):
+        target = LanguageModel(copied(loaded), None, format="int4")
+        decoder = decoding.build(target, None, "transformers", {"forward": forward})
+        options = GenerationOptions(max_new_tokens=24)
+        seen: list[None] = []
+        with target.watched(partial(seen.append, None), lambda _: None):
+            trace = decoder.decode(TEXT[:30].tolist(), options)
+        found[forward] = trace.output, len(seen)
+        assert trace.target_forwards == 23
+        assert decoding.comparable(decoder, options) == decoder.audited == (forward == "target")
+    theirs = loaded.generate(TEXT[None, :30], do_sample=False, max_new_tokens=24)[0, 30:].tolist()
+    assert found["torch"] == (theirs, 0)
+    assert found["target"][0] != theirs and found["target"][1] == 24
 
 
 def copied(model: PreTrainedModel) -> PreTrainedModel:

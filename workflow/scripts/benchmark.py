@@ -102,6 +102,7 @@ def main() -> None:
             costs = metrics.llama_cpp_costs(files.read_json(path), machine, a.costs)
             write_table(a.costs_out, metrics.table(a.costs_out.stem, costs))
         tolerance = audit.tolerance(target, next(iter(documents.values())))
+        theirs = (llama_cpp.NAME, *ways.grids) if ways else ()
         table = []
         for text, given in json.loads(a.texts).items():
             methods, wanted = json.loads(a.methods), GenerationOptions(max_new_tokens=a.output_tokens, **given)
@@ -115,27 +116,26 @@ def main() -> None:
                 found = benchmark.tuned(tuned / f"{name}.json", methods[name], grid, *tried)
                 methods[name], edges[name] = found["best"], found["at_the_edge_of"]
             decoders = {name: build(method) for name, method in methods.items()}
-            others: dict[str, llama_cpp.Decoder] = {}
             if ways:
-                others[llama_cpp.NAME] = ways.plain
+                decoders[llama_cpp.NAME] = ways.plain
                 for name, grid in ways.grids.items():
                     print(f"benchmark: {text}, tuning {name}", file=sys.stderr)
                     path, built = tuned / f"{name}.json", partial(ways.build, name)
                     found = benchmark.tuned(path, {}, grid, target, built, *tried[2:])
                     methods[name], edges[name] = found["best"], found["at_the_edge_of"]
-                    others[name] = built(found["best"])
+                    decoders[name] = built(found["best"])
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
                 path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([keys[place]])
                 if not path.is_file():
                     with alone():
                         if not warm:
-                            for decoder in (*decoders.values(), *others.values()):
+                            for decoder in decoders.values():
                                 runs.warm_up(decoder, [prompt.ids], keyed)
                             warm = True
                         # Every data set begins with every method.
                         turn = place // len(documents)
-                        measured = benchmark.paired(target, decoders, prompt, keyed, turn, tolerance, others)
+                        measured = benchmark.paired(target, decoders, prompt, keyed, turn, tolerance)
                     files.write_json(path, measured)
                 rows += files.read_json(path)
                 print(f"benchmark: {text}, {place + 1} of {len(evaluated)} prompts", file=sys.stderr)
@@ -150,12 +150,11 @@ def main() -> None:
                         measured = benchmark.repeated(target, decoders, method, prompt, keyed, a.repeats)
                         files.write_json(path, measured)
                 again[method] = files.read_json(path)
-            for row in comparison.summary(text, rows, again, tuple(others) or comparison.BASELINES):
+            for row in comparison.summary(text, rows, again, theirs or comparison.BASELINES):
                 knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
                 row |= {"settings": settings.write(knobs), "edges": edges.get(row["method"])}
                 table.append(row)
         if ways:
-            theirs = [llama_cpp.NAME, *ways.grids]
             best = comparison.fastest(table, theirs)
             ours = {"dtype": a.dtype, "weight_bytes": sum(target.weights().values())}
             its = {"dtype": None, "weight_bytes": gguf.stat().st_size}

@@ -8,6 +8,7 @@ from dynatree import files
 from dynatree.commands import options
 from dynatree.data.prompts import read_prompts
 from dynatree.data.splits import read_tokens
+from dynatree.decoding import comparable
 from dynatree.engine.machine import describe_machine, set_threads
 from dynatree.errors import UserError, readable, reported
 from dynatree.generation.options import GenerationOptions
@@ -41,9 +42,8 @@ def main() -> None:
         outputs, timings = runs.generate(target, decoder, prompts, wanted, a.repeats, a.batch)
         # Behind the last timing, and not beside another job's.
         with alone():
-            audited = audit.records(
-                target, prompts, outputs, audit.tolerance(target, read_tokens(a.tokens)), wanted, decoder.shared_noise
-            )
+            tolerance = audit.tolerance(target, read_tokens(a.tokens))
+            audited = audit.records(target, prompts, outputs, tolerance, wanted, comparable(decoder, wanted))
         machine = describe_machine(a.dtype, a.device)
         files.write_json(a.out / files.TIMINGS, {"machine": machine, "options": given, "timings": timings})
         files.write_jsonl(a.out / files.AUDIT, audited)
