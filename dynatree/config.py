@@ -22,10 +22,8 @@ def checked(key: str, build: Callable[[Any], Any], values: Any) -> Any:
     """`build(values)`. Raises UserError, beginning with `key`, where pydantic or a plug-in refuses them."""
     try:
         return build(values)
-    except (ValidationError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise UserError(f"{key}: {explain(error)}") from error
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
 
 
 def explain(error: Exception) -> str:
