@@ -384,6 +384,10 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     assert rows[1]["text"] == f"7{rounds.TOKEN_SEPARATOR}4"
     assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)
     assert metrics.table("phases", rows).schema == TABLES["phases"]
+    # And the trees of the same rounds, under the same key.
+    nodes = rounds.pass_nodes(tmp_path, [folder], lambda ids: str(ids[0]))
+    assert {row["round"] for row in nodes} == {0} and {row["experiment"] for row in nodes} == {"timeline"}
+    assert set(nodes[0]) == set(TABLES["nodes"].names)
 
 
 def test_the_drafters_report_becomes_rows(tmp_path: Path) -> None:

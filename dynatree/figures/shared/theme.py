@@ -27,7 +27,7 @@ COLOURS = {
     "hybrid_chain": "#332288",
     "fixed_tree": "#009e73",
     "fixed_d5_b2": "#009e73",
-    "optimal": "#44aa99",
+    "optimal": "#882255",
     "confidence": "#999933",
     "llama_cpp": "#661100",
     "llama_cpp_lookup": "#ddcc77",
@@ -36,7 +36,9 @@ COLOURS = {
     "dynatree": "#d55e00",
     **FORMATS,
 }
-SPARE = ("#882255", "#aa4499")
+SPARE = ("#44aa99", "#aa4499")
+# What a round consists of, in colours that no method has.
+PHASES = {"verify": "#3d4a5c", "draft": "#a3b1c2", "select": "#8c6d31", "cache": "#8c6d31"}
 NAMES = {
     "autoregressive": "Autoregressive",
     "autoregressive_again": "Autoregressive again",
