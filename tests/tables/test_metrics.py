@@ -429,9 +429,9 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
     wide = {**curve, "seconds": [[0.05, 0.06]]}
     files.write_json(
         tmp_path / "costs.json",
-        {"verify": curve, "draft": None},
+        {"verify": curve, "draft": None, "machine": {"dtype": "int4"}},
     )
-    together = {"batches": [{"rows": 8, "verify": wide, "draft": curve}]}
+    together = {"batches": [{"rows": 8, "verify": wide, "draft": curve}], "machine": {"dtype": "int4"}}
     files.write_json(tmp_path / "batches.json", together)
     rows = [row for name in ("costs.json", "batches.json") for row in metrics.costs(tmp_path / name)]
     assert [(r["part"], r["batch"], r["tokens"], r["ms"]) for r in rows] == [
@@ -442,7 +442,7 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
         ("draft", 8, 1, 10.0),
         ("draft", 8, 2, 20.0),
     ]
-    assert metrics.table("costs", rows).num_rows == 6
+    assert metrics.table("costs", rows).num_rows == 6 and {row["dtype"] for row in rows} == {"int4"}
 
 
 def test_costs_of_another_engine_stand_beside_those_of_each_format(tmp_path: Path) -> None:
