@@ -10,7 +10,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 from dynatree.tables.rounds import REPEATED_NGRAM, TOKEN_SEPARATOR
 
 TABLES: tuple[str, ...] = ("phases", "nodes")
@@ -95,7 +95,8 @@ def _stack(each: Round) -> list[queries.Row]:
 
 
 def _lane(lane: Lane, longest: float, last: bool) -> theme.Layers:
-    tone, cells = theme.colour(lane.method), []
+    tone = theme.colour(lane.method)
+    cells: list[queries.Row] = []
     looks = {
         "own": {"fill": "white", "stroke": tone, "ink": theme.INK},
         "accepted": {"fill": tone, "stroke": "white", "ink": "white"},
@@ -248,5 +249,5 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         told = [f"{theme.display(lane.method)} {lane.tokens}" for lane in ranked]
         said = f"{theme.display(first.method)} makes {grammar.plural(first.tokens, 'token')}"
         clauses.append(f"{window.name}: while {said}, {grammar.joined(told)}" if told else f"{window.name}: {said}")
-    parts = [f"{'; '.join(clauses)}.", "A column is a round, read downwards; faint tokens were verified and rejected."]
-    return " ".join([*parts, f"One recorded pass each over prompt {prompt}."])
+    parts = [f"{'. '.join(clauses)}.", "A column is a round, read downwards; faint tokens were verified and rejected."]
+    return captions.short([*parts, f"One recorded pass each over prompt {prompt}."])

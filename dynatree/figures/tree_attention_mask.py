@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Method"
@@ -40,8 +40,11 @@ def drawing(trees: Sequence[tuple[list[queries.Row], str]], tone: str) -> alt.To
 
 
 def _recorded(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
-    """The most instructive round of the headline: readable, and with an accepted node that is no first choice on a path
-    of two or more; of later methods in drawing order, ours, before others'; then the most of such nodes, the longest path, the largest tree."""
+    """The most instructive round of the headline.
+
+    Readable, and with an accepted node that is no first choice on a path of two or more; of later methods in drawing
+    order, ours, before others'; then the most of such nodes, the longest path, the largest tree.
+    """
     rounds: dict[tuple[str, ...], list[queries.Row]] = {}
     for row in queries.rows(tables, "nodes", experiment="headline"):
         name = tuple(str(row[k]) for k in ("method", "settings", "dataset", "prompt_id", "repeat"))
@@ -196,9 +199,8 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     first = tree[0]
     head, *rest = _accepted(tree)
     place = f"round {first['round']} of {theme.display(first['method'])} on {first['prompt_id']}"
-    return " ".join(
-        [f"{head[:1].upper()}{head[1:-1]} ({place}).", *rest, "A row sees the prefix, itself, its ancestors."]
-    )
+    parts = [f"{head[:1].upper()}{head[1:-1]} ({place}).", *rest, "A row sees the prefix, itself and its ancestors."]
+    return captions.short(parts)
 
 
 def _accepted(tree: list[queries.Row]) -> list[str]:

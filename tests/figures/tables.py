@@ -71,7 +71,9 @@ def make(
         for part, first in (("verify", 38.0), ("draft", 4.0)):
             for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
-                rows["costs"].append({"part": part, "batch": 1, "context": context, "tokens": tokens, "ms": ms})
+                for dtype, factor in (("float32", 1.0), ("int4", 0.4)):
+                    row = {"part": part, "dtype": dtype, "batch": 1, "context": context, "tokens": tokens}
+                    rows["costs"].append({**row, "ms": factor * ms})
     _kinds(rows["summary"], chance, winner, prompts, intervals)
     rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
@@ -86,9 +88,13 @@ def make(
     for dataset in datasets[:swept]:
         rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
         rows["summary"] += study.precision(chance, dataset, winner, prompts, intervals, few)
-    rows["parts"] = study.parts(random.Random(seed), rows["runs"], winner)
+    plain = [row for row in rows["runs"] if row["method"] == "autoregressive"]
+    elsewhere = [row | {"experiment": kind, "dataset": "wikipedia"} for kind in KINDS for row in plain]
+    rows["parts"] = study.parts(random.Random(seed), [*rows["runs"], *elsewhere], winner)
     rows["runs"] += study.chains(rows["runs"], few)
     rows["perplexity"] = study.perplexity(rows["runs"], chance, winner)
+    sweeps = [row for row in rows["summary"] if row["experiment"] in ("batch_size", "precision")]
+    rows["runs"] += study.single_runs(sweeps, random.Random(seed))
     rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
@@ -134,6 +140,7 @@ def _headline(
             rows["runs"].append(
                 _key(method, dataset, prompt)
                 | {"prompt_tokens": 128, "batch": 1, "tpot_ms": 45.0 / speed, "document_id": f"{dataset}:{prompt}"}
+                | {"dtype": "float32"}
                 | {"pace": 1.0, "autoregressive_step_ms": chance.uniform(44, 46), "autoregressive_step_spread": 0.02}
                 | {"speedup": speed * chance.uniform(0.95, 1.05) if method != "autoregressive" else 1.0}
                 | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
@@ -177,6 +184,7 @@ def _summary(
         "dataset": dataset,
         "prompt_tokens": 128,
         "batch": 1,
+        "dtype": "float32",
         "kind": KINDS.get(experiment, "greedy"),
         "metric": metric,
         "prompts": prompts,

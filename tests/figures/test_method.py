@@ -1,4 +1,4 @@
-"""What the figures of the method pick from the records and show of them: the timeline's windows, the tree of a round."""
+"""What the figures of the method pick from the records: the timeline's windows, the tree of a round."""
 
 from typing import Any
 
