@@ -30,7 +30,7 @@ SIGNIFICANCE = [
     ),
     Entry("inconclusive: could be chance", "white", theme.QUIET, "circle", marks.COMPARED),
 ]
-PLAIN = Entry("compared with nothing", theme.QUIET, theme.QUIET, "circle", marks.PLAIN)
+PLAIN = Entry("no comparison", theme.QUIET, theme.QUIET, "circle", marks.PLAIN)
 SINGLE = Entry("one prompt", theme.QUIET, theme.QUIET, "circle", marks.SINGLE / 2)
 
 
