@@ -32,7 +32,13 @@ class Round(NamedTuple):
     bars: list[queries.Row]
     texts: list[str]
     accepted: int
-    rejected: list[str]
+    nodes: list[queries.Row]
+
+    @property
+    def rejected(self) -> list[str]:
+        """Texts of the nodes that were verified and not accepted, the likeliest first."""
+        lost = [row for row in self.nodes if not row["accepted"]]
+        return [row["text"] for row in sorted(lost, key=lambda row: (-row["path_log_probability"], row["node"]))]
 
 
 class Lane(NamedTuple):
@@ -146,10 +152,11 @@ def _said(lane: Lane) -> str:
     return text + (", then the record ends" if lane.ended else "")
 
 
-def _windows(tables: Mapping[str, pa.Table]) -> tuple[str, list[Window]]:
-    """The prompt, and its windows: from the first token on, and from where the first method's output is in a loop.
+def passes(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, list[Round]]]:
+    """A prompt, and the rounds of each method's instrumented pass over it, in drawing order.
 
-    The prompt is the first, in name order, among those with the most of the shown methods.
+    The prompt is the first, in name order, among those with the most of the shown methods. Raises UserError if there is
+    no phase, or nothing tells what a method had verified.
     """
     rows = queries.rows(tables, "phases")
     shown = [row for row in rows if row["method"] in SHOWN] or rows
@@ -157,16 +164,21 @@ def _windows(tables: Mapping[str, pa.Table]) -> tuple[str, list[Window]]:
     for row in shown:
         methods.setdefault(row["prompt_id"], set()).add(row["method"])
     prompt = min(methods, key=lambda name: (-len(methods[name]), name))
-    passes = {
+    return prompt, {
         method: _rounds([r for r in shown if (r["prompt_id"], r["method"]) == (prompt, method)], tables)
         for method in theme.ordered(methods[prompt])
     }
-    first = next(iter(passes.values()))
+
+
+def _windows(tables: Mapping[str, pa.Table]) -> tuple[str, list[Window]]:
+    """The prompt, and its windows: from the first token on, and from where the first method's output is in a loop."""
+    prompt, found = passes(tables)
+    first = next(iter(found.values()))
     looping = _loop([text for each in first for text in each.texts])
     fresh = "New text" if looping is None or looping >= LIMIT else "From the first token on"
-    windows = [_window(fresh, passes, 0)]
+    windows = [_window(fresh, found, 0)]
     if looping is not None and first[-1].first >= looping:
-        windows.append(_window(f"In a loop, from token {first[0].first + looping + 1} on", passes, looping))
+        windows.append(_window(f"In a loop, from token {first[0].first + looping + 1} on", found, looping))
     return prompt, windows
 
 
@@ -181,10 +193,10 @@ def _loop(texts: Sequence[str]) -> int | None:
     return None
 
 
-def _window(name: str, passes: Mapping[str, list[Round]], place: int) -> Window:
+def _window(name: str, found: Mapping[str, list[Round]], place: int) -> Window:
     """From the first whole round of each method that begins at that place of the output or behind it."""
     parts = {}
-    for method, every in passes.items():
+    for method, every in found.items():
         # A round may reach beyond the place: its method then begins a little later in the text.
         parts[method] = [each for each in every if each.first - every[0].first >= place] or every[-1:]
     whole = next(iter(parts.values()))[:LIMIT]
@@ -217,22 +229,20 @@ def _rounds(rows: Sequence[queries.Row], tables: Mapping[str, pa.Table]) -> list
     nodes = [row for row in tables["nodes"].to_pylist() if all(row[name] == value for name, value in key.items())]
     if not nodes and head["method"] not in queries.UNDRAFTED:
         raise UserError(f"timeline: no verified nodes of {head['method']} on {head['prompt_id']}; aggregate again")
-    lost: dict[int, list[queries.Row]] = {}
+    trees: dict[int, list[queries.Row]] = {}
     for row in nodes:
-        if not row["accepted"]:
-            lost.setdefault(row["round"], []).append(row)
+        trees.setdefault(row["round"], []).append(row)
     result, made = [], sum({row["round"]: row["emitted"] for row in rows if row["round"] < 0}.values())
     for number in sorted({row["round"] for row in rows if row["round"] >= 0}):
         phases = [row for row in rows if row["round"] == number]
         texts = (phases[0]["text"] or "").split(TOKEN_SEPARATOR)[: phases[0]["emitted"]]
-        rejected = sorted(lost.get(number, []), key=lambda row: (-row["path_log_probability"], row["node"]))
         bars = [
             {"x": row["start_ms"], "x2": row["end_ms"], "y": 0, "y2": BAR, "fill": theme.PHASES[row["phase"]]}
             for row in phases
         ]
         start, end = min(row["start_ms"] for row in phases), max(row["end_ms"] for row in phases)
         accepted = min(phases[0]["accepted"], len(texts))
-        result.append(Round(made, start, end, bars, texts, accepted, [row["text"] for row in rejected]))
+        result.append(Round(made, start, end, bars, texts, accepted, trees.get(number, [])))
         made += len(texts)
     if not result:
         raise UserError(f"timeline: no round of {head['method']} after its prefill")

@@ -42,9 +42,12 @@ def test_a_round_shows_what_was_rejected() -> None:
         timeline.draw(tables | {"nodes": pa.Table.from_pylist(without, schema=TABLES["nodes"])})
 
 
+LOST = {"accepted": False, "text": "x", "path_log_probability": -1.0, "node": 1}
+
+
 def test_a_stack_counts_what_does_not_fit() -> None:
     """Guards against tokens that fall out of a tall stack unsaid."""
-    each = timeline.Round(0, 0.0, 1.0, [], [str(place) for place in range(49)], 48, ["x"] * 9)
+    each = timeline.Round(0, 0.0, 1.0, [], [str(place) for place in range(49)], 48, [LOST] * 9)
     words = [cell["text"] for cell in timeline._stack(each)]
     assert words == ["48", "+43", "4", "3", "2", "1", "0", "+7", "x", "x"]
 
