@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all models install report test check quick fast drills clean prune touch publish benchmark llama_cpp dvc.yaml rooms
+.PHONY: all models install report gallery test check quick fast drills clean prune touch publish benchmark llama_cpp dvc.yaml rooms
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -29,6 +29,10 @@ models: $(STAMP)
 # benchmark's, too, where it was run.
 report: all
 	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/llama_cpp.parquet)))
+
+# The figures that are drawn, by section with their captions: figures.html, which works offline.
+gallery: $(STAMP)
+	$(BIN)/python workflow/scripts/gallery.py --figures figures --out figures.html
 
 # In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from dynatree.measuring import loading
 from dynatree.policies import PolicySettings
 from dynatree.study import params
 from dynatree.tables.schema import APART
+from tests.figures import tables as synthetic
 from tests.models import wanted
 from tests.workflow.world import ROOT
 
@@ -186,6 +188,10 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
     if arguments[0] == "distil":
         given = [part for change in TINY["distil"].split() for part in ("--set", change)]
         arguments += [*given, "--threads", "1", "--work", str(world / "work")]
+    elif arguments[0] == "replay":
+        for name, table in synthetic.make().items():
+            Path("results").mkdir(exist_ok=True)
+            parquet.write_table(table, f"results/{name}.parquet")
     elif arguments[0] not in ("report", "estimate"):
         arguments += ["--threads", "1"]
     if "--calibration" in arguments and not Path("my-costs").is_dir():

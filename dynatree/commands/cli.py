@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from dynatree import files
-from dynatree.commands import calibrate, chat, distil, drafter_report, estimate, generate, tree
+from dynatree.commands import calibrate, chat, distil, drafter_report, estimate, generate, replay, tree
 from dynatree.errors import UserError, reported
 from dynatree.study import params
 from dynatree.tables import schema
 from dynatree.version import __version__
 
-COMMANDS = (generate, chat, tree, calibrate, distil, drafter_report, estimate)
+COMMANDS = (generate, chat, tree, replay, calibrate, distil, drafter_report, estimate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, marks, queries, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Settings"
@@ -40,15 +40,17 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A panel per block and data set, a row per variant. Raises UserError where no full method was run."""
     blocks = _blocks(tables)
     every = [row for block in blocks for row in block.rows]
-    ends = [value for row in every for value in (row["value"], row["low"], row["high"]) if value is not None]
+    singles = marks.singles(every, tables)
+    ends = [row[name] for row in [*every, *singles] for name in ("value", "low", "high") if row[name] is not None]
     low, high = min(*ends, 1.0), max(*ends, 1.0)
     margin = (high - low) * 0.06 or 0.1
     scale = alt.Scale(domain=[low - margin, high + margin], nice=False, zero=False)
-    charts = [_panel(block, scale, block is blocks[-1]) for block in blocks]
-    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, WIDTH + 80), *charts))
+    charts = [_panel(block, marks.singles(block.rows, tables), scale, block is blocks[-1]) for block in blocks]
+    key = legends.boxes(legends.significance(every, singles), WIDTH + 220)
+    return theme.finish(alt.vconcat(key, *charts))
 
 
-def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
+def _panel(block: Block, singles: list[queries.Row], scale: alt.Scale, last: bool) -> theme.Layers:
     tone = theme.colour(block.full["method"])
     shown = []
     for row in block.rows:
@@ -57,8 +59,7 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
             "change": "" if row is block.full else "same rounds" if row["alike"] else captions.percent(row["ratio"])
         }
         changed |= {"ink": theme.INK if row["differs"] else theme.QUIET}
-        fill = {"tone": own, "fill": own if row["significant"] else "white"}
-        shown.append(row | changed | fill | {"words": f"{grammar.number(row['value'])}×"})
+        shown.append(marks.dot(row, own) | changed | {"words": f"{grammar.number(row['value'])}×"})
     names = [row["label"] for row in shown]
     x = alt.X("value:Q", scale=scale, axis=alt.Axis(title="speedup (×)" if last else None, tickCount=5))
     y = alt.Y(
@@ -76,9 +77,10 @@ def _panel(block: Block, scale: alt.Scale, last: bool) -> theme.Layers:
         rule = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(rule.encode(x=x, x2="high:Q", y=y, color=alt.Color("tone:N", scale=None)))
     base = alt.Chart(queries.data(shown)).encode(y=y)
-    dots = base.mark_point(size=70, strokeWidth=2, opacity=1)
-    stroke, filled = alt.Stroke("tone:N", scale=None), alt.Fill("fill:N", scale=None)
-    layers.append(dots.encode(x=x, stroke=stroke, fill=filled))
+    layers.append(marks.dots(shown, x=x, y=y))
+    if singles:
+        tones = {row["label"]: row["tone"] for row in shown}
+        layers.append(marks.small([row | {"tone": tones[row["label"]]} for row in singles], x=x, y=y))
     words = base.mark_text(align="left", color=theme.INK)
     layers.append(words.encode(x=alt.value(VALUES), text="words:N"))
     changes = base.mark_text(align="left").encode(color=alt.Color("ink:N", scale=None), text="change:N")
@@ -147,28 +149,30 @@ def _changed(name: str, value: str) -> str:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per block: the full method's speedup, what each variant changes and whether that is significant."""
-    parts = [
-        "Speedup over autoregressive decoding (dashed) of the full method and of its variants, on the same prompts."
-    ]
+    """Per block: the full method's speedup, its slowest variant, the fastest of all, and what did the same."""
     blocks = _blocks(tables)
-    for block in blocks:
-        full = block.full
-        text = f"{block.title}: {full['label']} reaches {grammar.interval(full, '×')} ({captions.verdict(full)})"
-        parts.append(f"{text}.")
-        changes = [row for row in block.rows if row is not full]
+    lists = []
+    for block in blocks[::-1]:
+        full, changes = block.full, [row for row in block.rows if row is not block.full]
+        text = f"On {full['dataset']} {full['label']} reaches {grammar.interval(full, '×')} ({captions.verdict(full)})"
+        told = [row for row in changes if not row["alike"]]
+        if told:
+            worst = min(told, key=lambda row: row["ratio"])
+            text += f"; slowest variant: {worst['label']}{_note(worst)}, {captions.change(worst)}"
+        sentences = [f"{text}."]
         if changes:
             # What does the same as the full method is no variant: its difference is what chance does to a ratio.
-            best = max((row for row in block.rows if row is full or not row["alike"]), key=lambda row: row["value"])
-            parts.append(f"Against it: {'; '.join(_difference(row) for row in changes)}.")
-            parts.append(f"Fastest is {best['label'] if best['value'] > 1 else 'autoregressive decoding'}.")
-    intervals = captions.intervals([row for block in blocks for row in block.rows]).capitalize()
-    parts.append(f"{intervals}; differences are geometric means of ratios prompt by prompt, dark where significant.")
-    return " ".join(parts)
+            best = max((full, *told), key=lambda row: row["value"])
+            name = best["label"] if best["value"] > 1 else "autoregressive decoding"
+            sentences.append(f"Fastest of {full['label']} and its variants: {name}.")
+        sentences += [
+            f"{row['label']} takes the very same rounds, so its {captions.percent(row['ratio'])} is chance."
+            for row in changes
+            if row["alike"]
+        ]
+        lists.append(sentences)
+    return captions.short(captions.in_turn(lists))
 
 
-def _difference(row: queries.Row) -> str:
-    if row["alike"]:
-        return f"{row['label']} takes the very same rounds, so its {captions.percent(row['ratio'])} is chance"
-    note = f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""
-    return f"{row['label']}{note} {captions.change(row)}"
+def _note(row: queries.Row) -> str:
+    return f" ({NOTES[row['method']]})" if row["method"] in NOTES else ""

@@ -1,6 +1,5 @@
 """What each speculative method drafts, verifies and accepts: one panel a metric. Knows runs, not rounds."""
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -151,26 +150,21 @@ def _mean(prompts: dict[str, list[float]], document: dict[str, str]) -> Mean:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per data set, who leads on each metric and how far the next one is."""
-    runs = _runs(tables)
-    means = _means(runs)
+    """Per place who emits the most tokens per round, then who leads on the other metrics."""
+    means = _means(_runs(tables))
     names = queries.labels((method, settings) for method, settings, _ in means["tokens_per_iteration"])
-    parts = ["What the speculative methods draft and what the target accepts."]
-    for dataset in sorted({dataset for values in means.values() for _, _, dataset in values}):
-        clauses = []
+    lists = []
+    for place in sorted({place for values in means.values() for _, _, place in values}):
+        sentences = []
         for metric, (_, unit, phrase, better, factor) in METRICS.items():
-            here = {key[:2]: mean.value * factor for key, mean in means[metric].items() if key[2] == dataset}
+            here = {key[:2]: mean.value * factor for key, mean in means[metric].items() if key[2] == place}
             if not here:
                 continue
             ranked = sorted(here, key=lambda key: (-better * here[key], names[key]))
-            best = ranked[0]
-            clause = f"{names[best]} {phrase} ({grammar.number(here[best])} {unit}"
+            sentence = f"On {place}, {names[ranked[0]]} {phrase} ({grammar.number(here[ranked[0]])}"
+            sentence += f" {unit}" if unit.startswith("%") else ""
             if len(ranked) > 1:
-                clause += f"; next {names[ranked[1]]}, {grammar.number(here[ranked[1]])}"
-            clauses.append(clause + ")")
-        parts.append(f"On {dataset}, {grammar.joined(clauses)}.")
-    counts = Counter(dataset for dataset, _ in {(run["dataset"], run["prompt_id"]) for run in runs})
-    over = grammar.joined([f"{grammar.plural(counts[name], 'prompt')} of {name}" for name in sorted(counts)])
-    found = [{"low": mean.ends and mean.ends[0]} for values in means.values() for mean in values.values()]
-    means_over = f"Means over {over}; {captions.intervals(found)}; tokens per round include the target's own."
-    return " ".join([*parts, means_over])
+                sentence += f"; next {names[ranked[1]]}, {grammar.number(here[ranked[1]])}"
+            sentences.append(f"{sentence}).")
+        lists.append(sentences)
+    return captions.short(captions.in_turn(lists))

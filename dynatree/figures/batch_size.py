@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, marks, panels, queries, theme
 
-TABLES: tuple[str, ...] = ("summary",)
+TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
 
 EXPERIMENT = "batch_size"
@@ -19,7 +19,7 @@ METRICS = {
     "speedup": "speedup at that size (×)",
     "peak_mib": "MiB in use at the peak",
 }
-SIZE = (230, 180)
+SIZE = (140, 180)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -32,17 +32,19 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         scale=alt.Scale(type="log", base=2, domain=[sizes[0] / 1.15, sizes[-1] * 1.15], nice=False),
         axis=alt.Axis(title="requests decoded together", values=sizes, format=","),
     )
-    lines = []
+    lines: list[alt.HConcatChart] = []
+    singles: list[queries.Row] = []
     for title, here in queries.places(every):
         both = []
         for metric, rows in found.items():
             shown = [row for row in here if row["metric"] == metric]
             if shown:
                 speedup = metric == "speedup"
-                axis = axes.values(METRICS[metric], rows, one=speedup)
-                both.append(panels.lines(shown, x, axis, SIZE, one=speedup))
+                axis = axes.values(METRICS[metric], [*rows, *marks.singles(rows, tables)], one=speedup)
+                singles += (own := marks.singles(shown, tables))
+                both.append(panels.lines(shown, x, axis, SIZE, one=speedup, singles=own))
         lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *lines))
+    return theme.finish(alt.vconcat(legends.boxes(legends.significance(every, singles), 3 * SIZE[0]), *lines))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
@@ -52,32 +54,25 @@ def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at the smallest and the largest batch, and at which batch each method's gain ends."""
+    """At which batch each method's gain ends, who is fastest of all, and what memory that takes."""
     found = _found(tables)
-    parts = [
-        "Requests decoded together: tokens/s of the whole batch, speedup over autoregressive decoding of the same "
-        "batches, and the process's peak memory."
-    ]
     rows = [row for rows in found.values() for row in rows]
+    lists = []
     for title, here in queries.places(rows):
-        parts.append(f"On {title} ({captions.prompts(here)}, at every size):")
         ratios = [row for row in here if row["metric"] == "speedup"]
-        for label in dict.fromkeys(row["label"] for row in ratios):
-            parts.append(_gain(label, [row for row in ratios if row["label"] == label]))
-        parts.append(_most([row for row in here if row["metric"] == "throughput"]))
-        parts.append(_memory([row for row in here if row["metric"] == "peak_mib"]))
-    means = "Geometric means over prompts (of memory arithmetic), throughput at the machine's usual pace"
-    over = "documents, or over batches, which are measured as one"
-    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows, over, 'documents or batches')}."])
+        own = [[row for row in ratios if row["label"] == label] for label in dict.fromkeys(r["label"] for r in ratios)]
+        gains = [_gain(title, line) for line in sorted(own, key=lambda line: -line[0]["value"])]
+        lists.append([*gains, _most([row for row in here if row["metric"] == "throughput"]), _memory(here)])
+    return captions.short(captions.in_turn(lists))
 
 
-def _gain(label: str, rows: list[queries.Row]) -> str:
-    """One method's speedup at the ends, and the first size from which on it is no faster."""
-    first, last = rows[0], rows[-1]
-    text = f"{label} reaches {grammar.interval(first, '×')} at {first['x']} ({captions.verdict(first)})"
+def _gain(title: str, rows: list[queries.Row]) -> str:
+    """One method's speedup at the smallest size, and the first size from which on it is no faster."""
+    first = rows[0]
+    text = f"On {title}, {first['label']} reaches {grammar.interval(first, '×')} at {first['x']}"
+    text += f" ({captions.verdict(first)})"
     if len(rows) == 1:
         return text + "."
-    text += f" and {grammar.interval(last, '×')} at {last['x']} ({captions.verdict(last)})"
     gaining = [row["x"] for row in rows if row["value"] > 1]
     after = [row["x"] for row in rows if row["x"] > max(gaining, default=0)]
     if not gaining:
@@ -94,10 +89,6 @@ def _most(rows: list[queries.Row]) -> str:
 
 
 def _memory(rows: list[queries.Row]) -> str:
-    """What each method needs at the smallest and the largest batch; empty where it is not known."""
-    clauses = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        ends = [grammar.number(own[place]["value"]) for place in dict.fromkeys((0, len(own) - 1))]
-        clauses.append(f"{label} {' to '.join(ends)} MiB")
-    return f"Memory at the peak: {grammar.joined(clauses)}." if clauses else ""
+    """The largest peak; empty where it is not known."""
+    most = max((row for row in rows if row["metric"] == "peak_mib"), key=lambda row: row["value"], default=None)
+    return f"At most {grammar.number(most['value'])} MiB ({most['label']} at {most['x']})." if most else ""

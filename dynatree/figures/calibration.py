@@ -7,12 +7,13 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import queries, theme
+from dynatree.figures.shared import captions, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Costs"
 
-SIZE, BINS, FEWEST = 230, 10, 10
+SIZE, COLUMNS = 220, 2
+BINS, FEWEST = 10, 10
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -33,7 +34,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         size = alt.Size("count:Q", scale=alt.Scale(type="sqrt", domain=[0, most], range=[12, 400]), legend=None)
         dots = base.mark_circle(color=theme.colour(method), opacity=0.8).encode(size=size)
         charts.append(ends + dots)
-    return theme.finish(alt.concat(*charts, columns=3, spacing=22))
+    return theme.finish(alt.concat(*charts, columns=COLUMNS, spacing=22))
 
 
 def _bins(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
@@ -69,18 +70,12 @@ def _error(rows: list[queries.Row]) -> float:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """The expected calibration error of each method, and whether it is overconfident."""
+    """The expected calibration error of each method, the smallest first, and whether it is overconfident."""
     parts = []
-    for method, rows in _bins(tables).items():
+    for method, rows in sorted(_bins(tables).items(), key=lambda found: _error(found[1])):
         total = sum(row["count"] for row in rows)
         bias = sum(row["count"] * (row["stated"] - row["observed"]) for row in rows) / total
         way = "is overconfident" if bias > 0.02 else "is underconfident" if bias < -0.02 else "is calibrated on average"
-        parts.append(
-            f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}, {_count(rows)} nodes)."
-        )
-    return " ".join(
-        [
-            "How often a node whose parent was accepted is the target's token, by the probability the tree stated.",
-            *parts,
-        ]
-    )
+        parts.append(f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}).")
+    parts.append("A dot: how often drafted tokens after an accepted one were right, by the probability stated.")
+    return captions.short(parts)

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import captions, grammar, legends, queries, theme
-from dynatree.tables import bootstrap
+from dynatree.figures.shared import captions, grammar, legends, marks, queries, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
@@ -22,10 +21,11 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     names = queries.labels((row["method"], row["settings"]) for row in every)
     datasets = sorted({row["dataset"] for row in every})
     perplexity = {row["dataset"]: row["perplexity"] for row in queries.rows(tables, "perplexity")}
+    singles = marks.singles([row for row in found["speedup"] if row["method"] != queries.AUTOREGRESSIVE], tables)
     drawn = []
     for dataset in datasets:
         both = [
-            _panel([r for r in rows if r["dataset"] == dataset], rows, metric, names, dataset == datasets[-1])
+            _panel([r for r in rows if r["dataset"] == dataset], rows, singles, metric, names, dataset == datasets[-1])
             for metric, rows in found.items()
         ]
         here = [row for row in every if row["dataset"] == dataset]
@@ -33,36 +33,44 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         if dataset in perplexity:
             title += f", perplexity of its text {grammar.number(perplexity[dataset])}"
         drawn.append(alt.hconcat(*both, title=title, spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * WIDTH), *drawn))
+    return theme.finish(alt.vconcat(legends.boxes(legends.significance(found["speedup"], singles), 2 * WIDTH), *drawn))
 
 
-def _label_start(row: queries.Row) -> float:
-    """Right of the interval, and of the rule at 1 where the label would cross it."""
+def _label_start(row: queries.Row, singles: list[queries.Row]) -> float:
+    """Right of the interval, of single prompts, and of the rule at 1 where the label would cross it."""
     end: float = row["value"] if row["high"] is None else row["high"]
-    return max(end, 1.0) if row["metric"] == "speedup" else end
+    if row["metric"] != "speedup":
+        return end
+    own = [one["value"] for one in singles if (one["method"], one["settings"]) == (row["method"], row["settings"])]
+    return max(end, 1.0, *own)
 
 
 def _panel(
     here: list[queries.Row],
     everywhere: list[queries.Row],
+    singles: list[queries.Row],
     metric: str,
     names: dict[tuple[str, str], str],
     last: bool,
 ) -> theme.Layers:
+    dataset = here[0]["dataset"]
+    own = [row | {"label": names[row["method"], row["settings"]]} for row in singles if row["dataset"] == dataset]
     shown = [
-        row
+        marks.dot(
+            row | {"significant": None if row["method"] == queries.AUTOREGRESSIVE else row["significant"]},
+            theme.colour(row["method"]),
+        )
         | {
             "label": names[row["method"], row["settings"]],
-            "end": _label_start(row),
+            "end": _label_start(row, own),
             "words": grammar.number(row["value"]),
-            "fill": theme.colour(row["method"])
-            if row["significant"] or row["method"] == queries.AUTOREGRESSIVE
-            else "white",
         }
         for row in here
         if row["value"] is not None
     ]
     highest = max(max(row["value"], row["high"] or 0.0) for row in everywhere if row["value"] is not None)
+    if metric == "speedup":
+        highest = max([highest, *(row["value"] for row in singles)])
     scale = alt.Scale(domain=[0, highest * 1.2], nice=False)
     axis = alt.Axis(title=METRICS[metric] if last else None, tickCount=5)
     y = alt.Y(
@@ -82,10 +90,8 @@ def _panel(
     if metric == "throughput":
         return alt.layer(base.mark_bar(height=14).encode(x=x, color=colour), interval, words)
     one = alt.Chart(queries.data([{"x": 1}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x="x:Q")
-    dots = base.mark_point(size=70, strokeWidth=2, opacity=1).encode(
-        x=x, stroke=colour, fill=alt.Fill("fill:N", scale=None)
-    )
-    return alt.layer(one, interval.encode(color=colour), dots, words)
+    few = [marks.small(own, x=x, y=y)] if own else []
+    return alt.layer(one, interval.encode(color=colour), marks.dots(shown, x=x, y=y), *few, words)
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
@@ -98,40 +104,29 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     speeds = queries.rows(tables, "summary", experiment="headline", metric="throughput")
     runs = queries.rows(tables, "runs", experiment="headline")
     names = queries.labels((row["method"], row["settings"]) for row in speeds)
-    parts = [
-        "Throughput (left) and speedup over our own autoregressive decoding on the same prompts (right), both at the "
-        "machine's usual pace: a request's seconds are divided by those of autoregressive steps timed meanwhile."
+    lists = [
+        _sentences(dataset, here, runs, names)
+        for dataset in sorted({row["dataset"] for row in speeds})
+        if (here := [row for row in ratios if row["dataset"] == dataset])
     ]
-    for dataset in sorted({row["dataset"] for row in speeds}):
-        here = [row for row in ratios if row["dataset"] == dataset]
-        if here:
-            parts.append(_sentences(dataset, here, runs, names))
-    steps, spreads = ([run[name] for run in runs] for name in ("autoregressive_step_ms", "autoregressive_step_spread"))
-    parts.append(
-        f"An autoregressive step took {grammar.number(bootstrap.median(steps))} ms, from request to request "
-        f"{grammar.number(min(steps))} to {grammar.number(max(steps))}; within a request its standard deviation was "
-        f"{bootstrap.median(spreads):.1%} (median), at most {max(spreads):.0%}."
+    return captions.short(
+        [*captions.in_turn(lists), "Speedup is over our autoregressive baseline on the same prompts."]
     )
-    parts.append(
-        f"Geometric means over prompts; {captions.intervals(ratios)}; filled dots: significantly different from 1."
-    )
-    return " ".join(parts)
 
 
 def _sentences(
     dataset: str, ratios: list[queries.Row], runs: list[queries.Row], names: dict[tuple[str, str], str]
-) -> str:
+) -> list[str]:
     ranked = sorted(ratios, key=lambda row: (-row["value"], row["method"], row["settings"]))
     best, *others = ranked
-    text = f"On {dataset} ({captions.prompts(ratios)}) {captions.fastest(ranked, names)}."
+    sentences = [f"On {dataset} {captions.fastest(ranked, names)}."]
     if others and best["value"] > 1:
-        text += f" Against the next it has {captions.change(captions.paired(best, others[0], runs))}."
-    slower = [row for row in ranked if row["value"] < 1]
-    if slower:
-        marked = [
-            f"{names[row['method'], row['settings']]} "
-            f"({grammar.number(row['value'])}×, {captions.judged(row['significant'])})"
-            for row in slower
-        ]
-        text += f" Slower than autoregressive decoding: {grammar.joined(marked)}."
-    return text
+        one, other = (names[row["method"], row["settings"]] for row in (best, others[0]))
+        compared = captions.change(captions.paired(best, others[0], runs))
+        sentences.append(f"On {dataset} {one} against {other}: {compared}.")
+    slower = [names[row["method"], row["settings"]] for row in ranked if row["value"] < 1]
+    return (
+        [*sentences, f"Slower than autoregressive decoding on {dataset}: {grammar.joined(slower)}."]
+        if slower
+        else sentences
+    )

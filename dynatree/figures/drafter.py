@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import grammar, placement, queries, theme
+from dynatree.figures.shared import captions, grammar, placement, queries, theme
 
 TABLES: tuple[str, ...] = ("drafter",)
 SECTION = "Costs"
@@ -99,13 +99,10 @@ def _label(row: queries.Row) -> str:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Agreement of the first choice, and who is fastest on each data set: a chain, a tree or lookup; the oracle."""
+    """Who is fastest on each data set: a chain, a tree or lookup; the oracle; agreement of the first choice."""
     agreement = queries.rows(tables, "drafter", kind="agreement", rank=1)
     simulated = queries.rows(tables, "drafter", kind="simulated")
-    parts = [
-        "Rounds follow from teacher forcing along the target's greedy continuations, seconds from the measured costs; "
-        "prefill left out, settings the fastest on these very texts."
-    ]
+    lists = []
     for dataset in sorted({row["dataset"] for row in simulated}):
         shares = grammar.joined([f"{r['agreement']:.0%} ({r['part']})" for r in agreement if r["dataset"] == dataset])
         own = [row for row in simulated if row["dataset"] == dataset]
@@ -113,14 +110,19 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         drafted, found = (max(rows, key=lambda row: row["speedup"]) for rows in kinds.values())
         chain = max((row for row in own if row["method"] == "chain"), key=lambda row: row["speedup"])
         (oracle,) = (row for row in own if row["method"] == "oracle")
-        text = f"On {dataset} the drafter's first choice is the target's at {shares} of positions. "
-        text += f"The fastest way to use it is {_words(drafted)}"
+        text = f"On {dataset} the drafter is best used by {_words(drafted)}"
         text += f"; {_words(chain)} is the best chain" if drafted["method"] == "tree" else ", and no tree is faster"
         text += ", slower than autoregressive decoding" if drafted["speedup"] < 1 else ""
         ahead = "faster" if found["speedup"] > drafted["speedup"] else "no faster"
-        text += f". Lookup alone is {ahead}: {_words(found)}. An oracle reaches {grammar.number(oracle['speedup'])}×."
-        parts.append(text)
-    return " ".join(parts)
+        lists.append(
+            [
+                f"{text}.",
+                f"Lookup alone is {ahead}: {_words(found)}.",
+                f"An oracle reaches {grammar.number(oracle['speedup'])}×.",
+                f"The drafter's first choice is the target's at {shares} of positions.",
+            ]
+        )
+    return captions.short(captions.in_turn(lists))
 
 
 def _words(row: queries.Row) -> str:

@@ -24,7 +24,7 @@ class Metric(NamedTuple):
 
 METRICS = {
     "ttft_ms": Metric("Time to the first token", "ms", -1),
-    "tpot_ms": Metric("Time per token after it", "ms", -1),
+    "tpot_ms": Metric("Time per later token", "ms", -1),
     "throughput": Metric("Throughput", "tokens/s", 1),
 }
 
@@ -90,30 +90,18 @@ def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who waits least for the first token, who is fastest after it and altogether, and the others' distance."""
+    """Who is fastest altogether, after the first token and until it, and the next one's distance."""
     found = _found(tables)
     names = queries.labels((row["method"], row["settings"]) for rows in found.values() for row in rows)
-    speedups = [
-        row
-        for row in queries.rows(tables, "summary", experiment="headline", metric="speedup")
-        if row["value"] is not None and row["method"] != queries.AUTOREGRESSIVE
-    ]
-    parts = [
-        "Wait for the first token, time of each after it, and tokens over the whole request, at the machine's usual "
-        "pace. The first token is the prefill's, with nothing drafted except by transformers' assistant and lookup."
-    ]
-    everything = [row for rows in found.values() for row in rows]
-    for title, here in queries.places(everything):
-        clauses = []
-        for metric, (what, unit, better) in METRICS.items():
+    lists = []
+    for title, here in queries.places([row for rows in found.values() for row in rows]):
+        sentences = []
+        for metric, (what, unit, better) in reversed(METRICS.items()):
             rows = [row for row in here if row["metric"] == metric]
             if rows:
-                clauses.append(f"{what.lower()}: {_ranked(rows, names, unit, better)}")
-        parts.append(f"On {title}, {captions.prompts(here)}: {'; '.join(clauses)}.")
-        ratios = [row for row in speedups if row["dataset"] == here[0]["dataset"]]
-        if ratios:
-            parts.append(f"Speedup of whole requests over autoregressive decoding: {captions.fastest(ratios, names)}.")
-    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(everything)}."])
+                sentences.append(f"On {title}, {what.lower()}: {_ranked(rows, names, unit, better)}.")
+        lists.append(sentences)
+    return captions.short(captions.in_turn(lists))
 
 
 def _ranked(rows: list[queries.Row], names: Mapping[tuple[str, str], str], unit: str, better: int) -> str:

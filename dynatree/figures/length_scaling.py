@@ -31,7 +31,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     rows = _rows(tables)
     ticks = sorted({row["x"] for row in rows})
     x = axes.lengths("output tokens", ticks)
-    columns = []
+    columns: list[alt.VConcatChart] = []
+    singles: list[queries.Row] = []
     for title, here in queries.places(rows):
         stacked = []
         for metric, unit in METRICS.items():
@@ -41,12 +42,18 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             if shown:
                 speedup = metric == "speedup"
                 every = [row for row in rows if row["metric"] == metric]
-                axis = axes.values(unit, every, one=speedup)
+                axis = axes.values(unit, [*every, *_singles(every)], one=speedup)
                 head = "" if speedup else f"{title} ({captions.prompts(shown)})"
-                stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
+                singles += (own := _singles(shown))
+                placed = axes.beside([*shown, *own], ticks, SIZE[0])
+                points, small = placed[: len(shown)], placed[len(shown) :]
+                stacked.append(panels.lines(points, x, axis, SIZE, title=head, one=speedup, singles=small))
         columns.append(alt.vconcat(*stacked, spacing=12))
     return theme.finish(
-        alt.vconcat(legends.boxes(legends.SIGNIFICANCE, SIZE[0] + 120), alt.hconcat(*columns, spacing=24))
+        alt.vconcat(
+            legends.boxes(legends.significance(rows, singles), SIZE[0] * len(columns) + 120),
+            alt.hconcat(*columns, spacing=24),
+        )
     )
 
 
@@ -73,6 +80,11 @@ def _rows(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     if not rows:
         raise UserError(f"{EXPERIMENT}: no prompt that every method was run on")
     return rows
+
+
+def _singles(rows: list[queries.Row]) -> list[queries.Row]:
+    """A row for each of the `singles` of rows of few prompts."""
+    return [row | {"value": value, "low": None, "high": None} for row in rows for value in row["singles"]]
 
 
 def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]:
@@ -114,6 +126,7 @@ def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Ti
     prompts = len({prompt for prompt, _ in keys})
     return {
         "prompts": prompts,
+        "singles": values if prompts < bootstrap.MINIMUM_PROMPTS else [],
         "value": bootstrap.mean(values, geometric=True),
         "low": ends[0] if ends else None,
         "high": ends[1] if ends else None,
@@ -122,15 +135,14 @@ def _mean(metric: str, length: int, pairs: dict[tuple[str, int], tuple[Timed, Ti
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Who is fastest at the shortest and the longest length, by how much, whether significant; how far outputs go."""
+    """Who is fastest at which length, by how much at both ends, whether significant; how far outputs go."""
     rows = _rows(tables)
     names = {(row["method"], row["settings"]): row["label"] for row in rows}
-    parts = ["Throughput up to an output length (prefill included), and speedup over autoregressive decoding up to it."]
+    lists = []
     for title, here in queries.places(rows):
         lengths = sorted({row["x"] for row in here})
         ratios = [row for row in here if row["metric"] == "speedup" and row["method"] != queries.AUTOREGRESSIVE]
         reached = f"On {title} all methods reach {grammar.joined([f'{n:,}' for n in lengths])} tokens"
-        parts.append(f"{reached} ({captions.prompts(here)}).")
-        if ratios:
-            parts.append(captions.fastest_along(ratios, names, "tokens"))
-    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(rows)}."])
+        told = captions.fastest_along(ratios, names, "tokens", title) if ratios else []
+        lists.append([*told, f"{reached} ({captions.prompts(here)})."])
+    return captions.short(captions.in_turn(lists))

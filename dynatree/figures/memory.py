@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("memory",)
 SECTION = "Costs"
@@ -13,10 +13,12 @@ SECTION = "Costs"
 PARTS = {
     "target's weights": ("weights_mib", "#44546a"),
     "drafter's weights": ("drafter_weights_mib", "#8fa3bf"),
+    "loaded besides: Python, libraries, compiled graphs": ("before", "#cfcfcf"),
     "target's keys and values": ("cache_used_mib", "#b3475e"),
     "drafter's keys and values": ("drafter_cache_used_mib", "#e5a3b1"),
-    "everything else": ("rest", "#d9d9d9"),
+    "the rest of the request": ("rest", "#8a8a8a"),
 }
+COMPUTED = ("before", "rest")
 CACHES = ("target's keys and values", "drafter's keys and values")
 WIDTHS, STEP = (330, 190), 22
 
@@ -79,12 +81,15 @@ def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
     order = list(names)
     places: dict[str, list[queries.Row]] = {}
     for row in sorted(rows, key=lambda row: (row["dataset"], order.index((row["method"], row["settings"])))):
-        held = [row[column] for column, _ in PARTS.values() if column != "rest"]
+        weights = row["weights_mib"] + row["drafter_weights_mib"]
+        before = max(0.0, min(row["loaded_mib"], row["peak_mib"]) - weights)
+        held = [before, *(row[column] for column, _ in PARTS.values() if column not in COMPUTED)]
         allocated = [row["cache_allocated_mib"], row["drafter_cache_allocated_mib"]]
         title = f"{row['dataset']} ({row['prompt_tokens']} prompt tokens, {row['output_tokens']} more)"
         places.setdefault(title, []).append(
             row
-            | {"label": names[row["method"], row["settings"]], "rest": max(0.0, row["peak_mib"] - sum(held))}
+            | {"label": names[row["method"], row["settings"]], "before": before}
+            | {"rest": max(0.0, row["peak_mib"] - sum(held))}
             | {"cache": sum(row[PARTS[part][0]] for part in CACHES)}
             | {"allocated": None if None in allocated else sum(allocated)}
         )
@@ -93,30 +98,24 @@ def _places(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who needs least and most, how much more than autoregressive decoding, and what keys and values take."""
-    parts = ["Most memory in use during one request, each method in a process of its own, without repeats."]
+    lists = []
     for title, rows in _places(tables).items():
         ranked = sorted(rows, key=lambda row: (row["peak_mib"], row["label"]))
         least, most = ranked[0], ranked[-1]
         text = f"On {title}, {least['label']} needs least with {grammar.number(least['peak_mib'])} MiB"
         if len(ranked) > 1:
             text += f" and {most['label']} most with {grammar.number(most['peak_mib'])} MiB"
-        parts.append(text + ".")
+        sentences = [text + "."]
         usual = next((row for row in rows if row["method"] == queries.AUTOREGRESSIVE), None)
         drafting = [row for row in ranked if row["drafter_weights_mib"]]
         if usual and drafting:
             ends = [f"{_more(row['peak_mib'] - usual['peak_mib'])} ({row['label']})" for row in drafting]
             given = f"{ends[0]} to {ends[-1]}" if len(ends) > 1 else ends[0]
-            weights = grammar.number(max(row["drafter_weights_mib"] for row in drafting))
-            parts.append(
-                f"With a drafter model the peak is {given} than autoregressive decoding's; its own weights are "
-                f"{weights} MiB."
-            )
+            sentences.append(f"With a drafter model the peak is {given} than autoregressive decoding's.")
         largest = max(rows, key=lambda row: row["cache"])
-        text = f"Keys and values take at most {grammar.number(largest['cache'])} MiB ({largest['label']})"
-        if largest["allocated"] is not None:
-            text += f", for which {grammar.number(largest['allocated'])} MiB are allocated"
-        parts.append(text + f"; that is {largest['cache'] / largest['peak_mib']:.1%} of the peak.")
-    return " ".join(parts)
+        took = f"{grammar.number(largest['cache'])} MiB ({largest['label']})"
+        lists.append([*sentences, f"Keys and values take at most {took}."])
+    return captions.short(captions.in_turn(lists))
 
 
 def _more(difference: float) -> str:

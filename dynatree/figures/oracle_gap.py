@@ -42,7 +42,10 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     layers.append(dots)
     layers += placement.numbers(rows, x, y, 8)
     key = legends.shapes([(name, shape, theme.INK) for name, shape in zip(datasets, shapes.range, strict=True)])
-    return theme.finish(alt.vconcat(key, alt.layer(*layers)))
+    explained = [f"The oracle drafts the target's own next {MOST} tokens at no cost, and pays this machine's time for"]
+    explained.append("the target forwards that verify them.")
+    title = alt.TitleParams("Share of an oracle's speed after the first token", subtitle=explained, offset=10)
+    return theme.finish(alt.vconcat(key, alt.layer(*layers), title=title))
 
 
 def _shares(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
@@ -52,7 +55,8 @@ def _shares(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     calibration saw the machine at different minutes.
     """
     runs = queries.rows(tables, "runs", experiment="headline")
-    costs = [row for row in queries.rows(tables, "costs", batch=1) if row["part"] == "verify"]
+    own = {run["dtype"] for run in runs}
+    costs = [r for r in queries.rows(tables, "costs", batch=1) if r["part"] == "verify" and r["dtype"] in own]
     if not costs:
         raise UserError("no verification costs; run the calibration first")
     step = _curve(costs, min(row["context"] for row in costs))[0][1]
@@ -109,17 +113,14 @@ def _oracle_ms(curve: list[tuple[int, float]], tokens: int) -> float:
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who comes nearest to the oracle on each data set."""
     found = _shares(tables)
-    parts = [
-        f"An oracle drafts the target's own continuation at no cost, at most {MOST} tokens per round, and pays the "
-        "measured cost of verifying them; prefill left out."
-    ]
+    parts = []
     for dataset in sorted({row["dataset"] for row in found}):
         here = [row for row in found if row["dataset"] == dataset]
         best, *others = sorted(here, key=lambda row: -row["value"])
         ends = f" [{best['low']:.0%}, {best['high']:.0%}]" if best["low"] is not None else ""
         text = f"On {dataset} ({captions.prompts(here)}) {theme.display(best['method'])} comes nearest with "
-        text += f"{best['value']:.0%}{ends} of its speed"
+        text += f"{best['value']:.0%}{ends} of the oracle's speed"
         if others:
             text += f"; next {theme.display(others[0]['method'])}, {others[0]['value']:.0%}"
         parts.append(text + ".")
-    return " ".join([*parts, f"Geometric means over prompts; {captions.intervals(found)}."])
+    return captions.short([*parts, "Prefill left out."])

@@ -1,61 +1,62 @@
 """Each output's perplexity under the target against that of autoregressive decoding's. Knows runs, not rounds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("runs", "perplexity")
 SECTION = "Acceptance"
 
-SIDE, COLUMNS = 150, 4
+WIDTH, STEP = 400, 24
 TICKS = (1, 1.2, 1.4, 1.6, 1.8, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
+OTHER = "M-1,-1L1,1M-1,1L1,-1"  # a cross
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel per method, a mark per output, on the diagonal where it says the same. UserError without a pair."""
-    found, texts = _found(tables)
+    """A line per method, a mark per output at its perplexity, and how many are the same. UserError without a pair."""
+    found, _ = _found(tables)
     names = queries.labels((row["method"], row["settings"]) for row in found)
+    baseline = theme.display(queries.AUTOREGRESSIVE)
     datasets = sorted({row["dataset"] for row in found})
-    ends = [value for row in found for value in (row["x"], row["y"])]
-    scale = alt.Scale(type="log", domain=[min(ends) / 1.15, max(ends) * 1.15], nice=False)
-    shapes = theme.shape_scale(datasets)
-    charts = [
-        _panel([row for row in found if (row["method"], row["settings"]) == key], name, scale, shapes, place)
-        for place, (key, name) in enumerate(names.items())
+    shapes = dict(zip(datasets, theme.shape_scale(datasets).range, strict=True))
+    usual = {
+        _prompt(row): row | {"label": baseline, "y": row["x"], "tone": theme.colour(queries.AUTOREGRESSIVE)}
+        for row in found
+    }
+    shown = [row | {"shape": shapes[row["dataset"]]} for row in usual.values()]
+    shown += [
+        row
+        | {"label": names[row["method"], row["settings"]], "tone": theme.colour(row["method"])}
+        | {"shape": shapes[row["dataset"]] if row["identical"] else OTHER}
+        for row in found
     ]
-    entries = [(f"{name} (text: {grammar.number(texts[name])})", shape, theme.INK) for name, shape in zip(
-        datasets, shapes.range, strict=True)]  # fmt: skip
-    entries += [("filled: same tokens", "circle", theme.INK), ("hollow: other tokens", "circle", "white")]
-    return theme.finish(alt.vconcat(legends.shapes(entries), alt.concat(*charts, columns=COLUMNS, spacing=18)))
-
-
-def _panel(
-    rows: Sequence[queries.Row],
-    name: str,
-    scale: alt.Scale,
-    shapes: alt.Scale,
-    place: int,
-) -> theme.Layers:
-    tone = theme.colour(rows[0]["method"])
-    low, high = scale.domain
-    ticks = [tick for tick in TICKS if low <= tick <= high]
-    axis: dict[str, Any] = {"values": ticks, "labelOverlap": "greedy", "format": "~g"}
-    x = alt.X("x:Q", scale=scale, axis=alt.Axis(title="perplexity, autoregressive", **axis))
-    y = alt.Y("y:Q", scale=scale, axis=alt.Axis(title=None if place % COLUMNS else "perplexity, this method", **axis))
-    shape = alt.Shape("dataset:N", scale=shapes, legend=None)
-    line = alt.Chart(queries.data([{"x": low, "y": low}, {"x": high, "y": high}]), width=SIDE, height=SIDE, title=name)
-    marks = alt.Chart(queries.data([row | {"fill": tone if row["identical"] else "white"} for row in rows]))
-    return alt.layer(
-        line.mark_line(color=theme.QUIET, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y),
-        marks.mark_point(size=50, opacity=0.9, stroke=tone, strokeWidth=1.5).encode(
-            x=x, y=y, shape=shape, fill=alt.Fill("fill:N", scale=None)
-        ),
-    )
+    counts = [
+        {"label": label, "words": f"{sum(row['identical'] for row in own)} of {len(own)} identical"}
+        for label in names.values()
+        for own in [[row for row in shown if row["label"] == label]]
+    ]
+    ends = [row["y"] for row in shown]
+    low, high = min(ends) / 1.1, max(ends) * 1.1
+    axis: dict[str, Any] = {"values": [t for t in TICKS if low <= t <= high], "labelOverlap": "greedy", "format": "~g"}
+    scale = alt.Scale(type="log", domain=[low, high], nice=False)
+    x = alt.X("y:Q", scale=scale, axis=alt.Axis(title="perplexity of an output under the target", grid=False, **axis))
+    order = [baseline, *names.values()]
+    y = alt.Y("label:N", sort=order, title=None, scale=alt.Scale(domain=order))
+    y = y.axis(ticks=False, domain=False, grid=True, labelPadding=6)
+    rules = alt.Chart(queries.data([{"y": row["y"]} for row in usual.values()])).mark_rule(color=theme.FAINT)
+    marks = alt.Chart(queries.data(shown), width=WIDTH, height=alt.Step(STEP)).mark_point(size=50, opacity=1)
+    tone = {name: getattr(alt, name.title())("tone:N", scale=None) for name in ("fill", "stroke")}
+    marks = marks.encode(x=x, y=y, shape=alt.Shape("shape:N", scale=None), **tone)
+    words = alt.Chart(queries.data(counts)).mark_text(align="left", color=theme.INK)
+    words = words.encode(x=alt.value(WIDTH + 8), y=y, text="words:N")
+    entries = [legends.Entry(name, theme.INK, theme.INK, shape, 60) for name, shape in shapes.items()]
+    entries.append(legends.Entry("other tokens than autoregressive decoding", theme.INK, theme.INK, OTHER, 60))
+    return theme.finish(alt.vconcat(legends.boxes(entries, WIDTH + 100), alt.layer(rules.encode(x=x), marks, words)))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[list[queries.Row], dict[str, float]]:
@@ -92,8 +93,6 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     farthest = max(found, key=lambda row: ratio[id(row)])
     prompts = grammar.plural(len({_prompt(row)[:2] for row in found}), "prompt")
     parts = [
-        "Perplexity of each output under the target, against that of autoregressive decoding's output for the same "
-        "prompt.",
         f"{same:,} of {grammar.plural(len(found), 'output')} ({prompts}) {'equals' if same == 1 else 'equal'} "
         f"autoregressive decoding's token for token; {_flips(flips, sum(row['flips'] > 0 for row in found))}.",
     ]
@@ -106,16 +105,11 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         if exact:
             among = "all coincide" if max(exact) == 1 else f"they differ by at most {100 * (max(exact) - 1):.2g} %"
             parts.append(f"Of the {grammar.plural(len(exact), 'pair')} without a flip, {among}.")
-    described = {row["dataset"]: row for row in queries.rows(tables, "perplexity")}
     for name, value in texts.items():
-        row = described[name]
         ends = [choose(row["x"] for row in found if row["dataset"] == name) for choose in (min, max)]
         given = " to ".join(dict.fromkeys(grammar.number(end) for end in ends))
-        parts.append(
-            f"The text of {name} has {grammar.number(value)} ({row['tokens']:,} tokens, window {row['window']}, stride "
-            f"{row['stride']}); autoregressive decoding's outputs have {given}."
-        )
-    return " ".join(parts)
+        parts.append(f"The text of {name} has {grammar.number(value)}; outputs of autoregressive decoding {given}.")
+    return captions.short(parts)
 
 
 def _flips(tokens: int, outputs: int) -> str:

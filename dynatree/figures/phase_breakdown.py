@@ -8,7 +8,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Costs"
@@ -16,13 +16,13 @@ SECTION = "Costs"
 WIDTH, STEP = 460, 34
 # Forwards, by the phase that they are in, then what each phase takes besides. Prefill comes once a request and is left
 # out; `other` is what lies between the phases.
-FORWARDS = {"verify": ("target forward", "#5a5a5a"), "draft": ("draft forwards", "#c9c9c9")}
+FORWARDS = {"verify": "target forward", "draft": "draft forwards"}
 BESIDES = {
-    "draft": ("drafting besides", "#0072b2"),
-    "select": ("selecting", "#222222"),
-    "verify": ("verifying besides", "#cc79a7"),
-    "cache": ("keeping the path", "#8a6d3b"),
-    "other": ("other", "#e69f00"),
+    "draft": "drafting besides",
+    "select": "selecting",
+    "verify": "verifying besides",
+    "cache": "keeping the path",
+    "other": "other",
 }
 
 
@@ -30,7 +30,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A bar per method: milliseconds per token after the prefill, by part. Raises UserError without any pass."""
     spent = _spent(tables)
     names = [theme.display(method) for method in spent]
-    tones = dict([*FORWARDS.values(), *BESIDES.values()])
+    tones = {label: theme.PHASES[phase] for phase, label in FORWARDS.items()}
+    tones |= {label: theme.BESIDES[phase] for phase, label in BESIDES.items()}
     rows: list[queries.Row] = []
     for method, parts in spent.items():
         start = 0.0
@@ -82,30 +83,20 @@ def _spent(tables: Mapping[str, pa.Table]) -> dict[str, dict[str, float]]:
             forwards[row["phase"]] += row["forward_ms"] / tokens
             lasted[row["phase"]] += (row["end_ms"] - row["start_ms"]) / tokens
         lasted["other"] = max(0.0, whole / tokens - sum(lasted.values()))
-        parts = {label: forwards[phase] for phase, (label, _) in FORWARDS.items()}
-        result[method] = parts | {label: lasted[phase] - forwards[phase] for phase, (label, _) in BESIDES.items()}
+        parts = {label: forwards[phase] for phase, label in FORWARDS.items()}
+        result[method] = parts | {label: lasted[phase] - forwards[phase] for phase, label in BESIDES.items()}
     return result
 
 
 def _outside(parts: Mapping[str, float]) -> float:
     """Share of the time of rounds that is outside model forwards."""
-    return sum(parts[label] for label, _ in BESIDES.values()) / sum(parts.values())
+    return sum(parts[label] for label in BESIDES.values()) / sum(parts.values())
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per method: milliseconds per token, the share outside model forwards, and what it consists of."""
+    """Per method, the fastest first: milliseconds per token, and the share outside model forwards."""
     sentences = []
-    for method, parts in _spent(tables).items():
-        total = sum(parts.values())
-        shares = {label: parts[label] / total for label, _ in BESIDES.values()}
-        named = [f"{label} {share:.1%}" for label, share in shares.items() if share >= 5e-4]
-        sentence = (
-            f"{theme.display(method)} takes {grammar.number(total)} ms per token, {_outside(parts):.1%} of it outside"
-        )
-        sentences.append(f"{sentence} model forwards{': ' if named else ''}{', '.join(named)}.")
-    return " ".join(
-        [
-            "One prompt, instrumented, prefill left out; milliseconds at the pace that was usual among the passes.",
-            *sentences,
-        ]
-    )
+    for method, parts in sorted(_spent(tables).items(), key=lambda found: sum(found[1].values())):
+        taken = f"{grammar.number(sum(parts.values()))} ms per token"
+        sentences.append(f"{theme.display(method)} takes {taken}, {_outside(parts):.1%} of it outside model forwards.")
+    return captions.short([*sentences, "One prompt, instrumented, prefill left out."])

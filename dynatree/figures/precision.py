@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, marks, panels, queries, theme
 
-TABLES: tuple[str, ...] = ("summary",)
+TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
 
 EXPERIMENT = "precision"
@@ -18,7 +18,7 @@ SIZE = (250, 190)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row per data set: throughput, and speedup over plain decoding. Raises UserError without the experiment."""
+    """A row per data set: throughput, and speedup in the same format. UserError without the experiment."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     formats = _formats(every)
@@ -32,16 +32,19 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             grid=False,
         ),
     )
-    lines = []
+    lines: list[alt.HConcatChart] = []
+    singles: list[queries.Row] = []
     for title, here in queries.places(every):
         both = []
         for metric, rows in found.items():
             shown = [row | {"x": formats.index(row["dtype"])} for row in here if row["metric"] == metric]
+            shown.sort(key=lambda row: row["x"])
             speedup = metric == "speedup"
-            axis = axes.values(METRICS[metric], rows, one=speedup)
-            both.append(panels.lines(sorted(shown, key=lambda row: row["x"]), x, axis, SIZE, one=speedup))
+            axis = axes.values(METRICS[metric], [*rows, *marks.singles(rows, tables)], one=speedup)
+            singles += (own := marks.singles(shown, tables))
+            both.append(panels.lines(shown, x, axis, SIZE, one=speedup, singles=own))
         lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.SIGNIFICANCE, 2 * SIZE[0]), *lines))
+    return theme.finish(alt.vconcat(legends.boxes(legends.significance(every, singles), 2 * SIZE[0] + 100), *lines))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
@@ -57,16 +60,16 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """The fastest method of each format, and its speedup there."""
     found = _found(tables)
     rows = [row for part in found.values() for row in part]
-    parts = ["Each format compared with itself: tokens/s, and speedup over plain decoding in the same format."]
+    parts = []
     for title, here in queries.places(rows):
         clauses = []
         for dtype in _formats(here):
             own = [row for row in here if row["dtype"] == dtype]
             speeds = {row["label"]: row for row in own if row["metric"] == "throughput"}
             best = max(speeds.values(), key=lambda row: row["value"])
-            clause = f"{dtype} {best['label']} with {grammar.interval(best)}"
+            clause = f"{dtype} {best['label']} {grammar.number(best['value'])}"
             ratios = [row for row in own if row["metric"] == "speedup" and row["label"] == best["label"]]
-            clauses += [clause + "".join(f", {grammar.interval(row, '×')} ({captions.verdict(row)})" for row in ratios)]
-        parts.append(f"Most tokens per second on {title} ({captions.prompts(here)}): {'; '.join(clauses)}.")
-    means = "Geometric means over prompts, throughput at the machine's usual pace of each format"
-    return " ".join([*parts, f"{means}; {captions.intervals(rows)}."])
+            said = [f" ({grammar.interval(row, '×')}, {captions.judged(row['significant'])})" for row in ratios]
+            clauses.append(clause + "".join(said))
+        parts.append(f"Most tokens/s on {title} ({captions.prompts(here)}): {'; '.join(clauses)}.")
+    return captions.short([*parts, "Speedup is over autoregressive decoding in the same format."])

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import axes, captions, grammar, legends, panels, queries, theme
+from dynatree.figures.shared import axes, captions, grammar, legends, marks, panels, queries, theme
 
-TABLES: tuple[str, ...] = ("summary",)
+TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
@@ -21,19 +21,27 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     every = [row for rows in found.values() for row in rows]
     ticks = sorted({row["x"] for row in every})
     x = axes.lengths("prompt tokens", ticks)
-    columns = []
+    columns: list[alt.VConcatChart] = []
+    singles: list[queries.Row] = []
     for title, here in queries.places(every):
         stacked = []
         for metric, rows in found.items():
             shown = [row for row in here if row["metric"] == metric]
             if shown:
                 speedup = metric == "speedup"
-                axis = axes.values(METRICS[metric], rows, one=speedup, log=not speedup)
+                every_one = marks.singles(rows, tables)
+                axis = axes.values(METRICS[metric], [*rows, *every_one], one=speedup, log=not speedup)
                 head = f"{title} ({captions.prompts(shown)})" if speedup else ""
-                stacked.append(panels.lines(axes.beside(shown, ticks, SIZE[0]), x, axis, SIZE, title=head, one=speedup))
+                singles += (own := [row for row in every_one if row["dataset"] == here[0]["dataset"]])
+                placed = axes.beside([*shown, *own], ticks, SIZE[0])
+                points, small = placed[: len(shown)], placed[len(shown) :]
+                stacked.append(panels.lines(points, x, axis, SIZE, title=head, one=speedup, singles=small))
         columns.append(alt.vconcat(*stacked, spacing=12))
     return theme.finish(
-        alt.vconcat(legends.boxes(legends.SIGNIFICANCE, SIZE[0] + 120), alt.hconcat(*columns, spacing=24))
+        alt.vconcat(
+            legends.boxes(legends.significance(every, singles), SIZE[0] * len(columns) + 120),
+            alt.hconcat(*columns, spacing=24),
+        )
     )
 
 
@@ -43,16 +51,14 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """
     found = queries.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
-    parts = ["Speedup over autoregressive decoding on the same prompts, and times of tokens, by prompt length."]
-    rows = [row for rows in found.values() for row in rows]
-    for title, here in queries.places(rows):
+    lists = []
+    for title, here in queries.places([row for rows in found.values() for row in rows]):
         ratios = [row for row in here if row["metric"] == "speedup"]
-        parts.append(f"On {title} ({captions.prompts(here)}, of every length):")
-        parts.append(captions.fastest_along(ratios, names, "prompt tokens"))
-        parts.append(_growth([row for row in here if row["metric"] == "tpot_ms"], names))
-        parts.append(_waits([row for row in here if row["metric"] == "ttft_ms"]))
-    means = "Geometric means over prompts, times at the machine's usual pace"
-    return " ".join([*filter(None, parts), f"{means}; {captions.intervals(rows)}."])
+        along = captions.fastest_along(ratios, names, "prompt tokens", title)
+        growth = _growth([row for row in here if row["metric"] == "tpot_ms"], names)
+        waits = _waits([row for row in here if row["metric"] == "ttft_ms"])
+        lists.append([*filter(None, [*along[:2], growth, *along[2:], waits])])
+    return captions.short(captions.in_turn(lists))
 
 
 def _growth(rows: list[queries.Row], names: captions.Names) -> str:

@@ -6,7 +6,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import grammar, heat, queries, theme
+from dynatree.figures.shared import captions, grammar, heat, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Acceptance"
@@ -14,7 +14,7 @@ SECTION = "Acceptance"
 # First depth of each line, and first rank (from 1) of each column; the last ones hold all beyond.
 DEPTHS, RANKS = (1, 2, 3, 4, 5, 9, 17), (1, 2, 3, 4, 5)
 FEWEST = 10  # nodes of a cell that is shown
-CELL = (52, 30)
+CELL = (58, 34)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -24,14 +24,14 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         ranks = _spans(RANKS, max(cell["rank"] for cell in cells))
         depths = _spans(DEPTHS, max(cell["depth"] for cell in cells))
         shown = [
-            {"across": ranks[cell["rank"]], "down": depths[cell["depth"]], "value": cell["value"]}
-            | {"words": f"{cell['value']:.0%}"}
+            {"across": ranks[cell["rank"]], "down": depths[cell["depth"]], "tone": heat.shade(cell["value"])}
+            | {"words": f"{cell['value']:.0%}", "below": f"of {cell['nodes']:,}"}
             for cell in cells
         ]
         title = alt.TitleParams(theme.display(method), subtitle=grammar.plural(sum(c["nodes"] for c in cells), "node"))
         across, down = (list(ranks.values()), "rank among siblings"), (list(depths.values()), "depth")
         size = CELL[0] * len(ranks), CELL[1] * len(depths)
-        charts.append(heat.panel(shown, across, down, (0.0, 1.0), size, title))
+        charts.append(heat.panel(shown, across, down, size, title))
     return theme.finish(alt.concat(*charts, columns=2, spacing=22))
 
 
@@ -67,11 +67,8 @@ def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Of each method how often a node's first child hits, near the root and far from it, and how often the second."""
-    parts = [
-        "Share of nodes that were the target's token, of those whose parent was accepted, by depth and by their place "
-        f"among their verified siblings, likeliest first; cells of fewer than {FEWEST} nodes are empty."
-    ]
-    for method, cells in _found(tables).items():
+    parts = []
+    for method, cells in reversed(_found(tables).items()):
         text = f"{theme.display(method)}: first children hit {_rate(cells, 1)}"
         firsts = [cell for cell in cells if cell["rank"] == 1]
         if len(firsts) > 1:
@@ -79,9 +76,9 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
             text += f" ({top['value']:.0%} at depth {top['depth']}, {deep['value']:.0%} at depth "
             text += f"{_spans(DEPTHS, deep['depth'])[deep['depth']]})"
         if second := _rate(cells, 2):
-            text += f", second ones {second}"
+            text += f", second {second}"
         parts.append(text + ".")
-    return " ".join(parts)
+    return captions.short([*parts, f"Cells of fewer than {FEWEST} nodes are empty."])
 
 
 def _rate(cells: Sequence[queries.Row], rank: int) -> str:

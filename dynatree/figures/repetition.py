@@ -6,9 +6,9 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, grammar, legends, placement, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, marks, placement, queries, theme
 
-TABLES: tuple[str, ...] = ("summary",)
+TABLES: tuple[str, ...] = ("summary", "parts", "runs")
 SECTION = "Speed"
 
 WIDTH, STEP = 420, 22
@@ -22,24 +22,26 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """A panel per kind of text on one axis, a line per method. Raises UserError where all text is of one kind."""
     dataset, kinds = _found(tables)
     every = [row for rows, _ in kinds.values() for row in rows]
-    ends = [end for row in every for end in (row["low"] or row["value"], row["high"] or row["value"])]
+    singles = marks.singles(every, tables)
+    ends = [end for r in [*every, *singles] for end in (r["low"] or r["value"], r["high"] or r["value"])]
     scale = alt.Scale(type="log", domain=[min(0.9, min(ends) * 0.85), max(1.2, max(ends) * 1.3)], nice=False)
     panels = []
     for place, (kind, (rows, repeated)) in enumerate(kinds.items()):
-        said = f"{captions.prompts(rows)}, {repeated:.0%} of the text is repetition"
+        said = f"{captions.prompts(rows)}, {repeated:.0%} of the tokens are in loops"
         last = place == len(kinds) - 1
-        panels.append(_panel(rows, scale, alt.TitleParams(kind, subtitle=said), last))
-    key = legends.boxes(legends.SIGNIFICANCE, WIDTH + 90)
+        panels.append(_panel(rows, marks.singles(rows, tables), scale, alt.TitleParams(kind, subtitle=said), last))
+    key = legends.boxes(legends.significance(every, singles), WIDTH + 90)
     return theme.finish(alt.vconcat(key, *panels, title=dataset))
 
 
-def _panel(rows: list[queries.Row], scale: alt.Scale, title: alt.TitleParams, labelled: bool) -> theme.Layers:
+def _panel(
+    rows: list[queries.Row], singles: list[queries.Row], scale: alt.Scale, title: alt.TitleParams, labelled: bool
+) -> theme.Layers:
     methods = theme.ordered(row["method"] for row in rows)
     names = [theme.display(method) for method in methods]
     shown = [
-        row
+        marks.dot(row, theme.colour(row["method"]))
         | {"name": theme.display(row["method"]), "words": grammar.number(row["value"])}
-        | {"fill": theme.colour(row["method"]) if row["significant"] else "white"}
         for row in rows
     ]
     words = "speedup over autoregressive decoding of the same text (×)" if labelled else None
@@ -57,13 +59,17 @@ def _panel(rows: list[queries.Row], scale: alt.Scale, title: alt.TitleParams, la
     if ranged := [row for row in shown if row["low"] is not None]:
         interval = alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=2)
         layers.append(interval.encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colours))
-    dots = alt.Chart(queries.data(shown)).encode(x=x, y=y).mark_point(size=70, strokeWidth=2, opacity=1)
-    dots = dots.encode(stroke=colours, fill=alt.Fill("fill:N", scale=None))
-    return alt.layer(*layers, dots, *placement.numbers(shown, x, y, 9))
+    layers.append(marks.dots(shown, x=x, y=y))
+    if singles:
+        layers.append(marks.small([row | {"name": theme.display(row["method"])} for row in singles], x=x, y=y))
+    # Right of everything of their line.
+    outer = {row["method"]: max(r["value"] for r in [*rows, *singles] if r["method"] == row["method"]) for row in rows}
+    placed = [row | {"high": max(row["high"] or row["value"], outer[row["method"]])} for row in shown]
+    return alt.layer(*layers, *placement.numbers(placed, x, y, 9))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, tuple[list[queries.Row], float]]]:
-    """The data set, and by kind of text the speedups of methods that draft, with the share of repeated text."""
+    """The data set, and by kind of text the speedups of methods that draft, with the share of tokens in loops."""
     every = queries.rows(tables, "summary")
     main = [row for row in every if row["experiment"] == HEADLINE]
     alike = {tuple(row[name] for name in ALIKE) for row in main}
@@ -79,31 +85,22 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, tuple[list[qu
     for experiment in (HEADLINE, *dict.fromkeys(row["experiment"] for row in drafting)):
         here = [row for row in (*main, *beside) if (row["experiment"], row["dataset"]) == (experiment, dataset)]
         rows = [row for row in here if row["metric"] == "speedup" and row["method"] in methods]
-        plain = [r for r in here if (r["metric"], r["method"]) == ("repetition", queries.AUTOREGRESSIVE)]
-        if rows and plain:
+        if rows:
             # Two experiments may have one kind.
             kind = rows[0]["kind"] if rows[0]["kind"] not in found else f"{rows[0]['kind']} ({experiment})"
-            found[kind] = rows, plain[0]["value"]
+            found[kind] = rows, queries.looping(tables, experiment, dataset)
     if len(found) < 2:
         raise UserError(f"repetition: {dataset} lacks runs of autoregressive decoding of a second kind of text")
     return dataset, found
 
 
-def _told(row: queries.Row) -> str:
-    return f"{theme.display(row['method'])} {grammar.interval(row)}{' (inconclusive)' * (not row['significant'])}"
-
-
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Each method's speedup on each kind of text, and who is fastest."""
+    """Who is fastest on each kind of text, by how much, whether significant."""
     dataset, kinds = _found(tables)
-    parts = [f"Speedup over autoregressive decoding by kind of text, on {dataset}."]
+    clauses = []
     for kind, (rows, repeated) in kinds.items():
-        order = theme.ordered(row["method"] for row in rows)
-        ordered = sorted(rows, key=lambda row: order.index(row["method"]))
-        names = queries.labels((row["method"], row["settings"]) for row in rows)
-        parts.append(
-            f"{kind.capitalize()} ({captions.prompts(rows)}; {repeated:.0%} repeats itself verbatim): "
-            f"{'; '.join(map(_told, ordered))}; {captions.fastest(rows, names)}."
-        )
+        best = max(rows, key=lambda row: row["value"])
+        given = f"{theme.display(best['method'])} {grammar.interval(best, '×')}, {captions.judged(best['significant'])}"
+        clauses.append(f"{kind} ({repeated:.0%} in loops): {given if best['value'] > 1 else 'autoregressive decoding'}")
     every = [row for rows, _ in kinds.values() for row in rows]
-    return f"{' '.join(parts)} {captions.intervals(every).capitalize()}."
+    return captions.short([f"Fastest on {dataset} ({captions.prompts(every)}): {'; '.join(clauses)}."])

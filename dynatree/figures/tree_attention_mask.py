@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import pyarrow as pa
 
-from dynatree.figures.shared import grammar, legends, queries, theme
+from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("nodes",)
 SECTION = "Method"
 
-OURS = "dynatree"
-READABLE = 24  # nodes, the root apart
+READABLE, DEEPEST = 24, 6  # nodes, the root apart, and their depth
 DEPTH, BRANCH = 3, 2  # of the schematic tree
 CELL, INDENT, PREFIX = 17, 22, 4  # pixels, pixels per level, columns for the prefix
 WIDEST = 330  # pixels that all levels share; a deep chain is indented less
@@ -21,12 +20,12 @@ GREEDY = 0  # rank of the drafter's first choice
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """Above the recorded tree and its mask, below the schematic one. Raises UserError if there is no node."""
+    """Above the schematic tree and its mask, below the recorded one. Raises UserError if there is no node."""
     tree = _recorded(tables)
     first = tree[0]
     title = f"Recorded: {theme.display(first['method'])}, {first['dataset']}, round {first['round']}"
     schematic = f"Schematic: depth {DEPTH}, branch {BRANCH}"
-    return drawing([(tree, title), (_full(), schematic)], theme.colour(first["method"]))
+    return drawing([(_full(), schematic), (tree, title)], theme.colour(first["method"]))
 
 
 def drawing(trees: Sequence[tuple[list[queries.Row], str]], tone: str) -> alt.TopLevelMixin:
@@ -41,25 +40,33 @@ def drawing(trees: Sequence[tuple[list[queries.Row], str]], tone: str) -> alt.To
 
 
 def _recorded(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
-    """The most instructive round: ours before others', a branching tree with an accepted path of two or more,
-    readable, and of those the largest, then the longest path, then the first."""
+    """The most instructive round of the headline.
+
+    Readable, and with an accepted node that is no first choice on a path of two or more; of later methods in drawing
+    order, ours, before others'; then the most of such nodes, the longest path, the largest tree.
+    """
     rounds: dict[tuple[str, ...], list[queries.Row]] = {}
-    for row in queries.rows(tables, "nodes"):
-        name = tuple(str(row[k]) for k in ("experiment", "method", "settings", "dataset", "prompt_id", "repeat"))
+    for row in queries.rows(tables, "nodes", experiment="headline"):
+        name = tuple(str(row[k]) for k in ("method", "settings", "dataset", "prompt_id", "repeat"))
         rounds.setdefault((*name, f"{row['round']:09d}"), []).append(row)
+
+    order = theme.ordered(name[0] for name in rounds)  # ours is last
 
     def merit(name: tuple[str, ...]) -> tuple[float | bool, ...]:
         tree = rounds[name]
-        nodes, path = len(tree) - 1, sum(row["accepted"] for row in tree) - 1
-        branching, readable = nodes > max(row["depth"] for row in tree), nodes <= READABLE
+        nodes, deepest = len(tree) - 1, max(row["depth"] for row in tree)
+        path = [row for row in tree if row["accepted"] and row["depth"]]
+        turns = sum(row["rank"] != GREEDY for row in path)
+        readable = nodes <= READABLE and deepest <= DEEPEST
         return (
-            name[1] == OURS,
-            name[0] == "headline",
             readable,
-            branching and path >= 2,
-            branching,
+            turns > 0 and len(path) >= 2,
+            turns > 0,
+            order.index(name[0]),
+            nodes > deepest,
+            turns,
+            len(path),
             nodes if readable else -nodes,
-            path,
         )
 
     best = max(sorted(rounds), key=merit)
@@ -190,16 +197,16 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     """What this round verified and accepted, and how often the drafter's first choice was not the target's."""
     tree = _recorded(tables)
     first = tree[0]
-    place = f"Round {first['round']} of {theme.display(first['method'])} ({first['settings']}) on {first['prompt_id']}"
-    return f"{place}: {described(tree)}"
+    head, *rest = _accepted(tree)
+    place = f"round {first['round']} of {theme.display(first['method'])} on {first['prompt_id']}"
+    parts = [f"{head[:1].upper()}{head[1:-1]} ({place}).", *rest, "A row sees the prefix, itself and its ancestors."]
+    return captions.short(parts)
 
 
-def described(tree: list[queries.Row]) -> str:
-    """What a round with these nodes verified and accepted, in sentences after a colon."""
+def _accepted(tree: list[queries.Row]) -> list[str]:
+    """What a round with these nodes verified and accepted, in sentences of which the first begins small."""
     path = [row for row in tree if row["accepted"] and row["depth"]]
     turns = sum(row["rank"] != GREEDY for row in path)
-    walked = depth_first(tree)
-    open_cells = sum(len(row["above"]) for row in walked)
     text = "".join(row["text"] for row in sorted(path, key=lambda row: row["depth"]))
     parts = [
         f"one target forward verifies {grammar.plural(len(tree) - 1, 'node')} of depth"
@@ -211,8 +218,18 @@ def described(tree: list[queries.Row]) -> str:
         parts.append(f"{turns} of them {'was' if turns == 1 else 'were'} not the drafter's first choice.")
     elif path:
         parts.append("All of them were the drafter's first choices: a chain would have found them too.")
-    parts.append(
-        f"Each row sees the prefix, itself and its ancestors: {open_cells} of the {len(tree) ** 2} cells beside the"
-        " prefix are open. Rows and columns run depth first; probabilities are the drafter's, multiplied from the root."
+    return parts
+
+
+def described(tree: list[queries.Row]) -> str:
+    """What a round with these nodes verified and accepted, in sentences after a colon."""
+    walked = depth_first(tree)
+    open_cells = sum(len(row["above"]) for row in walked)
+    return " ".join(
+        [
+            *_accepted(tree),
+            f"Each row sees the prefix, itself and its ancestors: {open_cells} of the {len(tree) ** 2} cells beside the"
+            " prefix are open. Rows and columns run depth first; probabilities are the drafter's, multiplied from the"
+            " root.",
+        ]
     )
-    return " ".join(parts)

@@ -11,7 +11,7 @@ import altair as alt
 import pyarrow as pa
 
 from dynatree.errors import UserError
-from dynatree.figures.shared import axes, captions, grammar, heat, legends, panels, queries, theme
+from dynatree.figures.shared import axes, captions, grammar, heat, legends, marks, panels, queries, theme
 
 TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Settings"
@@ -32,28 +32,36 @@ class Shapes(NamedTuple):
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Per data set a panel per knob and a heat map, two per line. Raises UserError if no knob has two values."""
-    found = _found(tables)
+    found, runs = _found(tables), queries.rows(tables, "runs", experiment=EXPERIMENT)
     everything = [row for shapes in found for row in shapes.swept + shapes.steady]
-    axis = axes.values("speedup (×)", everything, one=True)
+    singles = marks.singles([row for shapes in found for row in shapes.swept], tables)
+    axis = axes.values("speedup (×)", [*everything, *singles], one=True)
     blocks = []
     for shapes in found:
         charts: list[theme.Layers] = []
         for knob in KNOBS:
             if line := _line(shapes.swept, knob):
-                charts.append(_panel(knob, line, shapes, axis))
+                charts.append(_panel(knob, line, marks.singles(line, tables), shapes, axis))
         if _grid(shapes.swept):
-            charts.append(_heat(_grid(shapes.swept)))
+            charts.append(_heat(_grid(shapes.swept), runs))
         head = f"{shapes.title} ({captions.prompts(shapes.swept)})"
         blocks.append(alt.concat(*charts, columns=2, spacing=16).properties(title=head))
     methods = theme.ordered(row["method"] for row in everything)
     entries = [(theme.display(method), theme.colour(method), theme.colour(method)) for method in methods]
-    key = legends.boxes([*entries, *legends.SIGNIFICANCE], 2 * SIZE[0] + 70)
+    if any(_grid(shapes.swept) for shapes in found):
+        entries.append(("cell: significantly slower than the best", heat.APART, heat.APART))
+    key = legends.boxes([*entries, *legends.significance(everything, singles)], 2 * SIZE[0] + 100)
     return theme.finish(alt.vconcat(key, *blocks))
 
 
-def _panel(knob: str, line: Sequence[queries.Row], shapes: Shapes, axis: axes.Values) -> theme.Layers:
+def _panel(
+    knob: str, line: Sequence[queries.Row], singles: Sequence[queries.Row], shapes: Shapes, axis: axes.Values
+) -> theme.Layers:
     names = [grammar.knob_value(row["knobs"][knob]) for row in line]
-    points = [_without_knobs(row) | {"x": name, "label": row["method"]} for row, name in zip(line, names, strict=True)]
+    points, small = (
+        [_without_knobs(row) | {"x": grammar.knob_value(row["knobs"][knob]), "label": row["method"]} for row in rows]
+        for rows in (line, singles)
+    )
     x = alt.X(
         "x:O",
         sort=names,
@@ -62,23 +70,29 @@ def _panel(knob: str, line: Sequence[queries.Row], shapes: Shapes, axis: axes.Va
     )
     held = grammar.knob_text({name: value for name, value in line[0]["knobs"].items() if name != knob})
     title = alt.TitleParams(held, fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
-    return panels.lines(points, x, axis, SIZE, title=title, one=True, labelled=False, steady=shapes.steady)
+    return panels.lines(
+        points, x, axis, SIZE, title=title, one=True, labelled=False, steady=shapes.steady, singles=small
+    )
 
 
-def _heat(cells: Sequence[queries.Row]) -> theme.Layers:
-    """The grid's speedups as numbers on their colours; the best is framed."""
+def _heat(cells: Sequence[queries.Row], runs: Sequence[queries.Row]) -> theme.Layers:
+    """The grid's speedups as numbers, on a neutral ground but where they are significantly below the best."""
     best = max(cells, key=lambda row: row["value"])
     shown = [
-        {"across": row["knobs"][ACROSS], "down": row["knobs"][DOWN], "value": row["value"]}
-        | {"words": grammar.number(row["value"]), "framed": row is best}
+        {"across": row["knobs"][ACROSS], "down": row["knobs"][DOWN], "words": grammar.number(row["value"])}
+        | {"tone": heat.APART if row is not best and _slower(row, best, runs) else heat.NEUTRAL}
         for row in cells
     ]
     columns = sorted({row["across"] for row in shown}, key=queries.knob_key)
     lines = sorted({row["down"] for row in shown}, key=queries.knob_key, reverse=True)
     held = grammar.knob_text({name: value for name, value in best["knobs"].items() if name not in (ACROSS, DOWN)})
     title = alt.TitleParams(f"speedup, {held}", fontSize=theme.SMALL, fontWeight="normal", color=theme.QUIET)
-    scale = min(row["value"] for row in cells), best["value"]
-    return heat.panel(shown, (columns, KNOBS[ACROSS]), (lines, KNOBS[DOWN]), scale, SIZE, title)
+    return heat.panel(shown, (columns, KNOBS[ACROSS]), (lines, KNOBS[DOWN]), SIZE, title)
+
+
+def _slower(row: queries.Row, best: queries.Row, runs: Sequence[queries.Row]) -> bool:
+    """Whether a row is below the best by more than chance, prompt by prompt."""
+    return bool(captions.paired(row, best, runs)["differs"])
 
 
 def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
@@ -128,35 +142,34 @@ def _grid(rows: Sequence[queries.Row]) -> list[queries.Row]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per knob the best and the worst value; the best shape against the level lines and autoregressive decoding."""
-    parts = ["Speedup over autoregressive decoding (dashed) on the same prompts by the shape of the tree."]
+    """The best shape against the next, the level lines and autoregressive decoding; per knob the best and the worst."""
     found, runs = _found(tables), queries.rows(tables, "runs", experiment=EXPERIMENT)
+    lists = []
     for shapes in found:
         method = theme.display(shapes.swept[0]["method"])
+        best, *others = sorted(shapes.swept, key=lambda row: -row["value"])
+        text = f"On {shapes.title}, best of all {len(shapes.swept)} settings of {method}: "
+        text += f"{grammar.knob_text(best['knobs'])}, {grammar.interval(best, '×')} ({captions.verdict(best)})"
+        sentences = [f"{text}."]
+        if best["value"] <= 1:
+            sentences.append("No setting beats autoregressive decoding.")
+        sentences += [f"{_against(row, best, runs)}." for row in [*shapes.steady, *others[:1]]]
         for knob, name in KNOBS.items():
             if line := _line(shapes.swept, knob):
-                best, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
-                parts.append(
-                    f"{shapes.title}, {name}: best of {len(line)} values at {grammar.knob_value(best['knobs'][knob])}, "
-                    f"{grammar.interval(best, '×')} ({captions.verdict(best)}), worst at "
-                    f"{grammar.knob_value(worst['knobs'][knob])}, {grammar.number(worst['value'])}× "
-                    f"({captions.change(captions.paired(worst, best, runs))})."
+                top, worst = max(line, key=lambda row: row["value"]), min(line, key=lambda row: row["value"])
+                sentences.append(
+                    f"{name}: best of {len(line)} values at {grammar.knob_value(top['knobs'][knob])}, "
+                    f"worst at {grammar.knob_value(worst['knobs'][knob])} "
+                    f"({captions.change(captions.paired(worst, top, runs))})."
                 )
-        best, *others = sorted(shapes.swept, key=lambda row: -row["value"])
-        text = f"Best of all {len(shapes.swept)} settings of {method} is {grammar.knob_text(best['knobs'])}, "
-        text += f"{grammar.interval(best, '×')} ({captions.verdict(best)})"
-        against = others[:1] + shapes.steady
-        parts.append(text + "".join(f"; {_against(row, best, runs)}" for row in against) + ".")
-        if best["value"] <= 1:
-            parts.append("No setting beats autoregressive decoding.")
-    swept = [row for shapes in found for row in shapes.swept]
-    return " ".join([*parts, f"{captions.intervals(swept, lines='lines and bands').capitalize()}."])
+        lists.append(sentences)
+    return captions.short(captions.in_turn(lists))
 
 
 def _against(row: queries.Row, best: queries.Row, runs: Sequence[queries.Row]) -> str:
     """How a row compares with the best setting: the next best setting, or a level line."""
     name = (
-        theme.display(row["method"]) if row["method"] != best["method"] else f"next {grammar.knob_text(row['knobs'])}"
+        theme.display(row["method"]) if row["method"] != best["method"] else f"Next {grammar.knob_text(row['knobs'])}"
     )
     compared = captions.change(captions.paired(row, best, runs))
     return f"{name} has {grammar.interval(row, '×')}, against it {compared}"

@@ -208,9 +208,9 @@ def memory(results: Path, folder: Path) -> list[Row]:
 def costs(path: Path) -> list[Row]:
     """Rows of the table `costs` from a calibration's `costs.json` or `batches.json`."""
     table = files.read_json(path)
-    alone = [(1, table)] if "verify" in table else []
+    alone, dtype = [(1, table)] if "verify" in table else [], table["machine"]["dtype"]
     return [
-        {"part": part, "batch": batch, "context": context, "tokens": tokens, "ms": 1000 * seconds}
+        {"part": part, "dtype": dtype, "batch": batch, "context": context, "tokens": tokens, "ms": 1000 * seconds}
         for batch, curves in [*alone, *((measured["rows"], measured) for measured in table.get("batches", []))]
         for part in ("verify", "draft")
         if (curve := curves[part])

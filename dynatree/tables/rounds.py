@@ -36,14 +36,25 @@ def rounds(records: list[Records]) -> list[Row]:
 
 def nodes(records: list[Records], decode: Decode) -> list[Row]:
     """Rows of the table `nodes`: every verified node of the methods that record their trees."""
-    rows = []
-    for record in records:
-        for output in record.outputs:
-            key = {**record.key, "prompt_id": output["prompt_id"], "repeat": output["repeat"]}
-            for number, fact in enumerate(output["rounds"]):
-                if fact["tree"]:
-                    rows += [{**key, "round": number, **node} for node in node_rows(fact, decode)]
-    return rows
+    outputs = [({**record.key, "repeat": output["repeat"]}, output) for record in records for output in record.outputs]
+    return [row for key, output in outputs for row in _tree_rows(key, output, decode)]
+
+
+def pass_nodes(results: Path, folders: Sequence[Path], decode: Decode) -> list[Row]:
+    """The same of instrumented passes, whose rounds are those of the table `phases`."""
+    records = [
+        ({**run_key(results, folder), "repeat": 0}, files.read_json(folder / files.PHASES)) for folder in folders
+    ]
+    return [row for key, record in records for row in _tree_rows(key, record, decode)]
+
+
+def _tree_rows(key: Row, output: Row, decode: Decode) -> list[Row]:
+    return [
+        {**key, "prompt_id": output["prompt_id"], "round": number, **node}
+        for number, fact in enumerate(output["rounds"])
+        if fact["tree"]
+        for node in node_rows(fact, decode)
+    ]
 
 
 def node_rows(fact: Row, decode: Decode) -> list[Row]:

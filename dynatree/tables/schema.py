@@ -45,6 +45,7 @@ TABLES: dict[str, pa.Schema] = {
     "costs": pa.schema(
         [
             column("part", TEXT, "`verify`: a target forward and its verification; `draft`: one level of drafting"),
+            column("dtype", TEXT, "format in which the models compute"),
             column("batch", COUNT, "requests in one forward"),
             column("context", COUNT, "tokens in the cache before the forward"),
             column("tokens", COUNT, "new tokens in the forward, of each request"),

@@ -48,7 +48,7 @@ def add(
         _ablation(rows, chance, winner, dataset, prompts, intervals, few)
         _draft_noise(rows["summary"], chance, winner, dataset, prompts, intervals, few)
         for length in (200,) if few else (50, 100, 200, 500, 1000):
-            _prompt_length(rows["summary"], chance, winner, dataset, prompts, intervals, length)
+            _prompt_length(rows, chance, winner, dataset, prompts, intervals, length)
 
 
 def _speed(method: str, winner: str) -> float:
@@ -71,6 +71,7 @@ def _summary(
         "dataset": dataset,
         "prompt_tokens": length,
         "batch": 1,
+        "dtype": "float32",
         "kind": "greedy",
         "metric": metric,
         "prompts": prompts,
@@ -91,7 +92,8 @@ def _runs(
     """A run a prompt about the value; two that differ in their name alone took other trees."""
     for prompt in range(prompts):
         speedup = value * chance.uniform(0.96, 1.04) if method != "autoregressive" else 1.0
-        key = _key(experiment, method, settings, dataset, prompt) | {"prompt_tokens": 128, "batch": 1}
+        key = _key(experiment, method, settings, dataset, prompt)
+        key |= {"prompt_tokens": 128, "batch": 1, "dtype": "float32"}
         rows.append(key | {"output_tokens": 200, "speedup": speedup, "drafted": chance.randrange(10**6)})
 
 
@@ -182,12 +184,25 @@ def _draft_noise(
 
 
 def _prompt_length(
-    rows: list[Row], chance: random.Random, winner: str, dataset: str, prompts: int, intervals: bool, length: int
+    rows: dict[str, list[Row]],
+    chance: random.Random,
+    winner: str,
+    dataset: str,
+    prompts: int,
+    intervals: bool,
+    length: int,
 ) -> None:
     for method in PROMPT_METHODS:
         settings, speed = SETTINGS.get(method, "default"), _speed(method, winner)
         speed = 1 + (speed - 1) * (1.2 - length / 2500)
         first = 45 + 1.1 * length * chance.uniform(0.97, 1.06)
-        for metric, value in (("speedup", speed), ("tpot_ms", (45 + length / 100) / speed), ("ttft_ms", first)):
+        metrics = {"speedup": speed, "tpot_ms": (45 + length / 100) / speed, "ttft_ms": first}
+        for prompt in range(prompts):
+            key = _key("prompt_length", method, settings, dataset, prompt) | {"dtype": "float32"}
+            strays = {name: value * chance.uniform(0.9, 1.1) for name, value in metrics.items()}
+            rows["runs"].append(key | {"prompt_tokens": length, "batch": 1, "output_tokens": 200} | strays)
+        for metric, value in metrics.items():
             ends = _ends(chance, value, intervals, exact=speed == 1.0 and metric == "speedup")
-            rows.append(_summary("prompt_length", method, settings, dataset, prompts, length, metric, value, ends))
+            rows["summary"].append(
+                _summary("prompt_length", method, settings, dataset, prompts, length, metric, value, ends)
+            )

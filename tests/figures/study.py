@@ -92,6 +92,20 @@ def precision(chance: random.Random, dataset: str, winner: str, prompts: int, en
     return rows
 
 
+def single_runs(summary: list[Row], chance: random.Random) -> list[Row]:
+    """Runs that rows of `summary` could be the means of: a run a prompt, about each metric's mean."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in summary:
+        for prompt in range(row["prompts"]):
+            key = {
+                name: row[name] for name in ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch")
+            }
+            key |= {"dtype": row.get("dtype"), "prompt_id": f"{prompt}", "document_id": f"{prompt}", "repeat": 0}
+            run = found.setdefault(tuple(key.values()), key | {"output_tokens": row["output_tokens"]})
+            run[row["metric"]] = row["value"] * chance.uniform(0.9, 1.1)
+    return list(found.values())
+
+
 def perplexity(runs: list[Row], chance: random.Random, winner: str) -> list[Row]:
     """Gives runs of the headline their outputs' perplexities, one in twenty another output; those of the texts."""
     headline = [row for row in runs if row["experiment"] == "headline"]

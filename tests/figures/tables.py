@@ -63,7 +63,7 @@ def make(
     for dataset in datasets:
         _headline(rows, chance, winner, dataset, prompts, intervals)
         for phased in PHASED:
-            _phases(rows["phases"], chance, phased, dataset, 0.4 if phased == winner else 1.0, word)
+            _phases(rows, chance, phased, dataset, 0.4 if phased == winner else 1.0, word)
         for method in ("linear", "dynatree"):
             for number in range(12):
                 _nodes(rows["nodes"], chance, method, dataset, number, nodes, winner)
@@ -71,7 +71,9 @@ def make(
         for part, first in (("verify", 38.0), ("draft", 4.0)):
             for tokens in (1, 2, 4, 8, 16, 32, 64, 128):
                 ms = first * (1 + 0.03 * tokens) * (1 + context / 4000)
-                rows["costs"].append({"part": part, "batch": 1, "context": context, "tokens": tokens, "ms": ms})
+                for dtype, factor in (("float32", 1.0), ("int4", 0.4)):
+                    row = {"part": part, "dtype": dtype, "batch": 1, "context": context, "tokens": tokens}
+                    rows["costs"].append({**row, "ms": factor * ms})
     _kinds(rows["summary"], chance, winner, prompts, intervals)
     rows["drafter"] = _drafter(chance, winner, datasets)
     rows["benchmark"] = _benchmark(chance, winner, prompts, intervals)
@@ -86,9 +88,13 @@ def make(
     for dataset in datasets[:swept]:
         rows["summary"] += study.batch_size(chance, dataset, winner, prompts, intervals, few)
         rows["summary"] += study.precision(chance, dataset, winner, prompts, intervals, few)
-    rows["parts"] = study.parts(random.Random(seed), rows["runs"], winner)
+    plain = [row for row in rows["runs"] if row["method"] == "autoregressive"]
+    elsewhere = [row | {"experiment": kind, "dataset": "wikipedia"} for kind in KINDS for row in plain]
+    rows["parts"] = study.parts(random.Random(seed), [*rows["runs"], *elsewhere], winner)
     rows["runs"] += study.chains(rows["runs"], few)
     rows["perplexity"] = study.perplexity(rows["runs"], chance, winner)
+    sweeps = [row for row in rows["summary"] if row["experiment"] in ("batch_size", "precision")]
+    rows["runs"] += study.single_runs(sweeps, random.Random(seed))
     rows["memory"] = [row for dataset in datasets[:swept] for row in study.memory(chance, dataset, winner)]
     experiments.add(rows, chance, winner, datasets[:swept], prompts, intervals, few)
     return {name: pa.Table.from_pylist(rows[name], schema=TABLES[name]) for name in TABLES}
@@ -134,6 +140,7 @@ def _headline(
             rows["runs"].append(
                 _key(method, dataset, prompt)
                 | {"prompt_tokens": 128, "batch": 1, "tpot_ms": 45.0 / speed, "document_id": f"{dataset}:{prompt}"}
+                | {"dtype": "float32"}
                 | {"pace": 1.0, "autoregressive_step_ms": chance.uniform(44, 46), "autoregressive_step_spread": 0.02}
                 | {"speedup": speed * chance.uniform(0.95, 1.05) if method != "autoregressive" else 1.0}
                 | {"output_tokens": 200, "iterations": rounds, "tokens_per_iteration": tokens}
@@ -177,6 +184,7 @@ def _summary(
         "dataset": dataset,
         "prompt_tokens": 128,
         "batch": 1,
+        "dtype": "float32",
         "kind": KINDS.get(experiment, "greedy"),
         "metric": metric,
         "prompts": prompts,
@@ -261,29 +269,39 @@ def _drafter(chance: random.Random, winner: str, datasets: tuple[str, ...]) -> l
     return rows
 
 
-def _phases(rows: list[Row], chance: random.Random, method: str, dataset: str, faster: float, word: str) -> None:
+def _phases(
+    rows: dict[str, list[Row]], chance: random.Random, method: str, dataset: str, faster: float, word: str
+) -> None:
+    """A pass whose text of 20 tokens is followed by a loop of 10; what is drafted beyond the accepted is rejected."""
     draft, verify = PHASED[method]
-    key = _key(method, dataset, 0)
+    key = _key(method, dataset, 0) | {"experiment": "timeline"}
+    fresh = [f"{word if place % 5 == 0 else WORDS[place % len(WORDS)]}{place}" for place in range(20)]
+    output = fresh + [WORDS[place % 10] for place in range(60)]
     now = 310.0 + draft
-    rows.append(
+    rows["phases"].append(
         key
         | {"round": -1, "phase": "prefill", "start_ms": 0.0, "end_ms": now, "forward_ms": 0.98 * now}
-        | {"emitted": 1, "text": " A", "accepted": 0}
+        | {"emitted": 1, "text": output[0], "accepted": 0}
     )
-    made = number = 0
-    while made < 40:
+    made, number = 1, 0
+    while made < len(output) - 7:
         accepted = chance.choice((0, 1, 1, 2, 3, 5)) if draft else 0
-        text = "\u241f".join(chance.choice((word, *WORDS)) for _ in range(accepted + 1))
+        text = "\u241f".join(output[made : made + accepted + 1])
         lengths = {"draft": draft, "select": 1.1, "verify": verify, "cache": 0.8} if draft else {"verify": verify}
         for phase, length in lengths.items():
             end = now + faster * length * chance.uniform(0.9, 1.2)
             within = {"draft": 0.7, "verify": 0.97}.get(phase, 0.0) * (end - now)
-            rows.append(
+            rows["phases"].append(
                 key
                 | {"round": number, "phase": phase, "start_ms": now, "end_ms": end, "forward_ms": within}
                 | {"emitted": accepted + 1, "text": text, "accepted": accepted}
             )
             now = end
+        path = [output[made - 1], *output[made : made + accepted]]
+        for place, (drafted, kept) in enumerate([*((t, True) for t in path), ("lost", False)] if draft else []):
+            node = {"node": place, "parent": place - 1, "depth": place, "rank": 0, "token": place, "text": drafted}
+            node |= {"path_log_probability": -0.5 * place, "accepted": kept, "hit": kept}
+            rows["nodes"].append(key | {"round": number} | node)
         made, number = made + accepted + 1, number + 1
 
 

@@ -123,8 +123,8 @@ def test_one_line_of_settings_makes_no_heat_map() -> None:
     """Guards against a heat map of one row."""
     tables = synthetic.make(datasets=("wikipedia",), few=True)
     drawn, said = texts(figure("tree_shape").draw(tables)), figure("tree_shape").caption(tables)
-    assert "branch B" not in drawn and "best of 2 values at 8" in said
-    assert "next D 3, B 3, tau 0.03, N 64 has" in said and "DynaTree has" in said and said.count("against it") == 2
+    assert "branch B" not in drawn and "best of all 2 settings of DynaTree, threshold: D 8" in said
+    assert "Next D 3, B 3, tau 0.03, N 64 has" in said and "DynaTree has" in said and said.count("against it") == 2
 
 
 def test_settings_without_a_common_line_are_refused() -> None:
@@ -155,8 +155,8 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     prompts = [1.0 + place / 2 for place in range(10)]
     tables = ablated({("dynatree", "D63"): prompts, ("without_lookup", "D63"): [0.9 * value for value in prompts]})
     caption = figure("ablation").caption(tables)
-    assert "Without lookup \u221210 % [\u221210 %, \u221210 %], significant" in caption
-    assert "Fastest is DynaTree" in caption
+    assert "slowest variant: Without lookup, \u221210 % [\u221210 %, \u221210 %], significant" in caption
+    assert "Fastest of DynaTree and its variants: DynaTree." in caption
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -183,7 +183,7 @@ def test_variants_are_in_their_block_and_the_static_tree_in_both() -> None:
 def test_an_ablation_that_beats_nothing_says_so() -> None:
     """Guards against praising the best of variants that are all slower than autoregressive decoding."""
     tables = ablated({("dynatree", "D63"): [0.8, 0.9], ("without_lookup", "D63"): [0.7, 0.7]})
-    assert "Fastest is autoregressive decoding" in figure("ablation").caption(tables)
+    assert "and its variants: autoregressive decoding." in figure("ablation").caption(tables)
 
 
 def test_a_variant_that_does_the_same_is_no_variant() -> None:
@@ -193,7 +193,7 @@ def test_a_variant_that_does_the_same_is_no_variant() -> None:
     tables["runs"] = table("runs", same)
     caption = figure("ablation").caption(tables)
     assert "Without node budget (N none) takes the very same rounds, so its +19 % is chance" in caption
-    assert "Fastest is DynaTree, threshold." in caption
+    assert "and its variants: DynaTree, threshold." in caption
     assert "same rounds" in texts(figure("ablation").draw(tables))
 
 
@@ -231,8 +231,9 @@ def test_autoregressive_decoding_is_said_to_win() -> None:
 def test_each_length_has_its_own_winner() -> None:
     """Guards against one winner for all lengths."""
     rows = [ratio("linear", 1.5, 100), ratio("dynatree", 1.2, 100), ratio("linear", 0.8, 1000)]
-    said = captions.fastest_along([*rows, ratio("dynatree", 0.9, 1000)], NAMES, "tokens")
-    assert "Fastest: Linear chain at 100; autoregressive decoding at 1,000 tokens." in said
+    said = captions.fastest_along([*rows, ratio("dynatree", 0.9, 1000)], NAMES, "tokens", "wikipedia")
+    assert said[0] == "On wikipedia, fastest: Linear chain at 100; autoregressive decoding at 1,000 tokens."
+    assert "no method beats" in said[1] and "fastest is Linear chain" in said[2]
 
 
 @given(st.lists(st.floats(0, 200), min_size=1, max_size=8))

@@ -92,7 +92,7 @@ def test_latency_names_the_best_of_each_metric() -> None:
 
     text = caption("latency", changed(synthetic.make(datasets=("wikipedia",)), "summary", change))
     assert "time to the first token: Transformers 7.00 [6.50, 7.50] ms, next" in text
-    assert "time per token after it: Linear chain 7.00" in text
+    assert "time per later token: Linear chain 7.00" in text
     assert "throughput: Fixed tree 9.00" in text and text.count("22% below") == 1
 
 

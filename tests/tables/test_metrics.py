@@ -384,6 +384,10 @@ def test_phases_carry_what_their_round_emitted(tmp_path: Path) -> None:
     assert rows[1]["text"] == f"7{rounds.TOKEN_SEPARATOR}4"
     assert (rows[1]["start_ms"], rows[1]["end_ms"]) == (500.0, 750.0)
     assert metrics.table("phases", rows).schema == TABLES["phases"]
+    # And the trees of the same rounds, under the same key.
+    nodes = rounds.pass_nodes(tmp_path, [folder], lambda ids: str(ids[0]))
+    assert {row["round"] for row in nodes} == {0} and {row["experiment"] for row in nodes} == {"timeline"}
+    assert set(nodes[0]) == set(TABLES["nodes"].names)
 
 
 def test_the_drafters_report_becomes_rows(tmp_path: Path) -> None:
@@ -425,9 +429,9 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
     wide = {**curve, "seconds": [[0.05, 0.06]]}
     files.write_json(
         tmp_path / "costs.json",
-        {"verify": curve, "draft": None},
+        {"verify": curve, "draft": None, "machine": {"dtype": "int4"}},
     )
-    together = {"batches": [{"rows": 8, "verify": wide, "draft": curve}]}
+    together = {"batches": [{"rows": 8, "verify": wide, "draft": curve}], "machine": {"dtype": "int4"}}
     files.write_json(tmp_path / "batches.json", together)
     rows = [row for name in ("costs.json", "batches.json") for row in metrics.costs(tmp_path / name)]
     assert [(r["part"], r["batch"], r["tokens"], r["ms"]) for r in rows] == [
@@ -438,7 +442,7 @@ def test_costs_tell_batches_apart(tmp_path: Path) -> None:
         ("draft", 8, 1, 10.0),
         ("draft", 8, 2, 20.0),
     ]
-    assert metrics.table("costs", rows).num_rows == 6
+    assert metrics.table("costs", rows).num_rows == 6 and {row["dtype"] for row in rows} == {"int4"}
 
 
 def test_costs_of_another_engine_stand_beside_those_of_each_format(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ rule aggregate:
         runs=expand("results/{run}/{file}", run=RUNS, file=RECORDS),
         timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
         memory=[f"results/{folder}/memory.json" for folder in MEMORY],
-        costs=[CALIBRATION[0], *([BATCHES] if BATCHED else [])],
+        costs=[*(calibrated(dtype)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])],
         drafter="results/drafter_report.json",
         perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
         tokenizer=f"{TARGET}/tokenizer.json",

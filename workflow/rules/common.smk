@@ -63,6 +63,8 @@ def calibrated_batches(dtype):
     return f"results/calibration/{dtype}/batches.json"
 
 
+# The formats that are calibrated, the main one first.
+FORMATS = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])]))
 MACHINE, CALIBRATION, BATCHES = machine(PARAMS.dtype), calibrated(PARAMS.dtype), calibrated_batches(PARAMS.dtype)
 
 

@@ -44,7 +44,7 @@ def main() -> None:
             "runs": metrics.runs(records),
             "rounds": rounds.rounds(records),
             "parts": rounds.parts(records),
-            "nodes": rounds.nodes(records, decode),
+            "nodes": rounds.nodes(records, decode) + rounds.pass_nodes(a.results, a.timeline, decode),
             "phases": rounds.phases(a.results, a.timeline, decode),
             "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
             "costs": [row for path in a.costs for row in metrics.costs(path)],

@@ -13,6 +13,23 @@ from dynatree.tables import bootstrap
 WORK = ("output_ids", "iterations", "target_forwards", "draft_forwards", "drafted", "drafted_depth", "accepted")
 
 Names = Mapping[tuple[str, str], str]
+MOST_WORDS = 60
+
+
+def short(sentences: Sequence[str]) -> str:
+    """A caption: of sentences by their weight those that fit into MOST_WORDS; the first always stands."""
+    kept, words = [sentences[0]], len(sentences[0].split())
+    for sentence in sentences[1:]:
+        more = len(sentence.split())
+        if more and words + more <= MOST_WORDS:
+            kept.append(sentence)
+            words += more
+    return " ".join(kept)
+
+
+def in_turn(lists: Sequence[Sequence[str]]) -> list[str]:
+    """The first sentence of each list, then the second ones, so that no place is left out for another's details."""
+    return [each[place] for place in range(max(map(len, lists))) for each in lists if place < len(each)]
 
 
 def prompts(rows: Sequence[queries.Row]) -> str:
@@ -96,8 +113,8 @@ def fastest(rows: Sequence[queries.Row], names: Names) -> str:
     return f"fastest {text}" if best["value"] > 1 else f"no method beats autoregressive decoding; closest {text}"
 
 
-def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str) -> str:
-    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the smallest and the largest."""
+def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str, place: str) -> list[str]:
+    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the largest and the smallest."""
     leaders: dict[str, list[str]] = {}
     lengths = sorted({row["x"] for row in rows})
     for length in lengths:
@@ -105,10 +122,11 @@ def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str) -> str:
         name = names[best["method"], best["settings"]] if best["value"] > 1 else "autoregressive decoding"
         leaders.setdefault(name, []).append(f"{length:,}")
     parts = [f"{name} at {grammar.joined(at)}" for name, at in leaders.items()]
-    text = f"Fastest: {'; '.join(parts)} {unit}." if len(lengths) > 1 else ""
-    for length in dict.fromkeys((lengths[0], lengths[-1])):
-        text += f" At {length:,} {unit}: {fastest([row for row in rows if row['x'] == length], names)}."
-    return text.strip()
+    sentences = [f"On {place}, fastest: {'; '.join(parts)} {unit}."] if len(lengths) > 1 else []
+    for length in dict.fromkeys((lengths[-1], lengths[0])):
+        said = fastest([row for row in rows if row["x"] == length], names)
+        sentences.append(f"On {place}, at {length:,} {unit}: {said}.")
+    return sentences
 
 
 def intervals(

@@ -1,63 +1,78 @@
 """Legends as charts of their own, above what they explain. Knows no figure."""
 
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import altair as alt
 
-from dynatree.figures.shared import queries, theme
+from dynatree.figures.shared import marks, queries, theme
 from dynatree.tables import bootstrap
 
+
+class Entry(NamedTuple):
+    """What a mark means: its words, its colours, its shape and its size."""
+
+    label: str
+    fill: str
+    stroke: str
+    shape: str = "square"
+    size: float = 110
+
+
 SIGNIFICANCE = [
-    (f"significant: 95 % interval excludes 1, at least {bootstrap.MINIMUM_PROMPTS} prompts", theme.QUIET, theme.QUIET),
-    ("inconclusive", "white", theme.QUIET),
+    Entry(
+        f"significant: 95 % interval excludes 1, n ≥ {bootstrap.MINIMUM_PROMPTS}",
+        theme.QUIET,
+        theme.QUIET,
+        "circle",
+        marks.COMPARED,
+    ),
+    Entry("inconclusive: could be chance", "white", theme.QUIET, "circle", marks.COMPARED),
 ]
+PLAIN = Entry("no comparison", theme.QUIET, theme.QUIET, "circle", marks.PLAIN)
+SINGLE = Entry("one prompt", theme.QUIET, theme.QUIET, "circle", marks.SINGLE / 2)
 
 
-def boxes(entries: Sequence[tuple[str, str, str]], width: float, size: float = theme.SMALL) -> alt.LayerChart:
-    """A legend: (label, fill, stroke) swatches one after another, `width` pixels wide, wrapped where it must."""
+def significance(rows: Sequence[queries.Row], singles: Sequence[queries.Row] = ()) -> list[Entry]:
+    """What the dots of `rows` say, with those of single prompts where there are any."""
+    compared = {row["significant"] for row in rows}
+    return [
+        *(SIGNIFICANCE if compared - {None} else []),
+        *([PLAIN] if None in compared else []),
+        *([SINGLE] if singles else []),
+    ]
+
+
+def boxes(entries: Sequence[tuple[str, str, str] | Entry], width: float, size: float = theme.SMALL) -> alt.LayerChart:
+    """A legend: (label, fill, stroke) swatches, or entries, one after another, `width` pixels wide, wrapped."""
     placed: list[queries.Row] = []
     x, line = 0.0, 0
-    for label, fill, stroke in entries:
-        wide = 18 + 0.54 * size * len(label) + 14
+    for entry in (Entry(*entry) for entry in entries):
+        radius = math.sqrt(entry.size / math.pi)
+        wide = 12 + 2 * radius + 0.54 * size * len(entry.label) + 14
         if x and x + wide > width:
             x, line = 0.0, line + 1
-        placed.append({"label": label, "fill": fill, "stroke": stroke, "x": x, "x2": x + 11, "t": x + 16, "line": line})
+        placed.append(entry._asdict() | {"x": x + radius, "t": x + 2 * radius + 5, "y": line * 17 + 8})
         x += wide
-    for row in placed:
-        row["y"], row["y2"], row["middle"] = row["line"] * 17 + 2, row["line"] * 17 + 13, row["line"] * 17 + 8
     high = (line + 1) * 17
     base = alt.Chart(queries.data(placed), width=width, height=high)
-    x_scale, y_scale = alt.Scale(domain=[0, width], nice=False), alt.Scale(domain=[high, 0], nice=False)
-    y = alt.Y("y:Q", axis=None, scale=y_scale)
-    swatches = base.mark_rect(strokeWidth=1).encode(
-        x=alt.X("x:Q", axis=None, scale=x_scale),
-        x2="x2:Q",
+    scale = alt.Scale(domain=[0, width], nice=False)
+    y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[high, 0], nice=False))
+    swatches = base.mark_point(strokeWidth=1.5, opacity=1).encode(
+        x=alt.X("x:Q", axis=None, scale=scale),
         y=y,
-        y2="y2:Q",
         fill=alt.Fill("fill:N", scale=None),
         stroke=alt.Stroke("stroke:N", scale=None),
+        shape=alt.Shape("shape:N", scale=None),
+        size=alt.Size("size:Q", scale=None),
     )
     words = base.mark_text(align="left", baseline="middle", fontSize=size, color=theme.INK).encode(
-        x=alt.X("t:Q", axis=None, scale=x_scale), y=alt.Y("middle:Q", axis=None, scale=y_scale), text="label:N"
+        x=alt.X("t:Q", axis=None, scale=scale), y=y, text="label:N"
     )
     return swatches + words
 
 
-def shapes(entries: Sequence[tuple[str, str, str]]) -> alt.LayerChart:
-    """A legend of marks in one line: (label, shape, fill)."""
-    starts = [0.0]
-    for label, _, _ in entries:
-        starts.append(starts[-1] + 18 + 0.54 * theme.SMALL * len(label) + 14)
-    placed = [
-        {"label": label, "shape": shape, "fill": fill, "x": x + 6, "t": x + 16}
-        for (label, shape, fill), x in zip(entries, starts, strict=False)
-    ]
-    scale = alt.Scale(domain=[0, starts[-1]], nice=False)
-    base = alt.Chart(queries.data(placed), width=starts[-1], height=18)
-    marks = base.mark_point(size=60, opacity=1, stroke=theme.INK, strokeWidth=1.5).encode(
-        x=alt.X("x:Q", axis=None, scale=scale),
-        shape=alt.Shape("shape:N", scale=None),
-        fill=alt.Fill("fill:N", scale=None),
-    )
-    words = base.mark_text(align="left", color=theme.INK).encode(x=alt.X("t:Q", axis=None, scale=scale), text="label:N")
-    return marks + words
+def shapes(entries: Sequence[tuple[str, str, str]], width: float = 400) -> alt.LayerChart:
+    """A legend of marks: (label, shape, fill)."""
+    return boxes([Entry(label, fill, theme.INK, shape, 60) for label, shape, fill in entries], width)

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from dynatree.figures.shared import placement, queries, theme
+from dynatree.figures.shared import marks, placement, queries, theme
 from dynatree.figures.shared.axes import Values
 
 
@@ -18,11 +18,12 @@ def lines(
     one: bool = False,
     labelled: bool = True,
     steady: Sequence[queries.Row] = (),
+    singles: Sequence[queries.Row] = (),
 ) -> theme.Layers:
     """A line per `label` of `points` (label, method, x, value, low, high, significant), named at its end if `labelled`.
 
     `x` encodes the field `x`; `size` is width and height in pixels. `steady`: rows drawn as level lines with their
-    intervals. `one`: a dashed line at 1. Hollow dots: `significant` is False.
+    intervals; `singles`: values of single prompts. `one`: a dashed line at 1. What a dot says: marks.py.
     """
     layers: list[Any] = []
     if one:
@@ -36,14 +37,7 @@ def lines(
             queries.data([{"value": row["value"], "tone": theme.colour(row["method"])} for row in steady])
         )
         layers.append(level.mark_rule(strokeWidth=2).encode(y=axis.y, color=tone))
-    shown = [
-        row
-        | {
-            "tone": theme.colour(row["method"]),
-            "fill": "white" if row["significant"] is False else theme.colour(row["method"]),
-        }
-        for row in points
-    ]
+    shown = [marks.dot(row, theme.colour(row["method"])) for row in points]
     for label in dict.fromkeys(row["label"] for row in shown):
         # A layer each: beside an ordinal axis, one path by a colour without a scale comes out empty.
         own = [row for row in shown if row["label"] == label]
@@ -53,8 +47,9 @@ def lines(
         layers.append(
             alt.Chart(queries.data(ranged)).mark_rule(strokeWidth=1.5).encode(x=x, y=axis.y, y2="high:Q", color=tone)
         )
-    dots = alt.Chart(queries.data(shown)).mark_point(strokeWidth=1.5, size=42, opacity=1).encode(x=x, y=axis.y)
-    layers.append(dots.encode(stroke=alt.Stroke("tone:N", scale=None), fill=alt.Fill("fill:N", scale=None)))
+    layers.append(marks.dots(shown, x=x, y=axis.y))
+    if singles:
+        layers.append(marks.small(singles, x=x, y=axis.y))
     if labelled:
         layers += placement.names(points, x, axis, size)
     return alt.layer(*layers).properties(width=size[0], height=size[1], title=title)

@@ -14,6 +14,8 @@ AUTOREGRESSIVE = "autoregressive"
 AGAIN = "autoregressive_again"
 # Methods that draft nothing: what the others are measured by.
 UNDRAFTED = (AUTOREGRESSIVE, AGAIN, "transformers")
+# Parts of an output by kind of text.
+KINDS = ("loops", "new text")
 # Which round of which run a node's tree was verified in.
 _TREE = ("method", "settings", "dataset", "prompt_id", "repeat", "round")
 
@@ -64,6 +66,13 @@ def along(tables: Mapping[str, pa.Table], experiment: str, metrics: Iterable[str
         ]
         for metric, found in every.items()
     }
+
+
+def looping(tables: Mapping[str, pa.Table], experiment: str, dataset: str) -> float:
+    """Share of autoregressive decoding's tokens that are in loops, as the table `parts` says what a loop is."""
+    found = rows(tables, "parts", experiment=experiment, dataset=dataset, method=AUTOREGRESSIVE)
+    counts = {kind: sum(row["tokens"] for row in found if row["part"] == kind) for kind in KINDS}
+    return counts["loops"] / (sum(counts.values()) or 1)
 
 
 def tested(tables: Mapping[str, pa.Table]) -> dict[str, list[tuple[Row, Row]]]:

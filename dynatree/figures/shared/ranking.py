@@ -7,11 +7,18 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from dynatree.figures.shared import legends, queries, theme
+from dynatree.figures.shared import legends, marks, queries, theme
 
 STEP = 22
-KEY = [*legends.SIGNIFICANCE, ("tick: worst prompt", "white", "white")]
+TICK = "M0,-1V1"
+KEY = [
+    *legends.SIGNIFICANCE,
+    legends.Entry("baseline", theme.QUIET, theme.QUIET, "circle", marks.PLAIN),
+    legends.Entry("worst prompt", theme.QUIET, theme.QUIET, TICK, 110),
+]
 _TICKS = [0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
+_FINE = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8, 2]
+_NARROW = 2.6  # times its low end: an axis that is fine enough for the finer ticks
 
 
 def scale(rows: Sequence[queries.Row], room: float = 1.35) -> alt.Scale:
@@ -30,13 +37,15 @@ def panel(
 ) -> theme.Layers:
     """`rows`, one a method, with their `words`, in the order of `methods`; `axis`: its title and its scale.
 
-    A dot is filled where its row is significant or the baseline's own; methods are named at the left if `labelled`.
+    What a dot says: marks.py; methods are named at the left if `labelled`.
     """
     names = [theme.display(method) for method in methods]
     here = [
-        row
+        marks.dot(
+            row | {"significant": None if row["method"] == row["baseline"] else row["significant"]},
+            theme.colour(row["method"]),
+        )
         | {"name": theme.display(row["method"]), "end": row["high"] or row["value"]}
-        | {"fill": theme.colour(row["method"]) if row["significant"] or row["method"] == row["baseline"] else "white"}
         for row in rows
     ]
     y = alt.Y(
@@ -46,17 +55,16 @@ def panel(
         scale=alt.Scale(domain=names),
         axis=alt.Axis(ticks=False, domain=False, labels=labelled, labelPadding=6),
     )
-    x = alt.X("value:Q", scale=axis[1], axis=alt.Axis(title=axis[0], values=_TICKS))
+    low, high = axis[1].domain
+    ticks = [tick for tick in (_FINE if high < _NARROW * low else _TICKS) if low <= tick <= high]
+    x = alt.X("value:Q", scale=axis[1], axis=alt.Axis(title=axis[0], values=ticks, format="~g", labelOverlap="greedy"))
     colour = alt.Color("method:N", scale=theme.colour_scale(methods), legend=None)
-    stroke = alt.Stroke("method:N", scale=theme.colour_scale(methods), legend=None)
     base = alt.Chart(queries.data(here), width=width, height=alt.Step(STEP), title=title).encode(y=y)
     one = alt.Chart(queries.data([{"value": 1.0}])).mark_rule(color=theme.QUIET, strokeDash=[4, 3]).encode(x=x)
     layers = [
         one,
         base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q", scale=axis[1]), x2="high:Q", color=colour),
-        base.mark_point(size=70, strokeWidth=2, opacity=1).encode(
-            x=x, stroke=stroke, fill=alt.Fill("fill:N", scale=None)
-        ),
+        marks.dots(here, x=x, y=y),
         base.mark_tick(thickness=2, size=11).encode(x=alt.X("worst:Q", scale=axis[1]), color=colour),
         theme.on_white(base.encode(x=alt.X("end:Q", scale=axis[1]), text="words:N"), 7),
     ]

@@ -27,7 +27,7 @@ COLOURS = {
     "hybrid_chain": "#332288",
     "fixed_tree": "#009e73",
     "fixed_d5_b2": "#009e73",
-    "optimal": "#44aa99",
+    "optimal": "#882255",
     "confidence": "#999933",
     "llama_cpp": "#661100",
     "llama_cpp_lookup": "#ddcc77",
@@ -36,7 +36,11 @@ COLOURS = {
     "dynatree": "#d55e00",
     **FORMATS,
 }
-SPARE = ("#882255", "#aa4499")
+SPARE = ("#44aa99", "#aa4499")
+# What a round consists of, in colours that no method has.
+PHASES = {"verify": "#3d4a5c", "draft": "#8fb0dc", "select": "#b5936b", "cache": "#b5936b"}
+# What a phase takes besides forwards of the models; `other` lies between phases.
+BESIDES = {"draft": "#6fc7b7", "select": "#b5936b", "verify": "#a58fd0", "cache": "#e8a5a0", "other": "#dadada"}
 NAMES = {
     "autoregressive": "Autoregressive",
     "autoregressive_again": "Autoregressive again",

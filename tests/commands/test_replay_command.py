@@ -1,0 +1,58 @@
+"""`dynatree replay`: the page holds the recorded rounds, all of them, and loads nothing."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from dynatree.commands import cli
+from dynatree.figures import timeline
+from tests.figures import tables as synthetic
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    for name in timeline.TABLES:
+        parquet.write_table(synthetic.make(word="</script>")[name], tmp_path / f"{name}.parquet")
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["replay", *arguments])
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_the_page_holds_every_recorded_round(results: Path) -> None:
+    """Guards against a lane that misses rounds, a tree that shows no rejection, and times that do not compare."""
+    out = results / "replay.html"
+    cli.main(["replay", "--results", str(results), "--out", str(out)])
+    text = out.read_text(encoding="utf-8")
+    lanes = json.loads(text.partition("const lanes = ")[2].partition(";\n")[0])
+    _, passes = timeline.passes(synthetic.make(word="</script>"))
+    assert [lane["name"] for lane in lanes] == ["Autoregressive", "Linear chain", "DynaTree"]
+    for lane, rounds in zip(lanes, passes.values(), strict=True):
+        assert [each["text"] for each in lane["rounds"]] == ["".join(each.texts) for each in rounds]
+        assert lane["rounds"][0]["start"] == 0 and lane["prefix"]
+        for drawn, each in zip(lane["rounds"], rounds, strict=True):
+            assert drawn["end"] - drawn["start"] == pytest.approx(each.end - each.start)
+            assert [node["accepted"] for node in drawn["nodes"]].count(False) == len(each.rejected)
+            assert len(drawn["own"]) == len(each.texts) - each.accepted
+
+
+def test_the_page_loads_nothing_and_respects_the_reader(results: Path) -> None:
+    """Guards against a network, tokens that close the script, and motion that nobody asked for."""
+    out = results / "replay.html"
+    cli.main(["replay", "--results", str(results), "--out", str(out)])
+    text = out.read_text(encoding="utf-8")
+    assert "http" not in text and "src=" not in text and text.count("</script>") == 1
+    assert "prefers-reduced-motion" in text and 'type="range"' in text and 'id="play"' in text
+
+
+def test_bad_input_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a traceback where the tables are missing or the page could not be written."""
+    assert "end it in .html" in refused(capsys, "--results", str(tmp_path), "--out", "replay.svg")
+    said = refused(capsys, "--results", str(tmp_path), "--out", str(tmp_path / "a.html"))
+    assert "phases.parquet" in said and "make all" in said
