@@ -114,6 +114,8 @@ def main() -> None:
             elif (before / "results" / name / CURRENT).is_file():
                 print(f"{name}: not up to date here, kept as it was published")
                 content |= {path.as_posix(): before / path for path in apart(before, name)}
+            else:
+                print(f"{name}: not up to date here, and none was published before")
         publish(content, shown(scale, Path()), out)
         written = [path for path in out.rglob("*") if path.is_file()]
         size = sum(path.stat().st_size for path in written)

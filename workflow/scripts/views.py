@@ -33,7 +33,7 @@ def plots(known: sections.Params) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"speedup": {**bars, "y": {"results/plots/speedup.json": "run"}}}]
     if headline.SWEEP in known.experiments:
         for knob in headline.KNOBS:
-            line = {"title": f"speedup by {knob} ({headline.SWEEP})", "x": knob, "template": "linear"}
+            line = {"title": f"speedup by {knob} ({headline.SWEEP})", "x": knob, "template": "simple"}
             found.append({knob: {**line, "y": {f"results/plots/{knob}.json": "speedup"}}})
     return found + [{f"figures/{name}.svg": {}} for name in known.figures]
 
