@@ -13,7 +13,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all models install report gallery test check quick fast drills clean prune touch publish benchmark llama_cpp dvc.yaml rooms
+.PHONY: all models install report gallery test check quick fast drills clean prune touch publish show pull benchmark llama_cpp dvc.yaml rooms
 all: $(STAMP)
 	$(call alone,$(SNAKEMAKE) all)
 
@@ -68,9 +68,17 @@ touch: $(STAMP)
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(call alone,$(SNAKEMAKE) --touch --forceall all)
 
-# What dvc.lock names of results and figures, with the benchmark's records: published/<scale>, laid out as here.
+# What dvc.lock names of results and figures, with the benchmark's records: published/<scale>, the raw records packed.
 publish: $(STAMP)
 	$(BIN)/python workflow/scripts/publish.py --out published
+
+# What is published of the run that dvc.lock names, in its place here: records, tables and calibration, but no model.
+pull: $(STAMP)
+	$(BIN)/python workflow/scripts/pull.py
+
+# What is published of a scale, unpacked beside this checkout's own files: `make show SCALE=study`.
+show: $(STAMP)
+	$(BIN)/python workflow/scripts/show.py --scale "$(SCALE)"
 
 # DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
 dvc.yaml: $(STAMP)

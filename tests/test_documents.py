@@ -39,6 +39,8 @@ TINY = {
 }
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
+DRILL = "needs a finished run: tests/drills/drill_experiments.py"
+PUBLISHED = "reads published/: tests/test_published.py"
 SETUP = "sets up an environment from the registry"
 SKIPPED = {
     "make all": SETUP,
@@ -60,8 +62,14 @@ SKIPPED = {
     "dvc repro --force --no-run-cache": WORKFLOW,
     "dvc exp run -S methods.dynatree.threshold=0.1": WORKFLOW,
     "dvc checkout && make touch": WORKFLOW,
-    "cp -r published/laptop/. .": "would overwrite this checkout; tests/test_published.py reads what it copies",
-    "python workflow/scripts/draw.py --tables published/laptop/results --figure datasets --out build": "as above",
+    "dvc params diff": DRILL,
+    "dvc plots diff --out build/plots": DRILL,
+    "dvc exp run --queue -S methods.dynatree.threshold=0.2": DRILL,
+    "dvc exp run --run-all": DRILL,
+    "dvc exp show --only-changed": DRILL,
+    "make pull": PUBLISHED,
+    "make show SCALE=study": PUBLISHED,
+    "python workflow/scripts/draw.py --tables published/laptop/results --figure datasets --out build": PUBLISHED,
     "python -m pytest tests/policies -k budget": "a test within a test",
 }
 
@@ -138,7 +146,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-drafter", "models/smollm2", "models/smollm2-drafter"):
         shutil.copytree(home / "my-model", home / name)
     (home / "results").mkdir()
-    shutil.copy(ROOT / "results/metrics.json", home / "results")
+    shutil.copy(ROOT / "results/pace.json", home / "results")
     (home / "corpus").mkdir()
     (home / "letters").mkdir()
     for name in ("essay.txt", "essays.txt", "unseen.txt", "corpus/a.txt", "corpus/b.txt", "letters/a.txt"):

@@ -1,25 +1,40 @@
 """What is published: all that dvc.lock names is there, and tables and numbers come out of the raw records again."""
 
 import hashlib
+import json
+import re
 import runpy
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as parquet
 import pytest
+import yaml
 
-from dynatree import files
-from dynatree.study import params
+from dynatree import archive, files
+from dynatree.engine.tokenizer import text_tokenizer
 from dynatree.tables import comparison, metrics
-from dynatree.tables.columns import RUN_KEY
 from tests.workflow.world import ROOT
 
-PUBLISHED = sorted(path for path in (ROOT / "published").iterdir() if path.is_dir())
-SCRIPT = runpy.run_path(str(ROOT / "workflow/scripts/publish.py"))
-named, LEFT_OUT = SCRIPT["named"], SCRIPT["LEFT_OUT"]
-RUN = [field.name for field in RUN_KEY]
-scales = pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+PUBLISHED = sorted(path.parent for path in (ROOT / "published").glob(f"*/{archive.RECORDS}"))
+PUBLISH, AGGREGATE = (runpy.run_path(str(ROOT / f"workflow/scripts/{name}.py")) for name in ("publish", "aggregate"))
+MIB = 2**20
+
+
+class Scale(NamedTuple):
+    """A published folder, what it holds laid out as in a checkout, and what its parameters say."""
+
+    published: Path
+    folder: Path
+    params: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=PUBLISHED, ids=lambda path: path.name)
+def scale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Scale:
+    folder = tmp_path_factory.mktemp(request.param.name)
+    archive.unfold(request.param, folder)
+    return Scale(request.param, folder, yaml.safe_load((folder / "params.yaml").read_text(encoding="utf-8")))
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -27,62 +42,91 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(scope="module", params=PUBLISHED, ids=lambda folder: folder.name)
-def remade(request: pytest.FixtureRequest) -> tuple[Path, list[dict[str, Any]]]:
-    """A published folder of results, and the rows of the table `runs`, made of its raw records again."""
-    results = request.param / "results"
-    folders = [path.parent for path in sorted(results.rglob(files.OUTPUTS))]
-    return results, metrics.runs([metrics.Records.read(results, folder) for folder in folders])
-
-
-@scales
-def test_all_that_the_lock_names_is_there(folder: Path) -> None:
+def test_all_that_the_lock_names_is_there(scale: Scale) -> None:
     """Guards against numbers whose raw records nobody can have."""
-    # Of the version that it was run with, whose keys may not be today's.
-    assert params.load(folder / "params.yaml")["scale"] == folder.name
-    expected = {path: md5 for path, md5 in named(folder / "dvc.lock").items() if path.suffix != LEFT_OUT}
+    assert scale.params["scale"] == scale.published.name
+    named = PUBLISH["named"](scale.folder / "dvc.lock")
+    expected = {path: md5 for path, md5 in named.items() if not PUBLISH["LEFT_OUT"].fullmatch(path.as_posix())}
     assert {path.parts[0] for path in expected} == {"results", "figures"}
-    found = {path: hashlib.md5((folder / path).read_bytes()).hexdigest() for path in expected}
+    found = {path: hashlib.md5((scale.folder / path).read_bytes()).hexdigest() for path in expected}
     assert found == expected
 
 
-def test_the_lock_of_this_checkout_is_published() -> None:
+def test_the_lock_of_this_checkout_is_published(tmp_path: Path) -> None:
     """Guards against a new dvc.lock without its records: `make publish` belongs to it."""
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "dvc.lock"], cwd=ROOT, check=False).returncode:
         pytest.skip("dvc.lock is not as it was committed: measured here, or no git")
-    scale = params.read(ROOT / "params.yaml").scale
-    assert (ROOT / "published" / scale / "dvc.lock").read_bytes() == (ROOT / "dvc.lock").read_bytes()
+    name = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["scale"]
+    archive.unfold(ROOT / "published" / name, tmp_path)
+    assert (tmp_path / "dvc.lock").read_bytes() == (ROOT / "dvc.lock").read_bytes()
 
 
-def test_the_table_of_runs_comes_from_the_records(remade: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Guards against tables of other records than those beside them."""
-    results, made = remade
+def test_little_lies_there_and_nothing_twice() -> None:
+    """Guards against a repository that grows by every record, by checksums and by pictures that nobody is shown."""
+    found = [path for path in (ROOT / "published").rglob("*") if path.is_file()]
+    assert len(found) <= 200
+    assert sum(path.stat().st_size for path in found) <= 15 * MIB
+    assert not [path for path in found if path.suffix in (".sha256", ".md5", ".html", ".svg")]
+    pictures = {path for path in found if path.suffix == ".png"}
+    for folder in PUBLISHED:
+        shown = {folder / name for name in PUBLISH["shown"](folder.name, ROOT)}
+        assert {path for path in pictures if path.is_relative_to(folder)} == shown
+    contents = [path.read_bytes() for path in (*pictures, *(ROOT / "figures").glob("*.png"))]
+    assert len(set(contents)) == len(contents)
 
-    def ordered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return sorted(found, key=lambda row: [row.get(name, "") for name in (*RUN, "prompt_tokens", "batch", "dtype")])
 
+def test_the_table_of_runs_comes_from_the_records(scale: Scale) -> None:
+    """Guards against a table of other records than those beside it, or of none."""
+    results = scale.folder / "results"
+    folders = [path.parent for path in sorted(results.rglob(files.OUTPUTS))]
+    made = metrics.runs([metrics.Records.read(results, folder) for folder in folders])
     # Columns of today's that it lacks it was published before.
     stated = rows(results / "runs.parquet")
-    assert ordered(stated) == ordered([{name: row[name] for name in stated[0]} for row in made])
+    assert ordered(made, [*stated[0]]) == ordered(stated, [*stated[0]])
 
 
-def test_the_headline_comes_from_the_records(remade: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Guards against numbers in metrics.json that no record has."""
-    results, made = remade
-    headline = files.read_json(results / "metrics.json")
-    perplexity = [files.read_json(path) for path in sorted((results / "perplexity").iterdir())]
-    assert metrics.headline(made, perplexity, headline["machine"]) == headline
+@pytest.mark.slow
+def test_all_that_is_aggregated_comes_from_the_records(scale: Scale, tmp_path: Path) -> None:
+    """The same for every table and number, of what was published by the rules of today."""
+    results, made = scale.folder / "results", tmp_path / "results"
+    if not (results / "pace.json").is_file():
+        pytest.skip("published before there was a pace.json")
+    outputs, phases, memory = (
+        [path.parent for path in sorted(results.rglob(name))] for name in (files.OUTPUTS, files.PHASES, files.MEMORY)
+    )
+    calibration = results / "calibration" / files.read_json(results / "pace.json")["machine"]["dtype"]
+    costs = [calibration / f"{name}.json" for name in ("costs", "batches")]
+    target = ROOT / "models" / scale.params["pair"]
+    asked = ["--results", results, "--runs", *outputs, "--timeline", *phases, "--memory", *memory]
+    asked += ["--perplexity", *sorted(results.glob("perplexity/*.json")), "--drafter", results / "drafter_report.json"]
+    asked += ["--costs", *(path for path in costs if path.is_file()), "--model", target, "--out", made]
+    known = (target / "tokenizer.json").is_file()
+    decode = text_tokenizer(target).decode if known else str
+    AGGREGATE["aggregate"](AGGREGATE["parser"]().parse_args([str(part) for part in asked]), decode)
+    for table in sorted(made.glob("*.parquet")):
+        stated = rows(results / table.name)
+        # Texts need the model's tokenizer.
+        columns = [name for name in stated[0] if known or "text" not in name]
+        assert ordered(rows(table), columns) == ordered(stated, columns), table.name
+    for path in (*made.glob("*.json"), *made.glob("plots/*")):
+        name = path.relative_to(made)
+        assert sorted(path.read_text().splitlines()) == sorted((results / name).read_text().splitlines()), name
 
 
-@scales
-def test_the_benchmark_s_table_comes_from_its_records(folder: Path) -> None:
+def ordered(found: list[dict[str, Any]], columns: list[str]) -> list[str]:
+    """Rows in an order that does not depend on that of the records."""
+    return sorted(repr([row[name] for name in columns]) for row in found)
+
+
+def test_the_benchmark_s_table_comes_from_its_records(scale: Scale) -> None:
     """The same for the speeds of the benchmark, where it was run."""
-    if not (folder / "results/benchmark.parquet").is_file():
+    results = scale.folder / "results"
+    if not (results / "benchmark.parquet").is_file():
         pytest.skip("no benchmark at this scale")
-    table = rows(folder / "results/benchmark.parquet")
+    table = rows(results / "benchmark.parquet")
     for text in {row["text"] for row in table}:
-        records = sorted((folder / "results/benchmark").glob(f"*/{text}-*/*.json"))
-        again = sorted((folder / "results/benchmark").glob(f"*/{text}-*/again/*/*.json"))
+        records = sorted((results / "benchmark").glob(f"*/{text}-*/*.json"))
+        again = sorted((results / "benchmark").glob(f"*/{text}-*/again/*/*.json"))
         made = comparison.summary(
             text,
             [row for path in records for row in files.read_json(path)],
@@ -96,3 +140,61 @@ def test_the_benchmark_s_table_comes_from_its_records(folder: Path) -> None:
 def key(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """What a row of the benchmark's table is about."""
     return row["method"], row["dataset"], row["baseline"], row["part"]
+
+
+def test_what_is_shown_is_laid_out_beside(tmp_path: Path) -> None:
+    """Guards against `make show` in place of a user's own files, and against a scale that is not published."""
+    for name in ("params.yaml", "results/runs.parquet", "results/runs/a/outputs.jsonl", "figures/b.svg"):
+        files.write_text(tmp_path / "made" / name, name)
+    content = {path.relative_to(tmp_path / "made").as_posix(): path for path in (tmp_path / "made").rglob("*.*")}
+    PUBLISH["publish"](content, set(), tmp_path / "published/mine")
+    assert {path.name for path in (tmp_path / "published").rglob("*.*")} == {
+        "params.yaml",
+        "runs.parquet",
+        archive.RECORDS,
+    }
+    files.write_text(tmp_path / "params.yaml", "the user's own")
+    script = [str(ROOT / "workflow/scripts/show.py"), "--scale"]
+    for _ in range(2):
+        said = subprocess.run(["python", *script, "mine"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert said.stdout == "build/show/mine: params.yaml, 1 figures, 1 tables, 1 records\n"
+    shown = {path.relative_to(tmp_path / "build/show/mine").as_posix() for path in tmp_path.glob("build/**/*.*")}
+    assert content.keys() == {name for name in shown if not name.startswith(".")}
+    assert (tmp_path / "params.yaml").read_text() == "the user's own"
+    wrong = subprocess.run(["python", *script, "huge"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and re.search("no 'huge' .*; choose one of mine", wrong.stderr)
+
+
+def test_what_is_published_of_the_run_can_be_pulled(tmp_path: Path) -> None:
+    """Guards `make pull` in a fresh clone: the lock's records come through DVC, models need not be there."""
+    outs = {name: hashlib.md5(name.encode()).hexdigest() for name in ("results/runs/a/outputs.jsonl", "models/b.json")}
+    listed = [{"path": path, "hash": "md5", "md5": md5, "size": len(path)} for path, md5 in outs.items()]
+    stages = {name: {"cmd": "true", "outs": [out]} for name, out in zip("ab", listed, strict=True)}
+    files.write_text(tmp_path / "dvc.lock", json.dumps({"schema": "2.0", "stages": stages}))
+    plain = {name: {"cmd": "true", "outs": [out["path"]]} for name, out in zip("ab", listed, strict=True)}
+    files.write_text(tmp_path / "dvc.yaml", json.dumps({"stages": plain}))
+    files.write_text(tmp_path / "params.yaml", "scale: mine")
+    files.write_text(tmp_path / "made", "results/runs/a/outputs.jsonl")
+    files.write_text(tmp_path / "other", "of another run")
+    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    files.write_text(tmp_path / ".dvc/config", (ROOT / ".dvc/config").read_text())
+    subprocess.run(["dvc", "config", "core.no_scm", "true"], cwd=tmp_path, check=True)
+    pull = ["python", str(ROOT / "workflow/scripts/pull.py")]
+    for name, status, said in (("other", 2, "nothing there is of the run"), ("made", 0, "1 files of published/mine")):
+        PUBLISH["publish"]({"results/runs/a/outputs.jsonl": tmp_path / name}, set(), tmp_path / "published/mine")
+        done = subprocess.run(pull, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, said in done.stdout + done.stderr) == (status, True), done.stderr
+    assert (tmp_path / "results/runs/a/outputs.jsonl").read_text() == "results/runs/a/outputs.jsonl"
+    assert not (tmp_path / "models/b.json").exists()
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+    """Guards against an archive that differs by the hour, the user or the order of a folder."""
+    for name in "ab":
+        files.write_text(tmp_path / name, name * 999)
+    archive.pack(tmp_path / "one/x.xz", {"d/a": tmp_path / "a", "b": tmp_path / "b"})
+    for name in "ba":
+        files.write_text(tmp_path / "again" / name, name * 999)
+        (tmp_path / "again" / name).chmod(0o600)
+    archive.pack(tmp_path / "two/x.xz", {"b": tmp_path / "again/b", "d/a": tmp_path / "again/a"})
+    assert (tmp_path / "one/x.xz").read_bytes() == (tmp_path / "two/x.xz").read_bytes()

@@ -12,7 +12,7 @@ from dynatree.study import estimate, params
 _DESCRIPTION = """\
 Add up how long the generation runs of a scale would take: on this machine, on one where an autoregressive step takes
 another time, and on many at once (profiles/slurm). Speeds over autoregressive decoding are those that the last run
-measured (results/metrics.json). Models, text, calibration, tables and figures come on top.
+measured (results/pace.json). Models, text, calibration, tables and figures come on top.
 
 examples:
   dynatree estimate --scale study
@@ -31,7 +31,7 @@ def register(
     )
     parser.add_argument("--scale", help="one of `scales` in params.yaml (default: the one that is set there)")
     parser.add_argument(
-        "--metrics", type=Path, default=Path("results/metrics.json"), metavar="FILE", help="of a finished run"
+        "--pace", type=Path, default=Path("results/pace.json"), metavar="FILE", help="of a finished run"
     )
     parser.add_argument(
         "--step-ms", type=float, metavar="MS", help="of an autoregressive step of the target (default: as measured)"
@@ -55,9 +55,9 @@ def _run(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{option.replace('_', '-')}: {value}; give more than 0")
-    with readable(f"--metrics {arguments.metrics}"):
-        metrics = files.read_json(arguments.metrics)
-    measured = estimate.measured(metrics)
+    with readable(f"--pace {arguments.pace}"):
+        pace = files.read_json(arguments.pace)
+    measured = estimate.measured(pace)
     step = measured.step if arguments.step_ms is None else arguments.step_ms / 1000
     found = estimate.parts(known.model_copy(update={"scale": scale}), measured, step, arguments.job_seconds)
     print(f"scale {scale}, an autoregressive step of {1000 * step:.1f} ms; speedups from {measured.processor}")

@@ -14,9 +14,9 @@ from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
 from dynatree.study.sections import Experiment, Method, Params
 
-# Names become parts of paths and of commands; those of methods are keys of metrics.json, beside others of its own.
+# Names become parts of paths and of commands; those of methods are keys of metrics.json, beside the machine.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-TAKEN = ("machine", "autoregressive_step", "lengths", "datasets")
+TAKEN = ("machine",)
 # Folders of results, and what the main runs are called in the tables.
 RESERVED = ("runs", "headline", "timeline", "memory", "benchmark", "llama_cpp", "calibration", "perplexity")
 # What every method is compared with.

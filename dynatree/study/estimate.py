@@ -24,7 +24,7 @@ class Part(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of metrics.json: processor, seconds of an autoregressive step, what a prompt's token takes in it, speeds."""
+    """Of pace.json: processor, seconds of an autoregressive step, what a prompt's token takes in it, speeds."""
 
     processor: str
     step: float
@@ -32,18 +32,17 @@ class Measured(NamedTuple):
     speed: dict[str, float]
 
 
-def measured(metrics: Mapping[str, Any]) -> Measured:
-    """What `metrics` (metrics.json) say. Raises UserError without autoregressive decoding."""
+def measured(pace: Mapping[str, Any]) -> Measured:
+    """What `pace` (pace.json) says. Raises UserError without autoregressive decoding."""
     try:
-        plain = metrics[AUTOREGRESSIVE]
-        speed = {name: facts["speedup"] for name, facts in metrics.items() if "speedup" in facts}
+        plain, speed = pace[AUTOREGRESSIVE], dict(pace["speedup"])
         step = plain["tpot_ms"] / 1000
         if not all(value > 0 for value in speed.values()):
             raise ValueError("a speedup that is not above 0")
-        prompt_token = plain["ttft_ms"] / 1000 / step / metrics["lengths"]["prompt_tokens"]
-        return Measured(metrics["machine"]["processor"], step, prompt_token, speed)
+        prompt_token = plain["ttft_ms"] / 1000 / step / pace["prompt_tokens"]
+        return Measured(pace["machine"]["processor"], step, prompt_token, speed)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"metrics: they lack speeds of {AUTOREGRESSIVE} ({error!r}); run `make all` first") from error
+        raise UserError(f"pace: it lacks speeds of {AUTOREGRESSIVE} ({error!r}); run `make all` first") from error
 
 
 def parts(params: Params, known: Measured, step: float, job: float) -> list[Part]:

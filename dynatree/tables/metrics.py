@@ -1,6 +1,6 @@
-"""From raw records to tidy tables (schema.py) and metrics.json. Every number of a figure comes through here.
+"""From raw records to tidy tables (schema.py). Every number of a figure comes through here.
 
-What happened within a run is in rounds.py. Knows no model.
+What happened within a run is in rounds.py, what is read at a glance in headline.py. Knows no model.
 """
 
 from collections import Counter
@@ -267,11 +267,12 @@ def summary(run_rows: list[Row]) -> list[Row]:
         for metric in metrics:
             present = [row for row in members if row[metric] is not None]
             if present:
-                rows.append({**key, "metric": metric, **_summarise(present, metric)})
+                rows.append({**key, "metric": metric, **summarise(present, metric)})
     return rows
 
 
-def _summarise(rows: list[Row], metric: str) -> Row:
+def summarise(rows: list[Row], metric: str) -> Row:
+    """Mean of a metric over rows that all have it, its bootstrap interval, and what they are of."""
     values, documents = [row[metric] for row in rows], [row["document_id"] for row in rows]
     geometric, batch = metric in GEOMETRIC, max(row["batch"] for row in rows)
     # What was decoded together was measured together: it is drawn together, and counts as one.
@@ -288,61 +289,6 @@ def _summarise(rows: list[Row], metric: str) -> Row:
         "high": ends[1] if ends else None,
         "significant": bootstrap.significant(ends, measured) if metric.startswith("speedup") else None,
     }
-
-
-HEADLINE = (
-    "speedup",
-    "speedup_transformers",
-    "throughput",
-    "ttft_ms",
-    "tpot_ms",
-    "tokens_per_iteration",
-    "acceptance_rate",
-    "node_efficiency",
-    "perplexity",
-    "repetition",
-)
-
-
-def headline(run_rows: list[Row], perplexity_rows: list[Row], machine: Row) -> Row:
-    """metrics.json: per method its means over all prompts and per data set; lengths; text perplexities; the machine.
-
-    `autoregressive_step`: what such a step took during each request of all experiments, and how it varied meanwhile.
-    """
-    rows = [row for row in run_rows if row["experiment"] == "headline"]
-    lengths = ("prompt_tokens", "output_tokens")
-    result: Row = {
-        "machine": machine,
-        "autoregressive_step": _autoregressive_step(
-            [row for row in run_rows if row["dtype"] == (rows or run_rows)[0]["dtype"]]
-        ),
-        "lengths": {name: max((row[name] for row in rows), default=None) for name in lengths},
-        "datasets": {r["dataset"]: {"perplexity": r["perplexity"]} for r in perplexity_rows},
-    }
-    for method in dict.fromkeys(row["method"] for row in rows):
-        own = [row for row in rows if row["method"] == method]
-        result[method] = _headline(own)
-        for dataset in dict.fromkeys(row["dataset"] for row in own):
-            result[method][dataset] = _headline([row for row in own if row["dataset"] == dataset])
-    return result
-
-
-def _autoregressive_step(rows: list[Row]) -> Row:
-    steps, spreads = ([row[name] for row in rows] for name in ("autoregressive_step_ms", "autoregressive_step_spread"))
-    found = {"usual_ms": rows[0]["pace"] * steps[0], "least_ms": min(steps), "most_ms": max(steps)}
-    found |= {"usual_spread": bootstrap.median(spreads), "most_spread": max(spreads)}
-    return {name: round(value, 4) for name, value in found.items()}
-
-
-def _headline(rows: list[Row]) -> Row:
-    values: Row = {}
-    for metric in HEADLINE:
-        present = [row[metric] for row in rows if row[metric] is not None]
-        values[metric] = round(bootstrap.mean(present, metric in GEOMETRIC), 4) if present else None
-    values["flips"] = sum(row["flips"] for row in rows if row["flips"] is not None)
-    compared = [row["identical"] for row in rows if row["identical"] is not None]
-    values["identical"] = sum(compared) / len(compared) if compared else None
-    return values
 
 
 def table(name: str, rows: list[Row]) -> pa.Table:

@@ -28,14 +28,17 @@ def test_experiments(tmp_path: Path) -> None:
     stages = ran(page, "dvc", "exp", "run", "--name", "tau-0.2", "-S", f"{KNOB}=0.2")
     assert "generate_dynatree" in stages and not stages & {"generate_autoregressive", "generate_linear", "calibrate"}
     page.run("dvc", "params", "diff", keep="threshold")
-    page.run("dvc", "metrics", "diff", keep=r"Path|dynatree\.(tokens_per|throughput|acceptance)")
+    page.run("dvc", "metrics", "diff", keep=r"Path|dynatree\.")
+    page.say("The same as a page of bars, lines and figures, old and new:")
+    page.run("dvc", "plots", "diff", "--out", "build/plots", keep="html")
+    assert (world.folder / "build/plots/static/HEAD_figures_tree_shape.svg").is_file()
     page.say("Two more into the queue, then all that is queued, each in a copy of the checkout:")
     for tau in ("0.3", "0.4"):
         ran(page, "dvc", "exp", "run", "--queue", "--name", f"tau-{tau}", "-S", f"{KNOB}={tau}")
     said = page.run("dvc", "exp", "run", "--run-all", "--jobs", "1", keep=r"^(Reproducing experiment|Failed)")
     assert said.count("Running stage 'generate_dynatree@") == 2 and "Running stage 'calibrate'" not in said
     page.say("All of them side by side, with the columns that matter:")
-    columns = r"Experiment|.*dynatree\.(threshold|throughput)$"
+    columns = r"Experiment|.*dynatree\.(threshold|tiny_articles\.(speedup|tokens_per_iteration))$"
     page.run("dvc", "exp", "show", "--drop", ".*", "--keep", columns, "--md", "--no-pager", keep=r"\|")
     lines = world.run("dvc", "exp", "show", "--json").splitlines()
     commits = json.loads(next(line for line in lines if line.startswith("[")))

@@ -11,18 +11,18 @@ from dynatree.errors import UserError
 from dynatree.measuring import pacing
 from dynatree.study import estimate, grid, params
 
-METRICS = {
-    "autoregressive": {"speedup": 1.0, "tpot_ms": 50.0, "ttft_ms": 160.0},
-    "dynatree": {"speedup": 4.0, "tpot_ms": 10.0, "ttft_ms": 160.0},
+PACE = {
+    "autoregressive": {"tpot_ms": 50.0, "ttft_ms": 160.0},
     "machine": {"processor": "Abacus"},
-    "lengths": {"prompt_tokens": 128, "output_tokens": 200},
+    "prompt_tokens": 128,
+    "speedup": {"autoregressive": 1.0, "dynatree": 4.0},
 }
 
 
 def test_a_run_is_added_up_from_what_was_measured() -> None:
     """Guards against audits, references or a method's speed left out of the sum."""
     known = params.read(params.default_path())
-    measured = estimate.measured(METRICS)
+    measured = estimate.measured(PACE)
     assert measured.step == 0.05 and measured.prompt_token == pytest.approx(0.025)
     found = {part.title: part for part in estimate.parts(known, measured, step=0.1, job=5)}
     runs = [run for run in grid.expand(known).values() if run.top == "runs"]
@@ -44,20 +44,20 @@ def test_jobs_are_shared_out_the_longest_first() -> None:
     assert estimate.makespan([2, 3, 2, 3, 2], 50) == 3
 
 
-@pytest.mark.parametrize("metrics", [{}, [], {"autoregressive": {}}, {**METRICS, "dynatree": {"speedup": 0}}, None])
-def test_metrics_without_speeds_are_refused(metrics: Any) -> None:
+@pytest.mark.parametrize("pace", [{}, [], {"autoregressive": {}}, {**PACE, "speedup": {"dynatree": 0}}, None])
+def test_a_pace_without_speeds_is_refused(pace: Any) -> None:
     """Guards against a traceback, or an estimate from nothing."""
     with pytest.raises(UserError, match="make all"):
-        estimate.measured(metrics)
+        estimate.measured(pace)
 
 
 def test_the_command_names_what_is_wrong_and_says_what_it_found(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against a scale, a time or a file that is taken as it comes."""
-    file = tmp_path / "metrics.json"
-    file.write_text(json.dumps(METRICS))
-    given = ["estimate", "--metrics", str(file)]
+    file = tmp_path / "pace.json"
+    file.write_text(json.dumps(PACE))
+    given = ["estimate", "--pace", str(file)]
     cli.main([*given, "--scale", "study", "--step-ms", "7.5", "--machines", "1", "--machines", "32"])
     said = capsys.readouterr().out
     assert (
@@ -68,7 +68,7 @@ def test_the_command_names_what_is_wrong_and_says_what_it_found(
         (["--scale", "huge"], "choose one of tiny, laptop"),
         (["--step-ms", "0"], "--step-ms: 0.0; give more than 0"),
         (["--job-seconds", "nan"], "--job-seconds: nan"),
-        (["--metrics", str(tmp_path / "none.json")], "none.json cannot be read"),
+        (["--pace", str(tmp_path / "none.json")], "none.json cannot be read"),
         (["--machines", "0"], "give at least 1"),
     ):
         with pytest.raises(SystemExit) as caught:

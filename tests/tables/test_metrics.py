@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynatree import files
 from dynatree.errors import UserError
 from dynatree.measuring import audit
-from dynatree.tables import bootstrap, comparison, metrics, rounds
+from dynatree.tables import bootstrap, comparison, headline, metrics, rounds
 from dynatree.tables.metrics import Records
 from dynatree.tables.schema import TABLES
 
@@ -165,7 +165,7 @@ def test_times_are_at_the_usual_pace() -> None:
     own = next(row for row in rows if row["method"] == "dynatree")
     assert (own["seconds"], own["pace"], own["ttft_ms"], own["tpot_ms"]) == pytest.approx((4.0, 0.5, 1000, 1000))
     assert own["throughput"] == pytest.approx(rows[0]["throughput"]) == pytest.approx(1.0)
-    found = metrics.headline(rows, [], {})["autoregressive_step"]
+    found = headline.pace(rows, {})["autoregressive_step"]
     assert found == {"usual_ms": 100, "least_ms": 100, "most_ms": 200, "usual_spread": 0, "most_spread": 0}
 
 
@@ -339,21 +339,6 @@ def test_nodes_of_a_tree() -> None:
     assert [r["accepted"] for r in rows] == [True, False, True, False]
     assert [r["hit"] for r in rows] == [True, False, True, None]
     assert [r["text"] for r in rows] == ["<1>", "<7>", "<8>", "<9>"]
-
-
-def test_headline_holds_each_method_with_its_data_sets() -> None:
-    """Guards metrics.json: sweeps stay out, flips are summed, a null metric stays null."""
-    records = [
-        record("autoregressive", [STEP], [1.0, 2.0], audit={"flips": 2, "first_flip": 0}),
-        record("autoregressive", [STEP], [1.0, 9.0], experiment="chains"),
-    ]
-    result = metrics.headline(metrics.runs(records), [{"dataset": "d", "perplexity": 9.5}], MACHINE)
-    assert result["datasets"] == {"d": {"perplexity": 9.5}}
-    autoregressive = result["autoregressive"]
-    assert autoregressive["throughput"] == 1.0
-    assert autoregressive["acceptance_rate"] is None
-    assert (autoregressive["flips"], autoregressive["identical"], autoregressive["speedup"]) == (2, 1.0, 1.0)
-    assert autoregressive["d"]["tpot_ms"] == 1000.0
 
 
 def test_records_are_read_from_the_run_folder(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-# Raw records of the runs asked for, and no others, into tables and metrics.json.
+# Raw records of the runs asked for, and no others, into tables, and what is read of them at a glance.
 if "PARAMS" not in globals():
 
     include: "common.smk"
@@ -22,6 +22,8 @@ rule aggregate:
     output:
         tables=expand("results/{table}.parquet", table=[name for name in TABLES if name not in MADE_APART]),
         metrics="results/metrics.json",
+        pace="results/pace.json",
+        plots=expand("results/plots/{table}.json", table=PLOTS),
     log:
         "logs/aggregate/tables.log",
     conda:

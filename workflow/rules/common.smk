@@ -9,6 +9,7 @@ from dynatree import code_checksums, plugins, settings
 from dynatree.errors import UserError, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
 from dynatree.study import grid, params, preflight
+from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES
 
 

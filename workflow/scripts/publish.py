@@ -1,23 +1,34 @@
-"""Copy what dvc.lock names of results and figures into a folder, laid out as here; with it, records of what was made
-when asked for (schema.APART): those of this checkout, or else those that lie in the folder already."""
+"""Publish what dvc.lock names of results and figures, in a folder of the scale, laid out as here: tables, numbers,
+captions and the pictures that documents show of this scale as files, all else in one archive.
+
+With it, records of what was made when asked for (schema.APART): those of this checkout, or else those published before.
+"""
 
 import argparse
 import hashlib
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
 
+from dynatree.archive import RECORDS, pack, unfold
 from dynatree.errors import UserError, reported
 from dynatree.files import CURRENT, read_json, write_text
 from dynatree.study import params
 from dynatree.tables.schema import APART
 
 STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
-# Drawn again in seconds, and each as large as all records of a run.
-LEFT_OUT = ".html"
+# What a reader looks at, as files; what else there is goes into the archive.
+READ = re.compile(
+    r"params\.yaml|results/\w+\.parquet|results/(metrics|pace)\.json|results/plots/.+|figures/.+\.caption\.txt"
+)
+# Made again in seconds: interactive pages, checksums of code, and pictures that the archive has as drawings.
+LEFT_OUT = re.compile(r"figures/.+\.(html|png)|results/library/.+")
 
 
 def named(lock: Path) -> dict[Path, str]:
@@ -52,37 +63,66 @@ def apart(root: Path, name: str) -> list[Path]:
     found = [path for path in (records / read_json(records / CURRENT)).rglob("*") if path.is_file()]
     found += [records / CURRENT, *(root / "figures").glob(f"{name}.*")]
     found += [root / "results" / f"{table}.parquet" for table in APART[name]]
-    return [path.relative_to(root) for path in found if path.suffix != LEFT_OUT]
+    return [path.relative_to(root) for path in found]
+
+
+def shown(scale: str, root: Path) -> set[str]:
+    """Pictures of this scale that the documents of the checkout `root` show as published."""
+    texts = [path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *root.glob("docs/*.md"))]
+    return {name for text in texts for name in re.findall(rf"published/{scale}/(figures/\w+\.png)", text)}
+
+
+def publish(content: Mapping[str, Path], pictures: set[str], out: Path) -> None:
+    """Write `out` of `content` (where each file lies, by its path in a checkout) in place of what is there.
+
+    It is written aside, then renamed: what is there is the old one or the new one.
+    """
+    new, old = (out.with_name(f".{out.name}.{word}") for word in ("part", "old"))
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    packed = {}
+    for path, file in content.items():
+        if READ.fullmatch(path) or path in pictures:
+            (new / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, new / path)
+        elif not LEFT_OUT.fullmatch(path):
+            packed[path] = file
+    pack(new / RECORDS, packed)
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into, below the name of the scale")
     a = parser.parse_args()
-    with reported():
-        out = a.out / params.read("params.yaml").scale
+    with reported(), tempfile.TemporaryDirectory() as temporary:
+        scale = params.read("params.yaml").scale
+        out, before = a.out / scale, Path(temporary)
         forget_what_is_gone(Path("dvc.lock"))
-        files = {path: md5 for path, md5 in named(Path("dvc.lock")).items() if path.suffix != LEFT_OUT}
+        files = named(Path("dvc.lock"))
         for path, md5 in files.items():
             if not path.is_file() or hashlib.md5(path.read_bytes()).hexdigest() != md5:
                 raise UserError(f"{path}: not as dvc.lock names it; dvc repro, or dvc commit --force")
-        # Written aside, then renamed: what is there is the old one or the new one.
-        new = out.with_name(f".{out.name}.part")
-        shutil.rmtree(new, ignore_errors=True)
-        copied = {path: Path() for path in (*map(Path, STATE), *files)}
+        content = {path.as_posix(): path for path in (*map(Path, STATE), *files)}
+        if (out / RECORDS).is_file():
+            unfold(out, before)
         for name in APART:
             if up_to_date(f"figures/{name}.svg"):
-                copied |= dict.fromkeys(apart(Path(), name), Path())
-            elif (out / "results" / name / CURRENT).is_file():
+                content |= {path.as_posix(): path for path in apart(Path(), name)}
+            elif (before / "results" / name / CURRENT).is_file():
                 print(f"{name}: not up to date here, kept as it was published")
-                copied |= dict.fromkeys(apart(out, name), out)
-        for path, root in copied.items():
-            (new / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / path, new / path)
-        shutil.rmtree(out, ignore_errors=True)
-        new.rename(out)
-        size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        print(f"{out}: {len(files)} files of dvc.lock, {size / 2**20:.1f} MiB in all")
+                content |= {path.as_posix(): before / path for path in apart(before, name)}
+            else:
+                print(f"{name}: not up to date here, and none was published before")
+        publish(content, shown(scale, Path()), out)
+        written = [path for path in out.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in written)
+        print(
+            f"{out}: {len(content)} files as {len(written)}, {size / 2**20:.1f} MiB; to look: make show SCALE={scale}"
+        )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import views
 import yaml
 
 from dynatree import settings
@@ -54,7 +55,8 @@ READ: dict[str, tuple[str, ...]] = {
 }
 # Folders of a run's conditions by the item of the stage's matrix.
 CONDITIONS = {"prompt_tokens": "P${item.prompt_tokens}", "batch": "b${item.batch}", "format": "${item.format}"}
-UNCACHED = (".svg", ".png", ".caption.txt")
+# What git keeps, so that every commit has it.
+COMMITTED = re.compile(r"figures/.+\.(svg|png|caption\.txt)|results/(pace\.json|plots/.+)")
 
 
 @dataclass
@@ -256,15 +258,13 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
         inputs = [*(prefixes if records else ()), *dict.fromkeys(path for path in inputs if path not in records)]
     file = rules[stage.rule]
     deps = ["workflow/rules/common.smk", file, *sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))]
-    written: dict[str, Any] = {"matrix": stage.matrix} if stage.matrix else {}
+    written: dict[str, Any] = {"desc": views.TOLD[stage.rule], **({"matrix": stage.matrix} if stage.matrix else {})}
     written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {' '.join(targets)}", "deps": deps}
     if stage.reads:
         written["params"] = stage.reads
     metrics = [path for path in outputs if path.endswith("metrics.json")]
     written["outs"] = [
-        {path: {"cache": False}} if path.startswith("figures/") and path.endswith(UNCACHED) else path
-        for path in outputs
-        if path not in metrics
+        {path: {"cache": False}} if COMMITTED.fullmatch(path) else path for path in outputs if path not in metrics
     ]
     if metrics:
         written["metrics"] = [{path: {"cache": False}} for path in metrics]
@@ -287,7 +287,11 @@ def dvc_yaml(root: Path) -> str:
     prefixes = sorted({stage.prefix for stage in stages.values() if stage.prefix})
     order = list(READ)
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
-    body = {"stages": {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named}}
+    body = {
+        "stages": {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named},
+        "plots": views.plots(known),
+        "artifacts": at_its_scale(known, views.artifacts()),
+    }
     return HEADER + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
 
 
