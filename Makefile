@@ -1,4 +1,4 @@
-# `make all`: the whole chain on the embedded default. `make test`: the tests. Both set up .venv first.
+# `make` lists what there is. Each target sets up .venv first where it has to.
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv
@@ -13,36 +13,44 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
   bash -c '[ -z "$$(ls .snakemake/locks 2>/dev/null)" ] || $(SNAKEMAKE) --unlock >/dev/null 2>&1 || true; exec $(1)' \
   || { status=$$?; [ $$status -ne 75 ] || echo "another make is running the job graph here; wait for it" >&2; exit $$status; }
 
-.PHONY: all models install report gallery test check quick fast drills clean prune touch publish show pull benchmark llama_cpp dvc.yaml rooms
-all: $(STAMP)
+# The targets with what is said of them behind ##.
+help:
+	@sed -nE 's/^([a-z_.]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
+
+.PHONY: help all demo models install report gallery test check quick fast drills clean prune touch publish show pull benchmark llama_cpp dvc.yaml rooms rule_graph params_schema
+all: $(STAMP) ## models, text, calibration, runs, tables, figures: the whole chain, as params.yaml says
+	@echo "What is missing or out of date of the whole chain is made; snakemake --dry-run lists it. From nothing, the runs take:"
+	@$(BIN)/dynatree estimate || true
+	@echo "Models, text, calibration, passes, tables and figures come on top."
 	$(call alone,$(SNAKEMAKE) all)
 
-install:
+install: ## .venv with the library and the workflow, anew; EXTRAS=dev,s3,... adds to it
 	$(MAKE) --always-make $(STAMP)
 
-# The target and its drafter alone, nothing timed: enough for `dynatree generate`.
-models: $(STAMP)
+# The first time, costs are measured; they are kept.
+demo: models ## see it work, in minutes: DynaTree beside plain decoding, and a tree
+	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter
+
+models: $(STAMP) ## the target and its drafter alone, nothing timed: enough for `dynatree generate`
 	$(call alone,$(SNAKEMAKE) models)
 	@echo "built: models/smollm2, models/smollm2-drafter; next: source .venv/bin/activate, dynatree generate --help"
 
-# Every figure with its caption, the numbers, the parameters and the machine in one page that works offline; the
-# benchmark's, too, where it was run.
-report: all
+# The benchmark's figures, too, where it was run.
+report: all ## every figure with its caption, the numbers, parameters and machine in one page that works offline
 	$(call alone,$(SNAKEMAKE) --report report.html -- all $(patsubst results/%.parquet,figures/%.svg,$(wildcard results/benchmark.parquet results/llama_cpp.parquet)))
 
-# The figures that are drawn, by section with their captions: figures.html, which works offline.
-gallery: $(STAMP)
+gallery: $(STAMP) ## figures.html: the figures that are drawn, by section with their captions; it works offline
 	$(BIN)/python workflow/scripts/gallery.py --figures figures --out figures.html
 
 # In parallel, whole files at a time, in the order of tests/conftest.py: the job graphs, then the fast tier beside them.
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-test: $(STAMP)
+test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest $(PARALLEL)
 
-fast: $(STAMP)
+fast: $(STAMP) ## the tests that run no job graph
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(STAMP)
+check: $(STAMP) ## linters, types, import rules, then all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
@@ -51,56 +59,53 @@ check: $(STAMP)
 	$(BIN)/snakemake --lint
 	$(MAKE) test
 
-# What goes wrong on machines, tried out on a tiny pair; each drill leaves its transcript in docs/drills.
-drills: $(STAMP)
+# Each drill leaves its transcript in docs/drills.
+drills: $(STAMP) ## what goes wrong on machines, tried out on a tiny pair
 	$(BIN)/python -m pytest -o python_files='drill_*.py' tests/drills
 
-# The same rules on tiny random models, in a copy of the checkout under build/quick. Its timings mean nothing, so timed
-# jobs need not run alone: two at a time, of one thread each.
-quick: $(STAMP)
+# Its timings mean nothing, so timed jobs need not run alone: two at a time, of one thread each.
+quick: $(STAMP) ## the same rules on tiny random models, in a copy of the checkout under build/quick
 	$(BIN)/python workflow/scripts/sandbox.py --out build/quick
 	cd build/quick && "$(CURDIR)/$(BIN)/python" workflow/scripts/stages.py && "$(CURDIR)/$(BIN)/dvc" config --local core.no_scm true
-	cd build/quick && "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources machine=200 -- all
+	cd build/quick && "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources exclusive=200 -- all
 	@echo "figures: build/quick/figures"
 
-# After `dvc checkout` or `dvc pull`: what DVC finds unchanged counts as up to date for Snakemake, too.
-touch: $(STAMP)
+touch: $(STAMP) ## after dvc checkout or pull: what DVC finds unchanged counts as up to date for Snakemake, too
 	$(BIN)/dvc status --quiet || { echo "files differ from dvc.lock: run dvc checkout, or dvc repro" >&2; exit 1; }
 	$(call alone,$(SNAKEMAKE) --touch --forceall all)
 
-# What dvc.lock names of results and figures, with the benchmark's records: published/<scale>, the raw records packed.
-publish: $(STAMP)
+publish: $(STAMP) ## what dvc.lock names of results and figures, with the benchmark's records, into published/SCALE
 	$(BIN)/python workflow/scripts/publish.py --out published
 
-# What is published of the run that dvc.lock names, in its place here: records, tables and calibration, but no model.
-pull: $(STAMP)
+pull: $(STAMP) ## what is published of the run that dvc.lock names, in its place here: records, tables, calibration, no model
 	$(BIN)/python workflow/scripts/pull.py
 
-# What is published of a scale, unpacked beside this checkout's own files: `make show SCALE=study`.
-show: $(STAMP)
+show: $(STAMP) ## what is published of a scale, unpacked beside this checkout's own files: make show SCALE=study
 	$(BIN)/python workflow/scripts/show.py --scale "$(SCALE)"
 
-# DVC's view of the job graph, after a change of what there is to run: methods, experiments, figures, rules, imports.
-dvc.yaml: $(STAMP)
+dvc.yaml: $(STAMP) ## DVC's view of the job graph, after a change of methods, experiments, figures, rules, imports
 	$(BIN)/python workflow/scripts/stages.py
 
-# The picture of docs/architecture.md, after a change of what the library's folders import.
-rooms: $(STAMP)
+rooms: $(STAMP) ## the picture of docs/architecture.md, after a change of what the library's folders import
 	$(BIN)/python workflow/scripts/rooms.py
 
-# All methods side by side in one process, for about two hours at scale laptop; goes on where it stopped.
-benchmark: $(STAMP)
+rule_graph: $(STAMP) ## the picture of docs/workflow.md, after a change of which rule needs what another makes
+	$(BIN)/python workflow/scripts/rule_graph.py
+
+params_schema: $(STAMP) ## what an editor knows of params.yaml, after a change of its keys
+	$(BIN)/dynatree report --params-schema > workflow/schemas/.part && mv workflow/schemas/.part workflow/schemas/params.schema.json
+
+benchmark: $(STAMP) ## all methods side by side in one process, for hours; goes on where it stopped
 	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
 
-# Beside it, llama.cpp with 4-bit weights on the same prompts: `make EXTRAS=dev,bench install llama_cpp`.
-llama_cpp: $(STAMP)
+# make EXTRAS=dev,bench install
+llama_cpp: $(STAMP) ## beside it, llama.cpp with 4-bit weights on the same prompts
 	$(call alone,$(SNAKEMAKE) figures/llama_cpp.svg)
 
-# Remove runs that the parameters no longer ask for.
-prune: $(STAMP)
+prune: $(STAMP) ## remove runs that the parameters no longer ask for
 	$(BIN)/python workflow/scripts/prune.py --results results
 
-clean:
+clean: ## remove .venv and build
 	rm -rf $(VENV) build
 
 # The stamp is written last: an interrupted set-up starts again.

@@ -71,12 +71,13 @@ def listing(paths: Iterable[str | Path]) -> str:
 
 def checksum(path: Path) -> str:
     """SHA-256, in hexadecimal, of Python code without comments and docstrings; of any other file, of its bytes."""
-    return _of_code(path.read_bytes()) if path.suffix == ".py" else sha256(path)
+    return of_code(path.read_bytes()) if path.suffix == ".py" else sha256(path)
 
 
 # Kept by content: the files of the library belong to many sets.
 @cache
-def _of_code(code: bytes) -> str:
+def of_code(code: bytes) -> str:
+    """SHA-256, in hexadecimal, of Python code without comments and docstrings."""
     return hashlib.sha256(_written(ast.parse(code)).encode()).hexdigest()
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from dynatree import files
-from dynatree.commands import calibrate, chat, distil, drafter_report, estimate, generate, replay, tree
+from dynatree.commands import calibrate, chat, demo, distil, drafter_report, estimate, generate, replay, tree
 from dynatree.errors import UserError, reported
 from dynatree.study import params
 from dynatree.tables import schema
 from dynatree.version import __version__
 
-COMMANDS = (generate, chat, tree, replay, calibrate, distil, drafter_report, estimate)
+COMMANDS = (demo, generate, chat, tree, replay, calibrate, distil, drafter_report, estimate)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     what = report.add_mutually_exclusive_group(required=True)
     what.add_argument("--schema", action="store_true", help="print the columns of results/*.parquet")
     what.add_argument("--parameters", action="store_true", help="print the keys of params.yaml")
+    what.add_argument("--params-schema", action="store_true", help="print them as a JSON schema, for editors")
     report.set_defaults(run=_report)
     add = partial(commands.add_parser, formatter_class=argparse.RawDescriptionHelpFormatter)
     others = [module.register(add, _folder) for module in COMMANDS]
@@ -40,10 +41,10 @@ def _report(arguments: argparse.Namespace) -> None:
     if arguments.schema:
         print(schema.describe())
     else:
-        from dynatree.study import parameter_docs  # imports torch
+        from dynatree.study import json_schema, parameter_docs  # they import torch
 
         try:
-            print(parameter_docs.describe())
+            print((json_schema if arguments.params_schema else parameter_docs).describe())
         except ImportError as error:  # of a source's library
             raise UserError(f"report: {error}; pip install '.[workflow]' in the checkout") from error
 

@@ -12,7 +12,7 @@ from dynatree import plugins
 from dynatree.config import QUANTISED
 from dynatree.errors import UserError
 from dynatree.settings import PLUGGED
-from dynatree.study.sections import Experiment, Method, Params
+from dynatree.study.sections import Experiment, Method, Params, Variant
 
 # Names become parts of paths and of commands; those of methods are keys of metrics.json, beside the machine.
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -84,10 +84,11 @@ def check_pair_and_datasets(params: Params) -> None:
     """The pair and the data sets exist; no list names something twice."""
     among("pair", [params.pair], params.pairs)
     among("datasets", params.datasets, params.sources)
-    for key in ("datasets", "timeline", "memory", "figures"):
+    for key in ("datasets", "tuning", "timeline", "memory", "figures"):
         values = getattr(params, key)
         if len(set(values)) < len(values):
             raise UserError(f"{key}: {values} names something twice")
+    among("tuning", params.tuning, params.datasets)
 
 
 def check_methods(params: Params) -> None:
@@ -167,10 +168,12 @@ def check_passes(params: Params) -> None:
         among(key, getattr(params, key), params.methods)
 
 
-def check_own_methods(key: str, also: dict[str, Method], params: Params) -> None:
-    """Methods under `also` are made of plug-ins that exist, under names of their own."""
-    for name, method in also.items():
-        check_plugs(f"{key}.also.{name}", method)
+def check_own_methods(key: str, also: dict[str, Variant], params: Params) -> None:
+    """Methods under `also` are like one that exists, or made of plug-ins that exist, under names of their own."""
+    for name, variant in also.items():
+        if variant.like is not None:
+            among(f"{key}.also.{name}.like", [variant.like], params.methods)
+        check_plugs(f"{key}.also.{name}", variant.method(params.methods))
         if name in params.methods:
             raise UserError(f"{key}.also: {name!r} is one of `methods`; choose another name")
 

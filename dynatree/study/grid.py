@@ -115,8 +115,8 @@ def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
                 key = f"{place}.settings.{name}.{text}"
                 knobs = checked(key, partial(settings.change, usual.knobs), text)
                 yield key, name, Method(decoder=usual.decoder, **knobs)
-    for name, method in experiment.also.items():
-        yield f"experiments.{title}.also.{name}", name, method
+    for name, variant in experiment.also.items():
+        yield f"experiments.{title}.also.{name}", name, variant.method(params.methods)
 
 
 def _experiment(params: Params, title: str) -> Iterator[Run]:

@@ -69,9 +69,14 @@ def section(model: type[BaseModel], title: str) -> list[str]:
     return [f"### {heading}", "", said, "", *table(model)]
 
 
+def comments(model: type[BaseModel]) -> dict[str, str]:
+    """What the comment beside each key of a class says."""
+    return dict(re.findall(r"^    (\w+): [^\n#]*#\s*([^\n]+)$", inspect.getsource(model), re.M))
+
+
 def table(model: type[BaseModel]) -> list[str]:
     """A line a key: type and bounds, default, and the comment beside it."""
-    comments = dict(re.findall(r"^    (\w+): [^\n#]*#\s*([^\n]+)$", inspect.getsource(model), re.M))
+    said = comments(model)
     lines = ["| key | type | default | |", "|---|---|---|---|"]
     for name, field in model.model_fields.items():
         kind = _kind(field.annotation)
@@ -83,7 +88,7 @@ def table(model: type[BaseModel]) -> list[str]:
         ]
         default = "" if field.is_required() else f"`{_written(field.get_default(call_default_factory=True))}`"
         kind = ", ".join([f"`{kind}`", *bounds]).replace("|", "\\|")
-        lines.append(f"| `{name}` | {kind} | {default} | {comments.get(name, '')} |")
+        lines.append(f"| `{name}` | {kind} | {default} | {said.get(name, '')} |")
     return [*lines, ""]
 
 

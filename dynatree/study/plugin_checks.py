@@ -26,9 +26,9 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
         checked(f"experiments.{title}", partial(_parse, GenerationOptions), {"max_new_tokens": 1, **experiment.options})
     for name, kind in params.benchmark.texts.items():
         checked(f"benchmark.texts.{name}", partial(_parse, GenerationOptions), {"max_new_tokens": 1, **kind.options})
-    for name, method in params.benchmark.also.items():
-        check_method(f"benchmark.also.{name}", method.decoder, method.knobs)
     compared = params.benchmark.all_methods(params.methods)
+    for name in params.benchmark.also:
+        check_method(f"benchmark.also.{name}", compared[name].decoder, compared[name].knobs)
     for name, tried in params.benchmark.grids.items():
         for knob, values in tried.items():
             for value in values:

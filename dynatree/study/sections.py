@@ -23,6 +23,35 @@ class Method(BaseModel):
         return dict(self.model_extra or {})
 
 
+class Variant(BaseModel):
+    """A method of an experiment's own: a decoder and its knobs, or one of `methods` but for the keys that are given.
+
+    `like`: the name of that method, whose other keys it takes, whatever they are by then.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    decoder: str | None = None
+    like: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.decoder is None) == (self.like is None):
+            raise ValueError(f"decoder {self.decoder!r}, like {self.like!r}; give one of both")
+        return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The knobs that stand here."""
+        return dict(self.model_extra or {})
+
+    def method(self, methods: dict[str, Method]) -> Method:
+        """It as a method of its own."""
+        if self.like is None:
+            return Method(**self.model_dump(exclude={"like"}))
+        usual = methods[self.like]
+        return Method(decoder=usual.decoder, **usual.knobs | self.own)
+
+
 class KindOfText(Knobs):
     """How tokens are chosen; nothing given: the likeliest, greedily.
 
@@ -59,7 +88,7 @@ class Experiment(KindOfText):
     datasets: list[str] = Field(min_length=1)
     methods: list[str]
     settings: dict[str, list[str]] = Field(default_factory=dict)
-    also: dict[str, Method] = Field(default_factory=dict)
+    also: dict[str, Variant] = Field(default_factory=dict)
     prompt_tokens: list[int] = Field(default_factory=list)
     batches: list[int] = Field(default_factory=list)
     dtypes: list[DataType] = Field(default_factory=list)
@@ -128,14 +157,15 @@ class Benchmark(Knobs):
 
     texts: dict[str, KindOfText]
     methods: list[str]
-    also: dict[str, Method]
+    also: dict[str, Variant]
     grids: dict[str, dict[str, list[Any]]]
     repeated: list[str] = Field(default_factory=list)
     llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)
 
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
-        return {name: methods[name] for name in self.methods} | self.also
+        own = {name: variant.method(methods) for name, variant in self.also.items()}
+        return {name: methods[name] for name in self.methods} | own
 
 
 class Limits(Knobs):
@@ -177,6 +207,7 @@ class Params(Knobs):
     scale: str  # how much of everything: one of `scales`
     pair: str  # target and drafter: one of `pairs`
     datasets: list[str] = Field(min_length=1)  # of `sources`; every method runs on each
+    tuning: list[str] = Field(default_factory=list)  # of `datasets`: for drafter and calibration; none: all
     seed: int = Field(ge=0)  # of splits, prompts, training and random models
     dtype: DataType  # of the models
     device: Device  # where they compute
@@ -198,6 +229,11 @@ class Params(Knobs):
         """The active scale."""
         return self.scales[self.scale]
 
+    @property
+    def tuned_on(self) -> list[str]:
+        """Data sets of whose tuning text drafter and calibration are."""
+        return self.tuning or self.datasets
+
     def at_its_scale(self) -> "Params":
         """With what the active scale has instead."""
         given = {key: value for key, value in self.sizes.instead if value is not None}
@@ -212,7 +248,8 @@ class Params(Knobs):
             )
             for title, experiment in self.experiments.items()
         }
-        return self.model_copy(update={**given, "experiments": experiments})
+        tuning = [renamed.get(name, name) for name in self.tuning]
+        return self.model_copy(update={**given, "tuning": tuning, "experiments": experiments})
 
     def without_what_is_left_out(self) -> "Params":
         """With the experiments alone that the active scale is for."""

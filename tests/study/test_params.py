@@ -47,7 +47,7 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
     assert "penalised" in paper.experiments
     # Fewer data sets are nobody's mistake while another scale is active.
     few = changed("datasets", ["wikipedia"])
-    few["experiments"]["prompt_length"]["datasets"] = ["wikipedia"]
+    few["experiments"]["prompt_length"]["datasets"] = few["tuning"] = ["wikipedia"]
     assert params.check(few).datasets == ["wikipedia"]
 
 
@@ -77,6 +77,17 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("experiments.chains.also", {"linear": {"decoder": "magic"}}, ["linear stands in more than one of"]),
         ("experiments.chains.also", {"mine": {"decoder": "magic"}}, ["experiments.chains.also.mine.decoder"]),
         ("experiments.chains.also", {"dynatree": {"decoder": "transformers"}}, ["'dynatree' is one of `methods`"]),
+        ("experiments.chains.also", {"mine": {"like": "dynatre"}}, ["also.mine.like: no 'dynatre'", "fixed_tree, dyn"]),
+        ("experiments.chains.also", {"mine": {"depth": 3}}, ["also.mine", "decoder None, like None", "one of both"]),
+        ("experiments.ablation.also.without_lookup.decoder", "speculative", ["'speculative', like 'dynatree'", "both"]),
+        (
+            "experiments.ablation.also.without_lookup.drafting",
+            "oracle",
+            ["without_lookup.drafting: no 'oracle'", "lookup"],
+        ),
+        ("benchmark.also.optimal", {"like": "magic"}, ["benchmark.also.optimal.like: no 'magic'", "dynatree"]),
+        ("tuning", ["pg19"], ["tuning: no 'pg19'", "wikipedia, gutenberg"]),
+        ("tuning", ["wikipedia", "wikipedia"], ["tuning:", "twice"]),
         ("experiments.prompt_length.prompt_tokens", [0], ["experiments.prompt_length.prompt_tokens", "0"]),
         ("experiments.prompt_length.batches", [2, 2], ["experiments.prompt_length.batches", "2 stands there twice"]),
         ("experiments.runs", {"datasets": ["wikipedia"], "methods": ["autoregressive"]}, ["experiments.runs", "taken"]),

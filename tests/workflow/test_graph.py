@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grimp
 import pytest
@@ -69,6 +69,7 @@ def stages() -> list[tuple[str, set[str], set[str]]]:
                 {str(out.def_path) for out in stage.outs},
             )
             for stage in repository.index.stages
+            if stage.outs
         ]
 
 
@@ -83,12 +84,16 @@ def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
     """Guards against a change that one tool notices and the other does not."""
     for name, dependencies, outs in stages:
         inputs = {path for job in planned if job.outputs <= outs for path in job.inputs}
-        rules = {path for path in dependencies if path.startswith("workflow/rules/")}
-        assert len(rules) == 2, name
-        assert "workflow/rules/common.smk" in rules, name
+        (rule,) = {job.rule for job in planned if job.outputs <= outs}
+        if rule.startswith("library"):
+            rules = {path for path in dependencies if path.startswith("workflow/rules/")}
+            assert {"workflow/rules/common.smk", "workflow/rules/library.smk"} <= rules or rule == "library_of_rule"
+        else:
+            rules = {f"results/library/rules/{rule}.sha256"}
+            assert rules <= dependencies, name
         unread = {d for d in dependencies - rules if not any(Path(i).is_relative_to(d) for i in inputs)}
-        # A data set's kind decides which of the source helpers it uses; the stage names them all.
-        assert not unread or name.startswith("download_data"), (name, unread)
+        # A data set's kind decides which files fetch it; the stage names those of all kinds.
+        assert not unread or rule == "library_of_source", (name, unread)
         undeclared = {i for i in inputs if not any(Path(i).is_relative_to(d) for d in dependencies)}
         assert not undeclared, (name, undeclared)
 
@@ -97,7 +102,7 @@ def code(planned: list[Job]) -> Iterator[tuple[Job, set[str]]]:
     """Every job that computes something, with the files that its checksums of code are of."""
     made = {output: job.inputs for job in planned for output in job.outputs}
     for job in planned:
-        if job.rule != "library":
+        if not job.rule.startswith("library"):
             assert not [path for path in job.inputs if path.startswith(("dynatree/", "workflow/"))]
             for stands in {path for path in job.inputs if path.startswith("results/library/")}:
                 yield job, made[stands]
@@ -121,7 +126,7 @@ def test_each_job_depends_on_exactly_the_code_that_it_runs(planned):
         own = {path.relative_to(ROOT).as_posix() for path in files if path.is_file() and counts(path)}
         assert named == {job.script, *own}, job.script
         seen[job.rule] += 1
-    assert seen == Counter(job.rule for job in planned if job.rule != "library")
+    assert seen == Counter(job.rule for job in planned if not job.rule.startswith("library"))
 
 
 MODEL = {"engine", "generation", "verification", "decoding", "drafting", "policies", "costs", "measuring", "distil"}
@@ -176,6 +181,78 @@ def test_dvc_yaml_is_what_the_rules_and_parameters_give():
     World(ROOT).run("python", "workflow/scripts/stages.py", "--check")
 
 
+def changed(folder: Path, **changes: Any) -> World:
+    """The checkout's files as they are, but for keys of params.yaml."""
+    world = World(folder)
+    world.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", folder, cwd=ROOT)
+    for name in ("params.yaml", "dvc.yaml"):
+        (folder / name).write_text((ROOT / name).read_text())
+    world.edit(**changes)
+    return world
+
+
+WANTED = "run `make dvc.yaml`"
+ABLATION = "experiments__ablation"
+
+
+@pytest.mark.parametrize(
+    ("changes", "stale"),
+    [
+        ({"methods__dynatree__threshold": 0.2, "seed": 3, "experiments__batch_size__batches": [1, 2]}, False),
+        ({"methods__dynatree__threshold": None}, True),
+        ({f"{ABLATION}__also__mine": {"like": "dynatree", "depth": 3}}, True),
+        ({f"{ABLATION}__also__without_lookup": {"like": "dynatree", "drafting": "model", "depth": 3}}, True),
+        ({"figures": ["datasets"]}, True),
+        ({"scale": "study"}, True),
+        (
+            {"datasets": ["wikipedia"], "tuning": ["wikipedia"], "experiments__prompt_length__datasets": ["wikipedia"]},
+            True,
+        ),
+    ],
+    ids=["values", "null", "method", "inherited", "figure", "scale", "data set"],
+)
+def test_a_stale_dvc_yaml_says_so_in_both_tools(tmp_path, changes, stale):
+    """Guards against a DVC that runs another graph in silence, and against a line that cries without need."""
+    world = changed(tmp_path, **changes)
+    said = world.run("snakemake", "--cores", 1, "--dry-run", "data")
+    checked = world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)
+    assert (WANTED in said, WANTED in checked) == (stale, stale)
+    text = (tmp_path / "dvc.yaml").read_text()
+    world.run("python", "workflow/scripts/stages.py")
+    assert ((tmp_path / "dvc.yaml").read_text() != text) == stale
+
+
+def test_another_import_makes_dvc_yaml_stale(tmp_path):
+    """Guards against a file that DVC does not watch."""
+    world = changed(tmp_path)
+    with (tmp_path / "dynatree/tree.py").open("a") as file:
+        file.write("\n\nfrom dynatree.data import splits\n")
+    assert WANTED in world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)
+
+
+def test_dvc_stops_at_a_stale_dvc_yaml(tmp_path):
+    """Guards against a graph of yesterday that is measured for hours."""
+    world = changed(tmp_path, figures=["datasets"])
+    world.run("dvc", "config", "core.no_scm", "true")
+    said = world.run("dvc", "repro", ok=False)
+    assert WANTED in said and "Running stage 'library" not in said
+
+
+def test_an_edit_of_dynatree_moves_what_is_like_it(tmp_path):
+    """Guards against an ablation of yesterday's DynaTree, in a folder of its own settings."""
+    world = changed(tmp_path, methods__dynatree__threshold=0.2)
+    world.run("dvc", "config", "core.no_scm", "true")
+    with Repo(str(tmp_path)) as repository:
+        outs = [str(out.def_path) for stage in repository.index.stages for out in stage.outs]
+    like = [name for name, entry in world.params["experiments"]["ablation"]["also"].items() if "like" in entry]
+    for name in like:
+        folders = {path.split("/")[3] for path in outs if path.startswith(f"results/ablation/{name}/")}
+        assert folders and all("_tau0.2_" in folder for folder in folders), name
+    assert len(like) >= 4
+    moved = {run.folder for run in grid.expand(params.read(tmp_path / "params.yaml")).values() if run.method in like}
+    assert {f"results/{folder}/timings.json" for folder in moved} <= {*outs}
+
+
 def test_lint():
     """Snakemake's own linter finds nothing."""
     assert "Congratulations" in World(ROOT).run("snakemake", "--lint")
@@ -209,6 +286,6 @@ def test_mended_words_make_nothing_stale(tmp_path):
     with (tmp_path / "workflow/scripts/download_data.py").open("a") as file:
         file.write("SIZE = 3\n")
     assert set(jobs(world.run("snakemake", "--cores", 1, "--dry-run", made))) == {
-        "library:download_data-data.sources.synthetic",
+        "library_of_source:tiny_articles",
         "download_data:tiny_articles",
     }

@@ -183,7 +183,7 @@ def test_changed_seed_runs_everything_that_draws(world: World):
     """Guards against prompts, models or splits that keep an old seed, and against fetching documents again."""
     every = world.snakemake("--dry-run", "--forceall")
     world.edit(seed=1)
-    unseeded = {job for job in every if job == f"download_data:{DATASET}" or job.startswith("library:")}
+    unseeded = {job for job in every if job == f"download_data:{DATASET}" or job.startswith("library")}
     assert world.snakemake("--dry-run") == every - Counter(unseeded)
 
 

@@ -91,6 +91,18 @@ def test_figures_stand_in_the_section_that_they_name(world: World) -> None:
     assert placed == {name: plugins.load("figures", name).SECTION for name in figures(world)}
 
 
+def test_figures_of_an_experiment_stand_together(world: World) -> None:
+    """Guards against a long list in which what the main runs gave and what an experiment gave look alike."""
+    placed = {
+        Path(path).stem: part
+        for parts in embedded(world, "categories").values()
+        for part, paths in parts.items()
+        for path in paths
+    }
+    shown = {name: getattr(plugins.load("figures", name), "EXPERIMENT", "main runs") for name in figures(world)}
+    assert placed == {name: experiment.replace("_", " ") for name, experiment in shown.items()}
+
+
 def test_the_description_says_machine_numbers_and_parameters(world: World) -> None:
     """Guards against a report that does not say what it was measured with; and against markup in a name."""
     text = embedded(world, "workflow_desc")
@@ -160,8 +172,11 @@ def test_a_browser_paints_every_figure_and_asks_for_nothing(world: World, page: 
     assert page.get_by_role("heading", name="DynaTree").is_visible()
     results = embedded(world, "results")
     painted = []
-    for section in embedded(world, "categories"):
+    places = [(section, part) for section, parts in embedded(world, "categories").items() for part in parts]
+    for section, part in places:
         page.locator("nav").get_by_text(section, exact=True).click()
+        if len(embedded(world, "categories")[section]) > 1:
+            page.locator("nav").get_by_text(part, exact=True).click()
         for row in page.locator("nav tbody tr").all():
             name = row.locator("td").first.inner_text().replace(" ", "_")
             row.locator("a").first.click()

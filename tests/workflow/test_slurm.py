@@ -14,7 +14,7 @@ def timed() -> set[str]:
     found = set()
     for file in (ROOT / "workflow/rules").glob("*.smk"):
         blocks = re.split(r"^ *rule (\w+):$", file.read_text(), flags=re.M)
-        found |= {name for name, body in zip(blocks[1::2], blocks[2::2], strict=True) if "machine=100" in body}
+        found |= {name for name, body in zip(blocks[1::2], blocks[2::2], strict=True) if "exclusive=100" in body}
     return found
 
 

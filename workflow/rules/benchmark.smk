@@ -24,7 +24,7 @@ SIDE_BY_SIDE = {
 }
 
 
-rule benchmark:
+rule side_by_side:
     input:
         **BESIDE,
         library=library("workflow/scripts/benchmark.py"),
@@ -36,7 +36,7 @@ rule benchmark:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         **SIDE_BY_SIDE,
         models=lambda w, input: model_options(input.models, input.calibration),
@@ -65,7 +65,7 @@ rule llama_cpp:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         **SIDE_BY_SIDE,
         models=lambda w, input: model_options(input.models, input.calibration),

@@ -15,7 +15,7 @@ rule calibrate:
             "drafting.hybrid",
         ),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
-        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+        tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.tuned_on, pair=PARAMS.pair),
     output:
         "results/calibration/{dtype}/costs.json",
         "results/calibration/{dtype}/steps.json",
@@ -24,10 +24,10 @@ rule calibrate:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         models=lambda w, input: model_options(input.models),
-        start=[PARAMS.sources[dataset].start for dataset in PARAMS.datasets],
+        start=[PARAMS.sources[dataset].start for dataset in PARAMS.tuned_on],
         sizes=SIZES.calibration.model_dump(),
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
@@ -53,7 +53,7 @@ rule calibrate_batches:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
         contexts=" ".join(map(str, SIZES.calibration.contexts)),

@@ -5,10 +5,10 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from dynatree import code_checksums, plugins, settings
-from dynatree.errors import UserError, reported
+from dynatree import code_checksums, plugins, rule_checksums, settings
+from dynatree.errors import UserError, readable, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
-from dynatree.study import grid, params, preflight
+from dynatree.study import grid, params, preflight, shape
 from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES
 
@@ -43,7 +43,8 @@ with reported():
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
-TARGET, DRAFTER = f"models/{PARAMS.pair}", f"models/{drafter_of(PARAMS.pair)}"
+TARGET = f"models/{PARAMS.pair}"
+DRAFTER = f"models/{drafter_of(PARAMS.pair)}"
 BATCHED = {title for title, experiment in PARAMS.experiments.items() if experiment.batches}
 RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
@@ -66,7 +67,9 @@ def calibrated_batches(dtype):
 
 # The formats that are calibrated, the main one first.
 FORMATS = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])]))
-MACHINE, CALIBRATION, BATCHES = machine(PARAMS.dtype), calibrated(PARAMS.dtype), calibrated_batches(PARAMS.dtype)
+MACHINE = machine(PARAMS.dtype)
+CALIBRATION = calibrated(PARAMS.dtype)
+BATCHES = calibrated_batches(PARAMS.dtype)
 
 
 wildcard_constraints:
@@ -77,6 +80,8 @@ wildcard_constraints:
     settings="[^/]+",
     place="|".join(sorted({run.place for run in RUNS.values()})),
     length="[^/]+",
+    group="[^/]+",
+    rule="[^/]+",
     dtype="[^/]+",
 
 
@@ -86,6 +91,9 @@ def library(script, *plugged):
 
 
 CODE = code_checksums.Checkout(Path.cwd())
+RULES = Path("workflow/rules")
+# Those that make something of the study, but for checksums.
+MADE_BY = [rule for rule in rule_checksums.files(RULES) if not rule.startswith("library")]
 
 
 @cache
@@ -95,11 +103,26 @@ def library_files(group):
     return CODE.used(f"workflow/scripts/{script}.py", [f"dynatree.{name}" for name in plugged])
 
 
-def changed_code(group):
-    """`library_files`, as inputs that make nothing stale where only words have changed since their checksums were taken."""
-    files, taken = library_files(group), Path(f"results/library/{group}.sha256")
-    same = taken.is_file() and taken.read_text(encoding="utf-8") == code_checksums.listing(files)
+def source_files(dataset):
+    """The files with which a data set is fetched, those of its kind alone."""
+    return CODE.used("workflow/scripts/download_data.py", [f"dynatree.data.sources.{PARAMS.sources[dataset].kind}"])
+
+
+def changed(files, listing, taken):
+    """`files`, as inputs that make nothing stale where only words have changed since their checksums were `taken`."""
+    same = Path(taken).is_file() and Path(taken).read_text(encoding="utf-8") == listing
     return ancient(files) if same else files
+
+
+def changed_code(files, taken):
+    """`changed` of files of code."""
+    return changed(files, code_checksums.listing(files), taken)
+
+
+def changed_rule(rule):
+    """`changed` of the files that a rule is written in."""
+    files = sorted({str(RULES / rule_checksums.COMMON), str(rule_checksums.files(RULES)[rule])})
+    return changed(files, rule_checksums.listing(rule, RULES), f"results/library/rules/{rule}.sha256")
 
 
 def decoding_library(script, method):
@@ -154,6 +177,14 @@ def prompts_file(run):
 
 def tokens_file(run):
     return f"data/tokens/{PARAMS.pair}/{run.dataset}.parquet"
+
+
+def trained_on(part, shipped):
+    """The data sets that a drafter is trained on: of a shipped part, those that it was, for it saw none that is evaluated."""
+    record = Path(part, "record.json")
+    with reported(), readable(str(record)):
+        known = json.loads(record.read_text(encoding="utf-8"))["data"] if str(record) in shipped else {}
+    return [dataset for dataset in PARAMS.datasets if dataset in known] or PARAMS.tuned_on
 
 
 def models(run):

@@ -15,7 +15,7 @@ if PAIR.drafter["kind"] == "distil":
         input:
             library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
-            tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
+            tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=trained_on(PART, SHIPPED), pair=PARAMS.pair),
             part=SHIPPED,
         output:
             expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
@@ -24,7 +24,7 @@ if PAIR.drafter["kind"] == "distil":
         conda:
             "../envs/dynatree.yaml"
         resources:
-            machine=100,
+            exclusive=100,
         params:
             source=json.dumps(PAIR.drafter),
             seed=PARAMS.seed,

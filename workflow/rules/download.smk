@@ -6,7 +6,7 @@ if "PARAMS" not in globals():
 
 rule download_data:
     input:
-        library=lambda w: library("workflow/scripts/download_data.py", f"data.sources.{PARAMS.sources[w.dataset].kind}"),
+        library="results/library/sources/{dataset}.sha256",
     output:
         "data/documents/{dataset}.parquet",
     log:

@@ -17,7 +17,7 @@ rule drafter_report:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
         limit=SIZES.drafter_report_tokens,

@@ -12,6 +12,9 @@ rule draw:
         report(
             "figures/{figure}.svg",
             category=lambda w: plugins.load("figures", w.figure).SECTION,
+            subcategory=lambda w: getattr(plugins.load("figures", w.figure), "EXPERIMENT", "main runs").replace(
+                "_", " "
+            ),
             labels=lambda w: {"figure": w.figure.replace("_", " ")},
             caption="../report/figure.rst",
         ),

@@ -21,7 +21,7 @@ rule generate:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
         method=lambda w: method_options(run_of(w)),
@@ -46,7 +46,7 @@ rule timeline:
     conda:
         "../envs/dynatree.yaml"
     resources:
-        machine=100,
+        exclusive=100,
     params:
         models=lambda w, input: model_options(input.models, input.calibration),
         method=lambda w: method_options(pass_of(w, "timeline")),

@@ -7,7 +7,7 @@ if "PARAMS" not in globals():
 
 rule library:
     input:
-        lambda w: changed_code(w.group),
+        lambda w: changed_code(library_files(w.group), f"results/library/{w.group}.sha256"),
     output:
         "results/library/{group}.sha256",
     log:
@@ -16,3 +16,31 @@ rule library:
         "../envs/dynatree.yaml"
     shell:
         "python workflow/scripts/code_checksums.py {input} --out {output} 2>&1 | tee {log:q}"
+
+
+# Apart, by data set: another kind of text fetches none of the others anew.
+rule library_of_source:
+    input:
+        lambda w: changed_code(source_files(w.dataset), f"results/library/sources/{w.dataset}.sha256"),
+    output:
+        "results/library/sources/{dataset}.sha256",
+    log:
+        "logs/library/sources/{dataset}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    shell:
+        "python workflow/scripts/code_checksums.py {input} --out {output} 2>&1 | tee {log:q}"
+
+
+# Of each rule with the helpers that it uses, for DVC; Snakemake itself compares a job's command and parameters.
+rule library_of_rule:
+    input:
+        lambda w: changed_rule(w.rule),
+    output:
+        "results/library/rules/{rule}.sha256",
+    log:
+        "logs/library/rules/{rule}.log",
+    conda:
+        "../envs/dynatree.yaml"
+    shell:
+        "python workflow/scripts/rule_checksums.py --rule {wildcards.rule} --rules workflow/rules --out {output} 2>&1 | tee {log:q}"

@@ -34,7 +34,7 @@ LEFT_OUT = re.compile(r"figures/.+\.(html|png)|results/library/.+")
 def named(lock: Path) -> dict[Path, str]:
     """MD5 by path of the results and figures that `lock` names."""
     stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"].values()
-    outs = {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage["outs"]}
+    outs = {Path(out["path"]): str(out["md5"]) for stage in stages for out in stage.get("outs", ())}
     return {path: md5 for path, md5 in outs.items() if path.parts[0] in ("results", "figures")}
 
 

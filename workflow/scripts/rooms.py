@@ -64,12 +64,12 @@ def read() -> tuple[dict[str, list[str]], Imports]:
 
 def rise(imports: Imports) -> dict[str, int]:
     """The row of each room from the floor up: one above the highest that it imports."""
-    rows = {FLOOR: 0}
+    rows: dict[str, int] = {}
     while left := [name for name in imports if name not in rows]:
         ready = [name for name in left if imports[name] <= rows.keys()]
         if not ready:
-            raise UserError(f"rooms import one another in a circle: {', '.join(left)}")
-        rows |= {name: 1 + max((rows[other] for other in imports[name]), default=0) for name in ready}
+            raise UserError(f"{', '.join(left)} need one another in a circle")
+        rows |= {name: 1 + max((rows[other] for other in imports[name]), default=-1) for name in ready}
     return rows
 
 
@@ -124,10 +124,15 @@ def draw() -> str:
             f'<text class="name" x="{middle}" y="{y + 20}">{name}</text>',
             f'<text class="said" x="{middle}" y="{y + 37}">{said}</text></g>',
         ]
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
+    return page(WIDTH, height, lines)
+
+
+def page(width: int, height: int, lines: list[str]) -> str:
+    """Boxes and arrows on a white ground as an SVG file."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
     arrow = '<marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'
     arrow += '<polygon points="0,0 8,4 0,8" fill="#222222"/></marker>'
-    ground = f'<polygon points="0,0 {WIDTH},0 {WIDTH},{height} 0,{height}" fill="#ffffff"/>'
+    ground = f'<polygon points="0,0 {width},0 {width},{height} 0,{height}" fill="#ffffff"/>'
     return "\n".join([head, f"<style>{STYLE}</style><defs>{arrow}</defs>{ground}", *lines, "</svg>\n"])
 
 

@@ -9,7 +9,8 @@ import yaml
 from pathspec import GitIgnoreSpec
 
 LEFT = ("/.git", "/results/", "/figures/", "/published/")
-TINY = {"scale": "tiny", "pair": "tiny", "datasets": ["tiny_articles", "tiny_books"], "threads": 1}
+DATASETS = ["tiny_articles", "tiny_books"]
+TINY = {"scale": "tiny", "pair": "tiny", "datasets": DATASETS, "tuning": DATASETS[:], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
 COMPARED = ["autoregressive", "dynatree"]
 ALSO = ["fixed_d5_b2", "optimal", "shared_noise", "traversal"]

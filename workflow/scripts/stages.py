@@ -17,10 +17,18 @@ import views
 import yaml
 
 from dynatree import settings
+from dynatree.code_checksums import Checkout
 from dynatree.errors import UserError, reported
 from dynatree.files import replacing
-from dynatree.study import grid, params, sections
+from dynatree.study import grid, params, preflight, sections, shape
 
+# Their items are made together, each a small file.
+TOGETHER = ("library", "library_of_rule")
+# Stops `dvc repro` where the other stages are not those of the parameters.
+CHECK = {
+    "cmd": "python workflow/scripts/stages.py --quick",
+    "deps": ["params.yaml", "workflow/rules", "workflow/scripts/stages.py", "dynatree"],
+}
 HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
 MACHINE = ("dtype", "device", "threads")
 
@@ -34,6 +42,8 @@ def of_scale(*keys: str) -> tuple[str, ...]:
 ITEM = "${item.dataset}"
 READ: dict[str, tuple[str, ...]] = {
     "library": (),
+    "library_of_source": ("sources.${item.dataset}.kind",),
+    "library_of_rule": (),
     "download_data": (f"sources.{ITEM}",),
     "download_model": ("seed", "pairs.${pair}.target"),
     "download_drafter": ("seed", "pairs.${pair}.drafter"),
@@ -44,7 +54,7 @@ READ: dict[str, tuple[str, ...]] = {
         *of_scale("prompts", "prompt_tokens", "output_tokens", "timeline_tokens", "experiments"),
     ),
     "drafter_report": (*MACHINE, "datasets", *of_scale("prompt_tokens", "drafter_report_tokens")),
-    "calibrate": (*MACHINE, "seed", "datasets", *of_scale("prompt_tokens", "calibration")),
+    "calibrate": (*MACHINE, "seed", *of_scale("prompt_tokens", "calibration")),
     "calibrate_batches": (*MACHINE, *of_scale("calibration.contexts", "calibration.repeats")),
     "perplexity": (*MACHINE, *of_scale("perplexity_tokens", "perplexity_window", "perplexity_stride")),
     "generate": MACHINE,
@@ -94,9 +104,19 @@ def plan(text: str) -> list[Job]:
     return jobs
 
 
-def templates(key: str, knobs: dict[str, Any]) -> str:
+def places(known: sections.Params, run: grid.Run) -> dict[str, str]:
+    """Where params.yaml has the decoder and each knob of a run: at its own key, or that of the method it is like."""
+    found = dict.fromkeys(["decoder", *dict(run.knobs)], run.key)
+    experiment = known.experiments.get(run.top)
+    variant = experiment.also.get(run.method) if experiment else None
+    if variant and variant.like:
+        found |= {knob: f"methods.{variant.like}" for knob in found if knob not in variant.own}
+    return {knob: f"{key}.{knob}" for knob, key in found.items()}
+
+
+def templates(places: dict[str, str], knobs: dict[str, Any]) -> str:
     """Knobs as a path has them, each taken from params.yaml but for what YAML and a path write differently."""
-    own = {k: v if v is None or isinstance(v, bool) else f"${{{key}.{k}}}" for k, v in knobs.items()}
+    own = {k: v if v is None or isinstance(v, bool) else f"${{{places[k]}}}" for k, v in knobs.items()}
     return settings.write(own)
 
 
@@ -111,16 +131,17 @@ def lengths(known: sections.Params, title: str, tokens: int) -> tuple[str, str]:
 def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a run: one for each method of the headline, an experiment or a kind of pass."""
     knobs, title = dict(run.knobs), run.top
+    stands = places(known, run)
     stage = Stage(rule, reads=[*READ[rule]])
     if title not in known.experiments:
-        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", templates(run.key, knobs)
+        name, written = f"{'generate' if title == 'runs' else title}_{run.method}", templates(stands, knobs)
         stage.reads.append(run.key)
         if title == "runs":
             stage.matrix["dataset"] = "${datasets}"
             stage.reads += of_scale("prompts", "output_tokens", "repeats")
     else:
         experiment, key = known.experiments[title], f"experiments.{title}"
-        name, written = f"{title}_{run.method}", templates(run.key, knobs)
+        name, written = f"{title}_{run.method}", templates(stands, knobs)
         stage.matrix["dataset"] = f"${{{key}.datasets}}"
         size = f"experiments.{title if title in known.sizes.experiments else 'default'}"
         stage.reads += of_scale(f"{size}.prompts", f"{size}.output_tokens")
@@ -130,7 +151,8 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
             name += "_more" if listed.startswith("scales.") else ""
             stage.reads += [f"methods.{run.method}.{knob}" for knob in knobs if knob in (*settings.PLUGGED, "decoder")]
         else:
-            stage.reads.append(run.key)
+            inherited = [place for place in stands.values() if not place.startswith(run.key)]
+            stage.reads += [run.key, *inherited]
         if run.prompt_tokens is not None:
             listed, more = lengths(known, title, run.prompt_tokens)
             stage.matrix["prompt_tokens"] = f"${{{listed}}}"
@@ -163,8 +185,11 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
 def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
+    tuned = "tuning" if known.tuning else "datasets"
+    if job.rule in ("calibrate", "distil"):
+        stage.reads.append(tuned)
     if job.rule == "calibrate":
-        stage.reads += [f"sources.${{datasets[{place}]}}.start" for place in range(len(known.datasets))]
+        stage.reads += [f"sources.${{{tuned}[{place}]}}.start" for place in range(len(known.tuned_on))]
     if job.wildcards.get("dtype", known.dtype) != known.dtype:
         # Of an experiment's formats; the usual one is taken from its own key.
         name += f"_{job.wildcards['dtype']}"
@@ -173,6 +198,10 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
         stage.replaced = [(f"results/calibration/{known.dtype}/", "results/calibration/${dtype}/")]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
+    if job.rule in ("distil", "calibrate", "drafter_report", "aggregate"):
+        key = tuned if job.rule == "calibrate" else "datasets"
+        listed = known.tuned_on if job.rule == "calibrate" else known.datasets
+        stage.replaced += [(f"/{name}.", f"/${{{key}[{place}]}}.") for place, name in enumerate(listed)]
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
     if "figure" in job.wildcards:
         name = f"draw_{job.wildcards['figure']}"
@@ -235,6 +264,8 @@ def at_its_scale(known: sections.Params, written: Any) -> Any:
     place = f"scales.{known.scale}.instead"
     for key in given:
         written = f"{place}.{key}" if written == key else re.sub(rf"\$\{{({key}\b)", rf"${{{place}.\1", written)
+    if "datasets" in given:
+        written = re.sub(r"\$\{tuning\[(\d+)\]\}", lambda match: known.tuning[int(match[1])], written)
     if "datasets" in given and (listed := re.fullmatch(r"\$\{experiments\.([^.]+)\.datasets\}", written)):
         # Under their own names they stand nowhere.
         return list(known.experiments[listed[1]].datasets)
@@ -244,7 +275,7 @@ def at_its_scale(known: sections.Params, written: Any) -> Any:
 def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> dict[str, Any]:
     """The stage as dvc.yaml has it. Raises UserError if its jobs do not give one template."""
     outputs = stage.jobs[0].outputs
-    if stage.rule == "library":  # small files, made together
+    if stage.rule in TOGETHER:
         outputs = targets = [path for job in stage.jobs for path in job.outputs]
     elif any(job.outputs != outputs for job in stage.jobs):
         raise UserError(f"stage of {stage.rule}: its jobs differ in more than the items {', '.join(stage.matrix)}")
@@ -252,12 +283,15 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
         targets = outputs[:1]
     inputs = list(dict.fromkeys(path for job in stage.jobs for path in job.inputs))
     if not stage.matrix and stage.rule not in ("timeline", "memory"):
-        # What is read of every data set stands for its folder.
-        inputs = [str(Path(p).parent) if p.startswith(("data/tokens/", "results/perplexity/")) else p for p in inputs]
+        # Of the many runs that a table is made of, the folders.
         records = {path for path in inputs if path.startswith("results/") and path.count("/") > 3}
         inputs = [*(prefixes if records else ()), *dict.fromkeys(path for path in inputs if path not in records)]
     file = rules[stage.rule]
-    deps = ["workflow/rules/common.smk", file, *sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))]
+    if not stage.rule.startswith("library"):
+        inputs.append(f"results/library/rules/{stage.rule}.sha256")
+    elif stage.rule != "library_of_rule":
+        inputs += ["workflow/rules/common.smk", file]
+    deps = sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))
     written: dict[str, Any] = {"desc": views.TOLD[stage.rule], **({"matrix": stage.matrix} if stage.matrix else {})}
     written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {' '.join(targets)}", "deps": deps}
     if stage.reads:
@@ -287,21 +321,32 @@ def dvc_yaml(root: Path) -> str:
     prefixes = sorted({stage.prefix for stage in stages.values() if stage.prefix})
     order = list(READ)
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
+    described = {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named}
+    needs = preflight.check_once(known, root / ".cache/checked")
+    mark = f"{shape.MARK}{shape.checksum(root, known, needs, Checkout(root))}\n"
     body = {
-        "stages": {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named},
+        "stages": {"dvc_yaml": CHECK, **described},
         "plots": views.plots(known),
         "artifacts": at_its_scale(known, views.artifacts()),
     }
-    return HEADER + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
+    return HEADER + mark + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path.cwd(), help="checkout (default: here)")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if dvc.yaml is not up to date")
+    parser.add_argument("--quick", action="store_true", help="the same by its mark alone, in a second")
     arguments = parser.parse_args()
     with reported():
-        path, text = arguments.root / "dvc.yaml", dvc_yaml(arguments.root)
+        path = arguments.root / "dvc.yaml"
+        if arguments.quick:
+            known = params.read(arguments.root / "params.yaml")
+            needs = preflight.check_once(known, arguments.root / ".cache/checked")
+            if shape.is_stale(arguments.root, known, needs, Checkout(arguments.root)):
+                raise UserError(shape.STALE)
+            return
+        text = dvc_yaml(arguments.root)
         if not arguments.check:
             with replacing(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")

@@ -9,6 +9,8 @@ from dynatree.tables import headline
 # What a stage does, by rule.
 TOLD = {
     "library": "Take checksums of the code that each job runs",
+    "library_of_source": "Take checksums of the code that reads a data set",
+    "library_of_rule": "Take checksums of the rules",
     "download_data": "Fetch the documents of a data set",
     "download_model": "Fetch or build the target",
     "download_drafter": "Fetch or build the drafter",

@@ -1,0 +1,69 @@
+"""`dynatree demo`: what it shows is what the models decode, and what it measured is kept."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dynatree import DynaTree
+from dynatree.commands import cli, demo
+from dynatree.data import model_sources
+
+ASKED = ("demo", "--target", "target", "--drafter", "target", "--threads", "1", "--dtype", "float64")
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a target, which drafts for itself."""
+    folder = tmp_path_factory.mktemp("demo")
+    source = {"kind": "random", "architecture": "llama", "configuration": {**SHAPE, "max_position_embeddings": 1024}}
+    model_sources.build(model_sources.parse(source), folder / "target", folder, seed=1)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _here(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    status = 0
+    try:
+        cli.main([*ASKED, *arguments])
+    except SystemExit as leaving:
+        status = int(leaving.code or 0)
+    return status, *capsys.readouterr()
+
+
+def test_it_shows_both_methods_and_a_tree(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a demonstration that shows something else than what the library decodes."""
+    status, said, _ = call(capsys, "--max-new-tokens", "24")
+    assert status == 0
+    with DynaTree.from_pretrained("target", method="autoregressive", dtype="float64") as plain:
+        found = plain.generate(demo.PROMPT, 24)
+    assert f"{demo.PROMPT}{found.text}" in said
+    forwards = {name: int(count) for name, count in re.findall(r"^(\w+) +[\d.]+ +(\d+)$", said, re.M)}
+    assert forwards["autoregressive"] == found.trace.target_forwards > forwards["dynatree"]
+    assert "times as fast; the same tokens" in said
+    assert "node   position" in said and "attention mask" in said
+
+
+def test_costs_are_measured_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a minute of measuring at every call."""
+    kept = {path: path.stat().st_mtime_ns for path in (home / "cache").rglob("costs.json")}
+    assert len(kept) == 1
+    assert call(capsys, "--max-new-tokens", "4")[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (home / "cache").rglob("costs.json")} == kept
+
+
+def test_a_wrong_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a minute of work before a slip is noticed."""
+    status, _, said = call(capsys, "--drafter", "nobody")
+    assert status == 2 and "'nobody'" in said
