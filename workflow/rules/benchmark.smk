@@ -58,7 +58,7 @@ rule llama_cpp:
         decoding=decoding_of(BESIDE_LLAMA),
         costs=[calibrated(dtype)[0] for dtype in CALIBRATED],
     output:
-        "results/llama_cpp.parquet",
+        table="results/llama_cpp.parquet",
         costs="results/llama_cpp_costs.parquet",
     log:
         "logs/benchmark/llama_cpp.log",
@@ -78,4 +78,4 @@ rule llama_cpp:
         "--grids {{}} --texts {params.texts:q} --tokens {input.tokens} --start {params.start} {params.sizes} "
         "--source {params.source:q} --cache .cache/downloads --llama-cpp {params.theirs:q} --costs {input.costs} "
         "--costs-out {output.costs} "
-        "{params.machine} --decoding {input.decoding} --records results/llama_cpp --out {output[0]} 2>&1 | tee {log:q}"
+        "{params.machine} --decoding {input.decoding} --records results/llama_cpp --out {output.table} 2>&1 | tee {log:q}"
