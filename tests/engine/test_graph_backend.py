@@ -234,6 +234,19 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     assert {places for places, _ in made._graphs[None]._requests} == {1, 2}
 
 
+def test_graphs_are_prepared_in_and_out_of_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards memory that was made in one mode and is written in the other, which torch refuses."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    made = GraphBackend(model("llama"), "int8")
+    with torch.inference_mode():
+        prefilled(made, 3)
+    made.prepare(2)
+    with torch.inference_mode():
+        caches = made.new_caches(2)
+        logits = made.forward([Feed(TEXT[:1], cache) for cache in caches])
+    assert torch.equal(logits[0], logits[1])
+
+
 def spied(shapes: Any, seen: list[tuple[int, int]]) -> Any:
     """`shapes`, which notes the widths and places that it is asked for."""
 

@@ -168,14 +168,17 @@ class Graph:
                 graph = graph.clone()
                 graph.reshape(_shapes(graph, width, self._shape, places))
             compiled = _core().compile_model(graph, "CPU", self._settings)
-            made = _Request(compiled, self._shape, self._layers, places)
-            self._requests[key] = made if key == (1, None) or self._same(made, places, width) else None
+            used = key == (1, None) or self._same(compiled, places, width)
+            self._requests[key] = _Request(compiled, self._shape, self._layers, places) if used else None
         return self._requests[key]
 
-    def _same(self, made: "_Request", places: int, width: int | None) -> bool:
-        """Whether `made` has the bits of the graph for any number of one request's tokens, on some of them."""
-        (any_number, shape), chance = (self._requests[1, None], self._shape), torch.Generator().manual_seed(0)
-        assert any_number is not None
+    def _same(self, compiled: ov.CompiledModel, places: int, width: int | None) -> bool:
+        """Whether `compiled` has the bits of the graph for any number of one request's tokens, on some of them."""
+        general, shape, chance = self._requests[1, None], self._shape, torch.Generator().manual_seed(0)
+        assert general is not None
+        # Of their own: what they hold may be of inference mode or not, as their first forward is.
+        made = _Request(compiled, shape, self._layers, places)
+        any_number = _Request(general.compiled, shape, self._layers, 1)
 
         def some(*size: int) -> Tensor:
             return torch.randn(*size, generator=chance)
@@ -236,7 +239,8 @@ class _Request:
     """A graph compiled for so many `places` for requests, with the memory that its inputs point into."""
 
     def __init__(self, compiled: ov.CompiledModel, shape: Shape, layers: int, places: int):
-        self._request, self._shape, self._layers, self._places = compiled.create_infer_request(), shape, layers, places
+        self.compiled, self._request = compiled, compiled.create_infer_request()
+        self._shape, self._layers, self._places = shape, layers, places
         # In a place that is left over.
         self._nobody = BlockCache(layers, shape.groups, shape.size)
         self._bound: list[tuple[Tensor, ...]] = [()] * places
