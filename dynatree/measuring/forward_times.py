@@ -92,21 +92,20 @@ def batch_costs(
     fitting = sorted(_fitting(target, contexts))
     middle = [fitting[(len(fitting) - 1) // 2]]
 
-    def tables() -> list[BatchCosts]:
-        made = []
-        for rows in sorted({*batches} - {1}):
-            target.prepare(rows)
-            if drafter:
-                drafter.prepare(rows)
-            sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
-            # Each row's tree is grown for itself.
-            beside = rows * known.handling + known.surcharge
-            made.append(
-                BatchCosts(rows=rows, **_curves(target, drafter, rows, middle, (sizes, sizes), repeats, beside))
-            )
-        return made
+    def table(rows: int) -> BatchCosts:
+        sizes = [n for n in BATCHED if n <= BATCHED[1] or n * rows <= VERIFIED[-1]]
+        # Each row's tree is grown for itself.
+        beside = rows * known.handling + known.surcharge
+        return BatchCosts(rows=rows, **_curves(target, drafter, rows, middle, (sizes, sizes), repeats, beside))
 
-    return [least(one, two) for one, two in zip(tables(), tables(), strict=True)]
+    made = []
+    for rows in sorted({*batches} - {1}):
+        # Graphs for as many take long to make, and are not kept beside those for others.
+        target.prepare(rows)
+        if drafter:
+            drafter.prepare(rows)
+        made.append(least(table(rows), table(rows)))
+    return made
 
 
 def _curves(

@@ -39,7 +39,7 @@ def plan(*targets: str) -> list[Job]:
             for key in ("input", "output")
         ]
         if files[1]:
-            (script,) = re.findall(r"^Shell command: python (workflow/scripts/\w+\.py) ", block, re.M)
+            (script,) = re.findall(r"^Shell command: (?:\w+=\w+ )?python (workflow/scripts/\w+\.py) ", block, re.M)
             found.append(Job(rule, script, *files))
     return found
 
