@@ -20,7 +20,7 @@ COLOURS = {
     "autoregressive": "#7a7a7a",
     "autoregressive_again": "#b5b5b5",
     "transformers": "#222222",
-    "transformers_torch": "#44546a",
+    "transformers_torch": "#8c564b",
     "assisted": "#e69f00",
     "prompt_lookup": "#56b4e9",
     "linear": "#0072b2",
