@@ -194,7 +194,7 @@ def test_colours_are_fixed_and_distinct() -> None:
 def test_phases_have_colours_of_their_own() -> None:
     """Guards against a bar of a phase that reads as a method, and two methods of one figure that look alike."""
     phases = {*theme.PHASES.values(), *theme.BESIDES.values()}
-    methods = {tone for name, tone in theme.COLOURS.items() if name != "fixed_d5_b2"}
+    methods = {tone for name, tone in theme.COLOURS.items() if name not in ("fixed_d5_b2", *theme.FORMATS)}
     assert all(apart(one, other) > 40 for one in phases for other in methods)
     assert apart(theme.colour("fixed_tree"), theme.colour("optimal")) > 100
 

@@ -38,7 +38,7 @@ COLOURS = {
 }
 SPARE = ("#44aa99", "#aa4499")
 # What a round consists of, in colours that no method has.
-PHASES = {"verify": "#3d4a5c", "draft": "#8fb0dc", "select": "#b5936b", "cache": "#b5936b"}
+PHASES = {"verify": "#5b4636", "draft": "#8fb0dc", "select": "#b5936b", "cache": "#b5936b"}
 # What a phase takes besides forwards of the models; `other` lies between phases.
 BESIDES = {"draft": "#6fc7b7", "select": "#b5936b", "verify": "#a58fd0", "cache": "#e8a5a0", "other": "#dadada"}
 NAMES = {
