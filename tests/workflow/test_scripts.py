@@ -162,12 +162,16 @@ def test_what_the_lock_names_is_published(
     files.write_text("published/laptop/results/old.json", "")
     kept = {f"results/benchmark/{name}" for name in ("current.json", "home/machine.json", "home/greedy-d/a.json")}
     kept |= {"results/benchmark.parquet", "figures/benchmark.svg"}
+    # Of a name that it had once.
+    kept |= {"results/once/current.json", "results/once/home/a.json", "results/once.parquet"}
     for name in (*kept, "results/benchmark/older/machine.json"):
         files.write_text(f"before/{name}", '"home"' if name.endswith("current.json") else name)
     archive.pack(Path("published/laptop", archive.RECORDS), {name: Path("before", name) for name in kept})
     without_torch("publish", "--out published", tmp_path)
     published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
-    assert published == {archive.RECORDS, "params.yaml", "results/benchmark.parquet", "figures/b.png"}
+    assert published == {archive.RECORDS, "params.yaml", "figures/b.png"} | {
+        name for name in kept if name.endswith("parquet")
+    }
     archive.unfold(Path("published/laptop"), Path("shown"))
     shown = {path.relative_to("shown").as_posix() for path in Path("shown").rglob("*.*")}
     made = {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.png"}
