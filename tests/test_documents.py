@@ -117,6 +117,13 @@ def test_the_schema_for_editors_is_what_the_code_says(capsys: pytest.CaptureFixt
     assert schema.read_text(encoding="utf-8") == capsys.readouterr().out, "make params_schema"
 
 
+def test_what_dvc_said_is_of_the_transcript() -> None:
+    """Guards against numbers of DVC's output that no run printed."""
+    said = next(text for kind, text in blocks(ROOT / "docs/workflow.md") if kind == "text")
+    transcript = (ROOT / "docs/drills/experiments.md").read_text(encoding="utf-8").splitlines()
+    assert {line for line in said.splitlines() if line} <= set(transcript)
+
+
 def test_make_targets_and_scripts_exist() -> None:
     """Guards against targets that were renamed, in commands and in running text."""
     targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))

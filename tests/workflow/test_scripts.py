@@ -156,24 +156,35 @@ def test_what_the_lock_names_is_published(
         outs[name] = hashlib.md5(name.encode()).hexdigest()
     stage = {"cmd": "true", "outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
     gone = {"cmd": "true", "outs": [{"path": "results/runs/gone/outputs.jsonl", "md5": ""}]}
-    files.write_text("dvc.lock", json.dumps({"schema": "2.0", "stages": {"gone": gone, "one": stage}}))
-    files.write_text("dvc.yaml", json.dumps({"stages": {"one": {"cmd": "true", "outs": list(outs)}}}))
+    files.write_text(
+        "dvc.lock", json.dumps({"schema": "2.0", "stages": {"gone": gone, "check": {"cmd": "true"}, "one": stage}})
+    )
+    files.write_text(
+        "dvc.yaml", json.dumps({"stages": {"check": {"cmd": "true"}, "one": {"cmd": "true", "outs": list(outs)}}})
+    )
     files.write_text("docs/shown.md", "![A picture](../published/laptop/figures/b.png)")
     files.write_text("published/laptop/results/old.json", "")
     kept = {f"results/benchmark/{name}" for name in ("current.json", "home/machine.json", "home/greedy-d/a.json")}
     kept |= {"results/benchmark.parquet", "figures/benchmark.svg"}
+    # Of a name that it had once.
+    kept |= {"results/once/current.json", "results/once/home/a.json", "results/once.parquet"}
     for name in (*kept, "results/benchmark/older/machine.json"):
         files.write_text(f"before/{name}", '"home"' if name.endswith("current.json") else name)
     archive.pack(Path("published/laptop", archive.RECORDS), {name: Path("before", name) for name in kept})
     without_torch("publish", "--out published", tmp_path)
     published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
-    assert published == {archive.RECORDS, "params.yaml", "results/benchmark.parquet", "figures/b.png"}
+    assert published == {archive.RECORDS, "params.yaml", "figures/b.png"} | {
+        name for name in kept if name.endswith("parquet")
+    }
     archive.unfold(Path("published/laptop"), Path("shown"))
     shown = {path.relative_to("shown").as_posix() for path in Path("shown").rglob("*.*")}
     made = {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.png"}
     assert shown == made | kept
     assert Path("shown/figures/benchmark.svg").read_text() == "figures/benchmark.svg"
-    assert yaml.safe_load(Path("shown/dvc.lock").read_text()) == {"schema": "2.0", "stages": {"one": stage}}
+    assert yaml.safe_load(Path("shown/dvc.lock").read_text()) == {
+        "schema": "2.0",
+        "stages": {"check": {"cmd": "true"}, "one": stage},
+    }
     records = Path("published/laptop", archive.RECORDS).read_bytes()
     files.write_text("results/runs/a/outputs.jsonl", "of another run")
     monkeypatch.setattr(sys, "argv", ["publish", "--out", "published"])

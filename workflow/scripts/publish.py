@@ -62,7 +62,7 @@ def apart(root: Path, name: str) -> list[Path]:
     records = root / "results" / name
     found = [path for path in (records / read_json(records / CURRENT)).rglob("*") if path.is_file()]
     found += [records / CURRENT, *(root / "figures").glob(f"{name}.*")]
-    found += [root / "results" / f"{table}.parquet" for table in APART[name]]
+    found += [root / "results" / f"{table}.parquet" for table in APART.get(name, (name,))]
     return [path.relative_to(root) for path in found]
 
 
@@ -109,10 +109,12 @@ def main() -> None:
         content = {path.as_posix(): path for path in (*map(Path, STATE), *files)}
         if (out / RECORDS).is_file():
             unfold(out, before)
-        for name in APART:
-            if up_to_date(f"figures/{name}.svg"):
+        # What was published under a name of its time stays, too.
+        earlier = sorted(path.parent.name for path in before.glob(f"results/*/{CURRENT}"))
+        for name in dict.fromkeys([*APART, *earlier]):
+            if name in APART and up_to_date(f"figures/{name}.svg"):
                 content |= {path.as_posix(): path for path in apart(Path(), name)}
-            elif (before / "results" / name / CURRENT).is_file():
+            elif name in earlier:
                 print(f"{name}: not up to date here, kept as it was published")
                 content |= {path.as_posix(): before / path for path in apart(before, name)}
             else:

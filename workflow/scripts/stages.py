@@ -27,7 +27,7 @@ TOGETHER = ("library", "library_of_rule")
 # Stops `dvc repro` where the other stages are not those of the parameters.
 CHECK = {
     "cmd": "python workflow/scripts/stages.py --quick",
-    "deps": ["params.yaml", "workflow/rules", "workflow/scripts/stages.py", "dynatree"],
+    "deps": ["params.yaml", "workflow/rules", "workflow/scripts/stages.py", "workflow/scripts/views.py", "dynatree"],
 }
 HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
 MACHINE = ("dtype", "device", "threads")
