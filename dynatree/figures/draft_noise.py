@@ -96,25 +96,21 @@ def _rank(row: queries.Row) -> tuple[int, str, str]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Per kind of text what each variant accepts and which accepts most, their speeds, and which is fastest."""
+    """Per kind of text which variant has most drafted tokens accepted a round, and which is fastest."""
     found = _found(tables)
-    parts = [
-        "One tree, drafted by the noise that the target draws with, by independent noise (without replacement), and by "
-        "none: these write the text of plain sampling, token for token. Traversal verification of independent drafts "
-        "writes another text from the same distribution."
-    ]
+    parts = []
     for title, rows in found.items():
-        accepted = "; ".join(f"{theme.display(row['method'])} {grammar.interval(row)}" for row in rows[ACCEPTED])
         most = max(rows[ACCEPTED], key=lambda row: row["value"])
-        speeds = "; ".join(
-            f"{theme.display(row['method'])} {grammar.interval(row, '×')} ({captions.judged(row['significant'])})"
-            for row in rows[SPEED]
-        )
+        beside = [
+            f"{theme.display(row['method'])} {grammar.number(row['value'])}"
+            for row in rows[ACCEPTED]
+            if row["method"] != most["method"]
+        ]
+        than = f" ({', '.join(beside)})" if beside else ""
+        told = f"{theme.display(most['method'])} has most drafted tokens accepted a round, "
+        parts.append(f"{title}: {told}{grammar.number(most['value'])}{than}.")
+    for title, rows in found.items():
         names = queries.labels((row["method"], row["settings"]) for row in rows[SPEED])
-        parts.append(
-            f"{title} ({captions.prompts(rows[SPEED])}): drafted tokens accepted per round: {accepted}; most with "
-            f"{theme.display(most['method'])}. Speedup over autoregressive decoding: {speeds}; "
-            f"{captions.fastest(rows[SPEED], names)}."
-        )
+        parts.append(f"{title}: {captions.fastest(rows[SPEED], names)}.")
     every = [row for rows in found.values() for part in rows.values() for row in part]
-    return f"{' '.join(parts)} {captions.intervals(every).capitalize()}."
+    return captions.short([*parts, f"{captions.intervals(every).capitalize()}."])

@@ -1,4 +1,4 @@
-"""Beside another engine, llama.cpp: speeds over its plain decoding by kind of text, and times of forwards.
+"""Beside another engine, llama.cpp: speeds over it without speculation by kind of text, and times of forwards.
 
 Knows no record.
 """
@@ -20,13 +20,13 @@ SIZE = (460, 210)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A panel per kind of text: each method's speed over llama.cpp's plain decoding, and its tokens/s; below, the time
-    of a forward by its tokens.
+    """A panel per kind of text: each method's speed over llama.cpp without speculation, and its tokens/s; below, the
+    time of a forward by its tokens.
     """
     rows = queries.rows(tables, "llama_cpp", dataset="all", part="whole", baseline=BASELINE)
     methods = theme.ordered(row["method"] for row in rows)
     texts = list(dict.fromkeys(row["text"] for row in rows))
-    axis = ("speed over llama.cpp's plain decoding (×)", ranking.scale(rows, room=2.4))
+    axis = ("speed over llama.cpp without speculation (×)", ranking.scale(rows, room=2.4))
     charts = []
     for place, text in enumerate(texts):
         here = [row for row in rows if row["text"] == text]
@@ -57,7 +57,7 @@ def _costs(tables: Mapping[str, pa.Table]) -> theme.Layers:
         axis=alt.Axis(title="new tokens in one forward", values=[2**i for i in range(most.bit_length())]),
     )
     context = next(iter(curves.values()))[0]["context"]
-    title = alt.TitleParams("Time of a forward", subtitle=f"behind {grammar.plural(context, 'token')}")
+    title = alt.TitleParams("Time of a forward", subtitle=f"after {grammar.plural(context, 'token')}")
     return panels.lines(points, x, axes.values("ms, median", points, log=True), SIZE, title=title)
 
 
@@ -74,50 +74,44 @@ def _curves(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """Of each kind of text llama.cpp's fastest way and how ours compare with it; weights; forwards."""
+    """Of each kind of text how DynaTree compares with llama.cpp's fastest way; forwards; weights; what was tuned."""
     rows = queries.rows(tables, "llama_cpp", dataset="all", part="whole")
+    texts = {text: [row for row in rows if row["text"] == text] for text in dict.fromkeys(row["text"] for row in rows)}
     ours = next(row for row in rows if row["dtype"])
     theirs = next(row for row in rows if not row["dtype"])
-    parts = [
-        f"The same prompts decoded by llama.cpp, whose weights take {_size(theirs)} MB, and here in {ours['dtype']} "
-        f"({_size(ours)} MB with the embedding). Outputs may differ, and drawn ones do: speeds alone are compared."
-    ]
-    for text in dict.fromkeys(row["text"] for row in rows):
-        parts += _text(text, [row for row in rows if row["text"] == text])
-    parts.append(_forwards(_curves(tables)))
-    return " ".join([*parts, f"{captions.intervals(rows).capitalize()}."])
+    weights = f"Weights: {_size(theirs)} MB in llama.cpp, {_size(ours)} MB here ({ours['dtype']})."
+    edges = [edge for text, here in texts.items() for edge in _edges(text, here)]
+    parts = [_text(text, here) for text, here in texts.items()]
+    return captions.short(
+        [*parts, _forwards(_curves(tables)), weights, *edges, f"{captions.intervals(rows).capitalize()}."]
+    )
 
 
-def _text(text: str, rows: Sequence[queries.Row]) -> list[str]:
-    """Sentences on one kind of text."""
+def _text(text: str, rows: Sequence[queries.Row]) -> str:
+    """DynaTree, or else what is there of ours, over llama.cpp's fastest way."""
     over = {(row["method"], row["baseline"]): row for row in rows}
     fastest = next(row["baseline"] for row in rows if row["of_fastest"])
-    if fastest == BASELINE:
-        told = "llama.cpp is fastest without speculation"
-    else:
-        told = f"llama.cpp's fastest way is {theme.display(fastest)}"
-        told += f" ({grammar.interval(over[fastest, BASELINE], '×')} its plain decoding)"
-    compared = [
-        f"{theme.display(name)} has {grammar.interval(row, '×')} ({captions.verdict(row)})"
-        for name in OURS
-        if (row := over.get((name, fastest)))
-    ]
-    same = over[BASELINE, BASELINE]["identical"]
-    agreed = "" if same is None else f"; {same:.0%} of its plain outputs are those of ours"
-    found = [f"On {text} text {told}; over that {grammar.joined(compared)}{agreed}."]
-    if edges := [row for row in rows if row["edges"] and row["baseline"] == BASELINE]:
-        named = [f"{theme.display(row['method'])} ({', '.join(row['edges'])})" for row in edges]
-        found.append(f"Tuned to the edge of their grids: {grammar.joined(named)}.")
-    return found
+    own = next(row for name in reversed(OURS) if (row := over.get((name, fastest))))
+    return (
+        f"{text.capitalize()}: {theme.display(own['method'])} {grammar.interval(own, '×')} "
+        f"({captions.judged(own['significant'])}) over {theme.display(fastest)}."
+    )
+
+
+def _edges(text: str, rows: Sequence[queries.Row]) -> list[str]:
+    """What was tuned to the edge of its grid."""
+    found = [row for row in rows if row["edges"] and row["baseline"] == BASELINE]
+    named = [f"{theme.display(row['method'])} ({', '.join(row['edges'])})" for row in found]
+    return [f"{text.capitalize()}: at the edge of their grids {grammar.joined(named)}."] if named else []
 
 
 def _forwards(curves: Mapping[str, Sequence[queries.Row]]) -> str:
     told = []
     for engine, curve in curves.items():
         by_tokens = {row["tokens"]: row["ms"] for row in curve}
-        widths = [f"{by_tokens[n] / by_tokens[1]:.2f} times that over {n}" for n in (8, 64) if n in by_tokens]
-        told.append(f"{by_tokens[1]:.1f} ms by {_engine(engine)} ({grammar.joined(widths)})")
-    return f"A forward over one token takes {grammar.joined(told)}."
+        wide = next((n for n in (8, 4, 2) if n in by_tokens), 1)
+        told.append(f"{by_tokens[wide] / by_tokens[1]:.1f} times by {_engine(engine)}")
+    return f"A forward over {wide} tokens takes that over one {grammar.joined(told)}."
 
 
 def _engine(engine: str) -> str:

@@ -109,7 +109,6 @@ def test_caption_follows_the_data(figure: ModuleType) -> None:
     assert all("\n" not in text and "None" not in text and "nan" not in text.lower() for text in captions.values())
 
 
-WORDY = ("llama_cpp", "draft_noise")
 BANNED = (
     "plain step",
     "plain decoding",
@@ -125,8 +124,6 @@ BANNED = (
 @pytest.mark.parametrize("winner", ["dynatree", "linear", "autoregressive"])
 def test_captions_are_short_and_in_the_field_s_words(figure: ModuleType, shape: str, winner: str) -> None:
     """Guards against captions that nobody reads to the end, and words that only this project has."""
-    if name(figure) in WORDY:
-        pytest.skip("its caption is still to be shortened")
     text = figure.caption(synthetic.make(**SHAPES[shape], winner=winner))
     assert len(text.split()) <= captions.MOST_WORDS
     assert not [word for word in BANNED if word in text.lower()]
@@ -134,8 +131,6 @@ def test_captions_are_short_and_in_the_field_s_words(figure: ModuleType, shape: 
 
 def test_words_in_the_drawing_are_the_field_s(figure: ModuleType) -> None:
     """The same for titles, legends and axes."""
-    if name(figure) in WORDY:
-        pytest.skip("its words are still to be changed")
     drawn = " ".join(re.findall(r">([^<>]+)</text>", svg(figure, synthetic.make()))).lower()
     assert not [word for word in BANNED if word in drawn]
 
