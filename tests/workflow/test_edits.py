@@ -57,7 +57,7 @@ CODE = '\nANOTHER = "value"\n'
 EDITS: dict[str, Callable[[World], None]] = {
     "D of `dynatree`": edit(methods__dynatree__depth=31),
     "B of `dynatree`": edit(methods__dynatree__branch=3),
-    "tau of `linear`, a threshold it had not": edit(methods__linear__threshold=0.1),
+    "K of `linear`": edit(methods__linear__draft_tokens=2),
     "tau of `dynatree`": edit(methods__dynatree__threshold=0.2),
     "the prompt length": edit(scales__tiny__prompt_tokens=20),
     "a prompt length of `prompt_length`": edit(experiments__prompt_length__prompt_tokens=[12, 20]),
