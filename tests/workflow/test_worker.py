@@ -1,6 +1,7 @@
 """A script that a worker runs behaves as in a Python of its own, and the worker stays no longer than it may."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import os, sys, time
 from pathlib import Path
 print(Path.cwd(), os.environ["DVC_STAGE"], *sys.argv[1:])
 Path("process").write_text(str(os.getpid()))
+copy = os.dup(1)
 if sys.argv[1] == "raise":
     raise ValueError("what went wrong")
 if sys.argv[1] == "stay":
@@ -60,6 +62,14 @@ def test_a_script_ends_and_speaks_as_by_itself(checkout: Path, how: str, status:
     done = called(checkout, how, "two words", DVC_STAGE="the caller's", DYNATREE_WORKER=switch)
     assert (done.returncode, done.stdout) == (status, f"{checkout} the caller's {how} two words\n")
     assert done.stderr.endswith(said) and bool(done.stderr) == bool(said)
+
+
+def test_a_copy_of_a_stream_keeps_nobody_waiting(checkout: Path) -> None:
+    """Guards against libraries that take copies of the streams: whoever reads them would wait for the worker's end."""
+    variables = ENVIRONMENT | {"DVC_STAGE": "a"}
+    piped = f"set -o pipefail; {shlex.join([*CALL, 'leave'])} 2>&1 | cat"
+    for _ in range(2):
+        subprocess.run(["bash", "-c", piped], cwd=checkout, env=variables, check=True, timeout=15)
 
 
 def test_calls_share_a_process_until_something_changes(checkout: Path) -> None:
