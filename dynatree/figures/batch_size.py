@@ -1,4 +1,4 @@
-"""Throughput and memory of whole batches against their size, and where speculation stops to pay.
+"""Throughput of whole batches against their size, and where speculation stops to pay.
 
 Knows only the summary.
 """
@@ -17,13 +17,12 @@ EXPERIMENT = "batch_size"
 METRICS = {
     "throughput": "tokens/s of the whole batch",
     "speedup": "speedup at that size (×)",
-    "peak_mib": "MiB in use at the peak",
 }
-SIZE = (140, 180)
+SIZE = (200, 180)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A row per data set: throughput, speedup, peak memory. Raises UserError without the experiment."""
+    """A row per data set: throughput, speedup. Raises UserError without the experiment."""
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     sizes = sorted({row["x"] for row in every})
@@ -44,17 +43,16 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
                 singles += (own := marks.singles(shown, tables))
                 both.append(panels.lines(shown, x, axis, SIZE, one=speedup, singles=own))
         lines.append(alt.hconcat(*both, title=f"{title} ({captions.prompts(here)})", spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.significance(every, singles), 3 * SIZE[0]), *lines))
+    return theme.finish(alt.vconcat(legends.boxes(legends.significance(every, singles), 2 * SIZE[0]), *lines))
 
 
 def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
-    """Rows by metric; memory only where the system told it."""
-    told = {row["metric"] for row in queries.rows(tables, "summary", experiment=EXPERIMENT)}
-    return queries.along(tables, EXPERIMENT, [m for m in METRICS if m in told or m != "peak_mib"], "batch")
+    """Rows by metric. Not the peaks of memory: a process may serve many runs, and hold what others needed."""
+    return queries.along(tables, EXPERIMENT, [*METRICS], "batch")
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
-    """At which batch each method's gain ends, who is fastest of all, and what memory that takes."""
+    """At which batch each method's gain ends, and who is fastest of all."""
     found = _found(tables)
     rows = [row for rows in found.values() for row in rows]
     lists = []
@@ -62,7 +60,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         ratios = [row for row in here if row["metric"] == "speedup"]
         own = [[row for row in ratios if row["label"] == label] for label in dict.fromkeys(r["label"] for r in ratios)]
         gains = [_gain(title, line) for line in sorted(own, key=lambda line: -line[0]["value"])]
-        lists.append([*gains, _most([row for row in here if row["metric"] == "throughput"]), _memory(here)])
+        lists.append([*gains, _most([row for row in here if row["metric"] == "throughput"])])
     return captions.short(captions.in_turn(lists))
 
 
@@ -86,9 +84,3 @@ def _gain(title: str, rows: list[queries.Row]) -> str:
 def _most(rows: list[queries.Row]) -> str:
     best = max(rows, key=lambda row: row["value"])
     return f"Most tokens per second: {best['label']} at {best['x']}, {grammar.interval(best)}."
-
-
-def _memory(rows: list[queries.Row]) -> str:
-    """The largest peak; empty where it is not known."""
-    most = max((row for row in rows if row["metric"] == "peak_mib"), key=lambda row: row["value"], default=None)
-    return f"At most {grammar.number(most['value'])} MiB ({most['label']} at {most['x']})." if most else ""

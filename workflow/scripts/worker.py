@@ -8,6 +8,7 @@ has the folder, the streams and the environment of its call, and is ended with i
 its own. The jobs of the graph are called so (workflow/rules/common.smk).
 """
 
+import ctypes
 import fcntl
 import gc
 import hashlib
@@ -141,7 +142,7 @@ def answer(call: socket.socket, address: str, state: str) -> bool:
     sys.stdout.flush()
     sys.stderr.flush()
     let_go()
-    gc.collect()
+    give_back()
     if not sound:
         leave(address)
     over.set()
@@ -161,6 +162,14 @@ def let_go() -> None:
             # What the folder was listed by.
             continue
     os.close(nowhere)
+
+
+def give_back() -> None:
+    """Memory that nothing holds: models of another format may be next."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
 
 
 def end_with(call: socket.socket, over: threading.Event) -> None:
