@@ -94,12 +94,11 @@ def test_all_that_is_aggregated_comes_from_the_records(scale: Scale, tmp_path: P
     outputs, phases, memory = (
         [path.parent for path in sorted(results.rglob(name))] for name in (files.OUTPUTS, files.PHASES, files.MEMORY)
     )
-    calibration = results / "calibration" / files.read_json(results / "pace.json")["machine"]["dtype"]
-    costs = [calibration / f"{name}.json" for name in ("costs", "batches")]
+    costs = [path for name in ("costs", "batches") for path in sorted(results.glob(f"calibration/*/{name}.json"))]
     target = ROOT / "models" / scale.params["pair"]
     asked = ["--results", results, "--runs", *outputs, "--timeline", *phases, "--memory", *memory]
     asked += ["--perplexity", *sorted(results.glob("perplexity/*.json")), "--drafter", results / "drafter_report.json"]
-    asked += ["--costs", *(path for path in costs if path.is_file()), "--model", target, "--out", made]
+    asked += ["--costs", *costs, "--model", target, "--out", made]
     known = (target / "tokenizer.json").is_file()
     decode = text_tokenizer(target).decode if known else str
     AGGREGATE["aggregate"](AGGREGATE["parser"]().parse_args([str(part) for part in asked]), decode)

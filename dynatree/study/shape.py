@@ -45,7 +45,9 @@ def checksum(root: Path, params: Params, needs: Mapping[str, Any], code: Checkou
         "formats": sorted({run.dtype for run in runs.values()} - {params.dtype}),
         "device": params.device == "cpu",
         "rules": {rule: rule_checksums.files_of(rule, rules) for rule in rule_checksums.files(rules)},
-        "code": sorted({path for script in scripts for path in code.used(script, [f"dynatree.{p}" for p in plugged])}),
+        # Of each by itself: what one takes up may be another's already.
+        "code": {script: sorted(code.used(script, [])) for script in scripts}
+        | {plug: sorted(code.used(scripts[0], [f"dynatree.{plug}"])) for plug in sorted(plugged)},
     }
     return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
@@ -59,8 +61,7 @@ def is_stale(root: Path, params: Params, needs: Mapping[str, Any], code: Checkou
 
 def _stage(run: grid.Run, needs: Any) -> Any:
     """What the stage of a run follows from: its method's knobs without their numbers, and what it needs."""
-    knobs = {knob: None if isinstance(value, float) else value for knob, value in run.knobs}
-    knobs |= {knob: 0 for knob, value in knobs.items() if isinstance(value, int) and not isinstance(value, bool)}
+    knobs = {knob: "number" if type(value) in (int, float) else value for knob, value in run.knobs}
     listed = ".settings." in run.key
     place = run.key.rpartition(f".{run.settings}")[0] if listed else run.key
     return [run.top, run.method, place, run.decoder, [*knobs.items()] * (not listed), needs]

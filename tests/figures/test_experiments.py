@@ -208,7 +208,7 @@ def test_what_shared_noise_is_worth_is_said_of_each_temperature() -> None:
     said = {winner: figure("draft_noise").caption(synthetic.make(winner=winner)) for winner in ("dynatree", "linear")}
     for temperature in (0.7, 1):
         assert f"Sampled, temperature {temperature}: gutenberg" in said["dynatree"]
-    assert "most with Shared noise" in said["dynatree"] and "most with No noise" in said["linear"]
+    assert "Shared noise has most drafted" in said["dynatree"] and "No noise has most drafted" in said["linear"]
     found = figure("draft_noise")._found(synthetic.make())
     assert all([row["method"] for row in rows["speedup"]] == [*experiments.NOISES][1:] for rows in found.values())
 

@@ -5,6 +5,8 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from snakemake.scheduling.job_scheduler import JobScheduler
+
 from dynatree import code_checksums, plugins, rule_checksums, settings
 from dynatree.errors import UserError, readable, reported
 from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
@@ -15,6 +17,10 @@ from dynatree.tables.schema import APART, TABLES
 
 configfile: "params.yaml"
 
+
+# To keep to a limit of jobs a second, of which this graph is far, Snakemake looks at all waiting jobs again each second, once
+# for each job that has ended: on the cores that the running job is timed on (a fifth of one after a hundred jobs).
+JobScheduler._schedule_reevalutation = lambda scheduler, delay: None
 
 # The interpreter that runs Snakemake runs the scripts, but for a rule's own environment; on the library of this checkout,
 # in a process that has its imports and models (worker.py).
