@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +101,7 @@ def test_all_that_is_aggregated_comes_from_the_records(scale: Scale, tmp_path: P
     asked += ["--perplexity", *sorted(results.glob("perplexity/*.json")), "--drafter", results / "drafter_report.json"]
     asked += ["--costs", *costs, "--model", target, "--out", made]
     known = (target / "tokenizer.json").is_file()
-    decode = text_tokenizer(target).decode if known else str
+    decode = partial(text_tokenizer(target).decode, skip_special_tokens=False) if known else str
     AGGREGATE["aggregate"](AGGREGATE["parser"]().parse_args([str(part) for part in asked]), decode)
     for table in sorted(made.glob("*.parquet")):
         stated = rows(results / table.name)
