@@ -35,6 +35,8 @@ EARNED, EARNED_TOGETHER = 400, 100
 STATIC_FROM = 2**20
 # Keeps a graph of a fixed width to the kernels of one of any.
 SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
+# Committed tokens that are looked back to where graphs are compared.
+_SEEN = 40
 # What a compiled graph takes, in sizes of its weights: they are packed, and much is made around them.
 _COPIES = 2
 
@@ -142,20 +144,20 @@ class Graph:
         n = max(len(one.embedded) for one in given)
         if len(given) == 1:
             width = next((width for width in self._static if width >= n), None) if _whole(given[0]) else None
-            return 1, width if width is not None and self._made(1, width) else None
+            return (1, width) if self._wants(1, width) else (1, None)
         # Of a graph that is half empty the work for nobody takes more than the others would one by one.
         if not self._places >= len(given) > self._places // 2:
             return None
         wide = next(wide for wide in self._together if wide is None or wide >= n)
-        if not self._made(self._places, wide) and self._wanted[self._places, wide] >= EARNED_TOGETHER:
+        if not self._wants(self._places, wide) and self._wanted[self._places, wide] >= EARNED_TOGETHER:
             self._request(self._places, wide)
         return (self._places, wide) if self._requests.get((self._places, wide)) else None
 
-    def _made(self, places: int, width: int | None) -> bool:
-        """Whether there is this graph; if not, that it was wanted."""
+    def _wants(self, places: int, width: int | None) -> bool:
+        """Note that this graph is wanted, where it was not made yet; whether it is there."""
         if (places, width) not in self._requests:
             self._wanted[places, width] += 1
-        return bool(self._requests.get((places, width)))
+        return self._requests.get((places, width)) is not None
 
     def _request(self, places: int, width: int | None) -> "_Request | None":
         key = places, width
@@ -199,10 +201,6 @@ class Graph:
             for one, other in zip(found, alone, strict=True)
             for mine, theirs in zip(one, other, strict=True)
         )
-
-
-# Committed tokens that are looked back to where graphs are compared.
-_SEEN = 40
 
 
 def _copied(found: Found) -> Found:

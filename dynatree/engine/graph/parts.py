@@ -166,7 +166,7 @@ class Weights:
     """
 
     def __init__(self, format: str):
-        self.format = format
+        self._format = format
         self._held: list[np.ndarray] = []
         self._made: list[Any] = []
         self._next = 0
@@ -195,7 +195,7 @@ class Weights:
     def product(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
-        four = self.format == "int4" and weight.shape[1] % codes.GROUP == 0
+        four = self._format == "int4" and weight.shape[1] % codes.GROUP == 0
         y = self._four(x, weight) if four else self._dense(x, weight)
         return y if bias is None else op.add(y, op.constant(bias.detach().float().numpy()))
 
@@ -207,9 +207,9 @@ class Weights:
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
 
     def _rows(self, weight: Tensor) -> Any:
-        if self.format == "float32":
+        if self._format == "float32":
             return self._constant(weight)
-        if self.format == "float16":
+        if self._format == "float16":
             return op.convert(self._constant(weight.half()), "f32")
         values, scale = codes.eight_bits(weight)
         # One group a row: without groups OpenVINO takes some layers of a static graph for float32 ones.
