@@ -6,6 +6,7 @@ the floor. Of imports that follow from others no arrow is drawn; a room's title 
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import grimp
@@ -142,16 +143,21 @@ def shape(picture: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/rooms.svg"), help="file to write (docs/rooms.svg)")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if rooms or imports are others")
+    keep(__doc__, draw, Path("docs/rooms.svg"), "the rooms and imports of the code", shape)
+
+
+def keep(told: str | None, draw: Callable[[], str], usual: Path, drawn: str, shape: Callable[[str], str] = str) -> None:
+    """The command line of a picture that `draw` gives of what is `drawn`: written, or compared by its `shape`."""
+    parser = argparse.ArgumentParser(description=told)
+    parser.add_argument("--out", type=Path, default=usual, help=f"file to write ({usual})")
+    parser.add_argument("--check", action="store_true", help=f"write nothing; fail if {drawn} are others")
     a = parser.parse_args()
     with reported():
         picture = draw()
         if not a.check:
             write_text(a.out, picture)
         elif shape(a.out.read_text(encoding="utf-8")) != shape(picture):
-            raise UserError(f"{a.out}: the rooms and imports of the code are others; run `make rooms`")
+            raise UserError(f"{a.out}: {drawn} are others; run `make {usual.stem}`")
 
 
 if __name__ == "__main__":

@@ -4,17 +4,15 @@ A rule stands below all that it needs. No arrow is drawn for what follows from o
 every rule needs, are left out.
 """
 
-import argparse
 import re
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
 
-from rooms import Imports, needed, page, rise
+from rooms import Imports, keep, needed, page, rise
 
-from dynatree.errors import UserError, reported
-from dynatree.files import write_text
+from dynatree.errors import UserError
 
 BOX, SLOT, GAP, HEIGHT, FALL, MARGIN = 132, 8, 18, 30, 34, 16
 SWEEPS = 8
@@ -97,18 +95,5 @@ def draw(graph: Imports) -> str:
     return page(round(2 * half), top(max(rows.values())) + HEIGHT + MARGIN, lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/rule_graph.svg"), help="file to write")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail if the rules are others")
-    a = parser.parse_args()
-    with reported():
-        picture = draw(read())
-        if not a.check:
-            write_text(a.out, picture)
-        elif a.out.read_text(encoding="utf-8") != picture:
-            raise UserError(f"{a.out}: the rules are others; run `make rule_graph`")
-
-
 if __name__ == "__main__":
-    main()
+    keep(__doc__, lambda: draw(read()), Path("docs/rule_graph.svg"), "the rules")
