@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from tests.workflow.world import ROOT
 PUBLISHED = sorted(path.parent for path in (ROOT / "published").glob(f"*/{archive.RECORDS}"))
 PUBLISH, AGGREGATE = (runpy.run_path(str(ROOT / f"workflow/scripts/{name}.py")) for name in ("publish", "aggregate"))
 MIB = 2**20
+DVC = sys.executable, "-m", "dvc"
 
 
 class Scale(NamedTuple):
@@ -156,12 +158,12 @@ def test_what_is_shown_is_laid_out_beside(tmp_path: Path) -> None:
     files.write_text(tmp_path / "params.yaml", "the user's own")
     script = [str(ROOT / "workflow/scripts/show.py"), "--scale"]
     for _ in range(2):
-        said = subprocess.run(["python", *script, "mine"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        said = subprocess.run([sys.executable, *script, "mine"], cwd=tmp_path, capture_output=True, text=True, check=True)
         assert said.stdout == "build/show/mine: params.yaml, 1 figures, 1 tables, 1 records\n"
     shown = {path.relative_to(tmp_path / "build/show/mine").as_posix() for path in tmp_path.glob("build/**/*.*")}
     assert content.keys() == {name for name in shown if not name.startswith(".")}
     assert (tmp_path / "params.yaml").read_text() == "the user's own"
-    wrong = subprocess.run(["python", *script, "huge"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    wrong = subprocess.run([sys.executable, *script, "huge"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert wrong.returncode == 2 and re.search("no 'huge' .*; choose one of mine", wrong.stderr)
 
 
@@ -176,10 +178,10 @@ def test_what_is_published_of_the_run_can_be_pulled(tmp_path: Path) -> None:
     files.write_text(tmp_path / "params.yaml", "scale: mine")
     files.write_text(tmp_path / "made", "results/runs/a/outputs.jsonl")
     files.write_text(tmp_path / "other", "of another run")
-    subprocess.run(["dvc", "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([*DVC, "init", "--no-scm", "--quiet"], cwd=tmp_path, check=True)
     files.write_text(tmp_path / ".dvc/config", (ROOT / ".dvc/config").read_text())
-    subprocess.run(["dvc", "config", "core.no_scm", "true"], cwd=tmp_path, check=True)
-    pull = ["python", str(ROOT / "workflow/scripts/pull.py")]
+    subprocess.run([*DVC, "config", "core.no_scm", "true"], cwd=tmp_path, check=True)
+    pull = [sys.executable, str(ROOT / "workflow/scripts/pull.py")]
     for name, status, said in (("other", 2, "nothing there is of the run"), ("made", 0, "1 files of published/mine")):
         PUBLISH["publish"]({"results/runs/a/outputs.jsonl": tmp_path / name}, set(), tmp_path / "published/mine")
         done = subprocess.run(pull, cwd=tmp_path, capture_output=True, text=True, check=False)

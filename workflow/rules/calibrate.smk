@@ -21,6 +21,7 @@ rule calibrate:
         "results/calibration/{dtype}/steps.json",
     log:
         "logs/calibrate/{dtype}/tables.log",
+    priority: lambda w: turn(w.dtype)
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -50,6 +51,7 @@ rule calibrate_batches:
         "results/calibration/{dtype}/batches.json",
     log:
         "logs/calibrate/{dtype}/batches.log",
+    priority: lambda w: turn(w.dtype, 2)
     conda:
         "../envs/dynatree.yaml"
     resources:

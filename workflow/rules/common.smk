@@ -71,8 +71,17 @@ def calibrated_batches(dtype):
     return f"results/calibration/{dtype}/batches.json"
 
 
-# The formats that are calibrated, the main one first.
-FORMATS = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])]))
+# The main format first; and those that are calibrated.
+ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values())]))
+CALIBRATED = {run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"]}
+FORMATS = [dtype for dtype in ORDER if dtype in {PARAMS.dtype, *CALIBRATED}]
+
+
+def turn(dtype, requests=1):
+    """A job's priority: after one of the same models it need not load them, nor compile their graphs, again."""
+    return 1000 * (len(ORDER) - ORDER.index(dtype)) - requests
+
+
 MACHINE = machine(PARAMS.dtype)
 CALIBRATION = calibrated(PARAMS.dtype)
 BATCHES = calibrated_batches(PARAMS.dtype)

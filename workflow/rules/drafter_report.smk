@@ -14,6 +14,7 @@ rule drafter_report:
         "results/drafter_report.json",
     log:
         "logs/drafter_report/report.log",
+    priority: turn(PARAMS.dtype)
     conda:
         "../envs/dynatree.yaml"
     resources:

@@ -18,6 +18,7 @@ rule generate:
         audit="results/{top}/{method}/{settings}/{place}/audit.jsonl",
     log:
         "logs/generate/{top}/{method}/{settings}/{place}.log",
+    priority: lambda w: turn(run_of(w).dtype, run_of(w).batch)
     conda:
         "../envs/dynatree.yaml"
     resources:
@@ -43,6 +44,7 @@ rule timeline:
         "results/timeline/{method}/{settings}/{place}/phases.json",
     log:
         "logs/timeline/{method}/{settings}/{place}.log",
+    priority: turn(PARAMS.dtype)
     conda:
         "../envs/dynatree.yaml"
     resources:

@@ -13,6 +13,7 @@ rule perplexity:
         "results/perplexity/{dataset}.json",
     log:
         "logs/perplexity/{dataset}.log",
+    priority: turn(PARAMS.dtype)
     conda:
         "../envs/dynatree.yaml"
     params:
