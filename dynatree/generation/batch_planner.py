@@ -6,6 +6,7 @@ saves most over all requests is chosen for all of them.
 
 import logging
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class BatchPlanner:
     def __init__(self, policy: GrowthPolicy, calibration: Calibration | None):
         self._policy, self._calibration = policy, calibration
         self._growths: dict[Request, Growth] = {}
+        # Asked once: to look at a protocol takes longer than most of what is done in a round.
+        self._priced = False
 
     def start(self, requests: Sequence[Request]) -> None:
         """A new batch, before its first round; warns where no batch as large was measured."""
@@ -32,13 +35,14 @@ class BatchPlanner:
         shared = self._shared(len(requests))
         # The root is the last committed token, and not in the cache yet.
         self._growths = {request: self._policy.start(shared, len(request.committed) - 1) for request in requests}
+        self._priced = all(isinstance(growth, PricedGrowth) for growth in self._growths.values())
 
     def retain(self, requests: Sequence[Request]) -> None:
         """The requests that go on; each now pays a larger share of a forward."""
         self._growths = {request: self._growths[request] for request in requests}
         shared = self._shared(len(requests))
-        for growth in self._growths.values():
-            if shared and isinstance(growth, PricedGrowth):
+        if shared and self._priced:
+            for growth in self._priced_of(requests):
                 growth.set_costs(shared)
 
     def growth(self, request: Request) -> Growth:
@@ -47,31 +51,27 @@ class BatchPlanner:
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
-        growths = [self._growths[request] for request in requests]
+        # Alone, and where nothing is weighed in seconds, each decides for itself.
+        if not self._priced or len(requests) == 1:
+            return [
+                tree.subtree(self._growths[request].select(tree)) for request, tree in zip(requests, trees, strict=True)
+            ]
+        growths = self._priced_of(requests)
         width = self._width(growths, trees)
-        return [
-            tree.subtree(
-                growth.select_within(tree, width)
-                if width is not None and isinstance(growth, PricedGrowth)
-                else growth.select(tree)
-            )
-            for growth, tree in zip(growths, trees, strict=True)
-        ]
+        return [tree.subtree(growth.select_within(tree, width)) for growth, tree in zip(growths, trees, strict=True)]
 
     def observe(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         """The round of `request` is over: its verified `tree` and accepted path."""
         self._growths[request].observe(tree, path)
 
-    def _width(self, growths: Sequence[Growth], trees: Sequence[TokenTree]) -> int | None:
-        """Nodes that each request may verify. None: each decides for itself, alone or without costs."""
-        if len(growths) == 1:
-            return None
-        pairs = zip(growths, trees, strict=True)
-        savings = [growth.savings(tree) for growth, tree in pairs if isinstance(growth, PricedGrowth)]
-        if not savings:
-            return None
+    def _priced_of(self, requests: Sequence[Request]) -> list[PricedGrowth]:
+        return [cast("PricedGrowth", self._growths[request]) for request in requests]
+
+    def _width(self, growths: Sequence[PricedGrowth], trees: Sequence[TokenTree]) -> int:
+        """Nodes that each request may verify."""
         # No tree is larger than `most`, and a forward that is not that wide does not cost what a wider one does.
         most = max(len(tree) for tree in trees) - 1
+        savings = [growth.savings(tree) for growth, tree in zip(growths, trees, strict=True)]
         return int(torch.stack(savings).sum(0)[: most + 1].argmax())
 
     def _shared(self, requests: int) -> Calibration | None:
