@@ -27,7 +27,9 @@ from tests.models import wanted
 from tests.workflow.world import ROOT
 
 EXAMPLES = ROOT / "examples"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
+# All but the transcripts of drills, whose commands their drills have run.
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*")})
+GUIDES = ROOT / "docs/guides"
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
 # A model and training sizes that take seconds; what a reader types is otherwise run as it stands.
@@ -40,6 +42,7 @@ TINY = {
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
 DRILL = "needs a finished run: tests/drills/drill_experiments.py"
+CLUSTER = "needs a cluster: docs/drills/slurm.md has a run of it"
 PUBLISHED = "reads published/: tests/test_published.py"
 SETUP = "sets up an environment from the registry"
 SKIPPED = {
@@ -57,6 +60,7 @@ SKIPPED = {
     "snakemake --cores 1 all && dvc commit --force": WORKFLOW,
     "snakemake --cores 1 --forcerun calibrate generate timeline memory drafter_report -- all": WORKFLOW,
     "snakemake --cores 1 --keep-going all; snakemake --cores 1 partial": WORKFLOW,
+    "snakemake --workflow-profile profiles/slurm all": CLUSTER,
     "dvc metrics diff": WORKFLOW,
     "dvc repro": WORKFLOW,
     "dvc repro --force --no-run-cache": WORKFLOW,
@@ -119,7 +123,7 @@ def test_the_schema_for_editors_is_what_the_code_says(capsys: pytest.CaptureFixt
 
 def test_what_dvc_said_is_of_the_transcript() -> None:
     """Guards against numbers of DVC's output that no run printed."""
-    said = next(text for kind, text in blocks(ROOT / "docs/workflow.md") if kind == "text")
+    said = next(text for kind, text in blocks(ROOT / "docs/workflow/dvc.md") if kind == "text")
     transcript = (ROOT / "docs/drills/experiments.md").read_text(encoding="utf-8").splitlines()
     assert {line for line in said.splitlines() if line} <= set(transcript)
 
@@ -152,7 +156,7 @@ def test_edits_of_the_parameters_change_something() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the documents name: models, texts, and the tutorial's policy and its method."""
+    """A folder with everything that the documents name: models, texts, and the policy, the method and the pair of the guides."""
     home = tmp_path_factory.mktemp("documents")
     source = model_sources.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     model_sources.build(source, home / "my-model", home, seed=0)
@@ -168,12 +172,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number = len(name)
         sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(100)]
         (home / name).write_text(" ".join(sentences if name != "essay.txt" else sentences[:10]), encoding="utf-8")
-    (tutorial,) = (document for document in DOCUMENTS if document.name == "tutorial.md")
-    (policy,) = (content for language, content in blocks(tutorial) if language == "python")
-    method, entries = (yaml.safe_load(content) for language, content in blocks(tutorial) if language == "yaml")
+    guides = {name: blocks(GUIDES / f"{name}.md") for name in ("own_models", "own_text", "own_policy")}
+    (policy,) = (content for language, content in guides["own_policy"] if language == "python")
+    entries = [yaml.safe_load(content) for guide in guides.values() for language, content in guide if language == "yaml"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in {**entries, **method}.items():
-        values[key] |= value
+    for entry in entries:
+        for key, value in entry.items():
+            values[key] |= value
     (home / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     (home / "tapering.py").write_text(policy, encoding="utf-8")
     return home
@@ -181,7 +186,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In that folder, with the tutorial's policy among the plug-ins."""
+    """In that folder, with the guide's policy among the plug-ins."""
     import dynatree.policies
 
     monkeypatch.chdir(world)
@@ -196,7 +201,12 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-RUN = [pytest.param(line, id=f"{name}: {line[:60]}") for name, line in ALL if line.startswith("dynatree ")]
+# Each once, whichever documents have it.
+RUN = [
+    pytest.param(line, id=f"{name}: {line[:60]}")
+    for line, name in {line: name for name, line in reversed(ALL)}.items()
+    if line.startswith("dynatree ")
+]
 
 
 @pytest.mark.slow
@@ -264,8 +274,8 @@ def test_the_notebook_runs_and_holds_no_outputs(here: None, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
-    """Guards against a policy in the tutorial that the contract has left behind."""
+def test_the_guide_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
+    """Guards against a policy in the guide that the contract has left behind."""
     module = plugins.load("policies", "tapering")
     assert issubclass(module.Policy, PolicySettings)
     folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
