@@ -28,7 +28,9 @@ from tests.workflow.world import ROOT
 
 EXAMPLES = ROOT / "examples"
 # All but the transcripts of drills, whose commands their drills have run.
-DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*")})
+DOCUMENTS = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*.md")}
+)
 GUIDES = ROOT / "docs/guides"
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
@@ -156,7 +158,7 @@ def test_edits_of_the_parameters_change_something() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the documents name: models, texts, and the policy, the method and the pair of the guides."""
+    """A folder with everything that the documents name: models, texts, and what the guides add to the checkout."""
     home = tmp_path_factory.mktemp("documents")
     source = model_sources.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     model_sources.build(source, home / "my-model", home, seed=0)
@@ -174,7 +176,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (home / name).write_text(" ".join(sentences if name != "essay.txt" else sentences[:10]), encoding="utf-8")
     guides = {name: blocks(GUIDES / f"{name}.md") for name in ("own_models", "own_text", "own_policy")}
     (policy,) = (content for language, content in guides["own_policy"] if language == "python")
-    entries = [yaml.safe_load(content) for guide in guides.values() for language, content in guide if language == "yaml"]
+    entries = [yaml.safe_load(text) for guide in guides.values() for language, text in guide if language == "yaml"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for entry in entries:
         for key, value in entry.items():
