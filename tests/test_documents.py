@@ -31,7 +31,7 @@ EXAMPLES = ROOT / "examples"
 DOCUMENTS = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*.md")}
 )
-GUIDES = ROOT / "docs/guides"
+GUIDES, TRANSLATED = ROOT / "docs/guides", ROOT / "README.zh.md"
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
 # A model and training sizes that take seconds; what a reader types is otherwise run as it stands.
@@ -203,11 +203,11 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# Each once, whichever documents have it.
+# But for the translated README, whose commands are the README's.
 RUN = [
     pytest.param(line, id=f"{name}: {line[:60]}")
-    for line, name in {line: name for name, line in reversed(ALL)}.items()
-    if line.startswith("dynatree ")
+    for name, line in ALL
+    if line.startswith("dynatree ") and name != TRANSLATED.name
 ]
 
 
@@ -292,6 +292,25 @@ def test_the_guide_s_policy_is_exact_and_tapers(world: Path, here: None) -> None
         depths[node] = depths[parent] + 1
     children = [{parents.count(node) for node in range(len(parents)) if depths[node] == d} for d in range(4)]
     assert children == [{3}, {2}, {1}, {1}]
+
+
+def test_the_translated_readme_says_the_same() -> None:
+    """Guards against a command or a number that one language has, and the other has left behind."""
+    english, chinese = ROOT / "README.md", TRANSLATED
+
+    def code(document: Path) -> list[tuple[str, str]]:
+        return [(language, re.sub(r" +#.*", "", content)) for language, content in blocks(document)]
+
+    def numbers(document: Path) -> list[list[str]]:
+        rows = re.findall(r"^\|.*", document.read_text(encoding="utf-8"), re.M)
+        return [re.findall(r"\d+(?:\.\d+)?", re.sub(r"\(.*?\)", "", row)) for row in rows]
+
+    assert code(english) == code(chinese)
+    assert numbers(english) == numbers(chinese)
+    assert sum(map(len, numbers(english))) > 50
+    headings = [re.findall(r"^#+", document.read_text(encoding="utf-8"), re.M) for document in (english, chinese)]
+    assert headings[0] == headings[1]
+    assert len(english.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def anchors(document: Path) -> set[str]:

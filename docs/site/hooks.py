@@ -53,9 +53,11 @@ def uri(path: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """A page with the text of a source file."""
+    """A page with the text of a source file, which the search passes over."""
     text, name = path.read_text(encoding="utf-8"), path.relative_to(ROOT).as_posix()
-    return f"# {name}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
+    return (
+        f"---\nsearch: {{ exclude: true }}\n---\n# `{name}`\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{text}\n````\n"
+    )
 
 
 def brought(path: Path, config: MkDocsConfig) -> File:
@@ -106,7 +108,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[0]  # for the strict build to find
         return label if path.name in label else f"{label} (`{name}`)"
 
-    return replaced(markdown, replace)
+    # A code host wants a bar within code of a table escaped, the site's Markdown as it is.
+    rows = re.sub(
+        r"^\|.*", lambda row: re.sub(r"`[^`]*`", lambda code: code[0].replace(r"\|", "|"), row[0]), markdown, flags=re.M
+    )
+    return replaced(rows, replace)
 
 
 def on_page_content(html_text: str, **_: object) -> str:
