@@ -7,6 +7,8 @@ STAMP := $(VENV)/.ready
 EXTRAS ?= dev
 # What is installed beside the library; `make install EXTRAS=dev,s3,drills` adds what that needs.
 INSTALLED := workflow,$(EXTRAS)
+# The site's builder is apart from it, since only `docs` and `check` need it.
+SITE := $(VENV)/.site
 SNAKEMAKE := $(BIN)/snakemake --cores 1
 # One of these at a time uses the graph; a lock that a killed run left is lifted inside. $(call alone,what to run)
 alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
@@ -17,7 +19,7 @@ alone = @flock --nonblock --conflict-exit-code 75 .snakemake.lock \
 help:
 	@sed -nE 's/^([a-z_.]+):[^#]*## (.*)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 22
 
-.PHONY: help all demo models install report gallery test check quick fast drills clean prune touch publish show pull benchmark llama_cpp dvc.yaml rooms rule_graph params_schema
+.PHONY: help all demo models install report gallery test check quick fast docs drills clean prune touch publish show pull benchmark llama_cpp dvc.yaml rooms rule_graph params_schema
 all: $(STAMP) ## models, text, calibration, runs, tables, figures: the whole chain, as params.yaml says
 	@echo "What is missing or out of date of the whole chain is made; snakemake --dry-run lists it. From nothing, the runs take:"
 	@$(BIN)/dynatree estimate || true
@@ -28,7 +30,7 @@ install: ## .venv with the library and the workflow, anew; EXTRAS=dev,s3,... add
 	$(MAKE) --always-make $(STAMP)
 
 # The first time, costs are measured; they are kept.
-demo: models ## see it work, in minutes: DynaTree beside plain decoding, and a tree
+demo: models ## see it work, in minutes: a text with DynaTree and without drafting, and a tree
 	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter
 
 models: $(STAMP) ## the target and its drafter alone, nothing timed: enough for `dynatree generate`
@@ -50,14 +52,19 @@ test: $(STAMP) ## all tests
 fast: $(STAMP) ## the tests that run no job graph
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(STAMP) ## linters, types, import rules, then all tests
+check: $(STAMP) ## linters, types, import rules, links of the documents, then all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/snakemake --lint
+	$(MAKE) docs
 	$(MAKE) test
+
+docs: $(SITE) ## the documents as a site that works offline: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
 
 # Each drill leaves its transcript in docs/drills.
 drills: $(STAMP) ## what goes wrong on machines, tried out on a tiny pair
@@ -86,10 +93,10 @@ show: $(STAMP) ## what is published of a scale, unpacked beside this checkout's 
 dvc.yaml: $(STAMP) ## DVC's view of the job graph, after a change of methods, experiments, figures, rules, imports
 	$(BIN)/python workflow/scripts/stages.py
 
-rooms: $(STAMP) ## the picture of docs/architecture.md, after a change of what the library's folders import
+rooms: $(STAMP) ## docs/architecture.md's picture of the library, after a change of what its folders import
 	$(BIN)/python workflow/scripts/rooms.py
 
-rule_graph: $(STAMP) ## the picture of docs/workflow.md, after a change of which rule needs what another makes
+rule_graph: $(STAMP) ## docs/architecture.md's picture of the job graph, after a change of which rule needs what another makes
 	$(BIN)/python workflow/scripts/rule_graph.py
 
 params_schema: $(STAMP) ## what an editor knows of params.yaml, after a change of its keys
@@ -113,3 +120,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
 	@touch $(STAMP)
+
+$(SITE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $(SITE)

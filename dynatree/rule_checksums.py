@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^( *)(?!(?:if|elif|else|for|while|with|def|class|try|except
 
 
 def files(folder: Path) -> dict[str, Path]:
-    """The file that each rule of the folder stands in."""
+    """The file that has each rule of the folder."""
     found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.smk")):
         found |= dict.fromkeys(re.findall(r"^ *rule (\w+):$", path.read_text(encoding="utf-8"), re.M), path)

@@ -7,7 +7,7 @@ from dynatree.errors import UserError
 
 # Knobs whose values name plug-ins, with the plug-ins' folders.
 PLUGGED = {"policy": "policies", "drafting": "drafting"}
-# The field's one-letter symbols; a knob without one stands in a path by its own name.
+# The field's one-letter symbols; a knob without one is written in a path by its own name.
 SYMBOLS = {
     "depth": "D",
     "branch": "B",

@@ -27,7 +27,11 @@ from tests.models import wanted
 from tests.workflow.world import ROOT
 
 EXAMPLES = ROOT / "examples"
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("drafters/*.md")])
+# All but the transcripts of drills, whose commands their drills have run.
+DOCUMENTS = sorted(
+    {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*.md")}
+)
+GUIDES, TRANSLATED = ROOT / "docs/guides", ROOT / "README.zh.md"
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
 # A model and training sizes that take seconds; what a reader types is otherwise run as it stands.
@@ -40,6 +44,7 @@ TINY = {
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
 DRILL = "needs a finished run: tests/drills/drill_experiments.py"
+CLUSTER = "needs a cluster: docs/drills/slurm.md has a run of it"
 PUBLISHED = "reads published/: tests/test_published.py"
 SETUP = "sets up an environment from the registry"
 SKIPPED = {
@@ -57,6 +62,7 @@ SKIPPED = {
     "snakemake --cores 1 all && dvc commit --force": WORKFLOW,
     "snakemake --cores 1 --forcerun calibrate generate timeline memory drafter_report -- all": WORKFLOW,
     "snakemake --cores 1 --keep-going all; snakemake --cores 1 partial": WORKFLOW,
+    "snakemake --workflow-profile profiles/slurm all": CLUSTER,
     "dvc metrics diff": WORKFLOW,
     "dvc repro": WORKFLOW,
     "dvc repro --force --no-run-cache": WORKFLOW,
@@ -119,7 +125,7 @@ def test_the_schema_for_editors_is_what_the_code_says(capsys: pytest.CaptureFixt
 
 def test_what_dvc_said_is_of_the_transcript() -> None:
     """Guards against numbers of DVC's output that no run printed."""
-    said = next(text for kind, text in blocks(ROOT / "docs/workflow.md") if kind == "text")
+    said = next(text for kind, text in blocks(ROOT / "docs/workflow/dvc.md") if kind == "text")
     transcript = (ROOT / "docs/drills/experiments.md").read_text(encoding="utf-8").splitlines()
     assert {line for line in said.splitlines() if line} <= set(transcript)
 
@@ -152,7 +158,7 @@ def test_edits_of_the_parameters_change_something() -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that the documents name: models, texts, and the tutorial's policy and its method."""
+    """A folder with everything that the documents name: models, texts, and what the guides add to the checkout."""
     home = tmp_path_factory.mktemp("documents")
     source = model_sources.parse({"kind": "random", "architecture": "llama", "configuration": SHAPE})
     model_sources.build(source, home / "my-model", home, seed=0)
@@ -168,12 +174,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         number = len(name)
         sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(100)]
         (home / name).write_text(" ".join(sentences if name != "essay.txt" else sentences[:10]), encoding="utf-8")
-    (tutorial,) = (document for document in DOCUMENTS if document.name == "tutorial.md")
-    (policy,) = (content for language, content in blocks(tutorial) if language == "python")
-    method, entries = (yaml.safe_load(content) for language, content in blocks(tutorial) if language == "yaml")
+    guides = {name: blocks(GUIDES / f"{name}.md") for name in ("own_models", "own_text", "own_policy")}
+    (policy,) = (content for language, content in guides["own_policy"] if language == "python")
+    entries = [yaml.safe_load(text) for guide in guides.values() for language, text in guide if language == "yaml"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    for key, value in {**entries, **method}.items():
-        values[key] |= value
+    for entry in entries:
+        for key, value in entry.items():
+            values[key] |= value
     (home / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     (home / "tapering.py").write_text(policy, encoding="utf-8")
     return home
@@ -181,7 +188,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In that folder, with the tutorial's policy among the plug-ins."""
+    """In that folder, with the guide's policy among the plug-ins."""
     import dynatree.policies
 
     monkeypatch.chdir(world)
@@ -196,7 +203,12 @@ def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-RUN = [pytest.param(line, id=f"{name}: {line[:60]}") for name, line in ALL if line.startswith("dynatree ")]
+# But for the translated README, whose commands are the README's.
+RUN = [
+    pytest.param(line, id=f"{name}: {line[:60]}")
+    for name, line in ALL
+    if line.startswith("dynatree ") and name != TRANSLATED.name
+]
 
 
 @pytest.mark.slow
@@ -264,8 +276,8 @@ def test_the_notebook_runs_and_holds_no_outputs(here: None, capsys: pytest.Captu
 
 
 @pytest.mark.slow
-def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
-    """Guards against a policy in the tutorial that the contract has left behind."""
+def test_the_guide_s_policy_is_exact_and_tapers(world: Path, here: None) -> None:
+    """Guards against a policy in the guide that the contract has left behind."""
     module = plugins.load("policies", "tapering")
     assert issubclass(module.Policy, PolicySettings)
     folders = {"target": Path("my-model"), "drafter": Path("my-drafter")}
@@ -280,6 +292,25 @@ def test_the_tutorial_s_policy_is_exact_and_tapers(world: Path, here: None) -> N
         depths[node] = depths[parent] + 1
     children = [{parents.count(node) for node in range(len(parents)) if depths[node] == d} for d in range(4)]
     assert children == [{3}, {2}, {1}, {1}]
+
+
+def test_the_translated_readme_says_the_same() -> None:
+    """Guards against a command or a number that one language has, and the other has left behind."""
+    english, chinese = ROOT / "README.md", TRANSLATED
+
+    def code(document: Path) -> list[tuple[str, str]]:
+        return [(language, re.sub(r" +#.*", "", content)) for language, content in blocks(document)]
+
+    def numbers(document: Path) -> list[list[str]]:
+        rows = re.findall(r"^\|.*", document.read_text(encoding="utf-8"), re.M)
+        return [re.findall(r"\d+(?:\.\d+)?", re.sub(r"\(.*?\)", "", row)) for row in rows]
+
+    assert code(english) == code(chinese)
+    assert numbers(english) == numbers(chinese)
+    assert sum(map(len, numbers(english))) > 50
+    headings = [re.findall(r"^#+", document.read_text(encoding="utf-8"), re.M) for document in (english, chinese)]
+    assert headings[0] == headings[1]
+    assert len(english.read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def anchors(document: Path) -> set[str]:

@@ -26,7 +26,7 @@ from dynatree.measuring import calibrate, progress, runs
 
 
 class DynaTree:
-    """Decodes with `model` by one of the methods of the packaged params.yaml: the output is that of plain decoding.
+    """Decodes with `model` by one of the methods of the packaged params.yaml: the output is autoregressive decoding's.
 
     `model` and `drafter`: a loaded transformers model, a folder, or a hub name; without a drafter the method looks up
     in the text alone. `tokenizer`: of a loaded model; else the folder's or the hub's. `method`: "dynatree",
@@ -89,7 +89,7 @@ class DynaTree:
         calibration: str | Path | Calibration | None = None,
         loading: Mapping[str, Any] = MappingProxyType({}),
     ) -> Self:
-        """The same by a `Method` that stands in no packaged params.yaml, such as one of your own file."""
+        """The same by a `Method` that no packaged params.yaml has, such as one of your own file."""
         made = cls.__new__(cls)
         made._build(method, model, None, drafter, dtype, device, calibration, loading)
         return made
@@ -179,7 +179,7 @@ class DynaTree:
 
     @property
     def exact(self) -> str:
-        """ "bitwise": a tree's logits are to the last bit those of plain decoding; else "within rounding"."""
+        """ "bitwise": a tree's logits are to the last bit those of autoregressive decoding; else "within rounding"."""
         return self._target.exact
 
     @property

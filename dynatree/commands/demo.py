@@ -1,4 +1,4 @@
-"""`dynatree demo`: one text with DynaTree and with plain decoding, how fast each is, and a tree."""
+"""`dynatree demo`: one text with DynaTree and with autoregressive decoding, how fast each is, and a tree."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ examples:
 
 def register(add: Callable[..., argparse.ArgumentParser], find_model: request.FindModel) -> argparse.ArgumentParser:
     """Add the command by `add` (add_parser of the subparsers); `find_model` gives the folder of a model's name."""
-    parser = add("demo", help="see it work: DynaTree beside plain decoding, and a tree", description=_DESCRIPTION)
+    parser = add("demo", help="see it work: a text with and without drafting, and a tree", description=_DESCRIPTION)
     request.models(parser)
     parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"default: {PROMPT}")
     parser.add_argument("--max-new-tokens", type=options.at_least_one, default=120, metavar="N", help="default: 120")

@@ -38,7 +38,7 @@ class Decoder(Protocol):
 
     @property
     def shared_noise(self) -> bool:
-        """Whether a sampled output is that of plain sampling by generation/sampling.py; else it is another text."""
+        """Whether a sampled output is autoregressive sampling's by generation/sampling.py; else it is another text."""
 
     @property
     def audited(self) -> bool:

@@ -35,9 +35,9 @@ class Settings(BaseModel):
     """`policy` and `drafting` name plug-ins; `draft_vocabulary` false: the drafter ranges over all tokens.
 
     `draft_noise`: where tokens are drawn, the drafter model ranks them by the target's noise ("shared"), by noise of
-    its own ("independent") or by none. `verification`: "agreement" gives the tokens of plain sampling; "traversal"
-    (verification/traversal.py), for independent draws, gives another text of the same distribution. All other keys are
-    the policy's.
+    its own ("independent") or by none. `verification`: "agreement" gives the tokens of autoregressive sampling;
+    "traversal" (verification/traversal.py), for independent draws, gives another text of the same distribution. All
+    other keys are the policy's.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

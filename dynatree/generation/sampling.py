@@ -1,8 +1,9 @@
 """Sampling by shared noise: the token at a position is the argmax of log p + g, g being the position's Gumbel noise.
 
 g depends on a seed, a request's key and the absolute position alone, never on how the text was drafted, so any tree and
-any policy give the tokens of plain sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978; children
-of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059). For comparison a drafter may also draw by noise of its own.
+any policy give the tokens of autoregressive sampling, one by one (Gumbel-max coupling: Daliri et al. 2024, 2408.07978;
+children of a node by Gumbel-top-k: Kool et al. 2019, 1903.06059). For comparison a drafter may also draw by noise of
+its own.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Is an output what plain decoding of the target gives? Teacher-force it and look at every emitted token.
+"""Is an output what autoregressive decoding of the target gives? Teacher-force it and look at every emitted token.
 
 Where a forward has the same bits whatever the tree no token may differ. Elsewhere batched verification and one-token
 steps use different kernels, so a near-tie may flip; a flip above the tolerance is an error of the decoder. Also the

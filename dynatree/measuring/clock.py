@@ -1,7 +1,7 @@
 """The clock of a timed request, the autoregressive steps that it is compared by, and the lock that timed jobs hold.
 
-Autoregressive steps are timed between a request's rounds, its clock stopped: machines that others share have faster
-and slower seconds, and what was timed at different moments is compared by what such a step took meanwhile.
+Autoregressive steps are timed between a request's rounds, its clock stopped: timings on shared machines drift, and what
+was timed at different moments is compared by what such a step took meanwhile.
 """
 
 import fcntl

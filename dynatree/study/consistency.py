@@ -44,7 +44,7 @@ def settle(params: Params) -> Params:
 
 
 def check_names(params: Params) -> None:
-    """Names can stand in paths, and a method's is no other key of metrics.json."""
+    """Names can be part of paths, and a method's is no other key of metrics.json."""
     for key in ("methods", "experiments", "scales", "pairs", "sources"):
         for name in getattr(params, key):
             if not re.fullmatch(NAME, name) or (key == "methods" and name in TAKEN):

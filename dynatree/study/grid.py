@@ -1,4 +1,4 @@
-"""From parameters to runs: which folders hold which generation runs. A run's knobs stand in its path.
+"""From parameters to runs: which folders hold which generation runs. A run's knobs are in its path.
 
 So a changed D, B or tau is a missing file, and equal runs are one entry. Knows no workflow tool and no torch.
 """
@@ -17,7 +17,7 @@ from dynatree.study.sections import Method, Params
 
 @dataclass(frozen=True)
 class Run:
-    """One job: a method with its knobs over the prompts of a data set. `key`: where it stands in params.yaml.
+    """One job: a method with its knobs over the prompts of a data set. `key`: where it is set in params.yaml.
 
     `prompt_tokens` None: of the scale's length. `dtype`: the format of the models. `top`: the first folder below the
     results. `options`: of the generations (generation/options.py). `conditions`: what else tells this run from others

@@ -17,7 +17,7 @@ from dynatree.study.sections import Params
 
 
 def default_path() -> Path:
-    """params.yaml of the working directory, else the one that ships with the package or stands in its checkout.
+    """params.yaml of the working directory, else the one that ships with the package or is in its checkout.
 
     In a folder of another project its params.yaml is not meant: that of this one has a line `methods:`.
     """
@@ -33,7 +33,7 @@ def _packaged_path() -> Path:
 
 
 def packaged() -> Params:
-    """The checked parameters that ship with the package, or stand in its checkout, whatever the working directory."""
+    """The checked parameters that ship with the package, or are in its checkout, whatever the working directory."""
     return read(_packaged_path())
 
 

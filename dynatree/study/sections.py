@@ -79,7 +79,7 @@ class KindOfText(Knobs):
 class Experiment(KindOfText):
     """Runs beside the headline, compared with one another: methods on data sets, under conditions.
 
-    `settings`: further settings of a method, as they stand in a path. `also`: methods that only this experiment runs.
+    `settings`: further settings of a method, as written in a path. `also`: methods that only this experiment runs.
     `prompt_tokens`, `batches`: lengths of prompts and numbers of requests decoded together; none: the scale's, and 1.
     `dtypes`: formats, each with its own runs, int8 and int4 on CPUs alone; none: the global `dtype`. The keys of
     `KindOfText` are those of all its runs.
@@ -134,7 +134,7 @@ class DraftGrid(Knobs):
 
 
 class LlamaCpp(Knobs):
-    """llama.cpp's ways of speculation that are compared, beside its plain decoding; null: not that one."""
+    """llama.cpp's ways of speculation that are compared, beside its autoregressive decoding; null: not that one."""
 
     lookup: LookupGrid | None = None
     draft: DraftGrid | None = None

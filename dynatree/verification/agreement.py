@@ -1,4 +1,4 @@
-"""Verification by agreement: the path that plain decoding would have taken. Knows no cache and no drafter."""
+"""Verification by agreement: the path that autoregressive decoding would have taken. Knows no cache and no drafter."""
 
 from torch import Tensor
 

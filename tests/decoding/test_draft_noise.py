@@ -1,4 +1,4 @@
-"""By whatever noise tokens are drafted: agreement gives the tokens of plain sampling, traversal their distribution."""
+"""By whatever noise is drafted: agreement gives autoregressive sampling's tokens, traversal their distribution."""
 
 from collections import Counter
 from itertools import product

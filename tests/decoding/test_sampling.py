@@ -1,4 +1,4 @@
-"""The same seed gives the same tokens: every method of ours, token for token, what plain sampling gives."""
+"""The same seed gives the same tokens: every method of ours, token for token, what autoregressive sampling gives."""
 
 from dataclasses import replace
 from typing import Any, get_args

@@ -120,7 +120,7 @@ def test_sequences_have_their_exact_probabilities(size: int) -> None:
 
 
 def test_decoding_has_the_distribution_of_transformers_sampling() -> None:
-    """Guards plain sampling of a model, through caches and warpers, beside `generate(do_sample=True)`."""
+    """Guards autoregressive sampling of a model, through caches and warpers, beside `generate(do_sample=True)`."""
     model = models.language_model(vocab_size=4)
     with torch.no_grad():
         model.model.get_output_embeddings().weight.mul_(0.4)

@@ -68,7 +68,7 @@ def apart(root: Path, name: str) -> list[Path]:
 
 def shown(scale: str, root: Path) -> set[str]:
     """Pictures of this scale that the documents of the checkout `root` show as published."""
-    texts = [path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *root.glob("docs/*.md"))]
+    texts = [path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *root.glob("docs/**/*.md"))]
     return {name for text in texts for name in re.findall(rf"published/{scale}/(figures/\w+\.png)", text)}
 
 

@@ -1,4 +1,4 @@
-"""One OpenVINO graph a forward, for CPUs: whatever the tree, a node's logits are those of plain decoding, to the bit.
+"""One OpenVINO graph a forward, for CPUs: whatever the tree, a node's logits are autoregressive decoding's, to the bit.
 
 Measured and explained in docs/exactness.md. A request's attention is its own, so that alone and among others it has the
 same bits, too.
