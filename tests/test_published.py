@@ -158,7 +158,9 @@ def test_what_is_shown_is_laid_out_beside(tmp_path: Path) -> None:
     files.write_text(tmp_path / "params.yaml", "the user's own")
     script = [str(ROOT / "workflow/scripts/show.py"), "--scale"]
     for _ in range(2):
-        said = subprocess.run([sys.executable, *script, "mine"], cwd=tmp_path, capture_output=True, text=True, check=True)
+        said = subprocess.run(
+            [sys.executable, *script, "mine"], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
         assert said.stdout == "build/show/mine: params.yaml, 1 figures, 1 tables, 1 records\n"
     shown = {path.relative_to(tmp_path / "build/show/mine").as_posix() for path in tmp_path.glob("build/**/*.*")}
     assert content.keys() == {name for name in shown if not name.startswith(".")}
