@@ -43,6 +43,7 @@ rule all:
         "results/drafter_report.json",
         expand("results/library/rules/{rule}.sha256", rule=MADE_BY),
         expand("figures/{figure}.{suffix}", figure=PARAMS.figures, suffix=FIGURE_FILES),
+        ["figures/replay.svg"] if TIMELINE else [],
 
 
 rule models:

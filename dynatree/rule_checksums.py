@@ -13,8 +13,8 @@ from textwrap import dedent
 from dynatree.code_checksums import of_code
 
 COMMON = "common.smk"
-# Where and how a job runs, and where it talks; not what it makes.
-APART = ("log", "conda", "resources", "threads", "message")
+# Where, when and how a job runs, and where it talks; not what it makes.
+APART = ("log", "conda", "priority", "resources", "threads", "message")
 # A block of Snakemake's own: a rule, or a statement with lines below it. Python's blocks are left as they are.
 BLOCK = re.compile(r"^( *)(?!(?:if|elif|else|for|while|with|def|class|try|except|finally)\b)(?:rule )?(\w+):$")
 

@@ -320,10 +320,6 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).replace(" ", "-") for heading in headings}
 
 
-# Figures by the names under which they were published last, before they had those that they have.
-EARLIER = {"quantised": "llama_cpp"}
-
-
 def test_the_page_of_figures_shows_them_all_by_section() -> None:
     """Guards against a figure that no page shows, or that stands in another section than in the report."""
     sections = re.split(r"^## (.+)$", (ROOT / "docs/figures.md").read_text(encoding="utf-8"), flags=re.M)
@@ -333,7 +329,6 @@ def test_the_page_of_figures_shows_them_all_by_section() -> None:
         for name in re.findall(r"\]\(\.\./(?:published/\w+/)?figures/(\w+)\.png\)", content)
     }
     drawn = [*params.read(ROOT / "params.yaml").figures, *APART]
-    shown = {EARLIER.get(name, name): section for name, section in shown.items()}
     assert shown == {name: plugins.load("figures", name).SECTION for name in drawn}
 
 

@@ -100,7 +100,12 @@ def test_all_that_is_aggregated_comes_from_the_records(scale: Scale, tmp_path: P
     costs = [path for name in ("costs", "batches") for path in sorted(results.glob(f"calibration/*/{name}.json"))]
     target = ROOT / "models" / scale.params["pair"]
     asked = ["--results", results, "--runs", *outputs, "--timeline", *phases, "--memory", *memory]
-    asked += ["--perplexity", *sorted(results.glob("perplexity/*.json")), "--drafter", results / "drafter_report.json"]
+    asked += [
+        "--perplexity",
+        *sorted(results.glob("perplexity/**/*.json")),
+        "--drafter",
+        results / "drafter_report.json",
+    ]
     asked += ["--costs", *costs, "--model", target, "--out", made]
     known = (target / "tokenizer.json").is_file()
     decode = partial(text_tokenizer(target).decode, skip_special_tokens=False) if known else str

@@ -18,14 +18,14 @@ class Generation:
     """The output after one prompt.
 
     `text`: None where the model has no tokenizer. `tokens`: the new ids. `rounds`: target forwards after the prefill.
-    `accepted`: tokens per round, the target's own included. `finish_reason`: "length", "eos" or "stop".
+    `tokens_per_round`: after the prefill, the target's own included. `finish_reason`: "length", "eos" or "stop".
     `prompt_tokens`: how many came before. `decode`: token ids to text.
     """
 
     text: str | None
     tokens: list[int]
     rounds: int
-    accepted: float
+    tokens_per_round: float
     seconds: float
     finish_reason: str
     trace: Trace
@@ -37,8 +37,8 @@ class Generation:
         shown = self.text if self.text is not None else " ".join(map(str, self.tokens))
         shown = repr(shown if len(shown) <= 60 else shown[:59] + "…")
         return (
-            f"Generation({shown}, {len(self.tokens)} tokens in {self.rounds} rounds, {self.accepted:.1f} per round, "
-            f"{self.seconds:.2f} s, {self.finish_reason})"
+            f"Generation({shown}, {len(self.tokens)} tokens in {self.rounds} rounds, "
+            f"{self.tokens_per_round:.1f} per round, {self.seconds:.2f} s, {self.finish_reason})"
         )
 
     def tree(self, round: int = 0) -> "TopLevelMixin":
@@ -52,7 +52,7 @@ class Generation:
             from dynatree.figures.shared import theme
         except ImportError as error:
             raise UserError(
-                f"tree: drawing needs a package more ({error}); pip install 'dynatree[workflow]'"
+                f"tree: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
             ) from error
         title = f"{theme.display(self.method)}, round {round}"
         return figure.drawing([(self.nodes(round), title)], theme.colour(self.method))
@@ -79,7 +79,7 @@ def generation(trace: Trace, prompt_tokens: int, method: str, text: str | None, 
         text=text,
         tokens=trace.output,
         rounds=len(trace.rounds),
-        accepted=later / len(trace.rounds) if trace.rounds else 0.0,
+        tokens_per_round=later / len(trace.rounds) if trace.rounds else 0.0,
         seconds=trace.seconds,
         finish_reason=trace.finish_reason,
         trace=trace,

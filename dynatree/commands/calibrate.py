@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dynatree.commands import options
 from dynatree.commands.arguments import check_out, check_texts, quieten
@@ -23,6 +24,17 @@ examples:
 """
 
 
+# Of what is measured over a text, unless others are given.
+_SIZES: dict[str, int | list[int]] = {
+    "prompts": 4,
+    "prompt_tokens": 128,
+    "output_tokens": 128,
+    "contexts": [64, 256, 1024],
+    "batches": [1],
+    "repeats": 7,
+}
+
+
 def register(
     add: Callable[..., argparse.ArgumentParser], find_model: Callable[[str, params.Params], Path]
 ) -> argparse.ArgumentParser:
@@ -39,26 +51,25 @@ def register(
     parser.add_argument(
         "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt; with --out"
     )
-    parser.add_argument("--prompts", type=options.at_least_one, default=4, metavar="N", help="a text (default: 4)")
-    parser.add_argument("--prompt-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--output-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
-    parser.add_argument(
-        "--contexts",
-        type=options.at_least_one,
-        nargs="+",
-        default=[64, 256, 1024],
-        metavar="N",
-        help="committed tokens to time behind (default: 64 256 1024)",
-    )
-    parser.add_argument(
-        "--batches",
-        type=options.at_least_one,
-        nargs="+",
-        default=[1],
-        metavar="N",
-        help="numbers of prompts decoded together to time (default: 1)",
-    )
-    parser.add_argument("--repeats", type=options.at_least_one, default=7, metavar="N", help="of a size (default: 7)")
+    for name, what in (
+        ("prompts", "a text"),
+        ("prompt_tokens", "of each"),
+        ("output_tokens", "of their continuations"),
+        ("contexts", "committed tokens to time behind"),
+        ("batches", "numbers of prompts decoded together to time"),
+        ("repeats", "of a size"),
+    ):
+        usual = _SIZES[name]
+        several: dict[str, Any] = {"nargs": "+"} if isinstance(usual, list) else {}
+        shown = " ".join(map(str, usual)) if isinstance(usual, list) else usual
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=options.at_least_one,
+            default=usual,
+            metavar="N",
+            help=f"{what} (default: {shown})",
+            **several,
+        )
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for costs.json, steps.json, batches.json; with --text"
     )
@@ -70,7 +81,12 @@ def register(
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
     kept = arguments.text is None and arguments.out is None
-    if not kept:
+    if kept:
+        given = [name for name, usual in _SIZES.items() if getattr(arguments, name) != usual]
+        if given:
+            options_given = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UserError(f"calibrate: {options_given} only with --text and --out; what is kept has sizes of its own")
+    else:
         if arguments.text is None or arguments.out is None:
             raise UserError("calibrate: give both --text and --out, or neither")
         check_texts(arguments.text)

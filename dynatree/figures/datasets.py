@@ -20,7 +20,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     every = [row for rows in found.values() for row in rows]
     names = queries.labels((row["method"], row["settings"]) for row in every)
     datasets = sorted({row["dataset"] for row in every})
-    perplexity = {row["dataset"]: row["perplexity"] for row in queries.rows(tables, "perplexity")}
+    perplexity = queries.texts(tables)
     singles = marks.singles([row for row in found["speedup"] if row["method"] != queries.AUTOREGRESSIVE], tables)
     drawn = []
     for dataset in datasets:

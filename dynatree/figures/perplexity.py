@@ -72,7 +72,7 @@ def _found(tables: Mapping[str, pa.Table]) -> tuple[list[queries.Row], dict[str,
         raise UserError(
             f"perplexity: no headline run of {queries.AUTOREGRESSIVE} and another method on the same prompt"
         )
-    texts = {row["dataset"]: row["perplexity"] for row in queries.rows(tables, "perplexity")}
+    texts = queries.texts(tables)
     datasets = {row["dataset"] for row in found}
     if missing := sorted(datasets - set(texts)):
         raise UserError(f"perplexity: none measured for the text of {', '.join(missing)}")

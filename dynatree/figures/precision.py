@@ -1,4 +1,4 @@
-"""Tokens a second and speedup in each format of the weights. Knows only the summary."""
+"""Tokens a second and speedup in each format of the weights, and what a format does to text. Knows no round."""
 
 from collections.abc import Mapping
 
@@ -7,14 +7,14 @@ import pyarrow as pa
 
 from dynatree.figures.shared import axes, captions, grammar, legends, marks, panels, queries, theme
 
-TABLES: tuple[str, ...] = ("summary", "runs")
+TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
 
 EXPERIMENT = "precision"
 METRICS = {"throughput": "tokens/s", "speedup": "speedup in that format (×)"}
 # From the most bits to the fewest.
 ORDER = ("float64", "float32", "bfloat16", "float16", "int8", "int4")
-SIZE = (250, 190)
+SIZE = (290, 190)
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
@@ -22,20 +22,20 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     found = _found(tables)
     every = [row for rows in found.values() for row in rows]
     formats = _formats(every)
-    x = alt.X(
-        "x:Q",
-        scale=alt.Scale(domain=[-0.2, len(formats) - 0.8], nice=False),
-        axis=alt.Axis(
-            title="format of the weights",
-            values=list(range(len(formats))),
-            labelExpr=f"{formats}[datum.value]",
-            grid=False,
-        ),
-    )
     lines: list[alt.HConcatChart] = []
     singles: list[queries.Row] = []
     for title, here in queries.places(every):
-        both = []
+        both, words = [], [[dtype, *_of_text(tables, here[0]["dataset"], dtype)] for dtype in formats]
+        x = alt.X(
+            "x:Q",
+            scale=alt.Scale(domain=[-0.3, len(formats) - 0.7], nice=False),
+            axis=alt.Axis(
+                title="format of the weights",
+                values=list(range(len(formats))),
+                labelExpr=f"{words}[datum.value]",
+                grid=False,
+            ),
+        )
         for metric, rows in found.items():
             shown = [row | {"x": formats.index(row["dtype"])} for row in here if row["metric"] == metric]
             shown.sort(key=lambda row: row["x"])
@@ -54,6 +54,17 @@ def _found(tables: Mapping[str, pa.Table]) -> dict[str, list[queries.Row]]:
 def _formats(rows: list[queries.Row]) -> list[str]:
     """Those that were measured, from the most bits to the fewest."""
     return [dtype for dtype in ORDER if dtype in {row["dtype"] for row in rows}]
+
+
+def _of_text(tables: Mapping[str, pa.Table], dataset: str, dtype: str) -> list[str]:
+    """The text's perplexity in this format, and how many of autoregressive decoding's outputs are float32's: words."""
+    texts = [row for row in queries.rows(tables, "perplexity", dataset=dataset) if row["dtype"] == dtype]
+    words = [f"perplexity {grammar.number(row['perplexity'])}" for row in texts]
+    own = queries.rows(tables, "runs", experiment=EXPERIMENT, method=queries.AUTOREGRESSIVE, dataset=dataset)
+    same = [row["identical_float32"] for row in own if row["dtype"] == dtype and row["identical_float32"] is not None]
+    if same and dtype != "float32":
+        words.append(f"{sum(same)} of {len(same)} as float32")
+    return words
 
 
 def caption(tables: Mapping[str, pa.Table]) -> str:

@@ -18,6 +18,8 @@ from dynatree.tables.schema import TABLES
 
 Row = dict[str, Any]
 MIB = 2**20
+# The format that others are compared with.
+FULL = "float32"
 GEOMETRIC = (
     "seconds",
     "normalised_seconds",
@@ -70,6 +72,11 @@ def run_key(results: Path, folder: Path) -> Row:
     return {"experiment": experiment, "method": method, "settings": settings, "dataset": dataset}
 
 
+def perplexity(path: Path) -> Row:
+    """A row of the table `perplexity`, from the file of one data set in one format."""
+    return {"dtype": None, **files.read_json(path)}
+
+
 def same_machine(machines: Mapping[str, Row]) -> Row:
     """The machine of all records, which `machines` names. Raises UserError if timings cannot be compared.
 
@@ -94,6 +101,7 @@ def runs(records: list[Records]) -> list[Row]:
     rows = [row for record in records for row in _run_rows(record, usual[record.dtype])]
     autoregressive = {prompt_key(row): row for row in rows if row["method"] == "autoregressive"}
     theirs = {prompt_key(row): row for row in rows if row["method"] == "transformers"}
+    in_full = {(row["method"], row["settings"], *prompt_key(row)): row for row in rows if row["dtype"] == FULL}
     for row in rows:
         own, other = autoregressive.get(prompt_key(row)), theirs.get(prompt_key(row))
         row["speedup"] = own["normalised_seconds"] / row["normalised_seconds"] if own else None
@@ -101,6 +109,8 @@ def runs(records: list[Records]) -> list[Row]:
         # Where tokens were drawn otherwise no flips are told, and there is nothing to be identical with.
         comparable = own if row["flips"] is not None else None
         row["identical"] = row["output_ids"] == comparable["output_ids"] if comparable else None
+        full = in_full.get((row["method"], row["settings"], *prompt_key(row | {"dtype": FULL})))
+        row["identical_float32"] = row["output_ids"] == full["output_ids"] if full else None
     return [{name: row[name] for name in TABLES["runs"].names} for row in rows]
 
 

@@ -103,6 +103,11 @@ RUN_TABLES: dict[str, pa.Schema] = {
                 "whether the output equals that of autoregressive decoding, token for token; null where it was "
                 "drawn otherwise",
             ),
+            column(
+                "identical_float32",
+                FLAG,
+                "whether the output equals that of the same method with float32 weights; null where there is none",
+            ),
             column("perplexity", REAL, "of the output under the target: exp of the mean negative log-likelihood"),
             column(
                 "repetition",

@@ -168,6 +168,7 @@ TABLES: dict[str, pa.Schema] = {
     "perplexity": pa.schema(
         [
             column("dataset", TEXT, "name of the data set"),
+            column("dtype", TEXT, "format of the target's weights; null in records of earlier versions"),
             column("split", TEXT, "`evaluation`"),
             column("tokens", COUNT, "tokens scored"),
             column("window", COUNT, "context window in tokens"),

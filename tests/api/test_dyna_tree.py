@@ -212,7 +212,7 @@ def test_a_generation_says_what_it_is() -> None:
     assert isinstance(found, Generation) and isinstance(ended, Generation)
     assert (found.text, found.finish_reason, ended.finish_reason) == (None, "length", "eos")
     assert ended.tokens == plain[: plain.index(plain[5]) + 1]
-    assert found.rounds < 23 and found.accepted == pytest.approx(23 / found.rounds) and found.seconds > 0
+    assert found.rounds < 23 and found.tokens_per_round == pytest.approx(23 / found.rounds) and found.seconds > 0
     assert (
         f"24 tokens in {found.rounds} rounds" in repr(found)
         and repr(tree) == "DynaTree(LlamaForCausalLM, drafter LlamaForCausalLM, method linear)"

@@ -62,6 +62,12 @@ def test_an_error_is_one_line(
     assert (status, out, err.count("\n")) == (2, "", 1) and said in err
 
 
+def test_sizes_that_would_be_ignored_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a user who asks for batches, and gets costs of single requests without a word."""
+    status, out, err = call(capsys, "calibrate", "--target", "target", "--batches", "2", "--repeats", "3")
+    assert (status, out) == (2, "") and "calibrate: --batches, --repeats only with --text and --out" in err
+
+
 def test_prompts_beyond_the_drafters_context_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against a rate of nothing, found out behind all the decoding."""
     shutil.copytree("target", "small")

@@ -1,14 +1,19 @@
 """`dynatree replay`: the page holds the recorded rounds, all of them, and loads nothing."""
 
 import json
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow.parquet as parquet
 import pytest
 
 from dynatree.commands import cli
 from dynatree.figures import timeline
+from dynatree.figures.shared import animation
 from tests.figures import tables as synthetic
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture
@@ -51,8 +56,26 @@ def test_the_page_loads_nothing_and_respects_the_reader(results: Path) -> None:
     assert "prefers-reduced-motion" in text and 'type="range"' in text and 'id="play"' in text
 
 
+def test_the_picture_shows_every_commit_at_its_moment(results: Path) -> None:
+    """Guards against text that is missing or out of order, a tree that never shows, and a picture that runs scripts."""
+    out = results / "replay.svg"
+    cli.main(["replay", "--results", str(results), "--out", str(out)])
+    drawn = ElementTree.parse(out).getroot()
+    texts = [node for node in drawn.iter(f"{SVG}text") if node.get("class") == "moving"]
+    _, passes = timeline.passes(synthetic.make(word="</script>"))
+    shown = "".join(node.text or "" for node in texts).replace(" ", "")
+    for rounds in passes.values():
+        assert "".join(text for each in rounds for text in each.texts).replace(" ", "").replace("\n", "¶") in shown
+    trees = [node for node in drawn.iter(f"{SVG}g") if "tree" in (node.get("class") or "")]
+    assert len(trees) == sum(bool(each.nodes) for rounds in passes.values() for each in rounds)
+    style = next(drawn.iter(f"{SVG}style")).text or ""
+    moments = [float(found) for found in re.findall(r"@keyframes \w+\{0%\{opacity:0\}([\d.]+)%\{opacity:1\}\}", style)]
+    assert moments and max(moments) <= 100 * animation.PLAYED / (animation.PLAYED + animation.HELD) + 0.01
+    assert "prefers-reduced-motion" in style and not list(drawn.iter(f"{SVG}script"))
+
+
 def test_bad_input_is_named_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards against a traceback where the tables are missing or the page could not be written."""
-    assert "end it in .html" in refused(capsys, "--results", str(tmp_path), "--out", "replay.svg")
+    assert "end it in .html or .svg" in refused(capsys, "--results", str(tmp_path), "--out", "replay.png")
     said = refused(capsys, "--results", str(tmp_path), "--out", str(tmp_path / "a.html"))
     assert "phases.parquet" in said and "make all" in said

@@ -197,6 +197,30 @@ def test_formats_are_compared_within_themselves() -> None:
         metrics.same_machine({"results/runs/a/d": records[0].machine, "results/runs/b/d": records[2].machine})
 
 
+def test_outputs_are_compared_with_those_of_float32() -> None:
+    """Guards against a format compared with itself, or with another method, and against a no where nothing is known."""
+    found = metrics.runs(
+        [
+            record("dynatree", [{**STEP, "emitted": [token]}], [1.0, 2.0], machine={"dtype": dtype})
+            for dtype, token in (("float32", 5), ("int8", 5), ("int4", 6))
+        ]
+        + [record("autoregressive", [STEP], [1.0, 2.0], machine={"dtype": "int4"})]
+    )
+    same = {(one["method"], one["dtype"]): one["identical_float32"] for one in found}
+    assert same == {
+        ("dynatree", "float32"): True,
+        ("dynatree", "int8"): True,
+        ("dynatree", "int4"): False,
+        ("autoregressive", "int4"): None,
+    }
+
+
+def test_a_text_s_perplexity_is_of_a_format(tmp_path: Path) -> None:
+    """Guards against records without a format, which earlier versions wrote, that nothing reads any more."""
+    files.write_json(tmp_path / "old.json", {"dataset": "d", "perplexity": 2.0})
+    assert metrics.perplexity(tmp_path / "old.json") == {"dataset": "d", "dtype": None, "perplexity": 2.0}
+
+
 def test_outputs_of_other_lengths_are_not_compared() -> None:
     """Guards against a speedup over autoregressive decoding's shorter output, left by a run of other sizes."""
     longer = record("autoregressive", [STEP] * 2, [1.0, 2.0, 3.0])

@@ -214,9 +214,9 @@ ABLATION = "experiments__ablation"
 def test_a_stale_dvc_yaml_says_so_in_both_tools(tmp_path, changes, stale):
     """Guards against a DVC that runs another graph in silence, and against a line that cries without need."""
     world = changed(tmp_path, **changes)
-    said = world.run("snakemake", "--cores", 1, "--dry-run", "data")
-    checked = world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)
-    assert (WANTED in said, WANTED in checked) == (stale, stale)
+    assert (WANTED in world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)) == stale
+    if {"seed", "scale"} & changes.keys():  # one of each: the same question, and seconds for Snakemake to begin
+        assert (WANTED in world.run("snakemake", "--cores", 1, "--dry-run", "data")) == stale
     text = (tmp_path / "dvc.yaml").read_text()
     world.run("python", "workflow/scripts/stages.py")
     assert ((tmp_path / "dvc.yaml").read_text() != text) == stale

@@ -6,6 +6,8 @@ if "PARAMS" not in globals():
 
 TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))
 
+# The main format has all data sets.
+TEXTS = sorted({*((PARAMS.dtype, dataset) for dataset in PARAMS.datasets), *((run.dtype, run.dataset) for run in RUNS.values())})
 MADE_APART = {table for tables in APART.values() for table in tables}
 
 
@@ -17,7 +19,7 @@ rule aggregate:
         memory=[f"results/{folder}/memory.json" for folder in MEMORY],
         costs=[*(calibrated(dtype)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])],
         drafter="results/drafter_report.json",
-        perplexity=expand("results/perplexity/{dataset}.json", dataset=PARAMS.datasets),
+        perplexity=[f"results/perplexity/{dtype}/{dataset}.json" for dtype, dataset in TEXTS],
         tokenizer=f"{TARGET}/tokenizer.json",
     output:
         tables=expand("results/{table}.parquet", table=[name for name in TABLES if name not in MADE_APART]),

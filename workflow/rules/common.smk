@@ -76,6 +76,9 @@ ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values())]
 CALIBRATED = {run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"]}
 FORMATS = [dtype for dtype in ORDER if dtype in {PARAMS.dtype, *CALIBRATED}]
 
+# The priority of what takes seconds and has others wait for it.
+FIRST = 1_000_000
+
 
 def turn(dtype, requests=1):
     """A job's priority: after one of the same models it need not load them, nor compile their graphs, again."""

@@ -23,6 +23,7 @@ if PAIR.drafter["kind"] == "distil":
             "logs/distil/drafter.log",
         conda:
             "../envs/dynatree.yaml"
+        priority: FIRST
         resources:
             exclusive=100,
         params:
@@ -49,6 +50,7 @@ else:
             "logs/download_model/drafter.log",
         conda:
             "../envs/dynatree.yaml"
+        priority: FIRST
         params:
             source=json.dumps(PAIR.drafter),
             seed=PARAMS.seed,

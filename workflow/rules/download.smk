@@ -11,6 +11,7 @@ rule download_data:
         "data/documents/{dataset}.parquet",
     log:
         "logs/download_data/{dataset}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     params:
@@ -27,6 +28,7 @@ rule download_model:
         expand("{model}/{file}", model=TARGET, file=MODEL_FILES),
     log:
         "logs/download_model/target.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     params:

@@ -25,3 +25,18 @@ rule draw:
         "../envs/dynatree.yaml"
     shell:
         "python workflow/scripts/draw.py --tables results --figure {wildcards.figure} --out figures 2>&1 | tee {log:q}"
+
+
+# The README's moving picture: the recorded passes of the timeline, side by side.
+rule replay:
+    input:
+        library=library("workflow/scripts/replay.py"),
+        tables=[f"results/{table}.parquet" for table in figure_tables("timeline")],
+    output:
+        "figures/replay.svg",
+    log:
+        "logs/draw/replay.log",
+    conda:
+        "../envs/dynatree.yaml"
+    shell:
+        "python workflow/scripts/replay.py --tables results --out {output} 2>&1 | tee {log:q}"

@@ -12,6 +12,7 @@ rule library:
         "results/library/{group}.sha256",
     log:
         "logs/library/{group}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     shell:
@@ -26,6 +27,7 @@ rule library_of_source:
         "results/library/sources/{dataset}.sha256",
     log:
         "logs/library/sources/{dataset}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     shell:
@@ -40,6 +42,7 @@ rule library_of_rule:
         "results/library/rules/{rule}.sha256",
     log:
         "logs/library/rules/{rule}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     shell:

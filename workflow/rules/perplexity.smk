@@ -1,4 +1,4 @@
-# Perplexity of the data sets under the target. (That of outputs: generate.smk.)
+# Perplexity of the data sets under the target, in each format that decodes them. (That of outputs: generate.smk.)
 if "PARAMS" not in globals():
 
     include: "common.smk"
@@ -10,10 +10,10 @@ rule perplexity:
         target=f"{TARGET}/manifest.json",
         tokens=f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     output:
-        "results/perplexity/{dataset}.json",
+        "results/perplexity/{dtype}/{dataset}.json",
     log:
-        "logs/perplexity/{dataset}.log",
-    priority: turn(PARAMS.dtype)
+        "logs/perplexity/{dtype}/{dataset}.log",
+    priority: lambda w: turn(w.dtype)
     conda:
         "../envs/dynatree.yaml"
     params:
@@ -21,7 +21,7 @@ rule perplexity:
         limit=SIZES.perplexity_tokens,
         window=SIZES.perplexity_window,
         stride=SIZES.perplexity_stride,
-        machine=MACHINE,
+        machine=lambda w: machine(w.dtype),
     shell:
         "python workflow/scripts/perplexity.py --target {params.target} --tokens {input.tokens} --dataset {wildcards.dataset} "
         "--limit {params.limit} --window {params.window} --stride {params.stride} {params.machine} --out {output} "

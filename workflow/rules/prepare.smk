@@ -13,6 +13,7 @@ rule tokenise:
         f"data/tokens/{PARAMS.pair}/{{dataset}}.parquet",
     log:
         "logs/tokenise/{dataset}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     params:
@@ -32,6 +33,7 @@ rule choose_prompts:
         f"data/prompts/{PARAMS.pair}/{{length}}/{{dataset}}.parquet",
     log:
         "logs/choose_prompts/{length}/{dataset}.log",
+    priority: FIRST
     conda:
         "../envs/dynatree.yaml"
     params:

@@ -18,7 +18,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--runs", type=Path, nargs="*", required=True, help="run folders")
     made.add_argument("--timeline", type=Path, nargs="*", default=[], help="folders of instrumented passes")
     made.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
-    made.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set")
+    made.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set and format")
     made.add_argument("--costs", type=Path, nargs="*", default=[], help="costs.json and batches.json")
     made.add_argument("--drafter", type=Path, help="the drafter's report")
     made.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
@@ -44,7 +44,7 @@ def aggregate(a: argparse.Namespace, decode: Callable[[list[int]], str]) -> None
         "memory": [row for folder in a.memory for row in metrics.memory(a.results, folder)],
         "costs": [row for path in a.costs for row in metrics.costs(path)],
         "drafter": metrics.drafter(a.drafter) if a.drafter else [],
-        "perplexity": [files.read_json(path) for path in a.perplexity],
+        "perplexity": [metrics.perplexity(path) for path in a.perplexity],
     }
     rows["summary"] = metrics.summary(rows["runs"])
     for name, content in rows.items():

@@ -1,4 +1,4 @@
-"""Perplexity of a data set's evaluation split under the target."""
+"""Perplexity of a data set's evaluation split under the target, in one format of its weights."""
 
 import argparse
 from pathlib import Path
@@ -28,7 +28,7 @@ def main() -> None:
         documents = [d.ids for d in read_tokens(a.tokens) if d.split == "evaluation"]
         target = kept.pair({"target": a.target}, a.dtype, a.device).target
         result = perplexity.sliding(target, documents, a.limit, a.window, a.stride)
-        row = {"dataset": a.dataset, "split": "evaluation", "window": a.window, "stride": a.stride}
+        row = {"dataset": a.dataset, "dtype": a.dtype, "split": "evaluation", "window": a.window, "stride": a.stride}
         files.write_json(a.out, {**row, **result})
 
 

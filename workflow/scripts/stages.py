@@ -190,23 +190,30 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
         stage.reads.append(tuned)
     if job.rule == "calibrate":
         stage.reads += [f"sources.${{{tuned}[{place}]}}.start" for place in range(len(known.tuned_on))]
-    if job.wildcards.get("dtype", known.dtype) != known.dtype:
+    dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
+    dtype, listed_in = job.wildcards.get("dtype", known.dtype), "datasets"
+    if dtype != known.dtype:
         # Of an experiment's formats; the usual one is taken from its own key.
-        name += f"_{job.wildcards['dtype']}"
+        name += f"_{dtype}"
         stage.reads.remove("dtype")
+        if dataset:
+            of = [t for t, e in known.experiments.items() if dtype in e.dtypes and dataset in e.datasets]
+            title = _only(of, f"have {dtype} of {dataset}")
+            name, listed_in = f"{name}_{title}", f"experiments.{title}.datasets"
     else:
-        stage.replaced = [(f"results/calibration/{known.dtype}/", "results/calibration/${dtype}/")]
+        stage.replaced = [
+            (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/") for top in ("calibration", "perplexity")
+        ]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     if job.rule in ("distil", "calibrate", "drafter_report", "aggregate"):
         key = tuned if job.rule == "calibrate" else "datasets"
         listed = known.tuned_on if job.rule == "calibrate" else known.datasets
         stage.replaced += [(f"/{name}.", f"/${{{key}[{place}]}}.") for place, name in enumerate(listed)]
-    dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
     if "figure" in job.wildcards:
         name = f"draw_{job.wildcards['figure']}"
     if dataset:
-        stage.matrix["dataset"] = "${datasets}"
+        stage.matrix["dataset"] = f"${{{listed_in}}}"
         stage.replaced.append((f"/{dataset}.", f"/{ITEM}."))
     if wanted != "default":
         titles = [
@@ -215,13 +222,19 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
             if dataset in experiment.datasets
             and wanted in map(grid.length, [*experiment.prompt_tokens, *known.sizes.of(title).prompt_tokens])
         ]
-        if len(titles) > 1:
-            raise UserError(f"experiments {', '.join(titles)}: both have prompts {wanted} of {dataset}, one file")
-        listed, more = lengths(known, titles[0], int(wanted.removeprefix("P")))
-        name = f"choose_prompts_{titles[0]}{more}"
-        stage.matrix = {"prompt_tokens": f"${{{listed}}}", "dataset": f"${{experiments.{titles[0]}.datasets}}"}
+        title = _only(titles, f"have prompts {wanted} of {dataset}")
+        listed, more = lengths(known, title, int(wanted.removeprefix("P")))
+        name = f"choose_prompts_{title}{more}"
+        stage.matrix = {"prompt_tokens": f"${{{listed}}}", "dataset": f"${{experiments.{title}.datasets}}"}
         stage.replaced.append((f"/{wanted}/", "/P${item.prompt_tokens}/"))
     return name, stage
+
+
+def _only(titles: list[str], what: str) -> str:
+    """The experiment that a file is for. Raises UserError for several: a stage is of one."""
+    if len(titles) > 1:
+        raise UserError(f"experiments {', '.join(titles)}: both {what}, one file")
+    return titles[0]
 
 
 def collect(known: sections.Params, jobs: Iterable[Job]) -> dict[str, Stage]:

@@ -68,6 +68,13 @@ def along(tables: Mapping[str, pa.Table], experiment: str, metrics: Iterable[str
     }
 
 
+def texts(tables: Mapping[str, pa.Table]) -> dict[str, float]:
+    """Perplexity of each data set's text, in the format of the main runs."""
+    main = {row["dtype"] for row in rows(tables, "runs", experiment="headline")}
+    found = rows(tables, "perplexity")
+    return {row["dataset"]: row["perplexity"] for row in found if row["dtype"] is None or row["dtype"] in main}
+
+
 def looping(tables: Mapping[str, pa.Table], experiment: str, dataset: str) -> float:
     """Share of autoregressive decoding's tokens that are in loops, as the table `parts` says what a loop is."""
     found = rows(tables, "parts", experiment=experiment, dataset=dataset, method=AUTOREGRESSIVE)

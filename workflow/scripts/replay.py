@@ -1,0 +1,20 @@
+"""Draw the recorded passes of one prompt as an animated SVG."""
+
+import argparse
+from pathlib import Path
+
+from dynatree.commands.replay import write
+from dynatree.errors import reported
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", type=Path, required=True, help="folder with <table>.parquet")
+    parser.add_argument("--out", type=Path, required=True, help=".svg to write")
+    arguments = parser.parse_args()
+    with reported():
+        write(arguments.tables, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
