@@ -18,9 +18,10 @@ SOURCE = re.compile(r"<!-- numbers: (.*?) -->\n?", re.S)
 BY_HAND = re.compile(r"\bby hand\b|手工", re.I)
 # What is no measured number: code, links, headings' anchors, versions, and settings by their names.
 APART = re.compile(
-    r"`[^`]*`|\]\([^)]*\)|SmolLM2|(?:top-[pk]|temperatures?|penalty|Python|温度|惩罚) [\d.]+|Apache-[\d.]+"
+    r"`[^`]*`|\]\([^)]*\)|SmolLM2|Apache-[\d.]+"
+    r"|(?:top-[pk]|temperatures?|penalty(?: of)?|Python [\d.]+ (?:to|至)|Python|温度|惩罚) [\d.]+"
 )
-NUMBER = re.compile(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)")
+NUMBER = re.compile(r"(?<![\w.,])\d[\d,]*\.\d+(?![\w.]*\d)")
 
 
 def blocks(text: str) -> list[tuple[list[str], str]]:
@@ -69,10 +70,8 @@ def flat(values: list[Any]) -> list[Any]:
 
 def given(number: str, known: list[float]) -> bool:
     """Whether some value rounds to `number` as it is written, as it is or in another power of a thousand or hundred."""
-    half = 0.5 * 10 ** -len(number.partition(".")[2])
-    return any(
-        abs(value * scale - float(number)) <= half * (1 + 1e-9) for value in known for scale in (1, 100, 1000, 1e-3)
-    )
+    half, written = 0.5 * 10 ** -len(number.partition(".")[2]), float(number.replace(",", ""))
+    return any(abs(value * scale - written) <= half * (1 + 1e-9) for value in known for scale in (1, 100, 1000, 1e-3))
 
 
 @pytest.mark.parametrize("document", CHECKED, ids=lambda path: path.name)
