@@ -63,7 +63,7 @@ def _of_text(tables: Mapping[str, pa.Table], dataset: str, dtype: str) -> list[s
     own = queries.rows(tables, "runs", experiment=EXPERIMENT, method=queries.AUTOREGRESSIVE, dataset=dataset)
     same = [row["identical_float32"] for row in own if row["dtype"] == dtype and row["identical_float32"] is not None]
     if same and dtype != "float32":
-        words.append(f"{sum(same)} of {len(same)} as float32")
+        words += [f"{sum(same)} of {len(same)} outputs", "as in float32"]
     return words
 
 
