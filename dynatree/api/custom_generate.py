@@ -4,6 +4,7 @@ It hands over prepared logits processors and stopping criteria, and takes back w
 an `assistant_model` never reach a custom function in transformers 5.24: `DynaTree.stream` takes a streamer.)
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import (
     MaxLengthCriteria,
     MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
@@ -48,6 +52,9 @@ _WARPERS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
     ("min_p", MinPLogitsWarper, lambda warper: float(warper.min_p)),
 )
 
+# Processors that remember their last call.
+_STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
+
 # What `GenerationOptions` says by names of their own.
 _OURS = (MaxLengthCriteria, EosTokenCriteria)
 
@@ -73,17 +80,20 @@ def generate(
     assert generation_config is not None, "transformers prepares one"
     _refuse(target, model, input_ids, generation_config, model_kwargs)
     mask = model_kwargs.get("attention_mask")
-    seen = torch.ones_like(input_ids) if mask is None else mask
+    seen = torch.ones_like(input_ids) if mask is None else mask.long()
     if bool((seen.diff(dim=1) < 0).any()) or not bool(seen[:, -1].all()):
         raise UserError("attention_mask: prompts are padded on the right; pad them on the left")
     rows, shown = input_ids.cpu(), seen.cpu().bool()
     prompts = [row[kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
-    penalty, size, further = _fast(logits_processor, [len(padding) for padding in paddings])
+    padded = [len(padding) for padding in paddings]
+    penalty, size, further = _fast(logits_processor, padded)
+    further = [_of_one_text(processor, padded) for processor in further]
     further, sampling = _sampling(further, generation_config, seed, len(prompts))
+    ends = _ends(stopping_criteria, generation_config)
     asked = {
-        "max_new_tokens": generation_config.max_length - input_ids.shape[1],
-        "eos_token_id": generation_config.eos_token_id,
+        "max_new_tokens": _longest(stopping_criteria, generation_config) - input_ids.shape[1],
+        "eos_token_id": ends,
         "repetition_penalty": penalty,
         "no_repeat_ngram_size": size,
         "logits_processor": tuple(further),
@@ -100,12 +110,47 @@ def generate(
         on = on.keyed([options.key(row) for row in short])
         further_on = _decoded(decoder, [prompts[row] for row in short], [paddings[row] for row in short], on)
         outputs = [dict(zip(short, further_on, strict=True)).get(row, output) for row, output in enumerate(outputs)]
+    # As `generate` pads: where nothing is said, with the first end token. Without one no row is shorter.
     padding = generation_config.pad_token_id
-    outputs = [[*output, *[padding] * (longest - len(output))] for output in outputs]
+    if padding is None:
+        padding = ends[0] if isinstance(ends, list) else ends or 0
+    outputs = [output + [padding] * (longest - len(output)) for output in outputs]
     sequences = torch.cat([rows, torch.tensor(outputs)], dim=1).to(input_ids.device)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
     return sequences
+
+
+def _longest(criteria: Sequence[Any], config: GenerationConfig) -> int:
+    """Tokens of prompt and output at most: a criterion of the caller's own has taken the place of `generate`'s."""
+    return min((int(c.max_length) for c in criteria if isinstance(c, MaxLengthCriteria)), default=config.max_length)
+
+
+def _ends(criteria: Sequence[Any], config: GenerationConfig) -> Any:
+    """The end tokens, likewise."""
+    found = [c.eos_token_id for c in criteria if isinstance(c, EosTokenCriteria)]
+    return [int(token) for ids in found for token in torch.as_tensor(ids).flatten()] if found else config.eos_token_id
+
+
+def _of_one_text(processor: Any, padded: list[int]) -> Any:
+    """The processor as a function of text and scores alone: it is asked for nodes of a tree, and not once a step.
+
+    `padded`: tokens before each prompt that it passes over. Raises UserError where there is none.
+    """
+    if isinstance(processor, _STATEFUL):
+        raise UserError(f"{type(processor).__name__}: it keeps what it saw from step to step, and a tree is no step")
+    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+        if len(padded) > 1:
+            raise UserError("prefix_allowed_tokens_fn: it tells prompts by their place; give one prompt")
+        return lambda ids, scores: torch.cat(
+            [processor(*row) for row in zip(ids.split(1), scores.split(1), strict=True)]
+        )
+    if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
+        if len({*padded}) > 1:
+            raise UserError("repetition_penalty behind another processor: give prompts of one length, without padding")
+        processor = copy.copy(processor)
+        processor.prompt_ignore_length = padded[0] or None
+    return processor
 
 
 def _decoded(

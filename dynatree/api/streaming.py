@@ -55,6 +55,7 @@ class Stream(Iterator[Piece]):
         """End the output here."""
         self._shown.close()
         self._commits.close()
+        self._tell_the_end()
         if not self._trace.seconds and self._trace.commits:
             self._trace.seconds, self._trace.finish_reason = self._trace.commits[-1], "stop"
 
@@ -62,6 +63,12 @@ class Stream(Iterator[Piece]):
     def generation(self) -> Generation:
         """What has come so far; its times are complete once it has ended, or is closed."""
         return self._made(self._trace)
+
+    def _tell_the_end(self) -> None:
+        """Once: a streamer prints what it held back."""
+        if self._streamer is not None:
+            self._streamer.end()
+            self._streamer = None
 
     def _run(self, pieces: Pieces) -> Generator[Piece]:
         for tokens, accepted, trace in self._commits:
@@ -74,8 +81,7 @@ class Stream(Iterator[Piece]):
             for drafted, part in ((True, tokens[:accepted]), (False, tokens[accepted:])):
                 if text := "".join(pieces.add(token) for token in part):
                     yield Piece(text, drafted)
-        if self._streamer is not None:
-            self._streamer.end()
+        self._tell_the_end()
         if rest := pieces.rest():
             yield Piece(rest)
 

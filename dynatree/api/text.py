@@ -23,6 +23,8 @@ def is_one(prompt: Any) -> bool:
 
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """The token ids of one prompt; chat messages go through the tokenizer's template. Raises UserError."""
+    if isinstance(prompt, Tensor) and prompt.dim() > 1 and prompt.shape[0] != 1:
+        raise UserError(f"prompt: a tensor of shape {[*prompt.shape]}; this takes one prompt, [t] or [1, t]")
     given: Any = prompt.flatten().tolist() if isinstance(prompt, Tensor) else prompt
     if isinstance(given, Mapping):
         raise UserError("prompt: a mapping; give its `input_ids`, without padding, or for a chat a list of messages")

@@ -100,9 +100,9 @@ class BatchTable(Knobs):
 class CostTable(Knobs):
     """Seconds of target and draft forwards, their per-round work included; on which machine, of which weights.
 
-    `models`: fingerprint (model.py) of `target` and, if there is one, `drafter`. `handling`, `surcharge`: what `draft`
-    has besides forwards, for a row's own work and for what a level takes more in decoding. `batches`: the same for
-    several requests at once, where that was measured.
+    `models`: fingerprint (engine/language_model.py) of `target` and, if there is one, `drafter`. `handling`,
+    `surcharge`: what `draft` has besides forwards, for a row's own work and for what a level takes more in decoding.
+    `batches`: the same for several requests at once, where that was measured.
     """
 
     machine: dict[str, Any]

@@ -148,7 +148,8 @@ class RoundDecoder(ABC):
         clock: Clock | None = None,
     ) -> Trace:
         """See `Decoder`."""
-        (request,) = _last(self._rounds([prompt], options, on_commit, clock or Clock(), [()]))
+        with self._target.threads():
+            (request,) = _last(self._rounds([prompt], options, on_commit, clock or Clock(), [()]))
         return request.recorder.trace
 
     def decode_batch(
@@ -159,7 +160,8 @@ class RoundDecoder(ABC):
         paddings: Sequence[Sequence[int]] | None = None,
     ) -> list[Trace]:
         """See `BatchDecoder`."""
-        requests = _last(self._rounds(prompts, options, None, clock or Clock(), paddings or [()] * len(prompts)))
+        with self._target.threads():
+            requests = _last(self._rounds(prompts, options, None, clock or Clock(), paddings or [()] * len(prompts)))
         return [request.recorder.trace for request in requests]
 
     def commits(
@@ -167,15 +169,19 @@ class RoundDecoder(ABC):
     ) -> Iterator[Trace]:
         """See `StreamingDecoder`. Raises UserError as `decode` does."""
         kept = kept or PrefixCache()
-        try:
-            for (request,) in self._rounds([prompt], options, None, Clock(), [()], kept):
-                kept.last = request
-                yield request.recorder.trace
-        except GeneratorExit:
-            raise  # between two rounds, where the cache is in order
-        except BaseException:
-            kept.last = None
-            raise
+        rounds = self._rounds([prompt], options, None, Clock(), [()], kept)
+        while True:
+            try:
+                (request,) = next(rounds)
+            except StopIteration:
+                return
+            except BaseException:
+                kept.last = None
+                raise
+            kept.last = request
+            yield request.recorder.trace
+            if kept.last is not request:
+                raise UserError("stream: a later one has taken its keys and values; end one before the next begins")
 
     # Trees are many small tensors: without autograd's books each operation on them takes a tenth less.
     @torch.inference_mode()
@@ -190,6 +196,7 @@ class RoundDecoder(ABC):
     ) -> Iterator[list[Request]]:
         """The requests of all `prompts` after the prefill and after each round; `kept`: for one prompt alone."""
         target = self._target
+        # Not while the reader has a piece, who may compute with torch, too.
         with target.threads():
             for prompt in prompts:
                 target.check_prompt(prompt, options.max_new_tokens)
@@ -203,14 +210,21 @@ class RoundDecoder(ABC):
                 with clock.phase("prefill"):
                     token = self._prefill(request)
                 request.prefilled(token)
-            before = target.forwards
             self._start(requests)
+            for request in requests:
+                # Else every request of a conversation would hold those before it.
+                request.follows = None
             active = self._retire(requests, 0)
-            yield requests
-            while active:
+        yield requests
+        forwards = 0
+        while active:
+            with target.threads():
+                # Between two rounds others may have forwards of their own.
+                before = target.forwards
                 self._round(active, clock)
-                active = self._retire(active, target.forwards - before)
-                yield requests
+                forwards += target.forwards - before
+                active = self._retire(active, forwards)
+            yield requests
 
     def _prefill(self, request: Request) -> int:
         """The token that follows the prompt of `request`."""

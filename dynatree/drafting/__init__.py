@@ -20,8 +20,8 @@ class Drafter(Protocol):
     """The draft state of requests that are decoded together: it owns the draft model, its caches and its counts."""
 
     def start(self, requests: Sequence[Request]) -> None:
-        """Forget the last batch: what happens to a request depends on nothing before it, but for the request that it
-        `follows`, whose keys and values may be kept."""
+        """What happens to a request depends on no other, but for the one that it `follows`, whose keys and values may
+        be kept. Others may have begun before, and go on."""
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         """A tree below the last committed token of each of `requests`, grown as its growth in `planner` decides.

@@ -6,6 +6,7 @@ confidence of a proposed token depends on how long the match is by then, and is 
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -68,10 +69,12 @@ class Drafter:
         for found in rates.lookups if rates else ():
             if len(found) != len(BUCKETS):
                 raise UserError(f"calibration: {len(found)} rates of lookup, {len(BUCKETS)} expected; measure it again")
-        self._lookups: dict[Request, Lookup] = {}
+        # As long as a request is there: another may begin before it has ended.
+        self._lookups: WeakKeyDictionary[Request, Lookup] = WeakKeyDictionary()
 
     def start(self, requests: Sequence[Request]) -> None:
-        self._lookups = {request: Lookup(self._trusted(request)) for request in requests}
+        for request in requests:
+            self._lookups[request] = Lookup(self._trusted(request))
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return [self._chain(request, planner.growth(request)) for request in requests]
@@ -83,7 +86,7 @@ class Drafter:
         pass  # the next round compares its proposal with what was committed
 
     def retain(self, requests: Sequence[Request]) -> None:
-        self._lookups = {request: self._lookups[request] for request in requests}
+        pass  # what is held of a request is its text, and goes with it
 
     def _trusted(self, request: Request) -> Sequence[float]:
         temperature = request.sampler.temperature if request.sampler else 0

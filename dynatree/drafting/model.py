@@ -6,6 +6,7 @@ alone: one that was trained on short pieces is right less often after longer one
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -36,19 +37,17 @@ class Drafter:
     def __init__(self, model: DraftModel | None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         assert model is not None, "the decoder refuses a drafter model that is missing"
         self._model, self._rates, self._noise = model, rates, noise
-        self._drafts: dict[Request, Draft] = {}
+        # As long as a request is there: another may begin before it has ended.
+        self._drafts: WeakKeyDictionary[Request, Draft] = WeakKeyDictionary()
         self._forwards: dict[Request, int] = {}
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
-        before = self._drafts
-        self._drafts = {
-            request: Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
-            for request, cache in zip(requests, caches, strict=True)
-        }
-        for request, draft in self._drafts.items():
-            if request.follows in before:
-                draft.resume(before[request.follows], request.reused)
+        for request, cache in zip(requests, caches, strict=True):
+            draft = Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
+            if request.follows is not None and request.follows in self._drafts:
+                draft.resume(self._drafts.pop(request.follows), request.reused)
+            self._drafts[request] = draft
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return self.grow(requests, [TokenTree.root(request.committed[-1]) for request in requests], planner)
@@ -100,8 +99,9 @@ class Drafter:
         self._drafts[request].accept(tree.before_the_cut(path))
 
     def retain(self, requests: Sequence[Request]) -> None:
-        self._drafts = {request: self._drafts[request] for request in requests}
-        retain([draft.cache for draft in self._drafts.values()])
+        for request in [request for request in self._drafts if request.finished]:
+            del self._drafts[request]
+        retain([self._drafts[request].cache for request in requests])
 
 
 def first_seen(window: int | None, committed: int, before: int) -> int:
@@ -155,9 +155,9 @@ class Draft:
         if begin != self._begin:
             self._begin = begin
             self.cache.crop(0)
-        limit = self._model.context_limit
-        # The root is the last committed token.
-        return 2**31 if limit is None else max(0, limit - (len(committed) - self._begin) + 1)
+        seen, limit = len(committed) - self._begin, self._model.context_limit
+        # The root is the last committed token, and the last level is not forwarded.
+        return 1 + min(self.cache.left(seen), 2**31 if limit is None else max(-1, limit - seen))
 
     def draft_inputs(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.

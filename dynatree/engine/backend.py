@@ -25,7 +25,10 @@ class Cache(Protocol):
 
     @property
     def room(self) -> int:
-        """Most levels that a tree below the next token may have here."""
+        """Most levels that a tree may have below the next token, which a forward takes with it."""
+
+    def left(self, length: int) -> int:
+        """Most tokens of a path that forwards may append behind `length` committed ones."""
 
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""

@@ -104,13 +104,14 @@ class LanguageModel:
     def threads(self) -> Iterator[None]:
         """Within, torch has one thread where a graph has the cores: its others would spin, for milliseconds a step."""
         before = torch.get_num_threads()
+        if not self.in_graph or before == 1:
+            yield
+            return
+        torch.set_num_threads(1)
         try:
-            if self.in_graph:
-                torch.set_num_threads(1)
             yield
         finally:
-            if self.in_graph:
-                torch.set_num_threads(before)
+            torch.set_num_threads(before)
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -126,8 +127,10 @@ class LanguageModel:
     def uncounted(self) -> Iterator[None]:
         """Within, forwards are not counted: they belong to no request."""
         before = self._forwards
-        yield
-        self._forwards = before
+        try:
+            yield
+        finally:
+            self._forwards = before
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ saves most over all requests is chosen for all of them.
 import logging
 from collections.abc import Sequence
 from typing import cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -24,7 +25,8 @@ class BatchPlanner:
 
     def __init__(self, policy: GrowthPolicy, calibration: Calibration | None):
         self._policy, self._calibration = policy, calibration
-        self._growths: dict[Request, Growth] = {}
+        # As long as a request is there: another may begin before it has ended.
+        self._growths: WeakKeyDictionary[Request, Growth] = WeakKeyDictionary()
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
         self._priced = False
 
@@ -34,12 +36,12 @@ class BatchPlanner:
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
         shared = self._shared(len(requests))
         # The root is the last committed token, and not in the cache yet.
-        self._growths = {request: self._policy.start(shared, len(request.committed) - 1) for request in requests}
-        self._priced = all(isinstance(growth, PricedGrowth) for growth in self._growths.values())
+        for request in requests:
+            self._growths[request] = self._policy.start(shared, len(request.committed) - 1)
+        self._priced = all(isinstance(self._growths[request], PricedGrowth) for request in requests)
 
     def retain(self, requests: Sequence[Request]) -> None:
         """The requests that go on; each now pays a larger share of a forward."""
-        self._growths = {request: self._growths[request] for request in requests}
         shared = self._shared(len(requests))
         if shared and self._priced:
             for growth in self._priced_of(requests):

@@ -8,7 +8,10 @@ from dynatree.generation.request import Request
 
 
 class PrefixCache:
-    """What the last generation left behind. The decoder that it is given to reads it and fills it."""
+    """What the last generation left behind. The decoder that it is given to reads it and fills it.
+
+    It is of one generation at a time: a later one takes it, and an earlier one that has not ended cannot go on.
+    """
 
     def __init__(self) -> None:
         self.last: Request | None = None
@@ -20,10 +23,11 @@ class PrefixCache:
         The prompt's last token is never among it: its logits are wanted.
         """
         self.reused = 0
-        if self.last is None:
+        last, self.last = self.last, None
+        if last is None:
             return None
-        pairs = zip(self.last.committed, prompt[:-1], strict=False)
+        pairs = zip(last.committed, prompt[:-1], strict=False)
         alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        self.reused = min(alike, self.last.cache.length)
-        self.last.cache.crop(self.reused)
-        return self.last.cache
+        self.reused = min(alike, last.cache.length)
+        last.cache.crop(self.reused)
+        return last.cache

@@ -59,7 +59,7 @@ class Request:
 
     @property
     def finished(self) -> bool:
-        """Whether an end token or the limit was reached."""
+        """Whether an end token or the limit was reached, or a criterion has stopped it."""
         return self.recorder.finished or self.remaining <= 0
 
     def process(self, logits: Tensor, tree: TokenTree | None = None) -> Tensor:

@@ -38,7 +38,7 @@ _GRID = 200
 class _Seconds(NamedTuple):
     """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more (cost.py). `curve`, `tokens`: `verify` and `token` as tensors.
+    `at_least`: of verifying n nodes or more (cost_table.py). `curve`, `tokens`: `verify` and `token` as tensors.
     """
 
     verify: list[float]

@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    EosTokenCriteria,
     LogitsProcessorList,
+    MaxLengthCriteria,
     MinNewTokensLengthLogitsProcessor,
     PreTrainedModel,
     StoppingCriteria,
@@ -117,6 +119,67 @@ def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], complaint: 
     model = models.random_model()
     with DynaTree(model) as tree, pytest.raises(UserError, match=complaint):
         called(model, batch(PROMPTS[0]), options, custom_generate=tree)
+
+
+def test_criteria_of_the_caller_s_own_take_the_place_of_the_configuration_s() -> None:
+    """Guards against an end and a length that are dropped, since `generate` makes criteria of these kinds itself."""
+    model = models.random_model()
+    plain = called(model, batch(PROMPTS[0]), {"max_new_tokens": 18})[0].tolist()
+    own: list[list[Any]] = [[MaxLengthCriteria(12)], [EosTokenCriteria(plain[9])], [EosTokenCriteria([plain[8], 63])]]
+    for criteria in own:
+        options = {"stopping_criteria": StoppingCriteriaList(criteria), "eos_token_id": [63]}
+        wanted = called(model, batch(PROMPTS[0]), options)
+        with DynaTree(model) as tree:
+            assert torch.equal(called(model, batch(PROMPTS[0]), options, custom_generate=tree), wanted)
+
+
+def test_rows_are_padded_with_the_first_end_token_where_nothing_is_said() -> None:
+    """Guards against an error once all is decoded: models without a padding token are many."""
+    model = models.random_model()
+    texts = [called(model, batch(prompt), {})[0].tolist() for prompt in PROMPTS]
+    options = {"eos_token_id": [texts[1][5], texts[0][14]], "pad_token_id": None}
+    wanted = called(model, batch(*PROMPTS), options)
+    with DynaTree(model) as tree:
+        assert torch.equal(called(model, batch(*PROMPTS), options, custom_generate=tree), wanted)
+
+
+def test_a_mask_of_truth_values_has_no_hole() -> None:
+    """Guards against tokens that a hole moves in front of the prompt."""
+    model, inputs = models.random_model(), batch(PROMPTS[0])
+    mask = inputs["attention_mask"].bool()
+    mask[0, 2] = False
+    with DynaTree(model) as tree, pytest.raises(UserError, match="attention_mask: prompts are padded on the right"):
+        called(model, {**inputs, "attention_mask": mask}, {}, custom_generate=tree)
+
+
+def test_a_penalty_behind_another_processor_passes_padding_over() -> None:
+    """Guards against lengths of rows that are taken for lengths of nodes."""
+    model, helper = models.random_model(), models.random_model()
+    options = {"sequence_bias": {(5,): -2.0}, "repetition_penalty": 1.4}
+    for prompts in (PROMPTS[:1], [PROMPTS[0], PROMPTS[0][::-1]]):
+        wanted = called(model, batch(*prompts), options)
+        with DynaTree(model, drafter=helper, method="fixed_tree") as tree:
+            assert torch.equal(called(model, batch(*prompts), options, custom_generate=tree), wanted)
+            with pytest.raises(UserError, match="repetition_penalty behind another processor"):
+                called(model, batch(*PROMPTS), options, custom_generate=tree)
+
+
+def test_a_processor_that_tells_prompts_by_their_place_is_for_one() -> None:
+    """Guards against the node of a tree that is taken for the prompt of its number."""
+    model, helper = models.random_model(), models.random_model()
+    options = {"prefix_allowed_tokens_fn": lambda row, ids: [[*range(30)]][row]}
+    wanted = called(model, batch(PROMPTS[0]), options)
+    with DynaTree(model, drafter=helper, method="fixed_tree") as tree:
+        assert torch.equal(called(model, batch(PROMPTS[0]), options, custom_generate=tree), wanted)
+        with pytest.raises(UserError, match="prefix_allowed_tokens_fn: it tells prompts by their place"):
+            called(model, batch(*PROMPTS[:2]), options, custom_generate=tree)
+
+
+def test_a_processor_that_remembers_steps_is_refused() -> None:
+    """Guards against a state that rejected branches have changed."""
+    refused = pytest.raises(UserError, match="UnbatchedClassifierFreeGuidanceLogitsProcessor: it keeps what it saw")
+    with DynaTree(model := models.random_model()) as tree, refused:
+        called(model, batch(PROMPTS[0]), {"guidance_scale": 1.5}, custom_generate=tree)
 
 
 SAMPLED: list[dict[str, Any]] = [

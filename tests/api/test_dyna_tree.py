@@ -280,6 +280,11 @@ def test_a_streamer_is_told_what_generate_would_tell_it(folder: Path) -> None:
     list(tree.stream([5, 6, 7, 5, 6], max_new_tokens=16, streamer=told))
     prompt, *commits, end = told.seen
     assert prompt == [5, 6, 7, 5, 6] and end == [] and [token for ids in commits for token in ids] == found.tokens
+    left = Told()
+    stream = tree.stream([5, 6, 7, 5, 6], max_new_tokens=16, streamer=left)
+    next(stream)
+    stream.close(), stream.close()
+    assert left.seen[-1] == [] and left.seen.count([]) == 1
 
 
 def test_a_stream_that_is_left_early_leaves_nothing_behind(folder: Path) -> None:

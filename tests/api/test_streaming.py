@@ -71,6 +71,8 @@ def test_an_error_in_decoding_reaches_who_reads(tree: DynaTree) -> None:
         list(tree.stream(PROMPT, max_new_tokens=20, logits_processor=[broken]))
     with pytest.raises(UserError, match="prompt: it is empty"):
         tree.stream([], max_new_tokens=20)
+    with pytest.raises(UserError, match=r"prompt: a tensor of shape \[2, 1\]"):
+        tree.stream(torch.tensor([[3], [4]]), max_new_tokens=20)
 
 
 @pytest.mark.parametrize("method", ["autoregressive", "linear", "dynatree", "fixed_tree"])
@@ -113,6 +115,37 @@ def test_kept_keys_and_values_change_no_output(method: str, window: int | None) 
             text = [*text[:cut], *(stream.generation.tokens if turn % 3 == 0 else []), *added]
             if turn == 5:
                 tree.generate([[9], [8, 7]], max_new_tokens=3)  # what others decode between two turns
+
+
+def test_streams_side_by_side_keep_to_their_texts(tree: DynaTree) -> None:
+    """Guards against a request that is lost, or goes on with another's state, once another has begun."""
+    texts = [PROMPT, [2, 7, 1, 8], PROMPT[::-1]]
+    wanted = [tree.generate(text, max_new_tokens=20).tokens for text in texts]
+    streams = [tree.stream(text, max_new_tokens=20) for text in texts]
+    going = list(streams)
+    while going:
+        going = [stream for stream in going if next(stream, None) is not None]
+        if going:
+            assert len(tree.generate([2, 2], max_new_tokens=3).tokens) == 3
+    assert [stream.generation.tokens for stream in streams] == wanted
+    if tree.method not in ("transformers", "assisted"):
+        # transformers' own loops count all forwards of their time.
+        forwards = [tree.generate(text, max_new_tokens=20).trace.target_forwards for text in texts]
+        assert [stream.generation.trace.target_forwards for stream in streams] == forwards
+
+
+def test_kept_keys_and_values_are_of_one_stream_at_a_time() -> None:
+    """Guards against a stream that goes on with keys and values that a later one has filled."""
+    with DynaTree(models.random_model(), method="autoregressive") as tree:
+        kept, wanted = PrefixCache(), tree.generate(PROMPT[::-1], max_new_tokens=6).tokens
+        first = tree.stream(PROMPT, max_new_tokens=6, kept=kept)
+        next(first), next(first)
+        second = tree.stream(PROMPT[::-1], max_new_tokens=6, kept=kept)
+        next(second)
+        with pytest.raises(UserError, match="stream: a later one has taken its keys and values"):
+            list(first)
+        list(second)
+        assert second.generation.tokens == wanted and kept.last is not None and kept.last.follows is None
 
 
 def test_a_generation_that_failed_leaves_nothing() -> None:

@@ -9,6 +9,7 @@ from dynatree.costs.calibration import COSTS, STEPS
 from dynatree.data.splits import read_tokens
 from dynatree.engine.machine import set_threads
 from dynatree.files import drafter_of
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, loading
 from dynatree.study import params
 from tests.drills.transcript import Transcript
@@ -43,6 +44,7 @@ def test_random_prompts_are_exact() -> None:
         f" a token more than {tolerance:.0e} logits below the argmax ends the drill.",
     )
     flips, largest, outputs, rounds = 0, 0.0, {}, 0
+    options = GenerationOptions(max_new_tokens=TOKENS)
     prompts = []
     for number in range(COUNT):
         length = chance.randint(1, LONGEST)
@@ -53,14 +55,14 @@ def test_random_prompts_are_exact() -> None:
             start = chance.randrange(max(1, len(ids) - length))
             prompts.append(ids[start : start + length])
     for number, prompt in enumerate(prompts, 1):
-        trace = decoder.decode(prompt, TOKENS)
+        trace = decoder.decode(prompt, options)
         facts = audit.audit(target, prompt, trace.output, tolerance)
         flips, largest = flips + facts["flips"], max(largest, facts["largest_gap"])
         outputs[number], rounds = trace.output, rounds + len(trace.rounds)
         if number % EVERY == 0:
             print(f"soak: {number} of {COUNT}, {flips} flips, largest gap {largest:.2g}", flush=True)
     again = chance.sample(range(1, COUNT + 1), min(20, COUNT))
-    assert all(decoder.decode(prompts[number - 1], TOKENS).output == outputs[number] for number in again)
+    assert all(decoder.decode(prompts[number - 1], options).output == outputs[number] for number in again)
     page.note(
         f"DYNATREE_SOAK={COUNT} python -m pytest tests/drills/drill_soak.py",
         f"{COUNT} outputs of {TOKENS} tokens in {rounds} rounds: {flips} tokens besides the argmax, none of them"

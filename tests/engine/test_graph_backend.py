@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from openvino import opset13 as op
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config
 
 from dynatree import DynaTree, decoding
@@ -272,6 +272,21 @@ def different_widths(made: GraphBackend, architecture: str, format: str) -> int:
     return found.count(False)
 
 
+def test_a_block_takes_as_many_tokens_as_are_left_of_it() -> None:
+    """Guards a path that would cross the end of a block, and one that stops before it."""
+    for length in (1, BLOCK - 2, BLOCK - 1, BLOCK, BLOCK + 1):
+        cache = BlockCache(1, 1, 2)
+        for count in (min(length, BLOCK), max(0, length - BLOCK)):
+            cache.settle()
+            cache.append(torch.zeros(1, 1, count, 2), torch.zeros(1, 1, count, 2 + EXTRA), committed=True)
+        cache.settle()
+        path = cache.left(length)
+        cache.append(torch.zeros(1, 1, path + 1, 2), torch.zeros(1, 1, path + 1, 2 + EXTRA), committed=False)
+        # All but the first, so that they move.
+        cache.keep(length, torch.arange(1, path + 1))
+        assert cache.committed == cache.length == length + path and cache.length % BLOCK == 0
+
+
 def test_a_cache_holds_what_was_kept() -> None:
     """Guards the blocks: appended, kept, cropped and refilled at random, beside a plain list."""
     chance, plain = random.Random(0), torch.zeros(1, 1, 0, 4)
@@ -361,11 +376,45 @@ def test_every_method_decodes_as_one_token_a_forward(architecture: str, format: 
                 if method == "autoregressive":
                     wanted.append([found.tokens for found in alone])
                 elif method in ("dynatree", "linear", "fixed_tree", "assisted"):
-                    assert min(found.accepted for found in alone) > 1.2, method
+                    assert min(found.tokens_per_round for found in alone) > 1.2, method
                 assert [found.tokens for found in alone] == wanted[place], method
                 if method in ours:
                     together = tree.generate(prompts, max_new_tokens=40, **options)
                     assert [found.tokens for found in together] == wanted[place], method
+
+
+@pytest.mark.parametrize("depth", [3, 4])
+def test_drafts_end_with_a_block_of_the_drafter_s(depth: int) -> None:
+    """Guards a drafter with a window, whose blocks end elsewhere in the text than the target's."""
+    # Of the last token, nearly alone, so that what the window hides is hardly missed.
+    target = copied(model("llama"))
+    for layer in target.model.layers:
+        layer.self_attn.o_proj.weight.data *= 0.03
+    helper = copied(target)
+    helper.config.draft_window = BLOCK
+    wanted: list[int] = []
+    for method, knobs in (("autoregressive", {}), ("fixed_tree", {"depth": depth, "branch": 2, "budget": 30})):
+        with DynaTree(target, drafter=helper, method=method, dtype="int8", **knobs) as tree:
+            found = tree.generate(TEXT[:300].tolist(), max_new_tokens=150)
+        wanted = wanted or found.tokens
+    assert found.tokens == wanted and found.tokens_per_round > 2
+
+
+def test_a_layer_with_an_adapter_is_computed_as_it_is() -> None:
+    """Guards against a graph of the weights below an adapter, whose part would be lost."""
+
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x.sum(-1, keepdim=True)
+
+    adapted = copied(model("llama"))
+    layer = adapted.model.layers[0].self_attn.q_proj
+    other = Adapted(layer.in_features, layer.out_features, bias=False)
+    other.weight = layer.weight
+    adapted.model.layers[0].self_attn.q_proj = other
+    assert not LanguageModel(adapted, None, format="float32").in_graph
+    with pytest.raises(UserError, match="it has layers of other kinds, Adapted; take float32"):
+        LanguageModel(adapted, None, format="int4")
 
 
 def test_transformers_by_torch_is_the_model_as_loaded() -> None:

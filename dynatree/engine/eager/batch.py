@@ -16,7 +16,7 @@ from dynatree.engine.backend import Feed
 class Batch(NamedTuple):
     """Of `b` rows of `n` tokens: ids and positions [b, n], mask [b, n, end], cache slots [b, n].
 
-    No mask: plain continuation; no slots: rows alike (cache.py, `place`).
+    No mask: plain continuation; no slots: rows alike (kv_cache.py, `place`).
     """
 
     tokens: Tensor

@@ -126,6 +126,10 @@ class KeyValueCache:
         """A path may be of any length."""
         return 2**31
 
+    def left(self, length: int) -> int:
+        """Likewise."""
+        return 2**31
+
     @staticmethod
     def place(caches: Sequence["KeyValueCache"], counts: Sequence[int], columns: Tensor | None = None) -> None:
         """The next forward appends `counts` [b] tokens to `caches` [b], rows of one batch, padded to the most.

@@ -11,7 +11,7 @@ from typing import Any, cast
 import openvino as ov
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynatree.engine.backend import Begin, End, Feed
 from dynatree.engine.graph import gpt_neox, llama, parts
@@ -33,6 +33,10 @@ def refusal(model: Any, name: str) -> str | None:
         return f"is for {known}; {name} is {model.config.model_type}"
     if model.config.hidden_act != builder.ACTIVATION:
         return f"is not for {name}: its activation is {model.config.hidden_act}"
+    # A layer with an adapter around it has another product than by its weight.
+    layers = {type(part) for part in model.modules() if getattr(getattr(part, "weight", None), "ndim", 0) == 2}
+    if others := sorted(kind.__name__ for kind in layers - {nn.Linear, nn.Embedding}):
+        return f"is not for {name}: it has layers of other kinds, {', '.join(others)}"
     return None
 
 

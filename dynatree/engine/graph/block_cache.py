@@ -41,6 +41,10 @@ class BlockCache:
         """Levels that a tree below the next token may have: no path crosses the end of a block."""
         return BLOCK - 1 - self.committed % BLOCK
 
+    def left(self, length: int) -> int:
+        """Tokens that the block still takes behind `length` committed ones, or the next block where it is full."""
+        return BLOCK - length % BLOCK
+
     def append(self, keys: Tensor, values: Tensor, committed: bool) -> None:
         """Further `keys` [layers, heads, n, size] and `values` [layers, heads, n, size + EXTRA]: `committed`, which do
         not pass the end of the block, or nodes.
