@@ -95,7 +95,8 @@ def by_dvc(world: World) -> set[Made]:
     differing = json.loads(world.run("dvc", "status", "--json"))
     with Repo(str(world.folder)) as repository:
         graph = repository.index.graph
-        stale = {stage for stage in graph if stage.addressing in differing}
+        # By name: an address is told from the current folder.
+        stale = {stage for stage in graph if stage.name in differing}
         waiting = [*stale]
         while waiting:
             further = set(graph.predecessors(waiting.pop())) - stale

@@ -139,10 +139,11 @@ def test_groups_of_code_follow_the_rooms(planned):
     for job, named in code([*planned, *(job for name in APART for job in plan(f"figures/{name}.svg"))]):
         # Of the command that the moving picture is made by, which loads no model.
         own = {
-            f"dynatree/commands/{name}.py" for name in ("options", *(("replay", "arguments") * (job.rule == "replay")))
+            f"dynatree/commands/{name}.py"
+            for name in ("options", *(("replay", "arguments") * (job.rule == "draw_replay")))
         }
         rooms = {Path(path).parts[1] for path in named - own if path.count("/") > 1}
-        if job.rule in ("draw", "replay"):
+        if job.rule in ("draw", "draw_replay"):
             assert not rooms & (MODEL | {"study", "commands", "data"}), job
         elif job.rule == "aggregate":
             assert not rooms & (MODEL - {"engine"} | SAID - {"tables"}), job

@@ -94,7 +94,7 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     changed = {f"generate:{folder}" for folder, run in runs(world).items() if run.method == "dynatree"}
     settings = {run.settings for run in runs(world).values() if run.method == "dynatree"}
     passed = {f"{top}:dynatree/{setting}/{DATASET}" for top in ("timeline", "memory") for setting in settings}
-    assert set(ran) - {name for name in ran if name.startswith("draw:")} == changed | passed | {"aggregate"}
+    assert set(ran) - {name for name in ran if name.startswith("draw")} == changed | passed | {"aggregate"}
     world.edit(**{TAU: 0.01})
     ran = world.snakemake()
     assert not [name for name in ran if name.startswith(("generate", "timeline"))]
@@ -106,7 +106,7 @@ def test_changed_setting_runs_the_new_point_alone(world: World):
     world.edit(**{listed: ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"]})
     ran = world.snakemake()
     folder = f"tree_shape/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
-    assert {name for name in ran if not name.startswith("draw:")} == {f"generate:{folder}", "aggregate"}
+    assert {name for name in ran if not name.startswith("draw")} == {f"generate:{folder}", "aggregate"}
     done = world.repro()
     assert not [name for name in done["ran"] if name.startswith(("generate", "ablation", "timeline", "memory"))]
 
@@ -117,7 +117,7 @@ def test_changed_condition_runs_the_new_value_alone(world: World, condition: str
     world.edit(**{f"experiments__{condition}": values})
     ran = world.snakemake()
     wanted = {f"generate:{folder}" for folder, run in runs(world).items() if run.prompt_tokens == 20}
-    assert {name for name in ran if not name.startswith(("draw:", "choose"))} == wanted | {"aggregate"}
+    assert {name for name in ran if not name.startswith(("draw", "choose"))} == wanted | {"aggregate"}
     assert {name for name in ran if name.startswith("choose")} == {f"choose_prompts:P20/{DATASET}"}
 
 
@@ -129,7 +129,7 @@ def test_changed_batch_size_measures_batches_alone(world: World):
     found = runs(world).items()
     batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
     wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:float64", "aggregate"}
-    assert {name for name in ran if not name.startswith("draw:")} == wanted
+    assert {name for name in ran if not name.startswith("draw")} == wanted
     world.run("dvc", "commit", "--force", "--quiet")
     world.edit(experiments__batch_size__batches=[1, 4, 8])
     done = {name.partition("@")[0] for name in world.repro()["ran"]}

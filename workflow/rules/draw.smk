@@ -28,7 +28,7 @@ rule draw:
 
 
 # The README's moving picture: the recorded passes of the timeline, side by side.
-rule replay:
+rule draw_replay:
     input:
         library=library("workflow/scripts/replay.py"),
         tables=[f"results/{table}.parquet" for table in figure_tables("timeline")],

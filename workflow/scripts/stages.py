@@ -62,7 +62,7 @@ READ: dict[str, tuple[str, ...]] = {
     "memory": (*MACHINE, *of_scale("output_tokens")),
     "aggregate": ("scale", "datasets", "methods", "experiments", "timeline", "memory"),
     "draw": (),
-    "replay": (),
+    "draw_replay": (),
 }
 # Folders of a run's conditions by the item of the stage's matrix.
 CONDITIONS = {"prompt_tokens": "P${item.prompt_tokens}", "batch": "b${item.batch}", "format": "${item.format}"}

@@ -26,7 +26,7 @@ TOLD = {
     "memory": "Measure the peak memory of one request",
     "aggregate": "Make tables and metrics of the raw records",
     "draw": "Draw a figure from its tables",
-    "replay": "Draw the recorded rounds of one prompt, moving",
+    "draw_replay": "Draw the recorded rounds of one prompt, moving",
 }
 
 
