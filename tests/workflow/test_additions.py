@@ -121,7 +121,7 @@ def test_a_policy_is_one_file_and_one_line(world: World):
         own = {name for name in ran if name.startswith("generate:")}
         assert own and {name.split("/")[1] for name in own} == {"extra"}
         others = {name.partition(":")[0] for name in ran - own}
-        assert others <= {"library", "aggregate", "draw"}
+        assert others <= {"library", "aggregate", "draw", "draw_replay"}
         assert "extra" in json.loads((world.folder / "results/metrics.json").read_text())
 
 

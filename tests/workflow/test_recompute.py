@@ -158,7 +158,7 @@ def test_changed_sizes_measure_again(world: World, key: str, value: int, rules: 
     world.edit(**{f"scales__tiny__{key}": value})
     planned = world.snakemake("--dry-run")
     (world.folder / "params.yaml").write_text(before)
-    assert {name.partition(":")[0] for name in planned} - {"aggregate", "draw"} == rules
+    assert {name.partition(":")[0] for name in planned} - {"aggregate", "draw", "draw_replay"} == rules
     measured = {name.removeprefix("generate:") for name in planned if name.startswith("generate:")}
     main = {folder for folder, run in runs(world).items() if run.top == "runs"}
     if key == "repeats":
