@@ -24,14 +24,14 @@ examples:
 """
 
 
-# Of what is measured over a text, unless others are given.
-_SIZES: dict[str, int | list[int]] = {
-    "prompts": 4,
-    "prompt_tokens": 128,
-    "output_tokens": 128,
-    "contexts": [64, 256, 1024],
-    "batches": [1],
-    "repeats": 7,
+# Of what is measured over a text: what each size is unless given, and of what.
+_SIZES: dict[str, tuple[int | list[int], str]] = {
+    "prompts": (4, "a text"),
+    "prompt_tokens": (128, "of each"),
+    "output_tokens": (128, "of their continuations"),
+    "contexts": ([64, 256, 1024], "committed tokens to time behind"),
+    "batches": ([1], "numbers of prompts decoded together to time"),
+    "repeats": (7, "of a size"),
 }
 
 
@@ -51,15 +51,7 @@ def register(
     parser.add_argument(
         "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt; with --out"
     )
-    for name, what in (
-        ("prompts", "a text"),
-        ("prompt_tokens", "of each"),
-        ("output_tokens", "of their continuations"),
-        ("contexts", "committed tokens to time behind"),
-        ("batches", "numbers of prompts decoded together to time"),
-        ("repeats", "of a size"),
-    ):
-        usual = _SIZES[name]
+    for name, (usual, what) in _SIZES.items():
         several: dict[str, Any] = {"nargs": "+"} if isinstance(usual, list) else {}
         shown = " ".join(map(str, usual)) if isinstance(usual, list) else usual
         parser.add_argument(
@@ -82,7 +74,7 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     known = params.read()
     kept = arguments.text is None and arguments.out is None
     if kept:
-        given = [name for name, usual in _SIZES.items() if getattr(arguments, name) != usual]
+        given = [name for name, (usual, _) in _SIZES.items() if getattr(arguments, name) != usual]
         if given:
             options_given = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise UserError(f"calibrate: {options_given} only with --text and --out; what is kept has sizes of its own")

@@ -6,8 +6,6 @@ if "PARAMS" not in globals():
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
-# Formats whose costs are calibrated for some run, beside which those of llama.cpp are shown.
-CALIBRATED = sorted({PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])})
 # What both rules read and are told.
 BESIDE = {
     "models": [f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
@@ -56,7 +54,7 @@ rule llama_cpp:
         **BESIDE,
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BESIDE_LLAMA),
-        costs=[calibrated(dtype)[0] for dtype in CALIBRATED],
+        costs=[calibrated(dtype)[0] for dtype in sorted(FORMATS)],
     output:
         table="results/llama_cpp.parquet",
         costs="results/llama_cpp_costs.parquet",

@@ -73,8 +73,8 @@ def calibrated_batches(dtype):
 
 # The main format first; and those that are calibrated.
 ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values())]))
-CALIBRATED = {run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"]}
-FORMATS = [dtype for dtype in ORDER if dtype in {PARAMS.dtype, *CALIBRATED}]
+CALIBRATED = {PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])}
+FORMATS = [dtype for dtype in ORDER if dtype in CALIBRATED]
 
 # The priority of what takes seconds and has others wait for it.
 FIRST = 1_000_000

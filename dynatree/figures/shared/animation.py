@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dynatree.figures.shared import grammar, theme
-from dynatree.figures.shared.grammar import fitting
 
 WIDTH, MARGIN = 880, 16
 # The text's part of a lane, and the tree's beside it.
@@ -146,7 +145,7 @@ def _cell(column: int, row: int, top: int, text: str, kind: str, tone: str) -> s
     step = TREE / (LEVELS + 1)
     x, y, wide = WIDTH - MARGIN - TREE + column * step, top + row * ROW, step - 3
     look = {"kept": f'style="fill:{tone}"', "own": f'stroke="{tone}"'}.get(kind, "")
-    shown = html.escape(fitting(text, wide - 2, SMALL))
+    shown = html.escape(grammar.fitting(text, wide - 2, SMALL))
     box = f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="{ROW - 2}" rx="2" {look}/>'
     return f'<g class="node {kind}">{box}<text x="{x + 2:.1f}" y="{y + 10}">{shown}</text></g>'
 
