@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from dynatree import decoding
 from dynatree.costs.calibration import Calibration
+from dynatree.costs.cost_table import CostTable
 from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
@@ -31,8 +33,8 @@ from dynatree.tree import TokenTree
 # Ranks whose rate of hits is told.
 RATED = 8
 
-# What decoding is watched with: DynaTree's default, on text that a penalty keeps from looping.
-DECODING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
+# What decoding is watched with: a level in each round, so that the drafter never lacks more than two tokens.
+DECODING = {"policy": "fixed", "drafting": "model", "depth": 1, "branch": forward_times.RANKS, "budget": None}
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]
@@ -99,7 +101,7 @@ def loaded(
         known = step_rates(texts, drafter)
         table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
         if drafter:
-            beyond = while_decoding(target, drafter, prompts, output_tokens, Calibration(table, known), tell)
+            beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
             table = table.drafting_plus(beyond)
     return Calibration(table, known)
 
@@ -119,31 +121,29 @@ def while_decoding(
     drafter: DraftModel,
     prompts: Sequence[list[int]],
     output_tokens: int,
-    calibration: Calibration,
+    costs: CostTable,
     tell: Tell = lines,
 ) -> float:
-    """Median seconds that a level takes in decoding beyond what the table says, at least 0.
+    """Median seconds that a level takes in decoding beyond what `costs` say of as many tokens fed, at least 0.
 
-    Between two target forwards the drafter's weights leave the processor's caches, and the policy thinks. Decoded are
-    texts that do not loop: in loops hardly a level is drafted.
+    Between two target forwards the drafter's weights leave the processor's caches. Decoded are texts that do not loop,
+    as those are for which a level is drafted.
     """
-    decoder = decoding.build(target, drafter, "speculative", DECODING, calibration)
-    draft = calibration.costs.draft
-    beyond: dict[int, list[float]] = {}
-    assert draft is not None, "the table has the drafter's costs"
+    decoder = decoding.build(target, drafter, "speculative", DECODING)
+    assert costs.draft is not None, "the table has the drafter's costs"
+    beyond: list[float] = []
     for prompt in prompts:
         trace = decoder.decode(prompt, lasting(PENALISED, output_tokens), clock=Clock(instrumented=True))
         taken = {number: end - start for number, phase, start, end in trace.spans if phase == "draft"}
         context = len(prompt)
-        for number, fact in enumerate(trace.rounds):
+        for number, (before, fact) in enumerate(pairwise(trace.rounds), 1):
+            context += len(before.emitted)
             if fact.draft_forwards:
-                level = taken[number] / fact.draft_forwards - float(draft.at(context, 1)[1])
-                beyond.setdefault(fact.draft_forwards, []).append(level)
-            context += len(fact.emitted)
+                # What the round before emitted has not been fed; before the first one the whole prompt had not.
+                fed = len(before.emitted)
+                beyond.append(taken[number] - float(costs.draft.at(context, fed)[fed]))
         tell(f"{target.name} and {drafter.name} decoded {len(trace.output)} tokens")
-    # Of the fewest levels, most often one, below the root alone: later ones are over more tokens.
-    counted = beyond[min(beyond)] if beyond else [0.0]
-    return max(0.0, statistics.median(counted))
+    return max(0.0, statistics.median(beyond or [0.0]))
 
 
 def step_rates(texts: Texts, drafter: DraftModel | None) -> StepRates:

@@ -20,7 +20,6 @@ from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
 from dynatree.measuring import calibrate, forward_times
-from dynatree.policies import cost_aware
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build, Drafts
@@ -244,20 +243,24 @@ def test_levels_cost_what_they_take_while_decoding(
     target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards against costs of forwards in a tight loop, which leave out what a level takes besides them."""
-    expand = cost_aware._Growth.expand
+    proposals = Draft.proposals
 
     def slow(*arguments: Any) -> Any:
         time.sleep(0.005)
-        return expand(*arguments)
+        return proposals(*arguments)
 
-    monkeypatch.setattr(cost_aware._Growth, "expand", slow)
-    # A table by which drafting always pays, and which is too low.
-    calibration = models.calibration(level=1e-4)
-    beyond = calibrate.while_decoding(target(), drafter("related"), [[3, 1, 4, 1]], 12, calibration)
+    monkeypatch.setattr(Draft, "proposals", slow)
+    # A table that is too low.
+    costs = models.calibration(level=1e-4).costs
+    beyond = calibrate.while_decoding(target(), drafter("related"), [[3, 1, 4, 1]], 12, costs)
     assert "0 rounds" not in capsys.readouterr().err
-    paid = calibration.costs.drafting_plus(beyond)
-    assert beyond > 0.004 and paid.draft.at(16, 1)[1] == pytest.approx(calibration.costs.draft.at(16, 1)[1] + beyond)
-    assert paid.verify == calibration.costs.verify
+    paid = costs.drafting_plus(beyond)
+    assert beyond > 0.004 and paid.draft.at(16, 1)[1] == pytest.approx(costs.draft.at(16, 1)[1] + beyond)
+    assert paid.verify == costs.verify
+    # Where every child is accepted, two tokens are fed, for which this table has enough.
+    enough = costs.draft.model_copy(update={"tokens": [1, 2, 128], "seconds": [[1e-4, 1.0, 1.0]]})
+    costs = costs.model_copy(update={"draft": enough})
+    assert calibrate.while_decoding(target(), drafter("same"), [[3, 1, 4, 1]], 12, costs) == 0
 
 
 def test_a_slower_level_is_kept_for_batches() -> None:
