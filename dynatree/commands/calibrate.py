@@ -6,14 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dynatree import files
 from dynatree.commands import options
 from dynatree.commands.arguments import check_out, check_texts, quieten
+from dynatree.config import QUANTISED
 from dynatree.errors import UserError
 from dynatree.study import params
+
+# What quantising costs is told in this file, over so many tokens of the text, in windows of so many.
+PERPLEXITY = "perplexity.json"
+_SCORED, _WINDOW = 2000, 512
 
 _DESCRIPTION = """\
 Measure, for the cost-aware policy of `dynatree`, what target and draft forwards over n tokens cost on this machine, and
 how often drafted tokens are the target's choice along its continuations of a text. Let nothing else run meanwhile.
+Of a quantised format (int8, int4) the text's perplexity is told as well, beside that in float32.
 Without --text and --out some sentences are gone on from, and the result is kept in your cache folder, where other
 commands and Python find it for these models, this format and this machine.
 
@@ -63,7 +70,10 @@ def register(
             **several,
         )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for costs.json, steps.json, batches.json; with --text"
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help=f"for costs.json, steps.json, batches.json, {PERPLEXITY}; with --text",
     )
     options.machine(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
@@ -97,14 +107,15 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     from dynatree.data.sources.text import token_ids
     from dynatree.engine.machine import set_threads
     from dynatree.engine.tokenizer import require_tokenizer
-    from dynatree.measuring import calibrate, forward_times
+    from dynatree.measuring import calibrate, forward_times, perplexity
 
     quieten()
     set_threads(arguments.threads)
     tokenizer = require_tokenizer(folders["target"])
-    prompts = []
+    prompts, documents = [], []
     for path in arguments.text:
         ids = token_ids(path, tokenizer.encode)
+        documents.append(ids[: -(-_SCORED // len(arguments.text))])
         length, count = arguments.prompt_tokens, arguments.prompts
         if len(ids) < length * count:
             raise UserError(f"--text {path}: {len(ids)} tokens; {count} prompts of {length} need {length * count}")
@@ -116,6 +127,13 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     if {*arguments.batches} - {1}:
         measured = forward_times.with_batches(folders, measured, *sizes[1:], *machine, arguments.batches)
     measured.write(arguments.out)
+    if arguments.dtype in QUANTISED:
+        found = perplexity.of_formats(
+            folders["target"], documents, _SCORED, _WINDOW, (arguments.dtype, "float32"), arguments.device
+        )
+        files.write_json(arguments.out / PERPLEXITY, found)
+        told = ", ".join(f"{row['perplexity']:.3f} in {dtype}" for dtype, row in found.items())
+        print(f"{arguments.out}: perplexity of the text {told}", file=sys.stderr)
     print(f"{arguments.out}: costs of {arguments.target} on this machine", file=sys.stderr)
 
 

@@ -2,9 +2,11 @@
 
 import math
 import sys
+from pathlib import Path
 
 import torch
 
+from dynatree.engine import kept
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 
@@ -44,3 +46,19 @@ def sliding(
         if count >= limit:
             break
     return {"perplexity": math.exp(total / count), "tokens": count}
+
+
+def of_formats(
+    folder: Path, documents: list[list[int]], limit: int, window: int, dtypes: tuple[str, ...], device: str
+) -> dict[str, dict[str, float]]:
+    """What `sliding` gives for the model in `folder` in each of `dtypes`, one loaded after the other.
+
+    Windows of `window` tokens, or as many as the model's context admits, move by half of that. Raises UserError as
+    `sliding` and `kept.pair` do.
+    """
+    found = {}
+    for dtype in dtypes:
+        target = kept.pair({"target": folder}, dtype, device).target
+        size = window if target.context_limit is None else min(window, target.context_limit + 1)
+        found[dtype] = sliding(target, documents, limit, size, size // 2)
+    return found

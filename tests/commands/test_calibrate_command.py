@@ -46,6 +46,18 @@ def test_generate_uses_what_was_measured(
     assert "not calibrated" not in caplog.text
 
 
+def test_a_quantised_format_says_what_it_costs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against rounded weights whose loss nobody sees; what is not rounded has none to tell."""
+    asked = ("calibrate", "--target", "target", "--text", "text.txt", *SMALL, "--threads", "1")
+    status, _, err = call(capsys, *asked, "--dtype", "int8", "--out", "costs")
+    found = json.loads(Path("costs/perplexity.json").read_text())
+    assert status == 0 and {*found} == {"int8", "float32"} and found["int8"] != found["float32"]
+    assert 1 < found["int8"]["perplexity"] == pytest.approx(found["float32"]["perplexity"], rel=0.05)
+    told = ", ".join(f"{found[dtype]['perplexity']:.3f} in {dtype}" for dtype in ("int8", "float32"))
+    assert f"costs: perplexity of the text {told}" in err
+    assert call(capsys, *asked, "--out", "exact")[0] == 0 and not Path("exact/perplexity.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
