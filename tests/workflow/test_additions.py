@@ -131,7 +131,7 @@ def test_a_data_set_is_one_entry_and_its_name(world: World):
     world.snakemake()
     world.edit(sources__more={**world.params["sources"][DATASET], "documents": 10}, datasets=[DATASET, "more"])
     planned = world.snakemake("--dry-run")
-    assert {f"{rule}:more" for rule in ("download_data", "tokenise", "perplexity")} <= set(planned)
+    assert {"download_data:more", "tokenise:more", f"perplexity:{world.params['dtype']}/more"} <= set(planned)
     own = {f"generate:{folder}" for folder, run in runs(world).items() if (run.top, run.dataset) == ("runs", "more")}
     assert len(own) == len(world.params["methods"])
     assert own <= set(planned)
