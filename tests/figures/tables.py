@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -45,6 +46,7 @@ PHASED = {"autoregressive": (0.0, 46.0), "linear": (27.0, 61.0), "dynatree": (38
 Row = dict[str, Any]
 
 
+@cache
 def make(
     seed: int = 0,
     winner: str = "dynatree",
@@ -57,7 +59,10 @@ def make(
     word: str = " the",
 ) -> dict[str, pa.Table]:
     """All tables of the schema; `winner` is the best method in each, `nodes` the size of its largest tree,
-    `swept` the number of data sets with experiments, `few` whether these have few values, `word` a token's text."""
+    `swept` the number of data sets with experiments, `few` whether these have few values, `word` a token's text.
+
+    Made once for all that ask alike, so nobody changes what is given: `tables | {name: another}` is a copy.
+    """
     chance = random.Random(seed)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     for dataset in datasets:

@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from functools import cache
 from types import ModuleType
 
 import experiments
@@ -64,6 +65,12 @@ def svg(figure: ModuleType, tables: dict) -> str:
     return vl_convert.vegalite_to_svg(figure.draw(tables).to_dict())
 
 
+@cache
+def whole(figure: ModuleType) -> str:
+    """The drawing of all tables, made once."""
+    return svg(figure, synthetic.make())
+
+
 def name(figure: ModuleType) -> str:
     return figure.__name__.rsplit(".", 1)[-1]
 
@@ -80,7 +87,7 @@ def test_draws_only_from_the_tables_it_names(figure: ModuleType, shape: str) -> 
 
 def test_every_method_is_named_in_the_drawing(figure: ModuleType) -> None:
     """Guards against a method that silently drops out of a figure, or a label cut short."""
-    drawn = svg(figure, synthetic.make())
+    drawn = whole(figure)
     assert not [method for method in SHOWN.get(name(figure), ()) if theme.display(method) not in drawn]
 
 
@@ -131,7 +138,7 @@ def test_captions_are_short_and_in_the_field_s_words(figure: ModuleType, shape: 
 
 def test_words_in_the_drawing_are_the_field_s(figure: ModuleType) -> None:
     """The same for titles, legends and axes."""
-    drawn = " ".join(re.findall(r">([^<>]+)</text>", svg(figure, synthetic.make()))).lower()
+    drawn = " ".join(re.findall(r">([^<>]+)</text>", whole(figure))).lower()
     assert not [word for word in BANNED if word in drawn]
 
 
