@@ -25,9 +25,14 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: where files are dealt out to processes, the short ones fill the gaps at the end."""
+    """Files with slow tests first: where files are dealt out to processes, the short ones fill the gaps at the end.
+
+    One of those on the finished job graph makes it (tests/workflow/conftest.py); the others would wait, so they come
+    behind those that need none.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    on_it = [*dict.fromkeys(item.path for item in items if "finished" in getattr(item, "fixturenames", ()))]
+    items.sort(key=lambda item: (item.path not in slow, item.path in on_it[1:], item.path not in on_it))
 
 
 Build = Callable[..., LanguageModel]

@@ -19,23 +19,25 @@ def test_a_stopped_benchmark_goes_on(world: World):
     few = {"methods": ["autoregressive", "transformers", "linear", "dynatree"], "also": {}}
     few["texts"] = {"greedy": {}, "sampled": {"do_sample": True}}
     world.edit(benchmark={**world.params["benchmark"], **few, "grids": {"linear": {"draft_tokens": [1, 2, 3]}}})
-    benchmark = ("snakemake", "--cores", 1, "figures/benchmark.svg")
+
+    def benchmark() -> None:
+        world.snakemake(target="figures/benchmark.svg")
 
     def records() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (world.folder / "results/benchmark").glob("*/*/*.json")}
 
-    world.run(*benchmark)
+    benchmark()
     before = records()
     kinds = {path.parent.name.partition("-")[0] for path in before}
     assert kinds == {"greedy", "sampled", "tuned_greedy", "tuned_sampled", "calibration"}
     lost = next(path for path in before if path.parent.name.startswith("sampled"))
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()
-    world.run(*benchmark)
+    benchmark()
     assert [path for path, at in records().items() if at != before[path]] == [lost]
     texts = world.params["benchmark"]["texts"]
     world.edit(benchmark__texts={**texts, "fresh": {"no_repeat_ngram_size": 3}})
-    world.run(*benchmark)
+    benchmark()
     after = records()
     assert {path.parent.name.partition("-")[0] for path in set(after) - set(before)} == {"fresh", "tuned_fresh"}
     assert [path for path in before if after[path] != before[path]] == [lost]
@@ -44,7 +46,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
     policy = world.folder / "dynatree/policies/cost_aware.py"
     written = policy.read_text()
     policy.write_text(written + '\nDECODES = "in another way"\n')
-    world.run(*benchmark)
+    benchmark()
     assert len(records()) == len(after) + len(before)
     policy.write_text(written)
     world.run("snakemake", "--cores", 1, "--until", "library", "--", "all")  # as it was, for the next test
@@ -99,7 +101,7 @@ class Added:
     def __exit__(self, *_: object) -> None:
         self.file.unlink()
         (self.world.folder / "params.yaml").write_text(self.before)
-        self.world.run("python", "workflow/scripts/stages.py")
+        self.world.stages()
 
 
 def test_a_figure_is_one_file_and_one_line(world: World):

@@ -1,6 +1,5 @@
 """What an edit makes again, in both tools, from dry runs on the tiny pair: the table of docs/workflow.md."""
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +49,7 @@ def another_pair(world: World) -> None:
 def another_data_set(world: World) -> None:
     world.edit(sources__more={**world.params["sources"]["tiny_articles"], "documents": 10})
     world.edit(datasets=["tiny_articles", "more"])
-    world.run("python", "workflow/scripts/stages.py")
+    world.stages()
 
 
 CODE = '\nANOTHER = "value"\n'
@@ -92,11 +91,9 @@ def by_dvc(world: World) -> set[Made]:
     """Stages that differ from dvc.lock once checksums of code are taken, and all that comes of them."""
     if world.run("git", "status", "--porcelain", "dynatree", "workflow"):
         world.run("dvc", "repro", "--quiet", "library", "library_of_rule", "library_of_source")
-    differing = json.loads(world.run("dvc", "status", "--json"))
-    with Repo(str(world.folder)) as repository:
+    with Repo(str(world.folder)) as repository, repository.lock:
         graph = repository.index.graph
-        # By name: an address is told from the current folder.
-        stale = {stage for stage in graph if stage.name in differing}
+        stale = {stage for stage in graph if stage.status()}
         waiting = [*stale]
         while waiting:
             further = set(graph.predecessors(waiting.pop())) - stale
@@ -167,7 +164,7 @@ def test_a_data_set_that_comes_and_goes_leaves_calibration_alone(fresh: World) -
     another_data_set(fresh)
     fresh.run("snakemake", "--cores", 1, "data/tokens/tiny/more.parquet", "results/perplexity/float64/more.json")
     (fresh.folder / "params.yaml").write_text(before)
-    fresh.run("python", "workflow/scripts/stages.py")
+    fresh.stages()
     assert not fresh.snakemake("--dry-run")
     assert not by_dvc(fresh)
 
@@ -178,7 +175,7 @@ def test_one_data_set_or_three_are_planned_alike(fresh: World, datasets: list[st
     fresh.edit(sources__more={**fresh.params["sources"]["tiny_articles"], "documents": 10})
     experiments = {name: {**e, "datasets": datasets[:1]} for name, e in fresh.params["experiments"].items()}
     fresh.edit(datasets=datasets, tuning=datasets, experiments=experiments)
-    fresh.run("python", "workflow/scripts/stages.py")
+    fresh.stages()
     planned = fresh.snakemake("--dry-run", "--forceall")
     assert {name for name in planned if name.startswith("tokenise")} == {f"tokenise:{name}" for name in datasets}
     assert {run.dataset for run in runs(fresh).values() if run.top == "runs"} == set(datasets)

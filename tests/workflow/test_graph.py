@@ -4,6 +4,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,10 @@ class Job(NamedTuple):
     outputs: set[str]
 
 
-def plan(*targets: str) -> list[Job]:
+@cache
+def plan(target: str) -> list[Job]:
     """Every job that makes a file of the graph."""
-    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "--printshellcmds", *targets)
+    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "--printshellcmds", target)
     blocks = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)
     found = []
     for rule, block in zip(blocks[1::2], blocks[2::2], strict=True):
@@ -195,6 +197,7 @@ def changed(folder: Path, **changes: Any) -> World:
     for name in ("params.yaml", "dvc.yaml"):
         (folder / name).write_text((ROOT / name).read_text())
     world.edit(**changes)
+    world.check()
     return world
 
 
@@ -221,11 +224,11 @@ ABLATION = "experiments__ablation"
 def test_a_stale_dvc_yaml_says_so_in_both_tools(tmp_path, changes, stale):
     """Guards against a DVC that runs another graph in silence, and against a line that cries without need."""
     world = changed(tmp_path, **changes)
-    assert (WANTED in world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)) == stale
+    assert (WANTED in world.stages("--quick", ok=False)) == stale
     if {"seed", "scale"} & changes.keys():  # one of each: the same question, and seconds for Snakemake to begin
         assert (WANTED in world.run("snakemake", "--cores", 1, "--dry-run", "data")) == stale
     text = (tmp_path / "dvc.yaml").read_text()
-    world.run("python", "workflow/scripts/stages.py")
+    world.stages()
     assert ((tmp_path / "dvc.yaml").read_text() != text) == stale
 
 
@@ -234,7 +237,7 @@ def test_another_import_makes_dvc_yaml_stale(tmp_path):
     world = changed(tmp_path)
     with (tmp_path / "dynatree/tree.py").open("a") as file:
         file.write("\n\nfrom dynatree.data import splits\n")
-    assert WANTED in world.run("python", "workflow/scripts/stages.py", "--quick", ok=False)
+    assert WANTED in world.stages("--quick", ok=False)
 
 
 def test_dvc_stops_at_a_stale_dvc_yaml(tmp_path):
@@ -285,7 +288,7 @@ def test_mended_words_make_nothing_stale(tmp_path):
     """Guards against a comment that measures anew, in Snakemake, which follows a job that was run to what it feeds."""
     world, made = World(tmp_path), "data/documents/tiny_articles.parquet"
     world.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", tmp_path, cwd=ROOT)
-    world.run("snakemake", "--cores", 1, made)
+    world.snakemake(target=made)
     for path in ("dynatree/data/documents.py", "workflow/scripts/download_data.py"):
         with (tmp_path / path).open("a") as file:
             file.write("# What it is for.\n")

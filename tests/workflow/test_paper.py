@@ -44,6 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "memory": ["dynatree"],
     }
     made.edit(datasets=["tiny_articles", "tiny_books"], **changes)
+    made.check()
     made.run("env", f"HF_HOME={home}", "HF_HUB_OFFLINE=1", "snakemake", "--cores", 1, "all")
     return made
 
@@ -58,7 +59,7 @@ def test_another_scale_is_one_key(tmp_path: Path, scale: str) -> None:
     runs = grid.expand(params.read(tmp_path / "params.yaml"))
     planned = made.snakemake("--dry-run")
     assert {name for name in planned if name.startswith("generate:")} == {f"generate:{folder}" for folder in runs}
-    made.run("python", "workflow/scripts/stages.py")
+    made.stages()
     made.run("git", "init", "-q")
     names = made.run("dvc", "stage", "list", "--name-only").split()
     known = params.read(tmp_path / "params.yaml")

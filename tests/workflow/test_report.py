@@ -51,6 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     reached = {method: {dataset: {"speedup": 1.25} for dataset in known.datasets} for method in known.methods}
     machine = describe_machine("float32", "cpu") | {"processor": PROCESSOR}
     files.write_json(made.folder / "results/metrics.json", reached | {"machine": machine})
+    made.check()
     proxies = [f"{name}_proxy=http://127.0.0.1:9" for name in ("http", "https")]
     made.run(
         "env", *proxies, "snakemake", "--cores", 1, "--report", "report.html", "--", "all", f"figures/{BENCHMARK}.svg"

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from dynatree.study import grid, params
+from dynatree.study import grid, params, preflight
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -49,7 +49,7 @@ class World:
         """A small copy with DVC's view of it, under version control."""
         self.copy()
         self.shrink()
-        self.run("python", "workflow/scripts/stages.py")
+        self.stages()
         (self.folder / "dvc.lock").unlink(missing_ok=True)
         for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "world"]):
             self.run(*command)
@@ -86,9 +86,19 @@ class World:
             section[last] = value
         path.write_text(yaml.safe_dump(values, sort_keys=False))
 
-    def snakemake(self, *options: str) -> Counter[str]:
+    def check(self) -> None:
+        """What the tools ask of new parameters, asked here, where torch is loaded: they find the answer."""
+        preflight.check_once(params.read(self.folder / "params.yaml"), self.folder / ".cache/checked")
+
+    def snakemake(self, *options: str, target: str = "all") -> Counter[str]:
         """`snakemake --cores 1 all`: the jobs that ran, as `rule:wildcards`."""
-        return jobs(self.run("snakemake", "--cores", 1, *options, "all"))
+        self.check()
+        return jobs(self.run("snakemake", "--cores", 1, *options, target))
+
+    def stages(self, *options: str, ok: bool = True) -> str:
+        """`make dvc.yaml`, in a Python that is there already."""
+        self.check()
+        return self.run("python", "workflow/scripts/stages.py", *options, ok=ok)
 
     def touch(self) -> None:
         """`make touch`, with this Python's environment, whatever its age."""
@@ -97,6 +107,7 @@ class World:
 
     def repro(self) -> dict[str, set[str]]:
         """`dvc repro`: stages that ran, but for the check of dvc.yaml, and stages restored from the run cache."""
+        self.check()
         text = self.run("dvc", "repro")
         return {
             "ran": set(re.findall(r"^Running stage '([^']+)'", text, re.M)) - {"dvc_yaml"},
