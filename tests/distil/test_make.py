@@ -1,10 +1,7 @@
 """From target and text to a checkpoint: killed and resumed, shipped and assembled, and refused for another target."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,20 +17,12 @@ from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
-from tests.distil.worlds import DATASETS, recipe, target_folder
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.distil.worlds import DATASETS, recipe, target_folder, trained
 
 TOKENS = 6400
-_RUN = f"""
-import sys
-from pathlib import Path
-import torch
-from dynatree.distil.make import make
-from tests.distil.worlds import DATASETS, recipe
-torch.set_num_threads(1)
-make(Path(sys.argv[1]), DATASETS, recipe(tokens={TOKENS}), seed=0, work=Path(sys.argv[2]), checkpoint_steps=5)
-"""
+# Each is forked from one that has the imports, which take longer than the run.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload([make.__module__])
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt_neox"])
@@ -109,20 +98,25 @@ def test_the_work_of_another_recipe_is_not_mixed_in(target: Path, made: Path) ->
 
 def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path) -> None:
     """Guards against a kill -9 that loses the training or changes its end: killed in each phase, then finished."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
-    command = [sys.executable, "-c", _RUN, str(target), str(killed)]
+    def started() -> multiprocessing.process.BaseProcess:
+        process = PROCESSES.Process(target=trained, args=(target, killed, TOKENS))
+        process.start()
+        return process
+
     make(target, DATASETS, recipe(tokens=TOKENS), seed=0, work=whole)
     for trigger in ("checkpoint.pt", "labels/00001.safetensors"):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = started()
         deadline = time.monotonic() + 60
-        while not list(killed.glob(f"*/{trigger}")) and process.poll() is None and time.monotonic() < deadline:
+        while not list(killed.glob(f"*/{trigger}")) and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         assert not list(killed.glob(f"*/part/{part.RECORD}"))
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    process = started()
+    process.join()
+    assert process.exitcode == 0
     (one,), (other,) = (list(work.glob(f"*/part/{part.LAYERS}")) for work in (killed, whole))
     assert files.sha256(one) == files.sha256(other)
 

@@ -7,6 +7,7 @@ import torch
 
 from dynatree.data import model_sources
 from dynatree.data.splits import SplitDocument
+from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
 from tests import models
 
@@ -36,6 +37,12 @@ def recipe(**changes: Any) -> Recipe:
     keys: dict[str, Any] = {"layers": [0], "norm_scale": 0.5, "vocabulary": 40, "negatives": 4}
     keys |= {"tokens": 640, "labels": labels, "batch": 4, "length": LENGTH, "learning_rate": 5e-3, "repeat_share": 0.25}
     return Recipe(**{**keys, **changes})
+
+
+def trained(target: Path, work: Path, tokens: int) -> None:
+    """A part made of `target` in a process of its own, with checkpoints every few steps."""
+    torch.set_num_threads(1)
+    make(target, DATASETS, recipe(tokens=tokens), seed=0, work=work, checkpoint_steps=5)
 
 
 def target_folder(folder: Path, architecture: str = "llama", seed: int = 0) -> Path:
