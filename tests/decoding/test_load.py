@@ -18,7 +18,7 @@ PROMPTS = [[(7 * number + 3 * place * place) % 50 + 1 for place in range(3 + num
 TOKENS = 8
 ROUNDS = 40
 WARM = 15  # rounds over all prompts, until caches and the allocator's pools have their size
-GROWTH = 8 * 2**20  # bytes; one leaked cache of these models a generation would be 30 MiB and more
+GROWTH = 8 * 2**20  # bytes; one leaked cache of these models a generation would be 25 MiB and more
 
 
 def resident() -> int:
