@@ -167,8 +167,8 @@ def proposed(
 ) -> tuple[Tensor, Tensor]:
     """Tokens and step log-probabilities of one level of drafting."""
     ids = torch.tensor(text)
-    (logits,) = model.draft_batch([draft.draft_inputs(tree, frontier, ids)])
-    return draft.proposals(logits, tree, frontier, branch, ids)
+    (output,) = model.draft_batch([draft.draft_inputs(tree, frontier, ids)])
+    return draft.proposals(output, tree, frontier, branch, ids)
 
 
 def request(prompt: list[int], count: int, **more: Any) -> Request:

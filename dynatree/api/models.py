@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from dynatree import files
 from dynatree.config import QUANTISED
 from dynatree.data import hub
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, language_model
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -55,18 +55,23 @@ def load(
     try:
         for role, one in given.items():
             made.append(_one(one, role, folders.get(role), dtype, device, loading))
+        draft = None if drafter is None else _drafter(made[1], folders.get("drafter"))
     except BaseException:
         # Nobody gets the pair, and could put a model that was given back by it.
         for model_made in made:
             model_made.release()
         raise
     made[0].tokenizer = tokenizer or made[0].tokenizer
-    draft = None
-    if drafter is not None:
-        named = checkpoint.read_draft_vocabulary(folders["drafter"]) if "drafter" in folders else None
-        draft = DraftModel(made[1], named)
     pair = checkpoint.Pair(made[0], draft)
     return Loaded(pair, _fingerprints(pair), None)
+
+
+def _drafter(model: LanguageModel, folder: Path | None) -> DraftModel:
+    """`model` as a drafter, with what its `folder` has besides."""
+    if folder is None:
+        return DraftModel(model)
+    fusion = checkpoint.read_fusion(folder, model.model.config)
+    return DraftModel(model, checkpoint.read_draft_vocabulary(folder), fusion)
 
 
 def _one(
@@ -94,10 +99,9 @@ def _fingerprints(pair: checkpoint.Pair) -> dict[str, str]:
     """Of its models as they are loaded, wherever they came from; a draft vocabulary belongs to the drafter."""
     found = {"target": pair.target.fingerprint}
     if pair.drafter is not None:
-        named = pair.drafter.vocabulary
-        found["drafter"] = files.digest(
-            [pair.drafter.language_model.fingerprint, None if named is None else named.tolist()]
-        )
+        named, fusion = pair.drafter.vocabulary, pair.drafter.fusion
+        parts = [pair.drafter.language_model.fingerprint, None if named is None else named.tolist()]
+        found["drafter"] = files.digest(parts if fusion is None else [*parts, language_model.fingerprint(fusion)])
     return found
 
 

@@ -24,7 +24,9 @@ from transformers import (
 from dynatree import files
 from dynatree.config import Knobs
 from dynatree.data import hub, registry
+from dynatree.engine import fusion
 from dynatree.engine.checkpoint import read, read_draft_vocabulary
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError, readable
 
@@ -110,10 +112,11 @@ def save(
     folder: Path,
     origin: dict[str, Any],
     draft_vocabulary: Sequence[int] | None = None,
+    reading: Fusion | None = None,
 ) -> None:
     """Write a model folder: everything to a temporary neighbour first, the manifest last.
 
-    `draft_vocabulary` (a drafter's) is written as a further file.
+    `draft_vocabulary` (a drafter's) and what it reads its target by, `reading`, are written as further files.
     """
     names = list(files.MODEL_FILES[:-1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -127,6 +130,9 @@ def save(
         if draft_vocabulary is not None:
             files.write_text(Path(temporary) / files.DRAFT_VOCABULARY, f"{list(draft_vocabulary)}\n")
             names.append(files.DRAFT_VOCABULARY)
+        if reading is not None:
+            fusion.save(reading, Path(temporary))
+            names.append(fusion.WEIGHTS)
         hashes = {}
         for name in names:
             written = Path(temporary) / name
@@ -134,7 +140,8 @@ def save(
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
         (folder / files.MANIFEST).unlink(missing_ok=True)
-        (folder / files.DRAFT_VOCABULARY).unlink(missing_ok=True)
+        for further in (files.DRAFT_VOCABULARY, fusion.WEIGHTS):
+            (folder / further).unlink(missing_ok=True)
         for name in names:
             (Path(temporary) / name).chmod(0o644)
             (Path(temporary) / name).replace(folder / name)

@@ -16,7 +16,7 @@ import torch
 from dynatree import plugins
 from dynatree.config import Knobs
 from dynatree.costs.calibration import Calibration
-from dynatree.engine.backend import retain
+from dynatree.engine.backend import NO_STATES, Feed, retain
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError, readable
@@ -212,8 +212,8 @@ class RoundDecoder(ABC):
                 request.prefilled(token)
             self._start(requests)
             for request in requests:
-                # Else every request of a conversation would hold those before it.
-                request.follows = None
+                # Else every request of a conversation would hold those before it, and those of its whole prompt.
+                request.follows, request.states = None, NO_STATES
             active = self._retire(requests, 0)
         yield requests
         forwards = 0
@@ -227,10 +227,11 @@ class RoundDecoder(ABC):
             yield requests
 
     def _prefill(self, request: Request) -> int:
-        """The token that follows the prompt of `request`."""
+        """The token that follows the prompt of `request`, whose states it gets where the target is read."""
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
-        logits = self._target.forward(request.text[request.reused :], request.cache, last_only=True)
+        feed = Feed(request.text[request.reused :], request.cache, last_only=True)
+        ((logits, request.states),) = self._target.forward_batch([feed])
         token = request.next_token(logits)
         request.prefill_forwards = self._target.forwards - before
         return token

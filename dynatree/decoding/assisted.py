@@ -11,6 +11,7 @@ from dynatree.decoding import Needs
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
+from dynatree.errors import UserError
 from dynatree.generation import hf_generate
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Trace
@@ -47,6 +48,11 @@ class Decoder:
     ):
         checked = Settings(**knobs)
         check_pair(target, drafter)
+        if drafter.reads:
+            raise UserError(
+                f"drafter {drafter.name} reads its target's states, which transformers' assisted generation does not "
+                "give; take a drafter without draft_reads, or a method of ours"
+            )
         self._target, self._drafter = target, drafter.language_model
         self._assistant_options = {
             "num_assistant_tokens": checked.draft_tokens,

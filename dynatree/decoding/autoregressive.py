@@ -14,6 +14,6 @@ class Decoder(TargetAlone, RoundDecoder):
     def _round(self, active: Sequence[Request], clock: Clock) -> None:
         with clock.phase("verify"):
             rows = self._target.forward_batch([Feed(request.text[-1:], request.cache) for request in active])
-            tokens = [request.next_token(logits) for request, logits in zip(active, rows, strict=True)]
+            tokens = [request.next_token(row.logits) for request, row in zip(active, rows, strict=True)]
         for request, token in zip(active, tokens, strict=True):
             request.commit([token], accepted=0, drafted=0, depth=0)

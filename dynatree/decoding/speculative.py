@@ -96,10 +96,12 @@ class Decoder(RoundDecoder):
             mask = tree.attention_mask(prefix) if len(tree) > 1 else None
             feeds.append(Feed(tree.tokens, request.cache, tree.positions(prefix), mask))
         rows = self._target.forward_batch(feeds)
-        return [
-            self._accepted(request, tree, request.process(logits, tree))
-            for request, tree, logits in zip(active, trees, rows, strict=True)
-        ]
+        verified = []
+        for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
+            path, token = self._accepted(request, tree, request.process(logits, tree))
+            request.states = states[path] if len(states) else states
+            verified.append((path, token))
+        return verified
 
     def _accepted(self, request: Request, tree: TokenTree, logits: Tensor) -> tuple[Tensor, int]:
         """The path that `verification` accepts of `tree`, by the target's `logits` at its nodes, and the next token."""
@@ -126,6 +128,7 @@ class Decoder(RoundDecoder):
         checked = Settings(**knobs)
         if drafter is not None:
             check_pair(target, drafter)
+            drafter.read_from(target)
             drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target = target
         policy = checked.build_policy()

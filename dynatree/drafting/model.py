@@ -3,6 +3,9 @@
 The draft cache lags behind the committed tokens (leaves, the target's own tokens and rounds without a draft were never
 forwarded here); the first forward of a round feeds all that it lacks. A drafter with a window sees the end of the text
 alone: one that was trained on short pieces is right less often after longer ones, and slower.
+
+A drafter that reads its target's states keeps rows of committed tokens alone, which are made of these states. Below them
+a node's row is made of the drafter's own output at its parent, and is forgotten when the round is over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +16,9 @@ from torch import Tensor
 
 from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting import most_levels
-from dynatree.engine.backend import Cache, Feed, retain
+from dynatree.engine.backend import NO_STATES, Cache, Feed, Output, retain
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.read_states import ReadStates
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.request import Request
@@ -45,8 +49,8 @@ class Drafter:
         caches = self._model.new_caches(len(requests))
         for request, cache in zip(requests, caches, strict=True):
             draft = Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
-            if request.follows is not None and request.follows in self._drafts:
-                draft.resume(self._drafts.pop(request.follows), request.reused)
+            before = self._drafts.pop(request.follows, None) if request.follows is not None else None
+            draft.begin(request.states, request.reused, before)
             self._drafts[request] = draft
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
@@ -77,9 +81,9 @@ class Drafter:
             if not growing:
                 return trees
             inputs = [drafts[i].draft_inputs(trees[i], frontiers[i], requests[i].text) for i in growing]
-            for i, logits in zip(growing, self._model.draft_batch(inputs), strict=True):
+            for i, output in zip(growing, self._model.draft_batch(inputs), strict=True):
                 tree, frontier, growth = trees[i], frontiers[i], growths[i]
-                tokens, steps = drafts[i].proposals(logits, tree, frontier, growth.branch, requests[i].text)
+                tokens, steps = drafts[i].proposals(output, tree, frontier, growth.branch, requests[i].text)
                 steps = steps if adjust is None else adjust(tree, frontier, tokens, steps)
                 log_probs = (tree.log_probs[frontier, None] + steps).flatten()
                 kept = growth.children(tree, log_probs, frontier).nonzero().squeeze(1)
@@ -96,7 +100,7 @@ class Drafter:
         return self._drafts[request].draws
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
-        self._drafts[request].accept(tree.before_the_cut(path))
+        self._drafts[request].accept(tree.before_the_cut(path), request.states)
 
     def retain(self, requests: Sequence[Request]) -> None:
         for request in [request for request in self._drafts if request.finished]:
@@ -132,17 +136,37 @@ class Draft:
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
         self._forwarded = ROOT[:0]
+        # Of a drafter that reads: what the target computed of the text, and its own outputs at the last level's nodes.
+        self._states: ReadStates | None = None
+        self._level, self._outputs = ROOT, NO_STATES
         self._online = OnlineCorrection()
         # Of each node that was drafted below: the tokens and how likely they are together.
         self._proposed: dict[int, tuple[list[int], float]] = {}
         self._awaiting: list[tuple[int, list[int], float]] = []
 
-    def resume(self, before: "Draft", shared: int) -> None:
-        """Take over the cache of another text, `before`, whose first `shared` tokens are this one's."""
-        held = min(before.cache.length, shared - before._begin)
-        if held > 0:
+    def begin(self, states: Tensor, shared: int = 0, before: "Draft | None" = None) -> None:
+        """Learn the target's `states` behind the first `shared` tokens, which are those of the text of `before`.
+
+        Its cache is taken over as far as that goes.
+        """
+        held = 0 if before is None else min(before.cache.length, shared - before._begin)
+        if self._model.reads:
+            known = self._states = self._known(shared, before)
+            known.append(states)
+            # A row takes the state of the position before it.
+            self._begin = known.first + 1
+            held = held if before is not None and known.first < before._begin + held else 0
+        if before is not None and held > 0:
             self.cache, self._begin = before.cache, before._begin
             self.cache.crop(held)
+
+    def _known(self, shared: int, before: "Draft | None") -> ReadStates:
+        """The states that are known of the first `shared` tokens."""
+        known = None if before is None else before._states
+        if known is None or not known.first < shared <= known.end:
+            return ReadStates(shared, self._model.window)
+        known.crop(shared)
+        return known
 
     def begin_round(self, committed: Sequence[int]) -> int:
         """Learn from what was `committed` since the last round; levels that the drafter's context admits now."""
@@ -168,21 +192,29 @@ class Draft:
             # The lag ends with the root, which is the last committed token.
             self._prefix = len(text) - self._begin
             self._forwarded = frontier[:0]
-            return Feed(text[self._begin + self.cache.length :], self.cache, last_only=True)
+            lacked = self._begin + self.cache.length
+            inputs = None if self._states is None else self._model.from_states(text, self._states.since(lacked - 1))
+            return Feed(text[lacked:], self.cache, last_only=True, inputs=inputs)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
-        return Feed(tree.tokens[frontier], self.cache, tree.depths[frontier] + self._prefix - 1, mask)
+        tokens, inputs = tree.tokens[frontier], None
+        if self._states is not None:
+            inputs = self._model.joined(
+                tokens, self._outputs[(self._level == tree.parents[frontier, None]).int().argmax(1)]
+            )
+        return Feed(tokens, self.cache, tree.depths[frontier] + self._prefix - 1, mask, inputs=inputs)
 
     def proposals(
-        self, logits: Tensor, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
+        self, output: Output, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
 
-        `logits` [f, v]: what the model gave for the draft inputs. By noise of its own: in the order of drawing.
+        `output`: what the model gave for the draft inputs. By noise of its own: in the order of drawing.
         """
         model = self._model
-        logits = self._processors.process(logits, text, tree, frontier, model.columns)
+        self._level, self._outputs = frontier, output.states[-len(frontier) :]
+        logits = self._processors.process(output.logits, text, tree, frontier, model.columns)
         if self._sampler and self._noise == "shared":
             # The noise that the target's own choice will have: what is best now is what it is likeliest to draw.
             positions = (tree.depths[frontier] + len(text)).tolist()
@@ -210,14 +242,20 @@ class Draft:
         self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
         return tokens, self._online.corrected(steps)
 
-    def accept(self, path: Tensor) -> None:
-        """Keep the cache of the accepted nodes `path` (of the drafted tree, root first) that were forwarded."""
+    def accept(self, path: Tensor, states: Tensor = NO_STATES) -> None:
+        """Keep the cache of the accepted nodes `path` (of the drafted tree, root first) that were forwarded.
+
+        `states` [1 + accepted, reads * width]: the target's there, which a drafter that reads keeps in their place.
+        """
         self._awaiting = [
             (self._begin + self._prefix + place, *self._proposed[node])
             for place, node in enumerate(path.tolist())
             if node in self._proposed
         ]
         self._proposed = {}
+        if self._states is not None:
+            self._states.append(states)
+            path = path[:0]
         if self._prefix:
             # Forwarded level by level, so the slots of a path are in path order.
             self.cache.keep(self._prefix, (self._forwarded[:, None] == path).any(1).nonzero().squeeze(1))

@@ -38,13 +38,31 @@ class Cache(Protocol):
 
 
 class Feed(NamedTuple):
-    """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`."""
+    """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`.
+
+    `inputs` [n, width]: what goes in where the embeddings of `tokens` would; None: these.
+    """
 
     tokens: Tensor
     cache: Cache
     positions: Tensor | None = None
     mask: Tensor | None = None
     last_only: bool = False
+    inputs: Tensor | None = None
+
+
+# Where nobody reads.
+NO_STATES = torch.empty(0, 0)
+
+
+class Output(NamedTuple):
+    """What comes of one feed: `logits` [n, v], or [1, v] of the last token; the `states` that are read, of all tokens.
+
+    `states` [n, reads * width] float32: hidden states behind the layers that `Backend.read` named, side by side.
+    """
+
+    logits: Tensor
+    states: Tensor = NO_STATES
 
 
 class Backend(Protocol):
@@ -55,8 +73,11 @@ class Backend(Protocol):
     def new_caches(self, count: int) -> Sequence[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
 
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
-        """Logits [n or 1, v] of each of `feeds`; `head`: what takes the place of the model's own."""
+    def read(self, layers: Sequence[int]) -> None:
+        """From now on give the states behind so many layers, each from 1 to all of them; none: no states."""
+
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
+        """What comes of each of `feeds`; `head`: what takes the place of the model's own."""
 
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""

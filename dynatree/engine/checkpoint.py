@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from dynatree import files
 from dynatree.config import QUANTISED
+from dynatree.engine import fusion
 from dynatree.engine.compatibility import DTYPES, GRAPH_FORMATS
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -64,26 +65,28 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
 def load_drafter(
     folder: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> DraftModel:
-    """The same as a drafter, over the draft vocabulary of the folder, if it names one.
+    """The same as a drafter, over the draft vocabulary of the folder, if it names one, and with its fusion, if it reads.
 
     Its weights are packed less exactly where that is faster. `tokenizer`: one that is loaded already, in place of the
     folder's. Raises UserError as `load` does.
     """
     folder = Path(folder)
-    model, vocabulary = _placed(folder, dtype, device), read_draft_vocabulary(folder)
+    model = _placed(folder, dtype, device, reads=True)
     tokenizer = tokenizer or load_tokenizer(folder)
     drafter = LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True, format=graph_format(dtype))
-    return DraftModel(drafter, vocabulary)
+    return DraftModel(drafter, read_draft_vocabulary(folder), read_fusion(folder, model.config))
 
 
 def load_drafter_of(target: LanguageModel, folders: Mapping[str, Path], dtype: str, device: str) -> DraftModel:
     """The drafter of `folders` for the `target` of theirs that is loaded. Raises UserError as `load` does.
 
-    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
+    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once. The target gives
+    the states that the drafter reads from now on.
     """
     shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
     drafter = load_drafter(folders["drafter"], dtype, device, shared)
     drafter.language_model.share_embedding(target)
+    drafter.read_from(target)
     return drafter
 
 
@@ -93,9 +96,9 @@ def load_pair(folders: Mapping[str, Path], dtype: str, device: str) -> Pair:
     return Pair(target, load_drafter_of(target, folders, dtype, device) if "drafter" in folders else None)
 
 
-def _placed(folder: Path, dtype: str, device: str) -> PreTrainedModel:
+def _placed(folder: Path, dtype: str, device: str, reads: bool = False) -> PreTrainedModel:
     torch_dtype, torch_device = resolve(dtype, device)
-    model: PreTrainedModel = read(folder, torch_dtype).to(torch_device)
+    model: PreTrainedModel = read(folder, torch_dtype, reads).to(torch_device)
     return model
 
 
@@ -110,8 +113,9 @@ def fingerprint(folder: Path) -> str:
             hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
     else:
         hashes = [files.sampled_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    if (folder / DRAFT_VOCABULARY).is_file():
-        hashes.append(files.sha256(folder / DRAFT_VOCABULARY))
+    for further in (DRAFT_VOCABULARY, fusion.WEIGHTS):
+        if (folder / further).is_file():
+            hashes.append(files.sha256(folder / further))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
@@ -129,8 +133,21 @@ def read_draft_vocabulary(folder: Path) -> Tensor | None:
     return ids
 
 
-def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
-    """transformers' model of a local `folder`, in `dtype` (None: that of its weights). Raises UserError."""
+def read_fusion(folder: Path, config: Any) -> fusion.Fusion | None:
+    """What the drafter in `folder`, with this `config`, reads its target by; None if it reads nothing. Raises UserError."""
+    reads = getattr(config, "draft_reads", None)
+    if reads is None:
+        return None
+    eps = getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", None)
+    with readable(f"model folder {str(folder)!r}: draft_reads in its config"):
+        return fusion.load(folder, len(reads), config.hidden_size, float(eps))
+
+
+def read(folder: Path, dtype: torch.dtype | None = None, reads: bool = False) -> Any:
+    """transformers' model of a local `folder`, in `dtype` (None: that of its weights). Raises UserError.
+
+    `reads`: it may be a drafter that reads its target's states, which is no language model by itself.
+    """
     if not folder.is_dir():
         raise UserError(f"model: no folder {str(folder)!r}")
     if not (folder / "config.json").is_file():
@@ -141,6 +158,11 @@ def read(folder: Path, dtype: torch.dtype | None = None) -> Any:
     # The report of loading is noise for users, except missing weights, which are an error here.
     with readable(f"model folder {str(folder)!r}"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if not reads and getattr(config, "draft_reads", None) is not None:
+            raise UserError(
+                f"model folder {str(folder)!r} is of a drafter that reads its target's states (draft_reads), and no "
+                "language model by itself; give it as a drafter to a method of ours"
+            )
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,

@@ -1,6 +1,8 @@
 """A language model as drafter: logits over a draft vocabulary, behind the end of the text alone where it has a window.
 
-Draft vocabulary: FR-Spec (Zhao et al., ACL 2025, 2502.14856).
+Draft vocabulary: FR-Spec (Zhao et al., ACL 2025, 2502.14856). With a fusion it reads its target's hidden states (EAGLE,
+Li et al., ICML 2024, 2401.15077; EAGLE-3, Li et al. 2025, 2503.01840): its row of a token is made of the token's
+embedding and of the states at the position before, or of its own output there where the target has computed none.
 """
 
 from collections.abc import Sequence
@@ -10,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynatree.engine.backend import Begin, Cache, End, Feed, Head
-from dynatree.engine.eager.packing import PackedLinear
+from dynatree.engine.backend import Begin, Cache, End, Feed, Head, Output
+from dynatree.engine.eager.packing import PackedLinear, weight_sizes
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.files import DRAFT_VOCABULARY
@@ -21,11 +24,13 @@ class DraftModel:
     """`language_model`, drafting over the token ids `vocabulary` [v]; None, or all of them: over every token.
 
     `columns` [vocabulary]: the place of each token in the logits of `draft`, -1 for none; None: they are of all tokens.
-    `window`: most committed tokens that it is to draft after, `draft_window` of its config; None: all. Raises UserError
-    for a vocabulary that is not the model's, and for a window that is no number of tokens.
+    `window`: most committed tokens that it is to draft after, `draft_window` of its config; None: all. `reads`: the
+    layers of the target behind which it reads states by `fusion`, `draft_reads` of its config; none: a plain model.
+    Raises UserError for a vocabulary that is not the model's, a window that is no number of tokens, and reads that do
+    not go with the fusion.
     """
 
-    def __init__(self, language_model: LanguageModel, vocabulary: Tensor | None = None):
+    def __init__(self, language_model: LanguageModel, vocabulary: Tensor | None = None, fusion: Fusion | None = None):
         self.language_model = language_model
         size = language_model.vocabulary_size
         # A list of all tokens restricts nothing.
@@ -42,6 +47,11 @@ class DraftModel:
                 f"{self.name}: draft_window in its config is {window!r}; give a number of tokens, at least 2"
             )
         self.window: int | None = window
+        self.reads = checked_reads(self.name, language_model.model.config, fusion)
+        self.fusion = fusion.to(language_model.device, language_model.dtype) if fusion else None
+        if self.reads:
+            # Its own output stands for the target's where that has computed nothing.
+            language_model.read([language_model.model.config.num_hidden_layers])
         if language_model.in_graph:
             # Its graph is made now, and not in the midst of the first request that drafts.
             with language_model.uncounted():
@@ -78,7 +88,7 @@ class DraftModel:
 
     def weights(self) -> dict[Any, int]:
         """Bytes of each of the weights that it computes with; those that another model shares have one key."""
-        return self.language_model.weights(self._head)
+        return self.language_model.weights(self._head) | (weight_sizes(self.fusion) if self.fusion else {})
 
     def prepare(self, requests: int = 1) -> None:
         """As `LanguageModel.prepare`."""
@@ -90,11 +100,39 @@ class DraftModel:
 
     def over_all_tokens(self) -> "DraftModel":
         """A drafter over the whole vocabulary, on the same model."""
-        return DraftModel(self.language_model)
+        return DraftModel(self.language_model, fusion=self.fusion)
 
     def token_ids(self, places: Tensor) -> Tensor:
         """Token ids of `places` in the logits of `draft`."""
         return places if self.vocabulary is None else self.vocabulary[places]
+
+    def read_from(self, target: LanguageModel) -> None:
+        """Let `target` give the states that this model reads, if it reads any. Raises UserError where it has none such."""
+        if self.fusion is None:
+            return
+        if (width := target.model.config.hidden_size) != self.fusion.width:
+            raise UserError(
+                f"drafter {self.name} reads states of width {self.fusion.width}, target {target.name} has {width}; "
+                "take a drafter trained for this target"
+            )
+        target.read(self.reads)
+
+    def from_states(self, text: Tensor, states: Tensor) -> Tensor:
+        """The rows [n, width] of the last tokens of `text` [t] from the target's `states` [n, ...] before each of them."""
+        return self.joined(text[-len(states) :], self.fused(states))
+
+    def fused(self, states: Tensor) -> Tensor:
+        """One state [n, width] of the target's `states` [n, reads * width]; of a model that reads."""
+        assert self.fusion is not None, "a plain drafter reads nothing"
+        fused: Tensor = self.fusion.fused(states.to(self.language_model.dtype))
+        return fused
+
+    def joined(self, tokens: Tensor, state: Tensor) -> Tensor:
+        """The rows [n, width] of `tokens` [n]: their embeddings joined to `state` [n, width], of the position before."""
+        assert self.fusion is not None, "a plain drafter reads nothing"
+        embedded = self.language_model.model.get_input_embeddings()(tokens.to(self.device))
+        joined: Tensor = self.fusion.joined(embedded.detach(), state.to(embedded.dtype))
+        return joined
 
     def draft(
         self,
@@ -105,11 +143,29 @@ class DraftModel:
         last_only: bool = False,
     ) -> Tensor:
         """As `LanguageModel.forward`, but logits [n or 1, v] over the draft vocabulary: the head is most of a draft."""
-        return self.draft_batch([Feed(tokens, cache, positions, mask, last_only)])[0]
+        return self.draft_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
 
-    def draft_batch(self, feeds: Sequence[Feed]) -> list[Tensor]:
-        """What `draft` gives for each of `feeds`, whose caches are rows of one batch, in one forward."""
+    def draft_batch(self, feeds: Sequence[Feed]) -> list[Output]:
+        """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
+
+        The states of a model that reads are its own outputs [n, width].
+        """
         return self.language_model.forward_batch(feeds, self._head)
+
+
+def checked_reads(name: str, config: Any, fusion: Fusion | None) -> tuple[int, ...]:
+    """`draft_reads` of a `config`, empty where there is none. Raises UserError where they do not go with `fusion`."""
+    reads = getattr(config, "draft_reads", None)
+    if reads is None and fusion is None:
+        return ()
+    numbers = isinstance(reads, list | tuple) and all(type(layer) is int and layer > 0 for layer in reads)
+    if not reads or not numbers or list(reads) != sorted(set(reads)):
+        raise UserError(f"{name}: draft_reads in its config is {reads!r}; give numbers of layers, ascending, from 1")
+    if fusion is None:
+        raise UserError(f"{name}: it reads its target's states (draft_reads), and is no language model by itself")
+    if (fusion.reads, fusion.width) != (len(reads), config.hidden_size):
+        raise UserError(f"{name}: its fusion is of {fusion.reads} states of width {fusion.width}, its config says else")
+    return tuple(reads)
 
 
 @torch.inference_mode()

@@ -59,8 +59,8 @@ def computed_by(of: Backend, model: PreTrainedModel) -> Iterator[None]:
         ours = cache is not None and len(cache.layers) == 1 and isinstance(cache.layers[0], _Held)
         held = cache if cache is not None and ours else Cache(layers=[_Held(of.new_caches(1)[0])])
         feed = Feed(tokens, held.layers[0].text, last_only=logits_to_keep == 1)  # type: ignore[union-attr]
-        (logits,) = of.forward([feed])
-        return CausalLMOutputWithPast(logits=logits[None, -logits_to_keep:], cache=held)
+        (output,) = of.forward([feed])
+        return CausalLMOutputWithPast(logits=output.logits[None, -logits_to_keep:], cache=held)
 
     model.forward = forward
     try:

@@ -29,12 +29,15 @@ def pair(folders: Mapping[str, Path], dtype: str, device: str, requests: int = 1
         _DRAFTER.clear()
         _TARGET[asked["target"]] = checkpoint.load(folders["target"], dtype, device)
     target = _TARGET[asked["target"]]
-    target.prepare(requests)
     if "drafter" not in asked:
+        target.prepare(requests)
         return checkpoint.Pair(target)
     if asked["drafter"] not in _DRAFTER:
         _DRAFTER.clear()
         _DRAFTER[asked["drafter"]] = checkpoint.load_drafter_of(target, folders, dtype, device)
     drafter = _DRAFTER[asked["drafter"]]
-    drafter.prepare(requests)
+    # Graphs for states are others.
+    drafter.read_from(target)
+    for model in (target, drafter):
+        model.prepare(requests)
     return checkpoint.Pair(target, drafter)

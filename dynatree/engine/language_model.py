@@ -10,11 +10,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree.config import QUANTISED
-from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head
+from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head, Output
 from dynatree.engine.compatibility import ROUNDING, probe, refuse_not_finite, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.eager.packing import pack, unpack
@@ -57,6 +57,8 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self._forwards = 0
+        # Behind so many layers each forward gives the hidden states.
+        self.reads: tuple[int, ...] = ()
         self._hook = model.register_forward_pre_hook(self._count)
         self.fingerprint = fingerprint(model)
         self.exact = ROUNDING
@@ -86,6 +88,8 @@ class LanguageModel:
     def release(self) -> None:
         """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
         self._hook.remove()
+        if self.reads:
+            self._backend.read(())
         unpack(self.model)
         if self.model.config._attn_implementation != self._attention:
             self.model.set_attn_implementation(self._attention)
@@ -181,6 +185,22 @@ class LanguageModel:
         if self.in_graph:
             cast("GraphBackend", self._backend).prepare(requests)
 
+    def read(self, layers: Sequence[int]) -> None:
+        """From now on let `forward_batch` give the hidden states behind so many `layers`, besides the same logits.
+
+        Each is a number of layers, from 1 to all of them. Raises UserError for others, and for a model whose layers are
+        not known.
+        """
+        if self.reads == tuple(layers):
+            return
+        blocks = getattr(self.model.base_model, "layers", None)
+        if blocks is None:
+            raise UserError(f"{self.name} ({type(self.model).__name__}): its layers are not known, and cannot be read")
+        if wrong := [layer for layer in layers if not 1 <= layer <= len(blocks)]:
+            raise UserError(f"draft_reads: {wrong[0]}; {self.name} has layers 1 to {len(blocks)}")
+        self._backend.read(layers)
+        self.reads = tuple(layers)
+
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return list(self._backend.new_caches(count))
@@ -203,11 +223,11 @@ class LanguageModel:
 
         `positions` [n] and `mask` [n, cache.length + n] (True: may attend) default to plain continuation.
         """
-        return self.forward_batch([Feed(tokens, cache, positions, mask, last_only)])[0]
+        return self.forward_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
 
     @torch.inference_mode()
-    def forward_batch(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
-        """What `forward` gives for each of `feeds`, whose caches are rows of one batch, in one forward.
+    def forward_batch(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
+        """What comes of each of `feeds`, whose caches are rows of one batch, in one forward: logits, and states.
 
         `head`: what takes the place of the model's own.
         """
@@ -265,7 +285,7 @@ def graph_backend(model: PreTrainedModel, format: str, name: str, rounded: bool)
     return None
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: nn.Module) -> str:
     """What tells a model apart, wherever it came from: shapes, and some values of each weight."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():

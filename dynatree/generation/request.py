@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynatree.engine.backend import Cache
+from dynatree.engine.backend import NO_STATES, Cache
 from dynatree.generation.ending import Ending
 from dynatree.generation.logits_processors import greedy_tokens
 from dynatree.generation.options import GenerationOptions
@@ -39,6 +39,8 @@ class Request:
         self.cache = cache
         self.follows = follows
         self.reused = cache.length  # tokens of the prompt that are not forwarded again
+        # Of the committed positions that the target computed last, if it is read.
+        self.states = NO_STATES
         self.recorder = Recorder(Ending(prompt, options, padding), on_commit, clock)
         self.prefill_forwards = 0  # those of the rounds are counted for all requests at once
         self.draft_forwards = 0

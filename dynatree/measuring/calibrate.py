@@ -18,6 +18,7 @@ from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint, kept
+from dynatree.engine.backend import Feed
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -81,6 +82,7 @@ def loaded(
     target, drafter = models
     if drafter:
         check_pair(target, drafter)
+        drafter.read_from(target)
         longest, limit = max(map(len, prompts)), drafter.context_limit
         if drafter.window is None and limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
@@ -98,7 +100,7 @@ def loaded(
             return prompt, output
 
         texts = {kind: [continued(key, prompt, kind) for key, prompt in enumerate(prompts)] for kind in KINDS}
-        known = step_rates(texts, drafter)
+        known = step_rates(texts, drafter, target)
         table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
@@ -146,14 +148,16 @@ def while_decoding(
     return max(0.0, statistics.median(beyond or [0.0]))
 
 
-def step_rates(texts: Texts, drafter: DraftModel | None) -> StepRates:
+def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel | None = None) -> StepRates:
     """Fitted on what the target continued, of each kind; without a `drafter` only lookup's rates are.
+
+    A drafter that reads is asked behind the `target`'s states: below a tree's first level it is right less often.
 
     The ranks' curves of greedy text are fitted on penalised text as well: in loops a drafter is right and sure of it,
     but what it is asked for is the rest. There a short match of lookup's is right half as often.
     """
     greedy, new = texts[GREEDY], texts[PENALISED]
-    found = {kind: hits(drafter, pairs, kind) for kind, pairs in texts.items()} if drafter else {}
+    found = {kind: hits(drafter, pairs, kind, target) for kind, pairs in texts.items()} if drafter else {}
     return StepRates(
         ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
         rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
@@ -173,9 +177,11 @@ def step_rates(texts: Texts, drafter: DraftModel | None) -> StepRates:
 NO_RANKS = [(0.0, 1.0)]
 
 
-def hits(drafter: DraftModel, pairs: Continuations, kind: GenerationOptions) -> tuple[Tensor, Tensor]:
+def hits(
+    drafter: DraftModel, pairs: Continuations, kind: GenerationOptions, target: LanguageModel | None = None
+) -> tuple[Tensor, Tensor]:
     """What `teacher_forced` tells of all of `pairs`."""
-    every = [teacher_forced(drafter, *pair, kind.keyed([key])) for key, pair in enumerate(pairs)]
+    every = [teacher_forced(drafter, *pair, kind.keyed([key]), target) for key, pair in enumerate(pairs)]
     stated, right = (torch.cat(part) for part in zip(*every, strict=True))
     return stated, right
 
@@ -188,22 +194,34 @@ def _joined(*found: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def teacher_forced(
-    drafter: DraftModel, prompt: list[int], output: list[int], kind: GenerationOptions = GREEDY
+    drafter: DraftModel,
+    prompt: list[int],
+    output: list[int],
+    kind: GenerationOptions = GREEDY,
+    target: LanguageModel | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of each token of `output`: the drafter's best log-probabilities [n, b] there, and which rank it had [n, b].
 
-    Of a drawn output they are by the noise that it was drawn with.
+    Of a drawn output they are by the noise that it was drawn with. `target`: for a drafter that reads its states, which
+    drafts nothing behind a text of one token.
     """
+    # A row takes the state of the position before it, and the first token has none.
+    first = 1 if drafter.reads else 0
+    if len(prompt) == first:
+        prompt, output = [*prompt, *output[:1]], output[1:]
     fed, window = torch.tensor([*prompt, *output[:-1]]), drafter.window
     if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
-    begin, committed = 0, len(prompt)
+    begin, committed = first, len(prompt)
+    fused = drafter.fused(states_of(target, fed)) if drafter.reads else None
     pieces: list[Tensor] = []
     # Once at least: of a prompt beyond the drafter's context there is nothing, but of the right shape.
     while committed <= len(fed) or not pieces:
         begin = first_seen(window, committed, begin)
         end = len(fed) if window is None else min(len(fed), begin + window)
-        pieces.append(drafter.draft(fed[begin:end], drafter.new_caches(1)[0])[committed - 1 - begin :])
+        inputs = None if fused is None else drafter.joined(fed[begin:end], fused[begin - 1 : end - 1])
+        (found,) = drafter.draft_batch([Feed(fed[begin:end], drafter.new_caches(1)[0], inputs=inputs)])
+        pieces.append(found.logits[committed - 1 - begin :])
         committed = end + 1
     logits = torch.cat(pieces)
     followed = fed[len(prompt) :]
@@ -215,6 +233,12 @@ def teacher_forced(
     best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
     tokens = drafter.token_ids(best.indices.cpu())
     return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]
+
+
+def states_of(target: LanguageModel | None, text: Tensor) -> Tensor:
+    """The states of `target` that are read, [n, reads * width], along `text` [n]."""
+    assert target is not None, "a drafter that reads is followed along its target's states"
+    return target.forward_batch([Feed(text, target.new_caches(1)[0], last_only=True)])[0].states
 
 
 def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:

@@ -14,7 +14,7 @@ from dynatree.costs.cost_table import BatchCosts, CostTable, Curve, least
 from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft
 from dynatree.engine import kept
-from dynatree.engine.backend import Cache, Feed
+from dynatree.engine.backend import NO_STATES, Cache, Feed
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.measuring.clock import alone, synchronise
@@ -140,14 +140,18 @@ def _verification(target: LanguageModel, caches: list[Cache], n: int) -> None:
         Feed(tree.tokens, cache, tree.positions(length), tree.attention_mask(length) if n > 1 else None)
         for cache, length in zip(caches, lengths, strict=True)
     ]
-    for cache, length, logits in zip(caches, lengths, target.forward_batch(feeds), strict=True):
-        verify(tree, logits)
+    for cache, length, output in zip(caches, lengths, target.forward_batch(feeds), strict=True):
+        verify(tree, output.logits)
         cache.crop(length)
 
 
 def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
-    drafter.draft_batch([Feed(torch.arange(n) % drafter.vocabulary_size, cache) for cache in caches])
+    tokens = torch.arange(n) % drafter.vocabulary_size
+    own = torch.ones(n, drafter.fusion.width) if drafter.fusion else None
+    drafter.draft_batch(
+        [Feed(tokens, cache, inputs=None if own is None else drafter.joined(tokens, own)) for cache in caches]
+    )
     for cache, length in zip(caches, lengths, strict=True):
         cache.crop(length)
 
@@ -157,6 +161,9 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     plain = StepRates(ranks=[(0.0, 1.0)] * RANKS, rates=[0.0], lookup=[])
     drafted, cache = drafter.new_caches(1)[0], drafter.new_caches(1)[0]
     draft, committed = Draft(drafter, drafted, plain), [0] * context
+    # As much as the target would give.
+    states = torch.ones(context, len(drafter.reads) * drafter.fusion.width) if drafter.fusion else NO_STATES
+    draft.begin(states)
     drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
 
     def level() -> None:
@@ -164,10 +171,10 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
         draft.begin_round(committed)
         tree = TokenTree.root(0)
         text = torch.zeros(len(committed), dtype=torch.long)
-        (logits,) = drafter.draft_batch([draft.draft_inputs(tree, ROOT, text)])
-        tokens, log_probs = draft.proposals(logits, tree, ROOT, RANKS, text)
+        (output,) = drafter.draft_batch([draft.draft_inputs(tree, ROOT, text)])
+        tokens, log_probs = draft.proposals(output, tree, ROOT, RANKS, text)
         tree.graft(ROOT.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
-        draft.accept(ROOT)
+        draft.accept(ROOT, states[:1])
 
     def forward() -> None:
         drafter.draft(ROOT, cache)

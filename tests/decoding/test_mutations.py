@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from dynatree.decoding import speculative
 from dynatree.drafting.model import Draft
-from dynatree.engine.backend import Feed
+from dynatree.engine.backend import Feed, Output
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
@@ -135,7 +135,7 @@ def verified_twice(patch: Patch) -> None:
 
     forward = LanguageModel.forward_batch
 
-    def noting(model: LanguageModel, feeds: Sequence[Feed], head: Any = None) -> list[Tensor]:
+    def noting(model: LanguageModel, feeds: Sequence[Feed], head: Any = None) -> list[Output]:
         for feed in feeds:
             feed.cache.owner, feed.cache.pending = model, feed.tokens  # type: ignore[attr-defined]
         return forward(model, feeds, head)
@@ -178,7 +178,7 @@ def test_a_mistake_in_verification_changes_the_output_or_its_cost(
 
 
 def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
-    def accept(draft: Draft, path: Tensor) -> None:
+    def accept(draft: Draft, path: Tensor, _: Tensor) -> None:
         if draft._prefix:
             draft.cache.crop(draft._prefix + int(torch.isin(draft._forwarded, path).sum()))
             draft._prefix = 0
@@ -201,7 +201,7 @@ def fed_to_the_drafter(patch: Patch, change: Callable[[Feed], Feed]) -> None:
     """Let the drafter see what `change` makes of each level below the first, which has a mask."""
     real = DraftModel.draft_batch
 
-    def draft_batch(model: DraftModel, feeds: Sequence[Feed]) -> list[Tensor]:
+    def draft_batch(model: DraftModel, feeds: Sequence[Feed]) -> list[Output]:
         return real(model, [feed if feed.mask is None else change(feed) for feed in feeds])
 
     patch.setattr(DraftModel, "draft_batch", draft_batch)

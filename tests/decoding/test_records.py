@@ -157,7 +157,7 @@ def test_a_target_without_numbers_is_refused(target: Build, drafter: Drafts, mon
     forward = model.forward_batch
 
     def overflowing(feeds: Any) -> Any:
-        return [logits * torch.nan if len(logits) > 1 else logits for logits in forward(feeds)]
+        return [Output(row.logits * torch.nan) if len(row.logits) > 1 else row for row in forward(feeds)]
 
     monkeypatch.setattr(model, "forward_batch", overflowing)
     decoder = plugins.load("decoding", "speculative").Decoder(model, drafter("related"), policy="chain", draft_tokens=2)

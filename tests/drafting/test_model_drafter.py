@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from dynatree import decoding
 from dynatree.costs.step_rates import StepRates
 from dynatree.drafting.model import Draft, Drafter
+from dynatree.engine.backend import Output
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
@@ -135,7 +136,7 @@ def test_a_drafter_without_numbers_is_never_right_and_stops_nothing(
         target(), helper, "speculative", {"policy": policy, **knobs[policy]}, models.calibration(1e-4)
     )
     draft_batch = helper.draft_batch
-    monkeypatch.setattr(helper, "draft_batch", lambda feeds: [x * torch.nan for x in draft_batch(feeds)])
+    monkeypatch.setattr(helper, "draft_batch", lambda feeds: [Output(x.logits * torch.nan) for x in draft_batch(feeds)])
     trace = wrong.decode([3, 1, 4], models.wanted(12))
     assert trace.output == models.generated(target(), [3, 1, 4], 12)
     assert trace.draft_forwards > 0

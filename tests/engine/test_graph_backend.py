@@ -62,7 +62,7 @@ def prefilled(made: GraphBackend, count: int, chunk: int = CONTEXT) -> tuple[Blo
     """A cache with the first `count` tokens of the text, and the logits after them."""
     (cache,) = made.new_caches(1)
     for begin in range(0, count, chunk):
-        (logits,) = made.forward([Feed(TEXT[begin : min(begin + chunk, count)], cache, last_only=True)])
+        ((logits, _),) = made.forward([Feed(TEXT[begin : min(begin + chunk, count)], cache, last_only=True)])
     return cache, logits
 
 
@@ -84,13 +84,13 @@ def equal_nodes(made: GraphBackend, committed: int, nodes: int, seed: int, room:
     depths, ancestors = random_tree(nodes, cache.room if room is None else room, seed)
     tokens = TEXT[-nodes:]
     mask = torch.cat([torch.ones(nodes, committed, dtype=torch.bool), ancestors], 1)
-    (tree,) = made.forward([Feed(tokens, cache, depths + committed, mask)])
+    ((tree, _),) = made.forward([Feed(tokens, cache, depths + committed, mask)])
     chosen = random.Random(seed).sample(range(nodes), min(nodes, 6))
     equal = 0
     for node in chosen:
         alone, _ = prefilled(made, committed)
         for place in ancestors[node].nonzero().flatten():
-            (logits,) = made.forward([Feed(tokens[place : place + 1], alone)])
+            ((logits, _),) = made.forward([Feed(tokens[place : place + 1], alone)])
         equal += torch.equal(logits[0], tree[node])
     return equal, len(chosen)
 
@@ -153,7 +153,7 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
                 feeds.append([Feed(tokens, cache, positions, mask, last_only) for cache in caches])
             found = made.forward([feed for feed, _ in feeds])
             wanted = [made.forward([feed])[0] for _, feed in feeds]
-            assert all(map(torch.equal, found, wanted))
+            assert all(torch.equal(mine.logits, theirs.logits) for mine, theirs in zip(found, wanted, strict=True))
             for feed in (feed for pair in feeds for feed in pair if feed.mask is not None):
                 feed.cache.keep(feed.cache.length - len(feed.tokens), torch.tensor([0]))
 
@@ -164,7 +164,7 @@ def test_logits_are_those_of_the_model(architecture: str) -> None:
     wanted = model(architecture)(TEXT[None, :300]).logits[0].detach()
     for format, bound in (("float32", 1e-4), ("float16", 1e-2), ("int8", 0.15), ("int4", 0.6)):
         made = graph(architecture, format)
-        (found,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0])])
+        ((found, _),) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0])])
         error = float((found - wanted).square().mean().sqrt() / wanted.std())
         assert error < bound, (format, error)
         assert torch.equal(made.score(TEXT[:300], 7), found[-7:])
@@ -244,7 +244,7 @@ def test_graphs_are_prepared_in_and_out_of_inference_mode(monkeypatch: pytest.Mo
     with torch.inference_mode():
         caches = made.new_caches(2)
         logits = made.forward([Feed(TEXT[:1], cache) for cache in caches])
-    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0].logits, logits[1].logits)
 
 
 def spied(shapes: Any, seen: list[tuple[int, int]]) -> Any:
@@ -265,7 +265,7 @@ def different_widths(made: GraphBackend, architecture: str, format: str) -> int:
         caches = [prefilled(backend, count)[0] for backend in (made, anywhere)]
         for n in (1, 2, 3, 5, 8, 13, 30, 64, 70):
             both = zip((made, anywhere), caches, strict=True)
-            mine, theirs = (backend.forward([Feed(TEXT[:n], cache)])[0] for backend, cache in both)
+            mine, theirs = (backend.forward([Feed(TEXT[:n], cache)])[0].logits for backend, cache in both)
             found.append(torch.equal(mine, theirs))
             for held in caches:
                 held.crop(count)

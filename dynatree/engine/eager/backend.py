@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from dynatree.engine.backend import Begin, End, Feed
+from dynatree.engine.backend import Begin, End, Feed, Output
 from dynatree.engine.eager import attention
 from dynatree.engine.eager.batch import collate
 from dynatree.engine.eager.kv_cache import KeyValueCache, state_bytes
@@ -28,16 +28,45 @@ class EagerBackend:
         self.device: torch.device = model.device
         # torch wants a mask of the queries' type, which is known where all weights are of one.
         self._mask_dtype = model.dtype if len({p.dtype for p in model.parameters()}) == 1 else torch.bool
+        # The states of the layers that are read, while a forward of ours is under way.
+        self._reads: list[Any] = []
+        self._states: list[Tensor] | None = None
 
     def new_caches(self, count: int) -> list[KeyValueCache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return KeyValueCache.rows(count)
 
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Tensor]:
-        """Logits [n or 1, v] of each of `feeds`, whose caches are rows of one batch, in one forward.
+    def read(self, layers: Sequence[int]) -> None:
+        """From now on give the states behind so many `layers`."""
+        for hook in self._reads:
+            hook.remove()
+
+        def seen(_: nn.Module, __: Any, output: Any) -> None:
+            if self._states is not None:
+                self._states.append(output[0] if isinstance(output, tuple) else output)
+
+        blocks: Any = self._model.base_model.layers if layers else ()
+        self._reads = [blocks[layer - 1].register_forward_hook(seen) for layer in layers]
+
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
+        """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
 
         `head`: what takes the place of the model's own on the last hidden states.
         """
+        if not self._reads:
+            return [Output(logits) for logits in self._logits(feeds, head)]
+        self._states = []
+        try:
+            logits = self._logits(feeds, head)
+            states = torch.cat(self._states, -1).float()
+        finally:
+            self._states = None
+        # Padded on the left, as everything.
+        rows = [row[-len(feed.tokens) :] for row, feed in zip(states, feeds, strict=True)]
+        return [Output(*pair) for pair in zip(logits, rows, strict=True)]
+
+    def _logits(self, feeds: Sequence[Feed], head: Head | None) -> list[Tensor]:
+        """Logits [n or 1, v] of each of `feeds`."""
         wanted = [1 if feed.last_only else len(feed.tokens) for feed in feeds]
         inputs, last = self._single(feeds[0]) if len(feeds) == 1 else self._batch(feeds), max(wanted)
         if head is None:
@@ -48,28 +77,32 @@ class EagerBackend:
         return [logits[0]] if len(feeds) == 1 else [row[-n:] for row, n in zip(logits, wanted, strict=True)]
 
     def _single(self, feed: Feed) -> dict[str, Any]:
-        tokens, cache, positions, mask, _ = feed
+        tokens, cache, positions, mask, _, inputs = feed
         assert isinstance(cache, KeyValueCache)
         if positions is None:
             positions = torch.arange(cache.length, cache.length + len(tokens))
         KeyValueCache.place([cache], [len(tokens)])
-        return self._inputs(tokens[None], positions[None], None if mask is None else mask[None], cache)
+        mask, inputs = (None if part is None else part[None] for part in (mask, inputs))
+        return self._inputs(tokens[None], positions[None], mask, cache, inputs)
 
     def _batch(self, feeds: Sequence[Feed]) -> dict[str, Any]:
         batch, counts = collate(feeds), [len(feed.tokens) for feed in feeds]
         columns = None if batch.columns is None else batch.columns.to(self.device)
         caches = [cast(KeyValueCache, feed.cache) for feed in feeds]
         KeyValueCache.place(caches, counts, columns)
-        return self._inputs(batch.tokens, batch.positions, batch.mask, caches[0])
+        return self._inputs(batch.tokens, batch.positions, batch.mask, caches[0], batch.inputs)
 
-    def _inputs(self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache) -> dict[str, Any]:
+    def _inputs(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache, inputs: Tensor | None
+    ) -> dict[str, Any]:
         mask = None if mask is None else mask.to(self.device)[:, None]
         if mask is not None and self._mask_dtype != torch.bool:
             # Added to the scores, once a forward: torch would convert it in every layer.
             zeros = torch.zeros(mask.shape, dtype=self._mask_dtype, device=self.device)
             mask = zeros.masked_fill_(~mask, -torch.inf)
+        fed = {"input_ids": tokens} if inputs is None else {"inputs_embeds": inputs.to(self._model.dtype)}
         return {
-            "input_ids": tokens.to(self.device),
+            **{name: part.to(self.device) for name, part in fed.items()},
             "position_ids": positions.to(self.device),
             "attention_mask": mask,
             "cache": cache.states,

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynatree.engine.backend import Begin, End, Feed
+from dynatree.engine.backend import Begin, End, Feed, Output
 from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache
 from dynatree.engine.graph.compiled import Given, Graph
@@ -61,6 +61,7 @@ class GraphBackend:
         self._model, self._builder, self.format = model, _builder(model), format
         self._shape, self._layers = parts.shape(config), config.num_hidden_layers
         self._graphs: dict[int | None, Graph] = {}
+        self._reads: tuple[int, ...] = ()
         self._watchers: list[tuple[Begin, End]] = []
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
@@ -83,8 +84,14 @@ class GraphBackend:
         self._heads.append(ids)
         return len(self._heads) - 1
 
-    def forward(self, feeds: Sequence[Feed], head: int | None = None) -> list[Tensor]:
-        """Logits [n or 1, v] of each of `feeds`; `head`: one of `head_over`, in place of the model's own."""
+    def read(self, layers: Sequence[int]) -> None:
+        """From now on give the states behind so many `layers`; graphs are made anew, of the same weights."""
+        if self._reads != tuple(layers):
+            self._reads = tuple(layers)
+            self._graphs = {head: self._made(head, graph.weights) for head, graph in self._graphs.items()}
+
+    def forward(self, feeds: Sequence[Feed], head: int | None = None) -> list[Output]:
+        """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own."""
         for begin, _ in self._watchers:
             begin()
         found = self._together(feeds, self._graph(head))
@@ -109,23 +116,25 @@ class GraphBackend:
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
         (cache,) = self.new_caches(1)
-        return self._continue(tokens, cache, last, self._graph(None))
+        return self._continue(Feed(tokens, cache), last, self._graph(None)).logits
 
     def _graph(self, head: int | None) -> Graph:
         if head not in self._graphs:
-            weight = self._model.get_output_embeddings().weight.detach()
-            rows = weight if head is None else weight[self._heads[head]]
-            weights = Weights(self.format)
-
-            def make(requests: int) -> ov.Model:
-                return self._builder.graph(self._model, weights.again(), rows, requests)
-
-            self._graphs[head] = Graph(make, weights, self._shape, self._layers, self._threads)
+            self._graphs[head] = self._made(head, Weights(self.format))
         return self._graphs[head]
 
-    def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Tensor]:
-        """Logits of each of `feeds`, of several in one forward where that is faster."""
-        found: list[Tensor | None] = [None] * len(feeds)
+    def _made(self, head: int | None, weights: Weights) -> Graph:
+        weight = self._model.get_output_embeddings().weight.detach()
+        rows = weight if head is None else weight[self._heads[head]]
+
+        def make(requests: int) -> ov.Model:
+            return self._builder.graph(self._model, weights.again(), rows, requests, self._reads)
+
+        return Graph(make, weights, self._shape, self._layers, self._threads)
+
+    def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Output]:
+        """What comes of each of `feeds`, of several in one forward where that is faster."""
+        found: list[Output | None] = [None] * len(feeds)
         waiting: list[int] = []
         for place, feed in enumerate(feeds):
             cache = _blocks(feed)
@@ -139,33 +148,36 @@ class GraphBackend:
         plain = [feeds[place].mask is None and feeds[place].positions is None for place in waiting]
         for group in graph.groups(given):
             now, committed = [given[index] for index in group], [plain[index] for index in group]
-            for index, logits in zip(group, self._infer(now, committed, graph), strict=True):
-                found[waiting[index]] = logits
-        return [logits for logits in found if logits is not None]
+            for index, output in zip(group, self._infer(now, committed, graph), strict=True):
+                found[waiting[index]] = output
+        return [output for output in found if output is not None]
 
-    def _one(self, feed: Feed, graph: Graph) -> Tensor:
-        tokens, _, positions, mask, last_only = feed
-        if mask is None and positions is None:
-            return self._continue(tokens, _blocks(feed), 1 if last_only else len(tokens), graph)
+    def _one(self, feed: Feed, graph: Graph) -> Output:
+        if feed.mask is None and feed.positions is None:
+            return self._continue(feed, 1 if feed.last_only else len(feed.tokens), graph)
         return self._infer([self._tokens(feed)], [False], graph)[0]
 
-    def _continue(self, tokens: Tensor, cache: BlockCache, wanted: int, graph: Graph) -> Tensor:
-        """Logits of the last `wanted` of further text `tokens` [n], in pieces that end with a block."""
-        found, begin = [], 0
+    def _continue(self, feed: Feed, wanted: int, graph: Graph) -> Output:
+        """What comes of further text, logits of its last `wanted` tokens, in pieces that end with a block."""
+        tokens, cache, begin = feed.tokens, _blocks(feed), 0
+        logits: list[Tensor] = []
+        states: list[Tensor] = []
         while begin < len(tokens):
             cache.settle()
             count = min(len(tokens) - begin, BLOCK - cache.length % BLOCK)
             # Of the whole text the last ones are wanted.
             rows = max(0, min(count, wanted - (len(tokens) - begin - count)))
-            given = self._tokens(Feed(tokens[begin : begin + count], cache))._replace(wanted=max(1, rows))
-            logits = self._infer([given], [True], graph)
-            found += logits if rows else []
+            inputs = None if feed.inputs is None else feed.inputs[begin : begin + count]
+            piece = Feed(tokens[begin : begin + count], cache, inputs=inputs)
+            (output,) = self._infer([self._tokens(piece)._replace(wanted=max(1, rows))], [True], graph)
+            logits += [output.logits] if rows else []
+            states.append(output.states)
             begin += count
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return output if len(states) == 1 else Output(torch.cat(logits), torch.cat(states))
 
     def _tokens(self, feed: Feed) -> Given:
         """What a graph takes of tokens that do not pass the end of the current block."""
-        tokens, _, positions, mask, last_only = feed
+        tokens, _, positions, mask, last_only, inputs = feed
         cache = _blocks(feed)
         cache.settle()
         begin = cache.length
@@ -176,18 +188,18 @@ class GraphBackend:
         # No position is beyond the end of the current block.
         self._know(cache.done + BLOCK)
         # Asked for each time: a drafter may take its target's.
-        embedded = self._model.get_input_embeddings()(tokens).detach().float()
+        embedded = self._model.get_input_embeddings()(tokens).detach() if inputs is None else inputs
         # All see the full blocks.
         sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
         wanted = 1 if last_only else len(tokens)
-        return Given(cache, embedded, self._cos[positions], self._sin[positions], sees, each_other, wanted)
+        return Given(cache, embedded.float(), self._cos[positions], self._sin[positions], sees, each_other, wanted)
 
-    def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Tensor]:
-        """Logits of each of `given`; keys and values go into the caches, as nodes or `committed`."""
+    def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Output]:
+        """What comes of each of `given`; keys and values go into the caches, as nodes or `committed`."""
         found = graph.infer(given)
-        for one, keeps, (_, keys, values) in zip(given, committed, found, strict=True):
-            one.cache.append(keys, values, keeps)
-        return [logits for logits, _, _ in found]
+        for one, keeps, of in zip(given, committed, found, strict=True):
+            one.cache.append(of.keys, of.values, keeps)
+        return [Output(of.logits, of.states) for of in found]
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them; rotating is adding the halves crosswise."""

@@ -16,6 +16,7 @@ import torch
 from openvino import PartialShape
 from torch import Tensor
 
+from dynatree.engine.backend import NO_STATES
 from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
 from dynatree.engine.graph.codes import GROUP
 from dynatree.engine.graph.parts import BEFORE_MASKS, Shape, Weights
@@ -58,11 +59,15 @@ class Given(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Logits [wanted, v]; keys and values [layers, groups, n, ...] of all, which the next forward writes over."""
+    """Logits [wanted, v]; keys and values [layers, groups, n, ...] of all, which the next forward writes over.
+
+    `states` [n, reads * width]: of all, where layers are read.
+    """
 
     logits: Tensor
     keys: Tensor
     values: Tensor
+    states: Tensor
 
 
 class Graph:
@@ -238,6 +243,7 @@ class _Request:
 
     def __init__(self, compiled: ov.CompiledModel, shape: Shape, layers: int, places: int):
         self.compiled, self._request = compiled, compiled.create_infer_request()
+        self._outputs = len(compiled.outputs)
         self._shape, self._layers, self._places = shape, layers, places
         # In a place that is left over.
         self._nobody = BlockCache(layers, shape.groups, shape.size)
@@ -262,14 +268,18 @@ class _Request:
         self._held[4] = wanted
         self._point(4, wanted)
         self._request.infer()
-        logits, keys, values = (torch.from_numpy(self._request.get_output_tensor(k).data) for k in range(3))
+        logits, keys, values, *read = (
+            torch.from_numpy(self._request.get_output_tensor(k).data) for k in range(self._outputs)
+        )
         shape = (self._layers, self._places, self._shape.groups, width, -1)
         keys, values = keys.view(shape), values.view(shape)
         # A copy: the next forward writes into the same memory.
         own = logits.clone().split([one.wanted for one in given])
+        counts = [len(one.embedded) for one in given]
+        states = [read[0][place * width :][:n].clone() if read else NO_STATES for place, n in enumerate(counts)]
         return [
-            Found(own[place], keys[:, place, :, : len(one.embedded)], values[:, place, :, : len(one.embedded)])
-            for place, one in enumerate(given)
+            Found(own[place], keys[:, place, :, :n], values[:, place, :, :n], states[place])
+            for place, n in enumerate(counts)
         ]
 
     def _see(self, place: int, one: Given | None, width: int) -> None:

@@ -1,5 +1,6 @@
 """Llama and its like (Mistral, Qwen2, SmolLM) as one graph: rotary positions, grouped queries, gated layers."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import openvino as ov
@@ -13,13 +14,13 @@ TYPES = ("llama", "mistral", "qwen2")
 ACTIVATION = "silu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor, requests: int) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, requests: int, reads: Sequence[int]) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     size = shape.size
     inputs, nodes = parts.inputs(shape, requests)
-    y, kept = inputs[0], []
+    y, kept, states = inputs[0], [], []
     for layer in base.layers:
         attention, past = layer.self_attn, parts.past(shape, requests)
         inputs += past
@@ -38,5 +39,6 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int) -> ov.Model
         inner = config.intermediate_size
         gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
         y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
+        states.append(y)
     y = parts.rms_norm(op.gather(y, nodes.wanted, op.constant(0)), base.norm.weight, config.rms_norm_eps)
-    return parts.model(weights.head(y, head), kept, inputs)
+    return parts.model(weights.head(y, head), kept, parts.read(states, reads), inputs)

@@ -6,10 +6,11 @@ others are zero; the rows [w] of which logits are wanted; of each request a mask
 once a query of its group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of
 each layer the keys and values of each request's full blocks, which all its new tokens see, and of its current one
 (block_cache.py). It gives logits [w, v], and of each layer and request the new keys [layers * r * groups, n, size] and
-values [layers * r * groups, n, size + EXTRA]. Products with weights are over all rows; attention is a request's own.
+values [layers * r * groups, n, size + EXTRA]; where layers are read, also what is behind them [r * n, reads * width].
+Products with weights are over all rows; attention is a request's own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,10 +135,15 @@ def _attention(
     return op.reshape(a, whole(-1, shape.heads * shape.size), False), (k, v)
 
 
-def model(logits: Any, kept: list[Any], inputs: list[Any]) -> ov.Model:
+def read(states: Sequence[Any], reads: Sequence[int]) -> list[Any]:
+    """The outputs of layers that are read: one, of `states` [r * n, width] of all layers those numbered from 1, or none."""
+    return [op.concat([states[layer - 1] for layer in reads], 1)] if reads else []
+
+
+def model(logits: Any, kept: list[Any], read: list[Any], inputs: list[Any]) -> ov.Model:
     """The graph, with the new keys and values of all layers and requests in one output each."""
     keys, values = (op.concat(list(parts), 0) for parts in zip(*kept, strict=True))
-    return ov.Model([logits, keys, values], inputs)
+    return ov.Model([logits, keys, values, *read], inputs)
 
 
 def exponential(shape: Shape, scores: Any, most: Any) -> Any:
