@@ -19,10 +19,12 @@ from transformers.utils import ModelOutput
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable, Curve
 from dynatree.costs.step_rates import StepRates
+from dynatree.distil.student import shrink
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.request import Request
@@ -109,6 +111,24 @@ def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> DraftMod
         for parameter in copy.parameters():
             parameter.add_(torch.randn_like(parameter) * noise * parameter.std())
     return DraftModel(LanguageModel(copy, name="related"))
+
+
+def reading(model: LanguageModel, format: str | None = None, **config: Any) -> DraftModel:
+    """A drafter that reads the target: its last layer, behind a random fusion; `config` holds more of its keys."""
+    torch.manual_seed(5)
+    copy = shrink(_unwrapped_copy(model), [model.model.config.num_hidden_layers - 1], 1.0).to(model.dtype)
+    copy.config.update({"draft_reads": [1, 2], **config})
+    drafter = LanguageModel(copy.eval(), name="reading", format=format)
+    return DraftModel(drafter, fusion=fusion(len(copy.config.draft_reads), copy.config.hidden_size))
+
+
+def fusion(reads: int, width: int) -> Fusion:
+    """One with weights large enough that each part of a row matters."""
+    made = Fusion(reads, width, 1e-5)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.3) if parameter.dim() > 1 else parameter.uniform_(0.5, 1.5)
+    return made.eval().requires_grad_(False)
 
 
 def masked(model: LanguageModel, kept: int) -> DraftModel:

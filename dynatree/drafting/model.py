@@ -4,8 +4,8 @@ The draft cache lags behind the committed tokens (leaves, the target's own token
 forwarded here); the first forward of a round feeds all that it lacks. A drafter with a window sees the end of the text
 alone: one that was trained on short pieces is right less often after longer ones, and slower.
 
-A drafter that reads its target's states keeps rows of committed tokens alone, which are made of these states. Below them
-a node's row is made of the drafter's own output at its parent, and is forgotten when the round is over.
+A drafter that reads its target's states keeps rows of committed tokens alone, which are made of these states. Below
+them a node's row is made of the drafter's own output at its parent, and is forgotten when the round is over.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -200,9 +200,9 @@ class Draft:
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
         tokens, inputs = tree.tokens[frontier], None
         if self._states is not None:
-            inputs = self._model.joined(
-                tokens, self._outputs[(self._level == tree.parents[frontier, None]).int().argmax(1)]
-            )
+            # What is expanded are children of the level before.
+            parents = (self._level == tree.parents[frontier, None]).int().argmax(1)
+            inputs = self._model.joined(tokens, self._outputs[parents])
         return Feed(tokens, self.cache, tree.depths[frontier] + self._prefix - 1, mask, inputs=inputs)
 
     def proposals(

@@ -65,7 +65,7 @@ def load(folder: str | Path, dtype: str = "float32", device: str = "cpu", name: 
 def load_drafter(
     folder: str | Path, dtype: str = "float32", device: str = "cpu", tokenizer: PreTrainedTokenizerBase | None = None
 ) -> DraftModel:
-    """The same as a drafter, over the draft vocabulary of the folder, if it names one, and with its fusion, if it reads.
+    """The same as a drafter: over the draft vocabulary of the folder, if it names one; reading, if its config says so.
 
     Its weights are packed less exactly where that is faster. `tokenizer`: one that is loaded already, in place of the
     folder's. Raises UserError as `load` does.
@@ -134,13 +134,16 @@ def read_draft_vocabulary(folder: Path) -> Tensor | None:
 
 
 def read_fusion(folder: Path, config: Any) -> fusion.Fusion | None:
-    """What the drafter in `folder`, with this `config`, reads its target by; None if it reads nothing. Raises UserError."""
+    """What the drafter in `folder`, with this `config`, reads its target by; None if it reads nothing.
+
+    Raises UserError for a file that does not fit the configuration.
+    """
     reads = getattr(config, "draft_reads", None)
     if reads is None:
         return None
-    eps = getattr(config, "rms_norm_eps", None) or getattr(config, "layer_norm_eps", None)
+    eps = getattr(config, "rms_norm_eps", None) or config.layer_norm_eps
     with readable(f"model folder {str(folder)!r}: draft_reads in its config"):
-        return fusion.load(folder, len(reads), config.hidden_size, float(eps))
+        return fusion.load(folder, len(reads), config.hidden_size, eps)
 
 
 def read(folder: Path, dtype: torch.dtype | None = None, reads: bool = False) -> Any:

@@ -107,7 +107,7 @@ class DraftModel:
         return places if self.vocabulary is None else self.vocabulary[places]
 
     def read_from(self, target: LanguageModel) -> None:
-        """Let `target` give the states that this model reads, if it reads any. Raises UserError where it has none such."""
+        """Let `target` give the states that this model reads, if any. Raises UserError where it has none such."""
         if self.fusion is None:
             return
         if (width := target.model.config.hidden_size) != self.fusion.width:
@@ -118,7 +118,7 @@ class DraftModel:
         target.read(self.reads)
 
     def from_states(self, text: Tensor, states: Tensor) -> Tensor:
-        """The rows [n, width] of the last tokens of `text` [t] from the target's `states` [n, ...] before each of them."""
+        """The rows [n, width] of the last n tokens of `text` [t], by the target's `states` [n, ...] before each."""
         return self.joined(text[-len(states) :], self.fused(states))
 
     def fused(self, states: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class DraftModel:
         return fused
 
     def joined(self, tokens: Tensor, state: Tensor) -> Tensor:
-        """The rows [n, width] of `tokens` [n]: their embeddings joined to `state` [n, width], of the position before."""
+        """The rows [n, width] of `tokens` [n]: the embedding of each, and the `state` [n, width] before it."""
         assert self.fusion is not None, "a plain drafter reads nothing"
         embedded = self.language_model.model.get_input_embeddings()(tokens.to(self.device))
         joined: Tensor = self.fusion.joined(embedded.detach(), state.to(embedded.dtype))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dynatree import plugins
+from dynatree.engine.backend import Output
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.trace import Clock, Trace

@@ -170,6 +170,102 @@ def test_logits_are_those_of_the_model(architecture: str) -> None:
         assert torch.equal(made.score(TEXT[:300], 7), found[-7:])
 
 
+@cache
+def read(architecture: str, format: str) -> GraphBackend:
+    """As `graph`, with states."""
+    made = GraphBackend(model(architecture), format)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "STATIC_FROM", 0)
+        prefilled(made, 1)
+        made.read([1, 2])
+    made.prepare(8)
+    return made
+
+
+@pytest.mark.parametrize("format", parts.FORMATS)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_logits_have_the_same_bits_where_states_are_read(architecture: str, format: str) -> None:
+    """Guards exactness with a drafter that reads: alone, in trees of each width, together, over the end of a block."""
+    both = graph(architecture, format), read(architecture, format)
+    for committed in (1, 250, 300):
+        caches = [prefilled(made, committed)[0] for made in both]
+        for nodes in (1, 2, 3, 8, 13, 30, 70):
+            depths, ancestors = random_tree(nodes, caches[0].room, seed=nodes)
+            mask = torch.cat([torch.ones(nodes, committed, dtype=torch.bool), ancestors], 1)
+            feeds = [Feed(TEXT[:nodes], held, depths + committed, mask) for held in caches]
+            plain, reads = (made.forward([feed])[0] for made, feed in zip(both, feeds, strict=True))
+            assert torch.equal(plain.logits, reads.logits)
+            assert plain.states.numel() == 0 and reads.states.shape == (nodes, 2 * SHAPE["hidden_size"])
+            for held in caches:
+                held.crop(committed)
+    rows = []
+    for made in both:
+        made.prepare(3)
+        caches = [prefilled(made, length)[0] for length in (5, 255, 300)]
+        rows.append(made.forward([Feed(TEXT[: n + 2], held) for n, held in enumerate(caches)]))
+    assert all(torch.equal(mine.logits, theirs.logits) for mine, theirs in zip(*rows, strict=True))
+    assert [len(row.states) for row in rows[1]] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_states_are_those_of_the_model(architecture: str) -> None:
+    """Guards the layer, the order and the position that states are of; of all tokens where logits are of the last."""
+    own: Any = model(architecture)
+    seen: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda _, __, out: seen.append(out)) for layer in own.base_model.layers]
+    own(TEXT[None, :300])
+    for hook in hooks:
+        hook.remove()
+    wanted = torch.cat([out[0] if isinstance(out, tuple) else out for out in seen], -1)[0].detach()
+    made = read(architecture, "float32")
+    (output,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0], last_only=True)])
+    assert len(output.logits) == 1 and torch.allclose(output.states, wanted, atol=1e-3, rtol=1e-3)
+    made.prepare(3)
+    for row in made.forward([Feed(TEXT[:n], made.new_caches(1)[0]) for n in (3, 8, 5)]):
+        assert torch.allclose(row.states, wanted[: len(row.states)], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_inputs_take_the_place_of_the_embeddings(architecture: str) -> None:
+    """Guards rows that are cut in pieces at the end of a block, and those of several requests."""
+    made = graph(architecture, "float32")
+    embedded = model(architecture).get_input_embeddings()(TEXT).detach()
+    made.prepare(3)
+    for counts in ((300,), (3, 8, 5)):
+        plain = made.forward([Feed(TEXT[:n], made.new_caches(1)[0]) for n in counts])
+        fed = made.forward([Feed(TEXT[:n] * 0, made.new_caches(1)[0], inputs=embedded[:n]) for n in counts])
+        assert all(torch.equal(mine.logits, theirs.logits) for mine, theirs in zip(plain, fed, strict=True))
+
+
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("architecture", "format"), [("llama", "int4"), ("gpt_neox", "int8"), ("llama", "float32")])
+def test_a_drafter_that_reads_decodes_as_one_token_a_forward(
+    architecture: str, format: str, window: int | None
+) -> None:
+    """Guards the whole way on the graph: over the ends of blocks of both, alone, together, with processors, drawn."""
+    target = LanguageModel(copied(model(architecture)), None, format=format)
+    drafter = models.reading(target, format="int8", **({"draft_window": window} if window else {}))
+    assert target.in_graph and drafter.language_model.in_graph
+    plain: Any = decoding.build(target, None, "autoregressive", {})
+    wide = {"policy": "threshold", "depth": 3, "branch": 12, "threshold": None, "budget": 40}
+    prompts, accepted = [TEXT[:240].tolist(), TEXT[:3].tolist(), TEXT[100:613].tolist()], 0
+    several: list[dict[str, Any]] = [
+        {},
+        {"repetition_penalty": 1.2},
+        {"do_sample": True, "temperature": 0.9, "seed": 2},
+    ]
+    for more in several:
+        options = models.wanted(40, **more)
+        wanted = [trace.output for trace in plain.decode_batch(prompts, options)]
+        for drafting in ("model", "hybrid"):
+            decoder: Any = decoding.build(target, drafter, "speculative", {**wide, "drafting": drafting})
+            traces = [decoder.decode(prompt, options) for prompt in prompts]
+            assert [trace.output for trace in traces] == wanted
+            assert [trace.output for trace in decoder.decode_batch(prompts, options)] == wanted
+            accepted += sum(fact.accepted for trace in traces for fact in trace.rounds)
+    assert accepted > 40
+
+
 def test_a_path_beyond_the_end_of_a_block_differs() -> None:
     """Guards the tests above, and the depth that the decoders keep to: without it they fail."""
     made = graph("llama", "int8")

@@ -47,6 +47,7 @@ def collate(feeds: Sequence[Feed]) -> Batch:
         tokens[row, padding:] = feed.tokens
         positions[row, padding:] = torch.arange(length, behind) if feed.positions is None else feed.positions
         if inputs is not None:
+            assert feed.inputs is not None, "rows of one forward are fed alike"
             inputs[row, padding:] = feed.inputs
         if mask is not None:
             plain = torch.ones(count, behind, dtype=torch.bool).tril(length)

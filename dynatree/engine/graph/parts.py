@@ -136,7 +136,7 @@ def _attention(
 
 
 def read(states: Sequence[Any], reads: Sequence[int]) -> list[Any]:
-    """The outputs of layers that are read: one, of `states` [r * n, width] of all layers those numbered from 1, or none."""
+    """Of what is behind each layer, `states` [r * n, width], that of layers `reads` (from 1) as one output, or none."""
     return [op.concat([states[layer - 1] for layer in reads], 1)] if reads else []
 
 
