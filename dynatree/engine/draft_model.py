@@ -5,6 +5,7 @@ Li et al., ICML 2024, 2401.15077; EAGLE-3, Li et al. 2025, 2503.01840): its row 
 embedding and of the states at the position before, or of its own output there where the target has computed none.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dynatree.engine.backend import Begin, Cache, End, Feed, Head, Output
-from dynatree.engine.eager.packing import PackedLinear, weight_sizes
+from dynatree.engine.eager.packing import PackedLinear, pack_rounded, weight_sizes
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -48,7 +49,7 @@ class DraftModel:
             )
         self.window: int | None = window
         self.reads = checked_reads(self.name, language_model.model.config, fusion)
-        self.fusion = fusion.to(language_model.device, language_model.dtype) if fusion else None
+        self.fusion, self._reader = fusion, None if fusion is None else _reader(language_model, fusion)
         if self.reads:
             # Its own output stands for the target's where that has computed nothing.
             language_model.read([language_model.model.config.num_hidden_layers])
@@ -88,7 +89,7 @@ class DraftModel:
 
     def weights(self) -> dict[Any, int]:
         """Bytes of each of the weights that it computes with; those that another model shares have one key."""
-        return self.language_model.weights(self._head) | (weight_sizes(self.fusion) if self.fusion else {})
+        return self.language_model.weights(self._head) | (weight_sizes(self._reader) if self._reader else {})
 
     def prepare(self, requests: int = 1) -> None:
         """As `LanguageModel.prepare`."""
@@ -123,15 +124,15 @@ class DraftModel:
 
     def fused(self, states: Tensor) -> Tensor:
         """One state [n, width] of the target's `states` [n, reads * width]; of a model that reads."""
-        assert self.fusion is not None, "a plain drafter reads nothing"
-        fused: Tensor = self.fusion.fused(states.to(self.language_model.dtype))
+        assert self._reader is not None, "a plain drafter reads nothing"
+        fused: Tensor = self._reader.fused(states.to(self.language_model.dtype))
         return fused
 
     def joined(self, tokens: Tensor, state: Tensor) -> Tensor:
         """The rows [n, width] of `tokens` [n]: the embedding of each, and the `state` [n, width] before it."""
-        assert self.fusion is not None, "a plain drafter reads nothing"
+        assert self._reader is not None, "a plain drafter reads nothing"
         embedded = self.language_model.model.get_input_embeddings()(tokens.to(self.device))
-        joined: Tensor = self.fusion.joined(embedded.detach(), state.to(embedded.dtype))
+        joined: Tensor = self._reader.joined(embedded.detach(), state.to(embedded.dtype))
         return joined
 
     def draft(
@@ -166,6 +167,14 @@ def checked_reads(name: str, config: Any, fusion: Fusion | None) -> tuple[int, .
     if (fusion.reads, fusion.width) != (len(reads), config.hidden_size):
         raise UserError(f"{name}: its fusion is of {fusion.reads} states of width {fusion.width}, its config says else")
     return tuple(reads)
+
+
+def _reader(language_model: LanguageModel, fusion: Fusion) -> Fusion:
+    """`fusion` as it computes beside `language_model`: where that is, and in its type."""
+    reader = copy.deepcopy(fusion).to(language_model.device, language_model.dtype)
+    if language_model.packed or language_model.in_graph:
+        pack_rounded(reader)
+    return reader
 
 
 @torch.inference_mode()

@@ -88,7 +88,7 @@ class LanguageModel:
     def release(self) -> None:
         """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
         self._hook.remove()
-        if self.reads:
+        if self.reads and not self.in_graph:
             self._backend.read(())
         unpack(self.model)
         if self.model.config._attn_implementation != self._attention:

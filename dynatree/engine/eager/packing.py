@@ -133,6 +133,16 @@ def _pack_as(dtype: torch.dtype, model: nn.Module, tokens: Tensor, plain: Tensor
     return None
 
 
+def pack_rounded(module: nn.Module) -> None:
+    """Pack the linear layers of a drafter's `module` in place if possible, as bfloat16 where the CPU multiplies it."""
+    if not available(module):
+        return
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    for name, layer in list(module.named_children()):
+        if isinstance(layer, nn.Linear):
+            setattr(module, name, PackedLinear(layer, dtype))
+
+
 def unpack(model: nn.Module) -> None:
     """Put back the layers that `pack` held on to, the very objects."""
     for parent in list(model.modules()):
