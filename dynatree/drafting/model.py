@@ -193,17 +193,17 @@ class Draft:
             self._prefix = len(text) - self._begin
             self._forwarded = frontier[:0]
             lacked = self._begin + self.cache.length
-            inputs = None if self._states is None else self._model.from_states(text, self._states.since(lacked - 1))
-            return Feed(text[lacked:], self.cache, last_only=True, inputs=inputs)
+            before = None if self._states is None else self._model.fused(self._states.since(lacked - 1))
+            return Feed(text[lacked:], self.cache, last_only=True, states=before)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
-        tokens, inputs = tree.tokens[frontier], None
+        before = None
         if self._states is not None:
             # What is expanded are children of the level before.
             parents = (self._level == tree.parents[frontier, None]).int().argmax(1)
-            inputs = self._model.joined(tokens, self._outputs[parents])
-        return Feed(tokens, self.cache, tree.depths[frontier] + self._prefix - 1, mask, inputs=inputs)
+            before = self._outputs[parents]
+        return Feed(tree.tokens[frontier], self.cache, tree.depths[frontier] + self._prefix - 1, mask, states=before)
 
     def proposals(
         self, output: Output, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor

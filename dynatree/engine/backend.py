@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dynatree.engine.fusion import Fusion
+
 # What a backend takes in place of the model's own head.
 Head = Any
 
@@ -40,7 +42,7 @@ class Cache(Protocol):
 class Feed(NamedTuple):
     """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`.
 
-    `inputs` [n, width]: what goes in where the embeddings of `tokens` would; None: these.
+    `states` [n, width]: of a model with a fusion (`Backend.join`), what the embedding of each token is joined to.
     """
 
     tokens: Tensor
@@ -48,7 +50,7 @@ class Feed(NamedTuple):
     positions: Tensor | None = None
     mask: Tensor | None = None
     last_only: bool = False
-    inputs: Tensor | None = None
+    states: Tensor | None = None
 
 
 # Where nobody reads.
@@ -72,6 +74,9 @@ class Backend(Protocol):
 
     def new_caches(self, count: int) -> Sequence[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
+
+    def join(self, fusion: Fusion) -> None:
+        """From now on join the embedding of each token to a state, as `fusion` does, before the first layer."""
 
     def read(self, layers: Sequence[int]) -> None:
         """From now on give the states behind so many layers, each from 1 to all of them; none: no states."""

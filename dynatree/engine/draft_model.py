@@ -49,8 +49,11 @@ class DraftModel:
             )
         self.window: int | None = window
         self.reads = checked_reads(self.name, language_model.model.config, fusion)
-        self.fusion, self._reader = fusion, None if fusion is None else _reader(language_model, fusion)
-        if self.reads:
+        self.fusion = fusion
+        self._reader: Fusion | None = None
+        if fusion is not None:
+            self._reader = _reader(language_model, fusion)
+            language_model.join(fusion if language_model.in_graph else self._reader)
             # Its own output stands for the target's where that has computed nothing.
             language_model.read([language_model.model.config.num_hidden_layers])
         if language_model.in_graph:
@@ -118,22 +121,11 @@ class DraftModel:
             )
         target.read(self.reads)
 
-    def from_states(self, text: Tensor, states: Tensor) -> Tensor:
-        """The rows [n, width] of the last n tokens of `text` [t], by the target's `states` [n, ...] before each."""
-        return self.joined(text[-len(states) :], self.fused(states))
-
     def fused(self, states: Tensor) -> Tensor:
         """One state [n, width] of the target's `states` [n, reads * width]; of a model that reads."""
         assert self._reader is not None, "a plain drafter reads nothing"
         fused: Tensor = self._reader.fused(states.to(self.language_model.dtype))
         return fused
-
-    def joined(self, tokens: Tensor, state: Tensor) -> Tensor:
-        """The rows [n, width] of `tokens` [n]: the embedding of each, and the `state` [n, width] before it."""
-        assert self._reader is not None, "a plain drafter reads nothing"
-        embedded = self.language_model.model.get_input_embeddings()(tokens.to(self.device))
-        joined: Tensor = self._reader.joined(embedded.detach(), state.to(embedded.dtype))
-        return joined
 
     def draft(
         self,
@@ -170,8 +162,10 @@ def checked_reads(name: str, config: Any, fusion: Fusion | None) -> tuple[int, .
 
 
 def _reader(language_model: LanguageModel, fusion: Fusion) -> Fusion:
-    """`fusion` as it computes beside `language_model`: where that is, and in its type."""
+    """`fusion` as it computes for `language_model`: where that is, and in its type."""
     reader = copy.deepcopy(fusion).to(language_model.device, language_model.dtype)
+    if language_model.in_graph:
+        del reader.join  # which the graph computes
     if language_model.packed or language_model.in_graph:
         pack_rounded(reader)
     return reader

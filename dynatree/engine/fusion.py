@@ -23,7 +23,7 @@ class Fusion(nn.Module):
 
     def __init__(self, reads: int, width: int, eps: float):
         super().__init__()
-        self.reads, self.width = reads, width
+        self.reads, self.width, self.eps = reads, width, eps
         self.norms = nn.ModuleList(nn.RMSNorm(width, eps) for _ in range(reads))
         self.fuse = nn.Linear(reads * width, width, bias=False)
         self.embedding_norm, self.state_norm = nn.RMSNorm(width, eps), nn.RMSNorm(width, eps)

@@ -18,6 +18,7 @@ from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head, Outp
 from dynatree.engine.compatibility import ROUNDING, probe, refuse_not_finite, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.eager.packing import pack, unpack
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.in_transformers import computed_by
 from dynatree.errors import UserError
 
@@ -184,6 +185,13 @@ class LanguageModel:
         """Do at once what forwards of so many requests do as they add up: graphs are compiled for what recurs."""
         if self.in_graph:
             cast("GraphBackend", self._backend).prepare(requests)
+
+    def join(self, fusion: Fusion) -> None:
+        """From now on join the embedding of each token to the state that is fed with it, or to zeros where none is.
+
+        A graph is told before its first forward.
+        """
+        self._backend.join(fusion)
 
     def read(self, layers: Sequence[int]) -> None:
         """From now on let `forward_batch` give the hidden states behind so many `layers`, besides the same logits.

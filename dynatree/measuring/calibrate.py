@@ -219,8 +219,8 @@ def teacher_forced(
     while committed <= len(fed) or not pieces:
         begin = first_seen(window, committed, begin)
         end = len(fed) if window is None else min(len(fed), begin + window)
-        inputs = None if fused is None else drafter.joined(fed[begin:end], fused[begin - 1 : end - 1])
-        (found,) = drafter.draft_batch([Feed(fed[begin:end], drafter.new_caches(1)[0], inputs=inputs)])
+        before = None if fused is None else fused[begin - 1 : end - 1]
+        (found,) = drafter.draft_batch([Feed(fed[begin:end], drafter.new_caches(1)[0], states=before)])
         pieces.append(found.logits[committed - 1 - begin :])
         committed = end + 1
     logits = torch.cat(pieces)

@@ -149,9 +149,7 @@ def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tokens = torch.arange(n) % drafter.vocabulary_size
     own = torch.ones(n, drafter.fusion.width) if drafter.fusion else None
-    drafter.draft_batch(
-        [Feed(tokens, cache, inputs=None if own is None else drafter.joined(tokens, own)) for cache in caches]
-    )
+    drafter.draft_batch([Feed(tokens, cache, states=own) for cache in caches])
     for cache, length in zip(caches, lengths, strict=True):
         cache.crop(length)
 

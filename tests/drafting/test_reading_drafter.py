@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynatree import decoding
 from dynatree.drafting.model import Draft
+from dynatree.engine.backend import Feed
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.read_states import ReadStates
@@ -63,7 +64,7 @@ def expected(
 
     The first row is that of position `begin`.
     """
-    fusion, model = drafter.fusion, drafter.language_model
+    fusion, model = drafter._reader, drafter.language_model
     assert fusion is not None
     embed = model.model.get_input_embeddings()
     states = states_of(target, drafter, text[:-1]).to(model.dtype)
@@ -137,24 +138,33 @@ def test_states_of_the_position_beside_are_others(target: Build, monkeypatch: py
             assert_proposals(target(), model, prompt, chance)
 
 
+# What a drafter was fed below the texts of some rounds: the text, and the feed.
+Seen = list[tuple[list[int], Feed]]
+
+
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], Tensor]]:
-    """What drafters that read are fed: each text, and the states before its last tokens."""
-    found: list[tuple[list[int], Tensor]] = []
-    real = DraftModel.from_states
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """What drafters are fed for the first level of each tree."""
+    found: Seen = []
+    real = Draft.draft_inputs
 
-    def noted(model: DraftModel, text: Tensor, states: Tensor) -> Tensor:
-        found.append((text.tolist(), states.clone()))
-        return real(model, text, states)
+    def noted(draft: Draft, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+        feed = real(draft, tree, frontier, text)
+        if feed.mask is None:
+            found.append((text.tolist(), feed))
+        return feed
 
-    monkeypatch.setattr(DraftModel, "from_states", noted)
+    monkeypatch.setattr(Draft, "draft_inputs", noted)
     return found
 
 
-def assert_true(target: LanguageModel, drafter: DraftModel, seen: list[tuple[list[int], Tensor]]) -> None:
-    for text, states in seen:
-        true = states_of(target, drafter, text[:-1])[-len(states) :]
-        assert torch.allclose(states, true, atol=1e-4, rtol=1e-4)
+def assert_true(target: LanguageModel, drafter: DraftModel, seen: Seen) -> None:
+    """What was fed are the last tokens of each text, with the target's states at the position before each."""
+    for text, feed in seen:
+        n = len(feed.tokens)
+        assert feed.tokens.tolist() == text[-n:] and feed.states is not None
+        true = drafter.fused(states_of(target, drafter, text[:-1])[-n:])
+        assert torch.allclose(feed.states, true, atol=1e-4, rtol=1e-4)
     seen.clear()
 
 
@@ -162,7 +172,7 @@ def assert_true(target: LanguageModel, drafter: DraftModel, seen: list[tuple[lis
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("knobs", KNOBS)
 def test_a_drafter_sees_the_states_of_the_text_before_it(
-    target: Build, seen: list[tuple[list[int], Tensor]], knobs: str, architecture: str, window: int | None
+    target: Build, seen: Seen, knobs: str, architecture: str, window: int | None
 ) -> None:
     """Guards states of other nodes, positions or requests, alone and together, and rounds without a draft."""
     model = target(architecture)
@@ -182,9 +192,7 @@ def test_a_drafter_sees_the_states_of_the_text_before_it(
 
 
 @pytest.mark.parametrize("window", WINDOWS)
-def test_traversal_is_drafted_by_true_states(
-    target: Build, seen: list[tuple[list[int], Tensor]], window: int | None
-) -> None:
+def test_traversal_is_drafted_by_true_states(target: Build, seen: Seen, window: int | None) -> None:
     """Guards the states where a path is not the one that agrees."""
     drafter = models.reading(target(), **({"draft_window": window} if window else {}))
     knobs = {"policy": "fixed", "depth": 3, "branch": 2, "budget": 14}
@@ -199,7 +207,7 @@ def test_traversal_is_drafted_by_true_states(
 @pytest.mark.parametrize("knobs", ["tree", "hybrid"])
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_text_that_goes_on_is_drafted_by_true_states(
-    target: Build, seen: list[tuple[list[int], Tensor]], window: int | None, knobs: str
+    target: Build, seen: Seen, window: int | None, knobs: str
 ) -> None:
     """Guards conversations: prefixes of any length, streams that are left, and states that nobody has any more."""
     model = target()

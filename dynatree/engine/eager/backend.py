@@ -13,6 +13,7 @@ from dynatree.engine.eager import attention
 from dynatree.engine.eager.batch import collate
 from dynatree.engine.eager.kv_cache import KeyValueCache, state_bytes
 from dynatree.engine.eager.packing import weight_sizes
+from dynatree.engine.fusion import Fusion
 
 # Logits [..., v] of hidden states [..., width].
 Head = Callable[[Tensor], Tensor]
@@ -31,10 +32,15 @@ class EagerBackend:
         # The states of the layers that are read, while a forward of ours is under way.
         self._reads: list[Any] = []
         self._states: list[Tensor] | None = None
+        self._fusion: Fusion | None = None
 
     def new_caches(self, count: int) -> list[KeyValueCache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return KeyValueCache.rows(count)
+
+    def join(self, fusion: Fusion) -> None:
+        """From now on join the embedding of each token to a state, or to zeros."""
+        self._fusion = fusion
 
     def read(self, layers: Sequence[int]) -> None:
         """From now on give the states behind so many `layers`."""
@@ -77,32 +83,36 @@ class EagerBackend:
         return [logits[0]] if len(feeds) == 1 else [row[-n:] for row, n in zip(logits, wanted, strict=True)]
 
     def _single(self, feed: Feed) -> dict[str, Any]:
-        tokens, cache, positions, mask, _, inputs = feed
+        tokens, cache, positions, mask, _, states = feed
         assert isinstance(cache, KeyValueCache)
         if positions is None:
             positions = torch.arange(cache.length, cache.length + len(tokens))
         KeyValueCache.place([cache], [len(tokens)])
-        mask, inputs = (None if part is None else part[None] for part in (mask, inputs))
-        return self._inputs(tokens[None], positions[None], mask, cache, inputs)
+        mask, states = (None if part is None else part[None] for part in (mask, states))
+        return self._inputs(tokens[None], positions[None], mask, cache, states)
 
     def _batch(self, feeds: Sequence[Feed]) -> dict[str, Any]:
         batch, counts = collate(feeds), [len(feed.tokens) for feed in feeds]
         columns = None if batch.columns is None else batch.columns.to(self.device)
         caches = [cast(KeyValueCache, feed.cache) for feed in feeds]
         KeyValueCache.place(caches, counts, columns)
-        return self._inputs(batch.tokens, batch.positions, batch.mask, caches[0], batch.inputs)
+        return self._inputs(batch.tokens, batch.positions, batch.mask, caches[0], batch.states)
 
     def _inputs(
-        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache, inputs: Tensor | None
+        self, tokens: Tensor, positions: Tensor, mask: Tensor | None, cache: KeyValueCache, states: Tensor | None
     ) -> dict[str, Any]:
         mask = None if mask is None else mask.to(self.device)[:, None]
         if mask is not None and self._mask_dtype != torch.bool:
             # Added to the scores, once a forward: torch would convert it in every layer.
             zeros = torch.zeros(mask.shape, dtype=self._mask_dtype, device=self.device)
             mask = zeros.masked_fill_(~mask, -torch.inf)
-        fed = {"input_ids": tokens} if inputs is None else {"inputs_embeds": inputs.to(self._model.dtype)}
+        name, fed = "input_ids", tokens.to(self.device)
+        if self._fusion is not None:
+            embedded = self._model.get_input_embeddings()(fed)
+            state = torch.zeros_like(embedded) if states is None else states.to(embedded)
+            name, fed = "inputs_embeds", self._fusion.joined(embedded, state)
         return {
-            **{name: part.to(self.device) for name, part in fed.items()},
+            name: fed,
             "position_ids": positions.to(self.device),
             "attention_mask": mask,
             "cache": cache.states,

@@ -14,16 +14,16 @@ from dynatree.engine.backend import Feed
 
 
 class Batch(NamedTuple):
-    """Of `b` rows of `n` tokens: ids and positions [b, n], mask [b, n, end], cache slots [b, n], inputs [b, n, width].
+    """Of `b` rows of `n` tokens: ids and positions [b, n], mask [b, n, end], cache slots [b, n], states [b, n, width].
 
-    No mask: plain continuation; no slots: rows alike (kv_cache.py, `place`); no inputs: the embeddings of the tokens.
+    No mask: plain continuation; no slots: rows alike (kv_cache.py, `place`); no states: tokens are joined to none.
     """
 
     tokens: Tensor
     positions: Tensor
     mask: Tensor | None
     columns: Tensor | None
-    inputs: Tensor | None = None
+    states: Tensor | None = None
 
 
 def collate(feeds: Sequence[Feed]) -> Batch:
@@ -40,15 +40,15 @@ def collate(feeds: Sequence[Feed]) -> Batch:
     masked = not alike or any(feed.mask is not None for feed in feeds)
     mask = torch.zeros(b, n, end, dtype=torch.bool) if masked else None
     columns = None if alike else torch.zeros(b, n, dtype=torch.long)
-    first = feeds[0].inputs
-    inputs = None if first is None else first.new_zeros(b, n, first.shape[-1])
+    first = feeds[0].states
+    states = None if first is None else first.new_zeros(b, n, first.shape[-1])
     for row, (feed, count, length) in enumerate(zip(feeds, counts, lengths, strict=True)):
         padding, behind = n - count, length + count
         tokens[row, padding:] = feed.tokens
         positions[row, padding:] = torch.arange(length, behind) if feed.positions is None else feed.positions
-        if inputs is not None:
-            assert feed.inputs is not None, "rows of one forward are fed alike"
-            inputs[row, padding:] = feed.inputs
+        if states is not None:
+            assert feed.states is not None, "rows of one forward are fed alike"
+            states[row, padding:] = feed.states
         if mask is not None:
             plain = torch.ones(count, behind, dtype=torch.bool).tril(length)
             mask[row, padding:, :behind] = plain if feed.mask is None else feed.mask
@@ -56,4 +56,4 @@ def collate(feeds: Sequence[Feed]) -> Batch:
         if columns is not None:
             columns[row, :padding] = torch.arange(behind, behind + padding)
             columns[row, padding:] = torch.arange(length, behind)
-    return Batch(tokens, positions, mask, columns, inputs)
+    return Batch(tokens, positions, mask, columns, states)

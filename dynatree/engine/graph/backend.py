@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynatree.engine.backend import Begin, End, Feed, Output
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache
 from dynatree.engine.graph.compiled import Given, Graph
-from dynatree.engine.graph.parts import Weights
+from dynatree.engine.graph.parts import States, Weights
 from dynatree.errors import UserError
 
 BUILDERS = (llama, gpt_neox)
@@ -61,7 +62,7 @@ class GraphBackend:
         self._model, self._builder, self.format = model, _builder(model), format
         self._shape, self._layers = parts.shape(config), config.num_hidden_layers
         self._graphs: dict[int | None, Graph] = {}
-        self._reads: tuple[int, ...] = ()
+        self._states = States()
         self._watchers: list[tuple[Begin, End]] = []
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
@@ -84,10 +85,15 @@ class GraphBackend:
         self._heads.append(ids)
         return len(self._heads) - 1
 
+    def join(self, fusion: Fusion) -> None:
+        """From now on join the embedding of each token to a state, or to zeros; before the first forward."""
+        assert not self._graphs, "its graphs would lack the weights"
+        self._states = self._states._replace(fusion=fusion)
+
     def read(self, layers: Sequence[int]) -> None:
         """From now on give the states behind so many `layers`; graphs are made anew, of the same weights."""
-        if self._reads != tuple(layers):
-            self._reads = tuple(layers)
+        if self._states.reads != tuple(layers):
+            self._states = self._states._replace(reads=tuple(layers))
             self._graphs = {head: self._made(head, graph.weights) for head, graph in self._graphs.items()}
 
     def forward(self, feeds: Sequence[Feed], head: int | None = None) -> list[Output]:
@@ -128,9 +134,10 @@ class GraphBackend:
         rows = weight if head is None else weight[self._heads[head]]
 
         def make(requests: int) -> ov.Model:
-            return self._builder.graph(self._model, weights.again(), rows, requests, self._reads)
+            return self._builder.graph(self._model, weights.again(), rows, requests, self._states)
 
-        return Graph(make, weights, self._shape, self._layers, self._threads)
+        fed = self._shape._replace(width=self._states.fed(self._shape.width))
+        return Graph(make, weights, fed, self._layers, self._threads)
 
     def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Output]:
         """What comes of each of `feeds`, of several in one forward where that is faster."""
@@ -167,8 +174,8 @@ class GraphBackend:
             count = min(len(tokens) - begin, BLOCK - cache.length % BLOCK)
             # Of the whole text the last ones are wanted.
             rows = max(0, min(count, wanted - (len(tokens) - begin - count)))
-            inputs = None if feed.inputs is None else feed.inputs[begin : begin + count]
-            piece = Feed(tokens[begin : begin + count], cache, inputs=inputs)
+            joined = None if feed.states is None else feed.states[begin : begin + count]
+            piece = Feed(tokens[begin : begin + count], cache, states=joined)
             (output,) = self._infer([self._tokens(piece)._replace(wanted=max(1, rows))], [True], graph)
             logits += [output.logits] if rows else []
             states.append(output.states)
@@ -177,7 +184,7 @@ class GraphBackend:
 
     def _tokens(self, feed: Feed) -> Given:
         """What a graph takes of tokens that do not pass the end of the current block."""
-        tokens, _, positions, mask, last_only, inputs = feed
+        tokens, _, positions, mask, last_only, states = feed
         cache = _blocks(feed)
         cache.settle()
         begin = cache.length
@@ -188,11 +195,13 @@ class GraphBackend:
         # No position is beyond the end of the current block.
         self._know(cache.done + BLOCK)
         # Asked for each time: a drafter may take its target's.
-        embedded = self._model.get_input_embeddings()(tokens).detach() if inputs is None else inputs
+        embedded = self._model.get_input_embeddings()(tokens).detach().float()
+        if self._states.fusion is not None:
+            embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states], 1)
         # All see the full blocks.
         sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
         wanted = 1 if last_only else len(tokens)
-        return Given(cache, embedded.float(), self._cos[positions], self._sin[positions], sees, each_other, wanted)
+        return Given(cache, embedded, self._cos[positions], self._sin[positions], sees, each_other, wanted)
 
     def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Output]:
         """What comes of each of `given`; keys and values go into the caches, as nodes or `committed`."""

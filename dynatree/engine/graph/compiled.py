@@ -43,7 +43,7 @@ _COPIES = 2
 
 
 class Given(NamedTuple):
-    """n new tokens of the request whose text is in `cache`: embeddings [n, width], cos and sin [n, 1, size].
+    """n new tokens of the request whose text is in `cache`: their rows [n, fed], cos and sin [n, 1, size].
 
     `sees` [n, used], `each_other` [n, n]: which slots of the current block in use, and which of themselves, they see;
     None: all, and those before them. Of the last `wanted` logits are.

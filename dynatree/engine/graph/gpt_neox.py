@@ -1,6 +1,5 @@
 """GPT-NeoX (Pythia) as one graph: queries, keys and values from one layer, partly rotated; parallel paths."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import openvino as ov
@@ -8,20 +7,20 @@ from openvino import opset13 as op
 from torch import Tensor
 
 from dynatree.engine.graph import parts
-from dynatree.engine.graph.parts import Weights
+from dynatree.engine.graph.parts import States, Weights
 
 TYPES = ("gpt_neox",)
 ACTIVATION = "gelu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor, requests: int, reads: Sequence[int]) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: States) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     heads, size = shape.heads, shape.size
     turned = base.rotary_emb.inv_freq.shape[0]  # half of what is rotated
-    inputs, nodes = parts.inputs(shape, requests)
-    y, kept, states = inputs[0], [], []
+    inputs, nodes = parts.inputs(shape, requests, states)
+    y, kept, behind = parts.joined(inputs[0], weights, states), [], []
     for layer in base.layers:
         attention, past = layer.attention, parts.past(shape, requests)
         inputs += past
@@ -42,6 +41,6 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int, reads: Sequ
         z = y if config.use_parallel_residual else op.add(y, attended)
         z = weights.linear(parts.layer_norm(z, layer.post_attention_layernorm), layer.mlp.dense_h_to_4h)
         y = op.add(op.add(y, attended), weights.linear(op.gelu(z, "erf"), layer.mlp.dense_4h_to_h))
-        states.append(y)
+        behind.append(y)
     y = parts.layer_norm(op.gather(y, nodes.wanted, op.constant(0)), base.final_layer_norm)
-    return parts.model(weights.head(y, head), kept, parts.read(states, reads), inputs)
+    return parts.model(weights.head(y, head), kept, parts.read(behind, states), inputs)

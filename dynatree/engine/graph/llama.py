@@ -1,6 +1,5 @@
 """Llama and its like (Mistral, Qwen2, SmolLM) as one graph: rotary positions, grouped queries, gated layers."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import openvino as ov
@@ -8,19 +7,19 @@ from openvino import opset13 as op
 from torch import Tensor
 
 from dynatree.engine.graph import parts
-from dynatree.engine.graph.parts import Weights
+from dynatree.engine.graph.parts import States, Weights
 
 TYPES = ("llama", "mistral", "qwen2")
 ACTIVATION = "silu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor, requests: int, reads: Sequence[int]) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: States) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(config)
     size = shape.size
-    inputs, nodes = parts.inputs(shape, requests)
-    y, kept, states = inputs[0], [], []
+    inputs, nodes = parts.inputs(shape, requests, states)
+    y, kept, behind = parts.joined(inputs[0], weights, states), [], []
     for layer in base.layers:
         attention, past = layer.self_attn, parts.past(shape, requests)
         inputs += past
@@ -39,6 +38,6 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int, reads: Sequ
         inner = config.intermediate_size
         gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
         y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
-        states.append(y)
+        behind.append(y)
     y = parts.rms_norm(op.gather(y, nodes.wanted, op.constant(0)), base.norm.weight, config.rms_norm_eps)
-    return parts.model(weights.head(y, head), kept, parts.read(states, reads), inputs)
+    return parts.model(weights.head(y, head), kept, parts.read(behind, states), inputs)

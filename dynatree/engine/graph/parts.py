@@ -1,6 +1,7 @@
 """What the graphs of all architectures are made of: products with weights in each format, norms, bitwise attention.
 
-A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], cos
+A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], with a
+fusion beside them the states to which they are joined [r * n, 2 * width]; cos
 and sin [r * n, 1, size] of their positions; ones [groups, n, EXTRA], of which the first of each EXTRA is one and the
 others are zero; the rows [w] of which logits are wanted; of each request a mask [n * share, c + n] (0 or -inf; each row
 once a query of its group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of
@@ -20,6 +21,7 @@ from openvino import PartialShape, Type
 from openvino import opset13 as op
 from torch import Tensor, nn
 
+from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import codes
 from dynatree.engine.graph.block_cache import EXTRA
 
@@ -42,6 +44,17 @@ class Shape(NamedTuple):
     def share(self) -> int:
         """Queries of a group."""
         return self.heads // self.groups
+
+
+class States(NamedTuple):
+    """Of a graph: what joins embeddings to states that it is given, and the layers behind which it gives states."""
+
+    fusion: Fusion | None = None
+    reads: tuple[int, ...] = ()
+
+    def fed(self, width: int) -> int:
+        """Values of a row of x."""
+        return width if self.fusion is None else 2 * width
 
 
 class Nodes(NamedTuple):
@@ -67,9 +80,9 @@ def whole(*values: int) -> Any:
     return op.constant(np.array(values, dtype=np.int64))
 
 
-def inputs(shape: Shape, requests: int) -> tuple[list[Any], Nodes]:
+def inputs(shape: Shape, requests: int, states: States) -> tuple[list[Any], Nodes]:
     """The inputs before those of the layers, and what the layers use of them."""
-    x = op.parameter(PartialShape([-1, shape.width]), Type.f32)
+    x = op.parameter(PartialShape([-1, states.fed(shape.width)]), Type.f32)
     cos, sin = (op.parameter(PartialShape([-1, 1, shape.size]), Type.f32) for _ in range(2))
     ones = op.parameter(PartialShape([shape.groups, -1, EXTRA]), Type.f32)
     wanted = op.parameter(PartialShape([-1]), Type.i64)
@@ -135,9 +148,21 @@ def _attention(
     return op.reshape(a, whole(-1, shape.heads * shape.size), False), (k, v)
 
 
-def read(states: Sequence[Any], reads: Sequence[int]) -> list[Any]:
-    """Of what is behind each layer, `states` [r * n, width], that of layers `reads` (from 1) as one output, or none."""
-    return [op.concat([states[layer - 1] for layer in reads], 1)] if reads else []
+def joined(x: Any, weights: "Weights", states: States) -> Any:
+    """The rows [r * n, width] that go into the first layer, as `Fusion.joined` makes them."""
+    fusion = states.fusion
+    if fusion is None:
+        return x
+    embedded, state = op.split(x, op.constant(1), 2).outputs()
+    norms = zip((embedded, state), (fusion.embedding_norm, fusion.state_norm), strict=True)
+    normed = [rms_norm(part, norm.weight, fusion.eps) for part, norm in norms]
+    # Read once a step, as a head.
+    return op.add(state, weights.head(op.concat(normed, 1), fusion.join.weight))
+
+
+def read(behind: Sequence[Any], states: States) -> list[Any]:
+    """Of what is `behind` each layer [r * n, width] those that are read, as one output, or none."""
+    return [op.concat([behind[layer - 1] for layer in states.reads], 1)] if states.reads else []
 
 
 def model(logits: Any, kept: list[Any], read: list[Any], inputs: list[Any]) -> ov.Model:
