@@ -27,7 +27,10 @@ from transformers import (
 from dynatree import DynaTree, Generation
 from dynatree.api import calibrations
 from dynatree.data import model_sources
+from dynatree.distil.student import shrink
+from dynatree.engine import checkpoint, fusion
 from dynatree.engine.language_model import sampled
+from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError
 from tests import models
 
@@ -435,3 +438,46 @@ def test_importing_the_package_costs_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
     with pytest.raises(AttributeError, match="no attribute 'Dynatree'"):
         _ = __import__("dynatree").Dynatree
+
+
+@pytest.fixture(scope="module")
+def reading(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drafter that reads the model in `folder`, as a folder."""
+    target, made = checkpoint.read(folder), tmp_path_factory.mktemp("models") / "reading"
+    drafter = shrink(target, [1], 1.0).eval()
+    drafter.config.update({"draft_reads": [1, 2], "draft_window": 16})
+    reads = models.fusion(2, drafter.config.hidden_size)
+    model_sources.save(drafter, require_tokenizer(folder), made, {}, list(range(60, 200)), reads)
+    return made
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "bfloat16"])
+@pytest.mark.parametrize("method", ["fixed_tree", "dynatree"])
+def test_a_folder_with_a_drafter_that_reads_is_a_drafter(folder: Path, reading: Path, method: str, dtype: str) -> None:
+    """Guards the way from a folder to drafts, for a model that is loaded already, too, and its being put back."""
+    prompt, budget = "The aardwolf is", {"budget": 20} if method == "dynatree" else {}
+    with DynaTree(folder, method="autoregressive", dtype=dtype) as plain:
+        wanted = plain.generate(prompt, max_new_tokens=40).tokens
+    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype="float32" if dtype == "int8" else dtype)
+    for given, tokenizer in ((folder, None), (loaded, require_tokenizer(folder))):
+        with DynaTree(given, tokenizer, drafter=reading, method=method, dtype=dtype, **budget) as tree:
+            found = tree.generate(prompt, max_new_tokens=40)
+        assert dtype == "bfloat16" or found.tokens == wanted
+        assert found.trace.draft_forwards > 0
+    assert not any(layer._forward_hooks for layer in loaded.modules())
+
+
+def test_a_drafter_that_reads_is_no_target_and_known_by_its_fusion(reading: Path, tmp_path: Path) -> None:
+    """Guards against text of half a model, and against the costs and rates of another fusion."""
+    for wrong in (lambda: DynaTree(reading), lambda: checkpoint.read(reading)):
+        with pytest.raises(UserError, match="reads its target's states .draft_reads., and no language model by itself"):
+            wrong()
+    other = tmp_path / "other"
+    shutil.copytree(reading, other)
+    assert checkpoint.fingerprint(other) == checkpoint.fingerprint(reading)
+    width = checkpoint.read(other, reads=True).config.hidden_size
+    fusion.save(fusion.Fusion(2, width, 1e-5), other)
+    assert checkpoint.fingerprint(other) != checkpoint.fingerprint(reading)
+    (other / fusion.WEIGHTS).unlink()
+    with pytest.raises(UserError, match="no fusion.safetensors, which a drafter with draft_reads"):
+        checkpoint.load_drafter(other)

@@ -109,6 +109,34 @@ def test_a_drafter_is_measured_as_it_sees_the_text(
     assert table.verify.contexts == [4, 16, 64]
 
 
+@pytest.mark.parametrize("window", [None, 6])
+def test_a_drafter_that_reads_is_measured_behind_true_states(target: Build, window: int | None) -> None:
+    """Guards rates of another state than decoding has, and costs without what joins the states."""
+    model = target()
+    helper = models.reading(model, **({"draft_window": window} if window else {}))
+    helper.read_from(model)
+    output = models.generated(model, [3], 20)
+    of_all = calibrate.states_of(model, torch.tensor([3, *output]))
+    # Behind a text of one token there is nothing to draft from.
+    stated, hits = calibrate.teacher_forced(helper, [3], output, target=model)
+    assert len(stated) == len(hits) == 19
+    asked, text, root = Draft(helper, *helper.new_caches(1)), [3, output[0]], torch.zeros(1, dtype=torch.long)
+    asked.begin(of_all[:1])
+    for place, token in enumerate(output[1:]):
+        asked.begin_round(text)
+        tokens, steps = models.proposed(asked, helper, TokenTree.root(text[-1]), root, calibrate.RATED, text)
+        asked.accept(root, of_all[place + 1 : place + 2])
+        assert torch.allclose(steps[0], stated[place], atol=1e-5)
+        assert ((tokens[0] == token) == hits[place]).all()
+        text.append(token)
+    table = forward_times.costs(model, helper, [4, 16], 1, {"cpu": "x"}, {})
+    assert table.draft is not None and table.handling > 0
+    texts = dict.fromkeys(calibrate.KINDS, [([3, 1, 4], output)])
+    steps_of = calibrate.step_rates(texts, helper, model)
+    assert len(steps_of.ranks) == forward_times.RANKS
+    assert calibrate.while_decoding(model, helper, [[3, 1, 4]], 12, Calibration(table, steps_of)) >= 0
+
+
 def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Drafts) -> None:
     """Guards against a table that a policy cannot read, for models with a short context too."""
     for architecture in ("llama", "gpt2"):
