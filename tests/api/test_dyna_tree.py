@@ -470,7 +470,7 @@ def test_a_folder_with_a_drafter_that_reads_is_a_drafter(folder: Path, reading: 
 def test_a_drafter_that_reads_is_no_target_and_known_by_its_fusion(reading: Path, tmp_path: Path) -> None:
     """Guards against text of half a model, and against the costs and rates of another fusion."""
     for wrong in (lambda: DynaTree(reading), lambda: checkpoint.read(reading)):
-        with pytest.raises(UserError, match="reads its target's states .draft_reads., and no language model by itself"):
+        with pytest.raises(UserError, match="reads its target's states"):
             wrong()
     other = tmp_path / "other"
     shutil.copytree(reading, other)
@@ -479,5 +479,5 @@ def test_a_drafter_that_reads_is_no_target_and_known_by_its_fusion(reading: Path
     fusion.save(fusion.Fusion(2, width, 1e-5), other)
     assert checkpoint.fingerprint(other) != checkpoint.fingerprint(reading)
     (other / fusion.WEIGHTS).unlink()
-    with pytest.raises(UserError, match="no fusion.safetensors, which a drafter with draft_reads"):
+    with pytest.raises(UserError, match="which a drafter with draft_reads in its config has"):
         checkpoint.load_drafter(other)

@@ -131,7 +131,8 @@ def test_a_drafter_that_reads_is_measured_behind_true_states(target: Build, wind
         text.append(token)
     table = forward_times.costs(model, helper, [4, 16], 1, {"cpu": "x"}, {})
     assert table.draft is not None and table.handling > 0
-    texts = dict.fromkeys(calibrate.KINDS, [([3, 1, 4], output)])
+    followed = [([3, 1, 4], output)]
+    texts = dict.fromkeys(calibrate.KINDS, followed)
     steps_of = calibrate.step_rates(texts, helper, model)
     assert len(steps_of.ranks) == forward_times.RANKS
     assert calibrate.while_decoding(model, helper, [[3, 1, 4]], 12, Calibration(table, steps_of)) >= 0
