@@ -152,10 +152,10 @@ class Draft:
         held = 0 if before is None else min(before.cache.length, shared - before._begin)
         if self._model.reads:
             known = self._states = self._known(shared, before)
-            known.append(states)
             # A row takes the state of the position before it.
             self._begin = known.first + 1
             held = held if before is not None and known.first < before._begin + held else 0
+            known.append(states)
         if before is not None and held > 0:
             self.cache, self._begin = before.cache, before._begin
             self.cache.crop(held)

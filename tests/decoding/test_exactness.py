@@ -88,6 +88,22 @@ def test_a_drafter_that_sees_the_end_of_the_text_changes_no_output(
             assert [t.output for t in together] == [reference(target(), tuple(p), 24) for p in prompts], method
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])
+def test_a_drafter_that_reads_its_target_changes_no_output(
+    target: Build, architecture: str, dtype: torch.dtype
+) -> None:
+    """Guards the promise where the target gives states besides, in trees of all kinds and in batches."""
+    model, prompts = target(architecture, dtype=dtype), ([3, 1, 4, 1, 5], [7], [1] * 12)
+    for window in ({}, {"draft_window": 5}):
+        helper = models.reading(model, **window)
+        for name, knobs in TREES.items():
+            decoder = plugins.load("decoding", "speculative").Decoder(model, helper, models.calibration(), **knobs)
+            wanted = [reference(model, tuple(prompt), 20) for prompt in prompts]
+            assert [decoder.decode(prompt, models.wanted(20)).output for prompt in prompts] == wanted, name
+            assert [trace.output for trace in decoder.decode_batch([*prompts], models.wanted(20))] == wanted, name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_one_token_in_and_one_out(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against a round after the last wanted token, and against prompts that leave nothing to draft from."""
