@@ -14,7 +14,7 @@ class ReadStates:
     def __init__(self, first: int = 0, most: int | None = None):
         self.first = self.end = first
         self._most = most
-        self._rows = NO_STATES  # and room behind those that are held: a round adds a few
+        self._rows = NO_STATES  # and room for more behind those that are held: a round adds a few
 
     def append(self, states: Tensor) -> None:
         """The states of the positions from `end` on."""
@@ -41,5 +41,6 @@ class ReadStates:
         """For `more` and as many as there are then, in a new place; of those that are held the last are moved there."""
         held = self.since(self.first if self._most is None else max(self.first, self.end - self._most))
         rows = more.new_empty(2 * (len(held) + len(more)), more.shape[1])
-        rows[: len(held)] = held
+        if len(held):
+            rows[: len(held)] = held
         self._rows, self.first = rows, self.end - len(held)
