@@ -52,10 +52,16 @@ def load(
         pair.target.tokenizer = tokenizer or pair.target.tokenizer
         return Loaded(pair, _fingerprints(pair), folders)
     made: list[LanguageModel] = []
+    draft: DraftModel | None = None
     try:
         for role, one in given.items():
-            made.append(_one(one, role, folders.get(role), dtype, device, loading))
-        draft = None if drafter is None else _drafter(made[1], folders.get("drafter"))
+            if role == "drafter" and role in folders:
+                draft = checkpoint.load_drafter(folders[role], dtype or "float32", device)
+                made.append(draft.language_model)
+            else:
+                made.append(_one(one, role, folders.get(role), dtype, device, loading))
+        if drafter is not None and draft is None:
+            draft = DraftModel(made[1])
     except BaseException:
         # Nobody gets the pair, and could put a model that was given back by it.
         for model_made in made:
@@ -66,22 +72,12 @@ def load(
     return Loaded(pair, _fingerprints(pair), None)
 
 
-def _drafter(model: LanguageModel, folder: Path | None) -> DraftModel:
-    """`model` as a drafter, with what its `folder` has besides."""
-    if folder is None:
-        return DraftModel(model)
-    fusion = checkpoint.read_fusion(folder, model.model.config)
-    return DraftModel(model, checkpoint.read_draft_vocabulary(folder), fusion)
-
-
 def _one(
     given: Given, role: str, folder: Path | None, dtype: str | None, device: str, loading: Mapping[str, Any]
 ) -> LanguageModel:
-    """The model of a pair that plays this `role`; `folder`: where it is one."""
-    if folder is not None and role == "target":
-        return checkpoint.load(folder, dtype or "float32", device)
+    """The model of a pair that plays this `role`; `folder`: the target's, where it is one."""
     if folder is not None:
-        return checkpoint.load_drafter(folder, dtype or "float32", device).language_model
+        return checkpoint.load(folder, dtype or "float32", device)
     plain, own = _plain(given, dtype, device, loading)
     theirs = isinstance(given, PreTrainedModel)
     return LanguageModel(

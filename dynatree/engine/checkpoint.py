@@ -74,7 +74,7 @@ def load_drafter(
     model = _placed(folder, dtype, device, reads=True)
     tokenizer = tokenizer or load_tokenizer(folder)
     drafter = LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True, format=graph_format(dtype))
-    return DraftModel(drafter, read_draft_vocabulary(folder), read_fusion(folder, model.config))
+    return DraftModel(drafter, read_draft_vocabulary(folder), _read_fusion(folder, model.config))
 
 
 def load_drafter_of(target: LanguageModel, folders: Mapping[str, Path], dtype: str, device: str) -> DraftModel:
@@ -133,7 +133,7 @@ def read_draft_vocabulary(folder: Path) -> Tensor | None:
     return ids
 
 
-def read_fusion(folder: Path, config: Any) -> fusion.Fusion | None:
+def _read_fusion(folder: Path, config: Any) -> fusion.Fusion | None:
     """What the drafter in `folder`, with this `config`, reads its target by; None if it reads nothing.
 
     Raises UserError for a file that does not fit the configuration.

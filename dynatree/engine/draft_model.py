@@ -124,7 +124,7 @@ class DraftModel:
     def fused(self, states: Tensor) -> Tensor:
         """One state [n, width] of the target's `states` [n, reads * width]; of a model that reads."""
         assert self._reader is not None, "a plain drafter reads nothing"
-        fused: Tensor = self._reader.fused(states.to(self.language_model.dtype))
+        fused: Tensor = self._reader.fused(states.to(self._reader.state_norm.weight.dtype))
         return fused
 
     def draft(
@@ -163,7 +163,8 @@ def checked_reads(name: str, config: Any, fusion: Fusion | None) -> tuple[int, .
 
 def _reader(language_model: LanguageModel, fusion: Fusion) -> Fusion:
     """`fusion` as it computes for `language_model`: where that is, and in its type."""
-    reader = copy.deepcopy(fusion).to(language_model.device, language_model.dtype)
+    dtype = torch.float32 if language_model.in_graph else language_model.dtype
+    reader = copy.deepcopy(fusion).to(language_model.device, dtype)
     if language_model.in_graph:
         del reader.join  # which the graph computes
     if language_model.packed or language_model.in_graph:

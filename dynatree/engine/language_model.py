@@ -187,10 +187,7 @@ class LanguageModel:
             cast("GraphBackend", self._backend).prepare(requests)
 
     def join(self, fusion: Fusion) -> None:
-        """From now on join the embedding of each token to the state that is fed with it, or to zeros where none is.
-
-        A graph is told before its first forward.
-        """
+        """From now on join the embedding of each token to the state that is fed with it, or to zeros where none is."""
         self._backend.join(fusion)
 
     def read(self, layers: Sequence[int]) -> None:

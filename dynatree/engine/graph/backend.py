@@ -86,9 +86,10 @@ class GraphBackend:
         return len(self._heads) - 1
 
     def join(self, fusion: Fusion) -> None:
-        """From now on join the embedding of each token to a state, or to zeros; before the first forward."""
-        assert not self._graphs, "its graphs would lack the weights"
-        self._states = self._states._replace(fusion=fusion)
+        """From now on join the embedding of each token to a state, or to zeros."""
+        if self._states.fusion is not fusion:
+            self._states = self._states._replace(fusion=fusion)
+            self._graphs = {head: self._made(head, Weights(self.format)) for head in self._graphs}
 
     def read(self, layers: Sequence[int]) -> None:
         """From now on give the states behind so many `layers`; graphs are made anew, of the same weights."""
@@ -197,7 +198,7 @@ class GraphBackend:
         # Asked for each time: a drafter may take its target's.
         embedded = self._model.get_input_embeddings()(tokens).detach().float()
         if self._states.fusion is not None:
-            embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states], 1)
+            embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states.float()], 1)
         # All see the full blocks.
         sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
         wanted = 1 if last_only else len(tokens)
