@@ -32,7 +32,8 @@ KNOBS: dict[str, dict[str, Any]] = {
     "all children": {**TREE, "depth": 2, "branch": VOCABULARY, "budget": 100},
     "hybrid": {**TREE, "drafting": "hybrid"},
     "hybrid chain": {"policy": "chain", "drafting": "hybrid", "draft_tokens": 4, "threshold": 0.5},
-    "none": {**TREE, "budget": 0},
+    "cost aware": {**TREE, "policy": "cost_aware", "drafting": "hybrid", "depth": 24, "budget": 24},
+    "none": {**TREE, "depth": 0},
 }
 PROMPTS = [[3, 1, 4, 1, 5], [7], [9, 8, 7, 6] * 5, [2, 6, 5, 3, 5, 8, 9, 7]]
 
@@ -177,7 +178,7 @@ def test_a_drafter_sees_the_states_of_the_text_before_it(
     """Guards states of other nodes, positions or requests, alone and together, and rounds without a draft."""
     model = target(architecture)
     drafter = models.reading(model, **({"draft_window": window} if window else {}))
-    decoder = decoding.build(model, drafter, "speculative", KNOBS[knobs])
+    decoder = decoding.build(model, drafter, "speculative", KNOBS[knobs], models.calibration())
     sampled = {"do_sample": True, "temperature": 0.9, "seed": 3}
     for options in (models.wanted(20), models.wanted(20, **sampled), models.wanted(20, repetition_penalty=1.3)):
         plain = decoding.build(model, None, "autoregressive", {})
