@@ -32,6 +32,7 @@ from dynatree.engine import checkpoint, fusion
 from dynatree.engine.language_model import sampled
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError
+from dynatree.measuring import draft_gguf
 from tests import models
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -469,9 +470,9 @@ def test_a_folder_with_a_drafter_that_reads_is_a_drafter(folder: Path, reading: 
 
 def test_a_drafter_that_reads_is_no_target_and_known_by_its_fusion(reading: Path, tmp_path: Path) -> None:
     """Guards against text of half a model, and against the costs and rates of another fusion."""
-    for wrong in (lambda: DynaTree(reading), lambda: checkpoint.read(reading)):
+    for wrong in (DynaTree, checkpoint.read, lambda folder: draft_gguf.written(folder, tmp_path)):
         with pytest.raises(UserError, match="reads its target's states"):
-            wrong()
+            wrong(reading)
     other = tmp_path / "other"
     shutil.copytree(reading, other)
     assert checkpoint.fingerprint(other) == checkpoint.fingerprint(reading)
