@@ -1,11 +1,13 @@
 """The target's likeliest next tokens over text and over its own continuations, in shards on disk.
 
 A shard depends on the recipe, the seed and its number alone, so that a stopped run goes on with the next number.
-Position j of a row holds the target's distribution of the token behind tokens 0..j.
+Position j of a row holds the target's distribution of the token behind tokens 0..j and, for a drafter that reads them,
+the target's states there.
 """
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynatree.distil.recipe import Labels
+from dynatree.distil.student import reading
 from dynatree.distil.text import TrainingText, cut
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.files import replacing
@@ -31,7 +34,13 @@ def measure(path: Path) -> tuple[int, float]:
 
 
 def write_shards(
-    target: PreTrainedModel, text: TrainingText, labels: Labels, length: int, folder: Path, seed: int
+    target: PreTrainedModel,
+    text: TrainingText,
+    labels: Labels,
+    length: int,
+    folder: Path,
+    seed: int,
+    reads: Sequence[int] = (),
 ) -> list[Path]:
     """The shards that hold `labels.tokens` positions, or took `labels.seconds`; those that are there are kept."""
     done, spent = 0, 0.0
@@ -41,7 +50,7 @@ def write_shards(
         fresh = not path.is_file()
         if fresh:
             begun = time.monotonic()
-            rows = make_shard(target, text, labels, length, len(paths), seed)
+            rows = make_shard(target, text, labels, length, len(paths), seed, reads)
             with replacing(path) as temporary:
                 save_file(rows, temporary, {"seconds": str(time.monotonic() - begun)})
         paths.append(path)
@@ -54,30 +63,42 @@ def write_shards(
 
 
 def make_shard(
-    target: PreTrainedModel, text: TrainingText, labels: Labels, length: int, number: int, seed: int
+    target: PreTrainedModel,
+    text: TrainingText,
+    labels: Labels,
+    length: int,
+    number: int,
+    seed: int,
+    reads: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Shard `number`: `tokens` [rows, length], `ids` and `probabilities` [rows, length, top], likeliest first."""
+    """Shard `number`: `tokens` [rows, length], `ids` and `probabilities` [rows, length, top], likeliest first.
+
+    With `reads` (counts of layers) also `states` [rows, length, reads * width] in the target's dtype.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     is_text = int((number + 1) * labels.text_share) > int(number * labels.text_share)
     if is_text:
-        return score(target, cut(text.training, text.weights, labels.rows, length, generator), labels.top)
+        return score(target, cut(text.training, text.weights, labels.rows, length, generator), labels.top, reads)
     shortest = max(1, labels.prompt_tokens // 4)
     prompt_length = int(torch.randint(shortest, labels.prompt_tokens + 1, (1,), generator=generator))
     prompts = cut(text.training, text.weights, labels.rows, prompt_length, generator)
-    turns = -(-labels.rows // len(labels.temperatures))
-    temperatures = torch.tensor(labels.temperatures * turns)[: labels.rows]
-    return continuations(target, prompts, labels.new_tokens, temperatures, labels.top, generator)
+    temperatures, penalties = (_in_turn(values, labels.rows) for values in (labels.temperatures, labels.penalties))
+    return continuations(target, prompts, labels.new_tokens, temperatures, penalties, labels.top, generator, reads)
+
+
+def _in_turn(values: tuple[float, ...], rows: int) -> Tensor:
+    return torch.tensor(values * -(-rows // len(values)))[:rows]
 
 
 @torch.inference_mode()
-def score(target: PreTrainedModel, tokens: Tensor, top: int) -> dict[str, Tensor]:
+def score(target: PreTrainedModel, tokens: Tensor, top: int, reads: Sequence[int] = ()) -> dict[str, Tensor]:
     """Labels of `tokens` [rows, length], by plain forwards over a few rows at a time."""
     found = []
-    for rows in tokens.to(target.device).split(max(1, _FORWARD // tokens.shape[1])):
-        hidden = target.base_model(input_ids=rows, use_cache=False).last_hidden_state
-        found.append(_likeliest(target, hidden, top))
-    ids, probabilities = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return _shard(tokens, ids, probabilities)
+    with reading(target, reads) as read:
+        for rows in tokens.to(target.device).split(max(1, _FORWARD // tokens.shape[1])):
+            hidden = target.base_model(input_ids=rows, use_cache=False).last_hidden_state
+            found.append((*_likeliest(target, hidden, top), *read))
+    return _shard(tokens, [torch.cat(parts) for parts in zip(*found, strict=True)])
 
 
 @torch.inference_mode()
@@ -86,13 +107,16 @@ def continuations(
     prompts: Tensor,
     new_tokens: int,
     temperatures: Tensor,
+    penalties: Tensor,
     top: int,
     generator: torch.Generator,
+    reads: Sequence[int] = (),
 ) -> dict[str, Tensor]:
-    """Labels of `prompts` [rows, n] and of `new_tokens` that the target adds to each row at its temperature [rows].
+    """Labels of `prompts` [rows, n] and of `new_tokens` that the target adds to each row.
 
-    Temperature 0 is greedy. Tokens are sampled among the `top` likeliest, the end of the sequence left out. The last
-    token is not kept: it has no label.
+    At its temperature [rows], 0 for greedy, and with its repetition penalty [rows], 1 for none: the text is written
+    with it, the labels are without. Tokens are sampled among the `top` likeliest, the end of the sequence left out. The
+    last token is not kept: it has no label.
     """
     device = target.device
     ends = target.generation_config.eos_token_id
@@ -100,20 +124,33 @@ def continuations(
     warm = temperatures.to(device)[:, None]
     caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
+    penalised = (penalties != 1).nonzero().flatten().to(device)
     step, found = tokens, []
-    for _ in range(new_tokens):
-        KeyValueCache.place(caches, [step.shape[1]] * len(caches))
-        hidden = target.base_model(input_ids=step, cache=caches[0].states, use_cache=True).last_hidden_state
-        ids, probabilities = _likeliest(target, hidden, top)
-        found.append((ids, probabilities))
-        ids, logits = ids[:, -1], probabilities[:, -1].log()
-        # The Gumbel trick: the argmax of noisy logits is a sample of their softmax.
-        noise = torch.empty(logits.shape).exponential_(generator=generator).to(device)
-        noisy = (logits - warm * noise.log()).masked_fill(torch.isin(ids, ends), float("-inf"))
-        step = ids.gather(1, noisy.argmax(-1, keepdim=True))
-        tokens = torch.cat([tokens, step], dim=1)
-    ids, probabilities = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
-    return _shard(tokens[:, :-1], ids, probabilities)
+    with reading(target, reads) as read:
+        for _ in range(new_tokens):
+            KeyValueCache.place(caches, [step.shape[1]] * len(caches))
+            hidden = target.base_model(input_ids=step, cache=caches[0].states, use_cache=True).last_hidden_state
+            ids, probabilities = _likeliest(target, hidden, top)
+            found.append((ids, probabilities, *read))
+            ids, logits = ids[:, -1], probabilities[:, -1].log()
+            if len(penalised):
+                scores = target.get_output_embeddings()(hidden[penalised, -1]).float()
+                scores = _penalise(scores, tokens[penalised], penalties.to(device)[penalised, None])
+                # The best replace what is likeliest without the penalty; the text's own logits need no normalisation.
+                ids, logits = ids.clone(), logits.clone()
+                logits[penalised], ids[penalised] = scores.topk(logits.shape[1], dim=-1)
+            # The Gumbel trick: the argmax of noisy logits is a sample of their softmax.
+            noise = torch.empty(logits.shape).exponential_(generator=generator).to(device)
+            noisy = (logits - warm * noise.log()).masked_fill(torch.isin(ids, ends), float("-inf"))
+            step = ids.gather(1, noisy.argmax(-1, keepdim=True))
+            tokens = torch.cat([tokens, step], dim=1)
+    return _shard(tokens[:, :-1], [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)])
+
+
+def _penalise(scores: Tensor, tokens: Tensor, penalties: Tensor) -> Tensor:
+    """`scores` [k, vocabulary] with those of `tokens` [k, n] divided by `penalties` [k, 1], multiplied below 0."""
+    met = scores.gather(1, tokens)
+    return scores.scatter(1, tokens, torch.where(met < 0, met * penalties, met / penalties))
 
 
 def _likeliest(target: PreTrainedModel, hidden: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -128,9 +165,9 @@ def _likeliest(target: PreTrainedModel, hidden: Tensor, top: int) -> tuple[Tenso
     return torch.cat(ids).view(shape), torch.cat(probabilities).view(shape)
 
 
-def _shard(tokens: Tensor, ids: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
-    return {
-        "tokens": tokens.int().cpu().contiguous(),
-        "ids": ids.int().cpu().contiguous(),
-        "probabilities": probabilities.half().cpu().contiguous(),
-    }
+def _shard(tokens: Tensor, found: Sequence[Tensor]) -> dict[str, Tensor]:
+    ids, probabilities, *states = found
+    shard = {"tokens": tokens.int(), "ids": ids.int(), "probabilities": probabilities.half()}
+    if states:
+        shard["states"] = torch.cat(states, dim=-1)
+    return {name: value.cpu().contiguous() for name, value in shard.items()}

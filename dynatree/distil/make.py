@@ -14,9 +14,9 @@ from dynatree import files
 from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.distil import labels, part
 from dynatree.distil.recipe import Recipe
-from dynatree.distil.student import shrink
+from dynatree.distil.student import add_fusion, shrink
 from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
-from dynatree.distil.training import Training
+from dynatree.distil.training import Training, hidden_states
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
 from dynatree.version import __version__
@@ -52,6 +52,8 @@ def make(
     }
     work = _own_folder(work, identity)
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
+    if recipe.reads:
+        add_fusion(drafter, target, recipe.reads)
     drafter.to(place)
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
     teacher = target.to(place, getattr(torch, recipe.dtype))
@@ -60,7 +62,8 @@ def make(
     training.on_text()
     labelled, labelling = 0, 0.0
     if recipe.labels:
-        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, work / "labels", seed)
+        folder = work / "labels"
+        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, recipe.reads)
         training.on_labels(shards)
         labelled, labelling = map(sum, zip(*map(labels.measure, shards), strict=True))
     record = {
@@ -100,10 +103,10 @@ def _watch(
     held: dict[str, tuple[dict[str, Tensor], int]] = {}
     for name, ids in text.held_out.items():
         rows = cut({name: ids}, {name: 1.0}, _WATCHED_ROWS // 2, recipe.length, generator)
-        held[name] = labels.score(teacher, rows, 1), 0
+        held[name] = labels.score(teacher, rows, 1, recipe.reads), 0
     prompts = cut(text.held_out, text.weights, _WATCHED_ROWS, recipe.length // 2, generator)
-    greedy = torch.zeros(_WATCHED_ROWS)
-    written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, 1, generator)
+    greedy, plain = torch.zeros(_WATCHED_ROWS), torch.ones(_WATCHED_ROWS)
+    written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, plain, 1, generator, recipe.reads)
     held["continuations"] = written, recipe.length // 2 - 1
     frequent = order[: recipe.vocabulary].to(teacher.device)
 
@@ -114,12 +117,13 @@ def _watch(
         found = {}
         rows_of_head = drafter.get_output_embeddings().weight[frequent]
         for name, (rows, first) in held.items():
-            tokens = rows["tokens"].long().to(drafter.device)
-            hidden = drafter.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, first:].flatten(0, 1)
-            best = frequent[(hidden @ rows_of_head.T).topk(3, dim=-1).indices].cpu()
-            hits = best == rows["ids"][:, first:, 0].flatten()[:, None]
-            found[f"{name}_top1"] = round(hits[:, 0].float().mean().item(), 4)
-            found[f"{name}_top3"] = round(hits.any(-1).float().mean().item(), 4)
+            for level, (start, hidden) in enumerate(hidden_states(drafter, rows, recipe.levels), 1):
+                hidden = hidden[:, max(0, first - start) :].flatten(0, 1)
+                best = frequent[(hidden @ rows_of_head.T).topk(3, dim=-1).indices].cpu()
+                hits = best == rows["ids"][:, max(first, start) :, 0].flatten()[:, None]
+                of = name if level == 1 else f"{name}_level{level}"
+                found[f"{of}_top1"] = round(hits[:, 0].float().mean().item(), 4)
+                found[f"{of}_top3"] = round(hits.any(-1).float().mean().item(), 4)
         drafter.train(training)
         return found
 

@@ -20,8 +20,15 @@ class Labels(Knobs):
     prompt_tokens: int = Field(128, ge=4)  # longest; the shortest is a quarter
     new_tokens: int = Field(80, ge=1)
     temperatures: tuple[float, ...] = Field((1.0, 1.0, 0.7, 0.0), min_length=1)  # of a shard's rows in turn; 0: greedy
+    penalties: tuple[float, ...] = Field((1.0,), min_length=1)  # repetition penalties, likewise; 1: none
     passes: int = Field(2, ge=1)  # over all labels
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
+
+    @model_validator(mode="after")
+    def _positive(self) -> Self:
+        if wrong := [penalty for penalty in self.penalties if not penalty > 0]:
+            raise ValueError(f"labels.penalties: {wrong[0]}; choose more than 0, 1 for none")
+        return self
 
 
 class Recipe(Knobs):
@@ -29,12 +36,14 @@ class Recipe(Knobs):
 
     kind: Literal["distil"] = "distil"
     layers: tuple[int, ...] = Field(min_length=1)  # of the target, copied
+    reads: tuple[int, ...] = ()  # the target's states behind so many of its layers go in; none: tokens alone
+    levels: int = Field(3, ge=1)  # that a drafter which reads is unrolled for; the others have one
     norm_scale: float = Field(gt=0)  # of the copied final norm, at the start
     vocabulary: int = Field(ge=2)  # tokens that are drafted, chosen by frequency
     order_prior: float = Field(0.5, ge=0, le=1)  # how much of the frequency comes from the tokenizer's own order
     negatives: int = Field(ge=0)  # further tokens, drawn for each batch
     mix: dict[str, float] = Field(default_factory=dict)  # weight of each data set; 1 where not named
-    tokens: int = Field(ge=1)  # of text with its own next tokens as labels
+    tokens: int = Field(ge=0)  # of text with its own next tokens as labels; 0 where states are read
     labels: Labels | None = None
     minutes: float | None = Field(None, gt=0)  # of training, its two parts by their tokens; None: as long as it takes
     batch: int = Field(ge=1)
@@ -49,4 +58,16 @@ class Recipe(Knobs):
         for name, weight in self.mix.items():
             if weight < 0:
                 raise ValueError(f"mix: {name} has weight {weight}; choose 0 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_phase(self) -> Self:
+        if self.reads and (self.tokens or self.labels is None):
+            raise ValueError("reads: the target's states come with its labels; give labels, and tokens: 0")
+        if not self.reads and not self.tokens:
+            raise ValueError("tokens: 0; give at least 1 (0 is for a drafter that reads states)")
+        if self.reads and (min(self.reads) < 1 or len(set(self.reads)) < len(self.reads)):
+            raise ValueError(f"reads: {list(self.reads)}; give distinct numbers of layers, from 1 on")
+        if self.reads and self.levels > self.length // 2:
+            raise ValueError(f"levels: {self.levels}; give at most half of length, {self.length // 2}")
         return self

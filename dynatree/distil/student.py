@@ -5,12 +5,15 @@ Layer-sharing drafters: Draft & Verify (Zhang et al., ACL 2024, 2309.08168), Lay
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dynatree.engine.fusion import Fusion
 from dynatree.errors import UserError
 
 # How each architecture names its block list and its final norm, below the base model.
@@ -48,6 +51,39 @@ def shrink(target: PreTrainedModel, layers: Sequence[int], norm_scale: float) ->
     for embedding in (drafter.get_input_embeddings(), drafter.get_output_embeddings()):
         embedding.requires_grad_(False)
     return drafter
+
+
+def add_fusion(drafter: PreTrainedModel, target: PreTrainedModel, reads: Sequence[int]) -> None:
+    """Let `drafter` (from `shrink`) read the states behind `reads` layers of `target`: the module `fusion` in it.
+
+    Raises UserError for a layer that is not there.
+    """
+    count = target.config.num_hidden_layers
+    if not all(1 <= layer <= count for layer in reads):
+        raise UserError(f"reads: {list(reads)}; the target has the states behind 1..{count} layers")
+    config = target.config
+    eps = config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
+    drafter.fusion = Fusion(len(reads), config.hidden_size, eps)
+
+
+@contextmanager
+def reading(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Within, a forward fills the list with the states [rows, n, width] behind `layers` (counts from 1) of `model`."""
+    found: list[Any] = [None] * len(layers)
+    blocks = getattr(model.base_model, _LAYOUT[model.config.model_type][0])
+
+    def keep(place: int) -> Any:
+        def hook(_: Any, __: Any, state: Tensor) -> None:
+            found[place] = state
+
+        return hook
+
+    hooks = [blocks[layer - 1].register_forward_hook(keep(place)) for place, layer in enumerate(layers)]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def trained_part(drafter: PreTrainedModel) -> dict[str, Tensor]:

@@ -13,21 +13,36 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, trained_part
 from dynatree.distil.text import TrainingText, cut, repeat_span
+from dynatree.distil.unrolled import unrolled
 from dynatree.errors import UserError
 from dynatree.files import replacing
 
 _WARM_UP = 20  # steps
 _REPORTS = 40  # lines of progress, at most
 
-# Of rows [rows, length]: tokens, and for each position the ids and probabilities [rows, length, k] of its labels.
+# A level's loss counts so much of the one's before it, since it is drafted only behind that one's hits.
+_LEVEL_DECAY = 0.8
+
+# Of rows [rows, length]: tokens, and for each position the ids and probabilities [rows, length, k] of its labels; for a
+# drafter that reads, also states [rows, length, reads * width].
 Labelled = dict[str, Tensor]
+
+
+def hidden_states(drafter: PreTrainedModel, batch: Labelled, levels: int) -> list[tuple[int, Tensor]]:
+    """The first position and the states [rows, n - first, width] behind the final norm, of each level of a drafter.
+
+    One that reads no states has one level, from position 0 on.
+    """
+    tokens = batch["tokens"].to(drafter.device)
+    if "states" not in batch:
+        return [(0, drafter.base_model(input_ids=tokens, use_cache=False).last_hidden_state)]
+    return list(enumerate(unrolled(drafter, tokens, batch["states"].to(drafter.device), levels), 1))
 
 
 class Loss:
@@ -47,6 +62,7 @@ class Loss:
         self.column = torch.full((len(order),), -1, device=self.head.device)
         self.column[self.frequent] = torch.arange(len(self.frequent), device=self.head.device)
         self.argmax_weight = recipe.labels.argmax_weight if recipe.labels else 0.0
+        self.levels = recipe.levels
 
     def __call__(self, drafter: PreTrainedModel, batch: Labelled, soft: bool, generator: torch.Generator) -> Tensor:
         device = self.head.device
@@ -54,14 +70,25 @@ class Loss:
         if self.negatives:
             drawn = self.rest[torch.randint(len(self.rest), (self.negatives,), generator=generator).to(device)]
             rows = torch.cat([rows, self.head[drawn].to(self.dtype)])
+        ids, probabilities = batch["ids"].to(device), batch["probabilities"].to(device).float()
+        total, weights = torch.zeros((), device=device), 0.0
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = drafter.base_model(input_ids=batch["tokens"].to(device), use_cache=False).last_hidden_state
-            logits = (hidden.flatten(0, 1) @ rows.T).float()
+            found = [
+                (first, (hidden.flatten(0, 1) @ rows.T).float())
+                for first, hidden in hidden_states(drafter, batch, self.levels)
+            ]
+        for level, (first, logits) in enumerate(found):
+            labels = (part[:, first:].flatten(0, 1) for part in (ids, probabilities))
+            total = total + _LEVEL_DECAY**level * self._of(logits, *labels, soft)
+            weights += _LEVEL_DECAY**level
+        return total / weights
+
+    def _of(self, logits: Tensor, ids: Tensor, wanted: Tensor, soft: bool) -> Tensor:
+        """The loss of `logits` [p, drafted + negatives] for labels [p, k]."""
         if self.negatives:
             raised = torch.tensor(len(self.rest) / self.negatives).log().item()
             logits = torch.cat([logits[:, : len(self.frequent)], logits[:, len(self.frequent) :] + raised], dim=1)
-        columns = self.column[batch["ids"].to(device).flatten(0, 1)]
-        wanted = batch["probabilities"].to(device).flatten(0, 1).float()
+        columns = self.column[ids]
         if soft and self.argmax_weight:
             wanted = wanted * (1 - self.argmax_weight)
             wanted[:, 0] += self.argmax_weight
@@ -105,6 +132,8 @@ class Training:
         """The first phase. The rate falls to 0 at its end if there are no labels, else it stays."""
         recipe = self.recipe
         steps = max(1, recipe.tokens // (recipe.batch * recipe.length))
+        if not recipe.tokens:
+            return
         labelled = recipe.labels.passes * recipe.labels.tokens if recipe.labels else 0
         share = recipe.tokens / (recipe.tokens + labelled)
         self._run(0, self._text_batch, steps, soft=False, falling=recipe.labels is None, share=share)
@@ -112,16 +141,20 @@ class Training:
     def on_labels(self, shards: Sequence[Path]) -> None:
         """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
         batches = self._label_batches(shards)
-        start = self.ends[0][0]
+        phase = 1 if self.recipe.tokens else 0
+        start = self.ends[0][0] if phase else 0
 
         def batch(step: int, _: torch.Generator) -> Labelled:
             path, rows = batches[step - start]
-            shard = load_file(path)
-            return {
-                name: value[rows].long() if name != "probabilities" else value[rows] for name, value in shard.items()
-            }
+            with safe_open(path, "pt") as shard:
+                # A row at a time: with states a shard is large.
+                parts = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                found = {
+                    name: torch.cat([part[row : row + 1] for row in rows.tolist()]) for name, part in parts.items()
+                }
+            return {name: value if value.is_floating_point() else value.long() for name, value in found.items()}
 
-        self._run(1, batch, len(batches), soft=True, falling=True, share=1.0)
+        self._run(phase, batch, len(batches), soft=True, falling=True, share=1.0)
 
     def _text_batch(self, step: int, generator: torch.Generator) -> Labelled:
         recipe = self.recipe
