@@ -125,11 +125,15 @@ def continuations(
     caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
     penalised = (penalties != 1).nonzero().flatten().to(device)
-    step, found = tokens, []
+    step, seen, found = tokens, None, []
     with reading(target, reads) as read:
         for _ in range(new_tokens):
             KeyValueCache.place(caches, [step.shape[1]] * len(caches))
-            hidden = target.base_model(input_ids=step, cache=caches[0].states, use_cache=True).last_hidden_state
+            hidden = target.base_model(
+                input_ids=step, attention_mask=seen, cache=caches[0].states, use_cache=True
+            ).last_hidden_state
+            # A mask that hides nothing: with one, transformers attends by all heads of a key at once, some times faster.
+            seen = torch.ones(1, 1, 1, caches[0].length + 1, dtype=torch.bool, device=device)
             ids, probabilities = _likeliest(target, hidden, top)
             found.append((ids, probabilities, *read))
             ids, logits = ids[:, -1], probabilities[:, -1].log()
