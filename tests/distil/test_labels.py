@@ -66,6 +66,34 @@ def test_sampling_follows_the_temperature_and_never_ends(target: PreTrainedModel
         assert forbidden is None or drawn[forbidden] == 0
 
 
+def test_a_penalty_changes_the_text_and_not_its_labels(target: PreTrainedModel) -> None:
+    """Guards against another penalty than decoding's (transformers' own), and against one that reaches the labels."""
+    prompts = torch.arange(2 * 6).view(2, 6) % models.VOCABULARY
+    penalties, cold = torch.tensor([1.0, 1.3]), torch.zeros(2)
+    generator = torch.Generator().manual_seed(0)
+    shard = labels.continuations(target, prompts, 9, cold, TOP, generator, penalties=penalties)
+    for row, penalty in enumerate(penalties.tolist()):
+        options = {"do_sample": False, "max_new_tokens": 8, "repetition_penalty": penalty}
+        wanted = target.generate(prompts[row : row + 1], attention_mask=torch.ones(1, 6), **options)
+        assert shard["tokens"][row].tolist() == wanted[0].tolist()
+    assert torch.equal(shard["ids"], labels.score(target, shard["tokens"], TOP)["ids"])
+
+
+def test_states_are_the_target_s_at_each_position(target: PreTrainedModel) -> None:
+    """Guards against states of another position, row or order of layers, with the cache and without."""
+    prompts = torch.arange(3 * 6).view(3, 6) % models.VOCABULARY
+    shard = labels.continuations(target, prompts, 5, torch.ones(3), TOP, torch.Generator().manual_seed(0), (2, 1))
+    tokens = shard["tokens"]
+    with torch.inference_mode():
+        hidden = target.base_model(tokens.long(), output_hidden_states=True).hidden_states
+        norm = target.base_model.norm if hasattr(target.base_model, "norm") else target.base_model.final_layer_norm
+        for states in (shard["states"], labels.score(target, tokens, TOP, (2, 1))["states"]):
+            assert states.shape == (*tokens.shape, 2 * target.config.hidden_size)
+            last, first = states.chunk(2, dim=-1)
+            torch.testing.assert_close(first, hidden[1], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(norm(last), hidden[2], atol=2e-5, rtol=1e-4)
+
+
 def test_shards_are_made_once_and_depend_on_their_number_alone(
     target: PreTrainedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
