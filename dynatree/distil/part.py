@@ -16,7 +16,7 @@ from dynatree import files
 from dynatree.data import model_sources
 from dynatree.data.splits import EVALUATION, SplitDocument
 from dynatree.distil.recipe import Recipe
-from dynatree.distil.student import load_trained_part, shrink, trained_part
+from dynatree.distil.student import add_fusion, load_trained_part, shrink, trained_part
 from dynatree.engine import checkpoint
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError, readable
@@ -78,7 +78,7 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
 def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """Write the drafter of the part in `folder` to `out`, a standard checkpoint with the target's embedding and head.
 
-    Raises UserError if the part was trained for another target, or is damaged.
+    One that reads states gets `draft_reads` in its config and its fusion as a further file. Raises UserError if the part was trained for another target, or is damaged.
     """
     record = read_record(folder)
     target = checkpoint.read(target_folder, torch.float32)
@@ -89,7 +89,9 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
             "take that target, or train a drafter for this one (distil.retrain: true, or `dynatree distil`)"
         )
     recipe = Recipe(**record["recipe"])
-    drafter = shrink(target, recipe.layers, recipe.norm_scale)
+    drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
+    if recipe.reads:
+        add_fusion(drafter, target, recipe.reads)
     with readable(f"{folder}: damaged part: {LAYERS}"):
         load_trained_part(drafter, load_file(folder / LAYERS))
     vocabulary = checkpoint.read_draft_vocabulary(folder)
@@ -100,4 +102,11 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     origin = {key: value for key, value in record.items() if key != "data"}
     # It was never trained behind more.
     drafter.config.draft_window = recipe.length
-    model_sources.save(drafter.eval(), require_tokenizer(target_folder), out, origin, vocabulary.tolist())
+    fusion = None
+    if recipe.reads:
+        drafter.config.draft_reads = list(recipe.reads)
+        # A file of its own, so that the rest is what transformers expects of the architecture.
+        fusion = drafter.fusion
+        del drafter.fusion
+    tokenizer = require_tokenizer(target_folder)
+    model_sources.save(drafter.eval(), tokenizer, out, origin, vocabulary.tolist(), reading=fusion)

@@ -66,8 +66,8 @@ class Recipe(Knobs):
             raise ValueError("reads: the target's states come with its labels; give labels, and tokens: 0")
         if not self.reads and not self.tokens:
             raise ValueError("tokens: 0; give at least 1 (0 is for a drafter that reads states)")
-        if self.reads and (min(self.reads) < 1 or len(set(self.reads)) < len(self.reads)):
-            raise ValueError(f"reads: {list(self.reads)}; give distinct numbers of layers, from 1 on")
+        if self.reads and (min(self.reads) < 1 or list(self.reads) != sorted(set(self.reads))):
+            raise ValueError(f"reads: {list(self.reads)}; give numbers of layers, ascending, from 1 on")
         if self.reads and self.levels > self.length // 2:
             raise ValueError(f"levels: {self.levels}; give at most half of length, {self.length // 2}")
         return self

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -20,6 +20,7 @@ from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, trained_part
 from dynatree.distil.text import TrainingText, cut, repeat_span
 from dynatree.distil.unrolled import unrolled
+from dynatree.engine.fusion import Fusion
 from dynatree.errors import UserError
 from dynatree.files import replacing
 
@@ -42,7 +43,8 @@ def hidden_states(drafter: PreTrainedModel, batch: Labelled, levels: int) -> lis
     tokens = batch["tokens"].to(drafter.device)
     if "states" not in batch:
         return [(0, drafter.base_model(input_ids=tokens, use_cache=False).last_hidden_state)]
-    return list(enumerate(unrolled(drafter, tokens, batch["states"].to(drafter.device), levels), 1))
+    fusion = cast(Fusion, drafter.fusion)
+    return list(enumerate(unrolled(drafter, fusion, tokens, batch["states"].to(drafter.device), levels), 1))
 
 
 class Loss:

@@ -4,8 +4,6 @@ Training-time test (EAGLE-3, Li et al., 2503.01840): level 1 has the target's st
 before, as in decoding, where the target has not been asked yet.
 """
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
@@ -14,14 +12,14 @@ from dynatree.distil.student import reading
 from dynatree.engine.fusion import Fusion
 
 
-def unrolled(drafter: PreTrainedModel, tokens: Tensor, states: Tensor, levels: int) -> list[Tensor]:
+def unrolled(drafter: PreTrainedModel, fusion: Fusion, tokens: Tensor, states: Tensor, levels: int) -> list[Tensor]:
     """Of each level its hidden states behind the final norm, [rows, n - level, width], at positions level..n-1.
 
     `tokens` [rows, n], the target's `states` [rows, n, reads * width]. The row at position i is token i with the state
     at i - 1: of level 1 the target's, fused; of level j what level j - 1 gave there. It sees the rows of level 1 up to
     position i - j + 1, as if they alone were committed, and behind them one of each level, its own draft.
     """
-    fusion, length = cast(Fusion, drafter.fusion), tokens.shape[1]
+    length = tokens.shape[1]
     embedded = drafter.get_input_embeddings()(tokens)
     # In the dtype of the embedding, so that what layers add up is not rounded under autocast.
     state = fusion.fused(states[:, :-1].to(embedded.dtype)).to(embedded.dtype)

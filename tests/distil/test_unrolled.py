@@ -52,7 +52,7 @@ def test_every_level_is_what_decoding_drafts(pair: tuple[PreTrainedModel, PreTra
     with torch.inference_mode(), reading(target, READS) as read:
         target(tokens)
         states = torch.cat(read, dim=-1)
-        hidden = unrolled(drafter, tokens, states, LEVELS)
+        hidden = unrolled(drafter, drafter.fusion, tokens, states, LEVELS)
     assert [part.shape[1] for part in hidden] == [LENGTH - level for level in range(1, LEVELS + 1)]
     for row in range(2):
         for last in range(1, LENGTH - LEVELS + 1):
