@@ -78,7 +78,8 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
 def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """Write the drafter of the part in `folder` to `out`, a standard checkpoint with the target's embedding and head.
 
-    One that reads states gets `draft_reads` in its config and its fusion as a further file. Raises UserError if the part was trained for another target, or is damaged.
+    One that reads states gets `draft_reads` in its config and its fusion as a further file. Raises UserError if
+    the part was trained for another target, or is damaged.
     """
     record = read_record(folder)
     target = checkpoint.read(target_folder, torch.float32)
