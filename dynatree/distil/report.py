@@ -11,6 +11,7 @@ from torch import Tensor
 from dynatree.costs.calibration import Calibration
 from dynatree.distil import simulate
 from dynatree.distil.labels import continuations, score
+from dynatree.distil.unrolled import drafted
 from dynatree.engine.compatibility import check_pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -69,14 +70,14 @@ def report(
     context = max(of.prompt_tokens for of in passages.values())
     found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, context), "simulated": {}}
     for name, (text, written, prompt_tokens) in passages.items():
-        found["agreement"][name] = compare(drafter, text, 0, text.tokens.shape[1])
+        found["agreement"][name] = compare(drafter, target, text, 0, text.tokens.shape[1])
         start = prompt_tokens - 1  # this position predicts the first new token
         parts = {"first": (start, start + FIRST), "later": (start + FIRST, start + LATER)}
         for part, (begin, end) in parts.items():
-            found["agreement"][f"{name}, continuations, {part} tokens"] = compare(drafter, written, begin, end)
+            found["agreement"][f"{name}, continuations, {part} tokens"] = compare(drafter, target, written, begin, end)
         if calibration:
             pairs = [(row[:prompt_tokens], row[prompt_tokens:]) for row in written.tokens.tolist()]
-            found["simulated"][name] = simulate.simulate(drafter, pairs, calibration)
+            found["simulated"][name] = simulate.simulate(drafter, pairs, calibration, target)
     return found
 
 
@@ -90,21 +91,23 @@ def spread(name: str, text: Tensor, length: int, tokens: int) -> Tensor:
 
 
 @torch.inference_mode()
-def compare(drafter: DraftModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
+def compare(drafter: DraftModel, target: LanguageModel, followed: Followed, begin: int, end: int) -> dict[str, Any]:
     """How the drafter's choices in its vocabulary meet the target's greedy one, at positions `begin`..`end` - 1.
 
     `top1`..`top8`: share of positions whose greedy choice is among the drafter's first choices. `covered`: share whose
     greedy choice is in the vocabulary. `ece`: expected calibration error of the first choice's probability (Guo et
-    al., ICML 2017) over the equal bins of `reliability`.
+    al., ICML 2017) over the equal bins of `reliability`. A drafter that reads states of `target` has none before
+    position 1, and is measured at its first level.
     """
-    drafted = drafter.vocabulary
-    vocabulary = (torch.arange(drafter.vocabulary_size) if drafted is None else drafted).to(drafter.device)
+    vocabulary = torch.arange(drafter.vocabulary_size) if drafter.vocabulary is None else drafter.vocabulary
+    vocabulary = vocabulary.to(drafter.device)
     ranks = min(max(RANKS), len(vocabulary))
     hits, sure, covered = [], [], []
     for tokens, choices in zip(*followed, strict=True):
-        ids, wanted = tokens[None, :end].to(drafter.device), choices[begin:end].to(drafter.device)
-        logits = drafter.language_model.model(input_ids=ids, use_cache=False).logits[0, begin:][:, vocabulary]
-        best = logits.float().softmax(-1).topk(ranks, dim=-1)
+        logits = drafted(drafter, target, tokens[:end], 1)[0]
+        logits = logits[max(0, begin - (end - len(logits))) :]
+        wanted = choices[end - len(logits) : end].to(drafter.device)
+        best = logits.softmax(-1).topk(ranks, dim=-1)
         hits.append(vocabulary[best.indices] == wanted[:, None])
         sure.append(best.values[:, 0])
         covered.append(torch.isin(wanted, vocabulary))

@@ -1,7 +1,8 @@
 """What a drafter would give in decoding: rounds along the target's greedy text, timed by the measured cost table.
 
 Accepted tokens are the target's own, so teacher forcing decides every round exactly as decoding would (greedy chains,
-static trees and lookup alike); only the seconds are the table's instead of a clock's. The prefill is left out.
+static trees and lookup alike); of a drafter that reads states each level is followed on its own, since only the first
+has the target's. Only the seconds are the table's instead of a clock's. The prefill is left out.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +14,10 @@ from transformers.generation.candidate_generator import PromptLookupCandidateGen
 
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable
+from dynatree.distil.unrolled import drafted as drafts_along
 from dynatree.drafting import lookup
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.measuring.calibrate import teacher_forced
 from dynatree.policies.optimal import best_trees
@@ -67,23 +70,25 @@ def chain(tokens: int) -> Children:
     return (*((node,) for node in range(1, tokens + 1)), ())
 
 
-def tree_rounds(children: Children, ranks: Sequence[int]) -> list[Round]:
-    """Rounds of a static tree; `ranks[i]` is the drafter's rank of token i of the output, large where it has none.
+def tree_rounds(children: Children, ranks: Sequence[Sequence[int]]) -> list[Round]:
+    """Rounds of a static tree; `ranks[level][i]` is the drafter's rank of token i of the output, large for none.
 
-    As decoding/speculative.py does it: the first token is the prefill's; a tree has one level less than tokens are
-    still wanted; the first forward of a round feeds the last token and, behind an accepted leaf, that leaf.
+    Levels that read states have ranks each, other drafters one list. As decoding/speculative.py does it: the first
+    token is the prefill's; a tree has one level less than tokens are still wanted; the first forward of a round feeds
+    the last token and, behind an accepted leaf, that leaf. One that reads feeds all accepted tokens, whose states it
+    has only now.
     """
-    shapes = _levels(children)
+    shapes, total = _levels(children), len(ranks[0])
     rounds, at, lag = [], 1, 1
-    while at < len(ranks):
-        levels = min(len(shapes) - 1, len(ranks) - at - 1)
+    while at < total:
+        levels = min(len(shapes) - 1, total - at - 1)
         drafted, widths = shapes[levels]
         node = accepted = 0
-        while accepted < levels and ranks[at + accepted] < len(children[node]):
-            node = children[node][ranks[at + accepted]]
+        while accepted < levels and (rank := ranks[accepted % len(ranks)][at + accepted]) < len(children[node]):
+            node = children[node][rank]
             accepted += 1
         rounds.append(Round(drafted, accepted, (lag, *widths[1:]) if levels else ()))
-        lag = 1 if children[node] and accepted < levels else 2
+        lag = accepted + 1 if len(ranks) > 1 else 1 if children[node] and accepted < levels else 2
         at += accepted + 1
     return rounds
 
@@ -138,29 +143,54 @@ def prompt_lookup(ngram: int) -> Propose:
     return propose
 
 
-def ranks(drafter: DraftModel, pair: Pair) -> list[int]:
-    """The drafter's rank of each token of the output, as many ranks as were looked at where it is not among them."""
+def ranks(drafter: DraftModel, pair: Pair, target: LanguageModel | None = None) -> list[list[int]]:
+    """The drafter's rank of each token of the output, as many ranks as were looked at where it is not among them.
+
+    Of a drafter that reads the states of `target` a list for each of `DEPTH` levels, else one.
+    """
+    if drafter.reads:
+        assert target is not None, "a drafter that reads is followed along its target's states"
+        return _level_ranks(drafter, pair, target)
     _, hits = teacher_forced(drafter, *pair)
     if len(hits) < len(pair[1]):
         raise UserError(
             f"prompt of {len(pair[0])} + continuation of {len(pair[1])} exceed {drafter.name}'s context of "
             f"{drafter.context_limit}; take shorter rows"
         )
-    return torch.where(hits.any(1), hits.int().argmax(1), hits.shape[1]).tolist()
+    return [_first(hits)]
 
 
-def simulate(drafter: DraftModel, pairs: Sequence[Pair], calibration: Calibration) -> list[dict[str, Any]]:
+def _level_ranks(drafter: DraftModel, pair: Pair, target: LanguageModel) -> list[list[int]]:
+    text, found = torch.tensor([*pair[0], *pair[1]]), []
+    for logits in drafts_along(drafter, target, text[:-1], DEPTH):
+        wanted = text[-len(logits) :]
+        best = drafter.token_ids(logits.topk(min(BRANCH, logits.shape[1]), dim=-1).indices.cpu())
+        ranks = _first(best == wanted[:, None])
+        # A level has nothing at the first positions of a short prompt, where no draft of it stands either.
+        found.append([BRANCH] * (len(pair[1]) - len(ranks)) + ranks[max(0, len(ranks) - len(pair[1])) :])
+    return found
+
+
+def _first(hits: Tensor) -> list[int]:
+    found: list[int] = torch.where(hits.any(1), hits.int().argmax(1), hits.shape[1]).tolist()
+    return found
+
+
+def simulate(
+    drafter: DraftModel, pairs: Sequence[Pair], calibration: Calibration, target: LanguageModel | None = None
+) -> list[dict[str, Any]]:
     """Speeds on `pairs` by the calibration of this machine and drafter, a row a method and setting.
 
     Every chain of `CHAINS`; of trees, both lookups and the oracle the fastest setting on these very pairs, so a
     setting chosen elsewhere is at most as fast. The trees tried are the best ones for the calibration's rates
-    (policies/optimal.py). The oracle drafts the continuation itself for nothing. Raises UserError without draft costs.
+    (policies/optimal.py). The oracle drafts the continuation itself for nothing. `target`: for a drafter that reads its
+    states. Raises UserError without draft costs.
     """
     if calibration.costs.draft is None:
         raise UserError("calibration: it has no draft costs; measure it with the drafter")
     clock = Clock(calibration.costs)
-    found = [ranks(drafter, pair) for pair in pairs]
-    right = [[0] * len(output) for _, output in pairs]
+    found = [ranks(drafter, pair, target) for pair in pairs]
+    right = [[[0] * len(output)] for _, output in pairs]
 
     def row(method: str, setting: str, rounds: list[list[Round]]) -> dict[str, Any]:
         emitted, count = sum(len(output) - 1 for _, output in pairs), sum(map(len, rounds))

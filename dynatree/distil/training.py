@@ -27,6 +27,8 @@ from dynatree.files import replacing
 _WARM_UP = 20  # steps
 _REPORTS = 40  # lines of progress, at most
 
+_SCALED = 8  # rows whose states say how large states are
+
 # A level's loss counts so much of the one's before it, since it is drafted only behind that one's hits.
 _LEVEL_DECAY = 0.8
 
@@ -143,6 +145,9 @@ class Training:
     def on_labels(self, shards: Sequence[Path]) -> None:
         """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
         batches = self._label_batches(shards)
+        if self.recipe.reads and not self.step:
+            with safe_open(shards[0], "pt") as shard:
+                cast(Fusion, self.drafter.fusion).scale(shard.get_slice("states")[:_SCALED].flatten(0, 1))
         phase = 1 if self.recipe.tokens else 0
         start = self.ends[0][0] if phase else 0
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dynatree.distil.student import reading
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.fusion import Fusion
+from dynatree.engine.language_model import LanguageModel
 
 
 def unrolled(drafter: PreTrainedModel, fusion: Fusion, tokens: Tensor, states: Tensor, levels: int) -> list[Tensor]:
@@ -21,8 +23,9 @@ def unrolled(drafter: PreTrainedModel, fusion: Fusion, tokens: Tensor, states: T
     """
     length = tokens.shape[1]
     embedded = drafter.get_input_embeddings()(tokens)
-    # In the dtype of the embedding, so that what layers add up is not rounded under autocast.
-    state = fusion.fused(states[:, :-1].to(embedded.dtype)).to(embedded.dtype)
+    # The fusion's own dtype, also under autocast: what layers add up is not rounded.
+    dtype = fusion.fuse.weight.dtype
+    state = fusion.fused(states[:, :-1].to(dtype)).to(dtype)
     cache, hidden = DynamicCache(), []
     # Rows are counted from the first of their level, so that those of one draft have the same number.
     draft = torch.eye(length, dtype=torch.bool, device=tokens.device)
@@ -35,12 +38,30 @@ def unrolled(drafter: PreTrainedModel, fusion: Fusion, tokens: Tensor, states: T
                 *(draft[:rows, : length - deeper] for deeper in range(2, level + 1)),
             ]
             found = drafter.base_model(
-                inputs_embeds=fusion.joined(embedded[:, level:], state),
+                inputs_embeds=fusion.joined(embedded[:, level:].to(dtype), state).to(embedded.dtype),
                 attention_mask=torch.cat(seen, dim=1)[None, None],
                 position_ids=torch.arange(level, length, device=tokens.device)[None],
                 cache=cache,
                 use_cache=True,
             )
             hidden.append(found.last_hidden_state)
-            state = read[0][:, :-1]
+            state = read[0][:, :-1].to(dtype)
     return hidden
+
+
+@torch.inference_mode()
+def drafted(drafter: DraftModel, target: LanguageModel, tokens: Tensor, levels: int) -> list[Tensor]:
+    """What `drafter` drafts along `tokens` [n]: of each level logits [n - level, v] over its vocabulary, in float32.
+
+    Those of level j stand at positions j..n-1, each of them right behind n - j accepted drafts or none. Its window is
+    left out. Of a drafter that reads no states, which is right or wrong at every level alike, logits [n, v] alone.
+    """
+    model, ids = drafter.language_model.model, tokens[None].to(drafter.device)
+    vocabulary = slice(None) if drafter.vocabulary is None else drafter.vocabulary
+    if drafter.fusion is None:
+        return [model(input_ids=ids, use_cache=False).logits[0][:, vocabulary].float()]
+    with reading(target.model, drafter.reads) as read:
+        target.model.base_model(input_ids=tokens[None].to(target.device), use_cache=False)
+        states = torch.cat(read, dim=-1).to(drafter.device)
+    hidden = unrolled(model, drafter.fusion, ids, states, levels)
+    return [model.get_output_embeddings()(one[0])[:, vocabulary].float() for one in hidden]

@@ -31,6 +31,12 @@ class Fusion(nn.Module):
         with torch.no_grad():
             self.fuse.weight.zero_()[:, -width:] = torch.eye(width)
 
+    @torch.no_grad()
+    def scale(self, states: Tensor) -> None:
+        """Let the norms give each state at its usual size in `states` [n, reads * width]: so a layer expects them."""
+        for norm, part in zip(self.norms, states.float().split(self.width, dim=-1), strict=True):
+            norm.weight.fill_(part.square().mean(-1).sqrt().median())  # type: ignore[operator, union-attr]
+
     def fused(self, states: Tensor) -> Tensor:
         """One state [..., width] of the target's `states` [..., reads * width]."""
         parts = states.split(self.width, dim=-1)

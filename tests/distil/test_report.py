@@ -60,7 +60,7 @@ def test_more_choices_agree_more_often(target: LanguageModel) -> None:
     """Guards against ranks that are counted apart, and compares the first with a plain count."""
     drafter = models.related(target)
     text = report.follow(target, TEXTS, 128, 32)["words"].text
-    found = report.compare(drafter, text, 0, 32)
+    found = report.compare(drafter, target, text, 0, 32)
     shares = [found[choice] for choice in CHOICES]
     assert shares == sorted(shares)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def test_more_choices_agree_more_often(target: LanguageModel) -> None:
             -1
         )
     assert found["top1"] == pytest.approx(same.float().mean().item(), abs=1e-4)
-    assert report.compare(models.wrong(target), text, 0, 32)["top1"] == 0
+    assert report.compare(models.wrong(target), target, text, 0, 32)["top1"] == 0
 
 
 def test_a_draft_vocabulary_bounds_the_agreement(target: LanguageModel) -> None:
@@ -77,7 +77,7 @@ def test_a_draft_vocabulary_bounds_the_agreement(target: LanguageModel) -> None:
     whole = models.same(target)
     drafter = DraftModel(whole.language_model, vocabulary)
     text = report.follow(target, TEXTS, 128, 32)["words"].text
-    found = report.compare(drafter, text, 0, 32)
+    found = report.compare(drafter, target, text, 0, 32)
     assert 0 < found["covered"] < 1
     assert found["top1"] == found["top8"] == found["covered"]
 

@@ -34,8 +34,10 @@ def facts(trace: Trace) -> list[tuple[int, int, int]]:
     return [(one.drafted, one.accepted, one.draft_forwards) for one in trace.rounds]
 
 
-def simulated(children: Children, drafter: DraftModel, pair: Pair) -> list[tuple[int, int, int]]:
-    rounds = simulate.tree_rounds(children, simulate.ranks(drafter, pair))
+def simulated(
+    children: Children, drafter: DraftModel, pair: Pair, target: LanguageModel | None = None
+) -> list[tuple[int, int, int]]:
+    rounds = simulate.tree_rounds(children, simulate.ranks(drafter, pair, target))
     return [(one.drafted, one.accepted, len(one.fed)) for one in rounds]
 
 
@@ -75,6 +77,18 @@ def test_a_fixed_tree_has_the_rounds_of_real_decoding(
         assert simulated(full(depth, branch, budget), drafter(kind), (prompt, trace.output)) == facts(trace)
 
 
+@pytest.mark.parametrize("children", [simulate.chain(1), simulate.chain(4), full(3, 2, 14)], ids=["K1", "K4", "tree"])
+def test_a_drafter_that_reads_has_the_rounds_of_real_decoding(target: Build, children: Children) -> None:
+    """Guards against deeper levels that are taken to have the target's states, as the first has."""
+    drafter = models.reading(target())
+    chain = all(len(below) < 2 for below in children)
+    knobs = {"policy": "chain", "draft_tokens": len(children) - 1} if chain else {"policy": "fixed"}
+    limits = {} if chain else {"depth": 3, "branch": 2, "budget": 14}
+    for prompt in PROMPTS:
+        trace = real(target(), drafter, prompt, **knobs, **limits)
+        assert simulated(children, drafter, (prompt, trace.output), target()) == facts(trace)
+
+
 def test_the_optimal_tree_has_the_rounds_of_real_decoding(target: Build, drafter: Drafts) -> None:
     """The same for an uneven tree, in which some leaves are above others."""
     limits = {"depth": 4, "branch": 3, "budget": 9}
@@ -111,7 +125,7 @@ def test_prompt_lookup_has_the_rounds_of_transformers(target: Build, tokens: int
 
 def test_rounds_of_a_small_tree_by_hand() -> None:
     """Guards what each draft forward is fed: the lag of an accepted leaf, and nodes without children not at all."""
-    assert simulate.tree_rounds(BRANCHING, [NONE, 0, 0, NONE, 1, 1, 2, 0, 0]) == [
+    assert simulate.tree_rounds(BRANCHING, [[NONE, 0, 0, NONE, 1, 1, 2, 0, 0]]) == [
         Round(3, 2, (1, 1)),  # to the end of the longer branch, which is a leaf
         Round(3, 1, (2, 1)),  # the shorter branch, a leaf again
         Round(3, 0, (2, 1)),  # nothing: rank 2 is not in the tree
