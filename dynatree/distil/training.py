@@ -82,8 +82,8 @@ class Loss:
                 for first, hidden in hidden_states(drafter, batch, self.levels)
             ]
         for level, (first, logits) in enumerate(found):
-            labels = (part[:, first:].flatten(0, 1) for part in (ids, probabilities))
-            total = total + _LEVEL_DECAY**level * self._of(logits, *labels, soft)
+            here = ids[:, first:].flatten(0, 1), probabilities[:, first:].flatten(0, 1)
+            total = total + _LEVEL_DECAY**level * self._of(logits, *here, soft)
             weights += _LEVEL_DECAY**level
         return total / weights
 
@@ -238,7 +238,8 @@ class Training:
         measured = self.watch() if self.watch else {}
         objective = "labels" if soft else "text"
         self.curve.append({"objective": objective, "tokens": self.tokens, "loss": round(loss, 4), **measured})
-        shown = "".join(f", {name} {value:.3f}" for name, value in measured.items())
+        # Deeper levels stand in the record.
+        shown = "".join(f", {name} {value:.3f}" for name, value in measured.items() if "_level" not in name)
         print(
             f"distil: {objective} step {self.step:,} of {last:,}, {self.tokens:,} tokens, loss {loss:.3f}{shown}, "
             f"{speed:,.0f} tokens/s",

@@ -18,7 +18,8 @@ WEIGHTS = "fusion.safetensors"
 class Fusion(nn.Module):
     """Rows for a drafter of `width` from tokens' embeddings and from `reads` states of the target at the token before.
 
-    At the start the last state goes through unchanged but for its norm, and the token counts for little.
+    At the start, which no seed decides, the last state goes through unchanged but for its norm, and the token counts for
+    nothing.
     """
 
     def __init__(self, reads: int, width: int, eps: float):
@@ -30,12 +31,13 @@ class Fusion(nn.Module):
         self.join = nn.Linear(2 * width, width, bias=False)
         with torch.no_grad():
             self.fuse.weight.zero_()[:, -width:] = torch.eye(width)
+            self.join.weight.zero_()
 
     @torch.no_grad()
     def scale(self, states: Tensor) -> None:
         """Let the norms give each state at its usual size in `states` [n, reads * width]: so a layer expects them."""
         for norm, part in zip(self.norms, states.float().split(self.width, dim=-1), strict=True):
-            norm.weight.fill_(part.square().mean(-1).sqrt().median())  # type: ignore[operator, union-attr]
+            norm.weight.fill_(part.square().mean(-1).sqrt().median())  # type: ignore[operator]
 
     def fused(self, states: Tensor) -> Tensor:
         """One state [..., width] of the target's `states` [..., reads * width]."""

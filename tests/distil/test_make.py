@@ -16,8 +16,9 @@ from dynatree.data.splits import EVALUATION
 from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
+from dynatree.engine import checkpoint, fusion
 from dynatree.errors import UserError
-from tests.distil.worlds import DATASETS, recipe, target_folder, trained
+from tests.distil.worlds import DATASETS, reading_recipe, recipe, target_folder, trained
 
 TOKENS = 6400
 # Each is forked from one that has the imports, which take longer than the run.
@@ -69,6 +70,27 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
     assert len(vocabulary) == len(set(vocabulary)) == 40
 
 
+def test_a_drafter_that_reads_becomes_a_checkpoint_that_reads(target: Path, tmp_path: Path) -> None:
+    """Guards against a fusion that is lost on the way, or that is left in the model's own weights."""
+    made = make(target, DATASETS, reading_recipe(), seed=0, work=tmp_path / "work")
+    record = part.read_record(made)
+    assert record["tokens"]["trained"] >= 2 * 700 and record["tokens"]["labelled"] >= 700
+    assert {"articles_top1", "articles_level2_top1", "continuations_level2_top3"} <= set(record["agreement"])
+    out = tmp_path / "drafter"
+    part.assemble(made, target, out)
+    written = {*files.DRAFTER_FILES, fusion.WEIGHTS}
+    assert {p.name for p in out.iterdir()} == written
+    assert set(files.read_json(out / "manifest.json")["sha256"]) == written - {files.MANIFEST}
+    drafter, layers = checkpoint.load_drafter(out), load_file(made / part.LAYERS)
+    assert drafter.reads == (1, 2) and drafter.window == reading_recipe().length
+    state = drafter.language_model.model.state_dict()
+    for name, value in layers.items():
+        kept = drafter.fusion.state_dict()[name.removeprefix("fusion.")] if name.startswith("fusion.") else state[name]
+        assert torch.equal(kept.float(), value.float()), name
+    assert sum(name.startswith("fusion.") for name in layers) == len(drafter.fusion.state_dict())
+    assert not any("fusion" in name for name in load_file(out / files.WEIGHTS))
+
+
 def test_a_part_for_another_target_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
     """Guards against a drafter that agrees with nothing: same shape, other weights."""
     other = target_folder(tmp_path / "other", files.read_json(target / "config.json")["model_type"], seed=1)
@@ -96,17 +118,21 @@ def test_the_work_of_another_recipe_is_not_mixed_in(target: Path, made: Path) ->
     assert make(target, DATASETS, recipe(), seed=0, work=target.parent / "work") == made
 
 
-def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reads", [False, True], ids=["plain", "reading"])
+def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path, reads: bool) -> None:
     """Guards against a kill -9 that loses the training or changes its end: killed in each phase, then finished."""
+    wanted, triggers = recipe(tokens=TOKENS), ("checkpoint.pt", "labels/00001.safetensors")
+    if reads:
+        wanted, triggers = reading_recipe(labels={**reading_recipe().labels.model_dump(), "passes": 8}), triggers[::-1]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
 
     def started() -> multiprocessing.process.BaseProcess:
-        process = PROCESSES.Process(target=trained, args=(target, killed, TOKENS))
+        process = PROCESSES.Process(target=trained, args=(target, killed, wanted))
         process.start()
         return process
 
-    make(target, DATASETS, recipe(tokens=TOKENS), seed=0, work=whole)
-    for trigger in ("checkpoint.pt", "labels/00001.safetensors"):
+    make(target, DATASETS, wanted, seed=0, work=whole)
+    for trigger in triggers:
         process = started()
         deadline = time.monotonic() + 60
         while not list(killed.glob(f"*/{trigger}")) and process.is_alive() and time.monotonic() < deadline:

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from dynatree.distil import labels
 from dynatree.distil.recipe import Labels
-from dynatree.distil.student import shrink, trained_part
+from dynatree.distil.student import add_fusion, shrink, trained_part
 from dynatree.distil.text import collect, cut, vocabulary_order
-from dynatree.distil.training import Loss, Training
+from dynatree.distil.training import Loss, Training, hidden_states
 from tests import models
 from tests.distil.worlds import DATASETS, LENGTH, recipe
 
@@ -70,6 +70,44 @@ def test_labels_teach_the_target(target: PreTrainedModel, tmp_path: Path) -> Non
             for model in (shrink(target, [0, 1], 0.3).eval(), training.drafter)
         )
     assert after > before + 0.2
+
+
+def test_every_level_learns_to_read(target: PreTrainedModel, tmp_path: Path) -> None:
+    """Guards against labels or states of other positions, and against a level that the loss does not reach."""
+    penalties = {"top": 20, "rows": 8, "prompt_tokens": 8, "new_tokens": 8, "passes": 4}
+    wanted = recipe(tokens=0, reads=[1, 2], levels=3, negatives=0, labels={"tokens": 3000, **penalties})
+    drafter = shrink(target, [1], 1.0)
+    add_fusion(drafter, target, wanted.reads)
+    training = Training(drafter, wanted, TEXT, order(), tmp_path, 0)
+    shards = labels.write_shards(target, TEXT, wanted.labels, LENGTH, tmp_path / "labels", 0, wanted.reads)
+    rows = cut(TEXT.held_out, TEXT.weights, 8, LENGTH, torch.Generator().manual_seed(0))
+    held = labels.score(target, rows, 1, wanted.reads)
+
+    @torch.inference_mode()
+    def agreeing() -> list[Tensor]:
+        head = drafter.get_output_embeddings().weight
+        return [
+            (hidden @ head.T).log_softmax(-1).gather(-1, held["ids"][:, first:].long()).mean()
+            for first, hidden in hidden_states(drafter, held, wanted.levels)
+        ]
+
+    before = agreeing()
+    finish(training, shards)
+    assert all(late > early + 0.5 for early, late in zip(before, agreeing(), strict=True))
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        assert torch.equal(getattr(drafter, part)().weight, getattr(target, part)().weight)
+
+
+def test_a_fusion_starts_at_the_size_of_the_states(target: PreTrainedModel) -> None:
+    """Guards against a copied layer that is fed states of another size than it was trained on."""
+    drafter = shrink(target, [1], 1.0)
+    add_fusion(drafter, target, (1, 2))
+    states = labels.score(target, torch.arange(2 * LENGTH).view(2, LENGTH), 1, (1, 2))["states"].flatten(0, 1)
+    drafter.fusion.scale(states)
+    with torch.inference_mode():
+        ratio = drafter.fusion.fused(states) / states[:, states.shape[1] // 2 :]
+    assert ratio.median().item() == pytest.approx(1, abs=0.05)
+    torch.testing.assert_close(ratio.std(-1), torch.zeros(len(states)), atol=1e-4, rtol=0)
 
 
 def test_the_seed_decides_everything(target: PreTrainedModel, tmp_path: Path) -> None:

@@ -39,10 +39,16 @@ def recipe(**changes: Any) -> Recipe:
     return Recipe(**{**keys, **changes})
 
 
-def trained(target: Path, work: Path, tokens: int) -> None:
+def trained(target: Path, work: Path, wanted: Recipe) -> None:
     """A part made of `target` in a process of its own, with checkpoints every few steps."""
     torch.set_num_threads(1)
-    make(target, DATASETS, recipe(tokens=tokens), seed=0, work=work, checkpoint_steps=5)
+    make(target, DATASETS, wanted, seed=0, work=work, checkpoint_steps=5)
+
+
+def reading_recipe(**changes: Any) -> Recipe:
+    """Labels alone, with the target's states."""
+    labels = {**recipe().labels.model_dump(), "penalties": [1.0, 1.2]}
+    return recipe(**{"reads": [1, 2], "levels": 2, "tokens": 0, "labels": labels, **changes})
 
 
 def target_folder(folder: Path, architecture: str = "llama", seed: int = 0) -> Path:
