@@ -18,8 +18,8 @@ WEIGHTS = "fusion.safetensors"
 class Fusion(nn.Module):
     """Rows for a drafter of `width` from tokens' embeddings and from `reads` states of the target at the token before.
 
-    At the start, which no seed decides, the last state goes through unchanged but for its norm, and the token counts for
-    nothing.
+    At the start, which no seed decides, the last state goes through unchanged but for its norm, and the token does not
+    count.
     """
 
     def __init__(self, reads: int, width: int, eps: float):
