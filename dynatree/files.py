@@ -17,6 +17,8 @@ MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 # A drafter's has one more: the token ids that it drafts, most frequent first, which only this project reads.
 DRAFT_VOCABULARY = "draft_vocabulary.json"
 DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
+# One that reads its target's states has what fuses them, too.
+FUSION = "fusion.safetensors"
 # Files of a run folder: what is deterministic, what was timed, what the audit found; of a pass: phases, memory.
 OUTPUTS, TIMINGS, AUDIT, PHASES, MEMORY = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json", "memory.json"
 

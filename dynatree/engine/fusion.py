@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dynatree.errors import UserError, readable
-from dynatree.files import replacing
+from dynatree.files import FUSION, replacing
 
-WEIGHTS = "fusion.safetensors"
+WEIGHTS = FUSION
 
 
 class Fusion(nn.Module):

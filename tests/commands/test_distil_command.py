@@ -1,6 +1,7 @@
 """`dynatree distil` and `dynatree drafter-report`: from text files to a drafter and its report; errors at once."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,27 @@ def test_a_comparison_wants_a_calibration_for_each(
     with pytest.raises(SystemExit):
         run(capsys, "drafter-report", "--target", "target", "--text", "corpus/1.txt", *arguments)
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("assignments", "said"),
+    [
+        (["reads=[1, 2]"], "the target's states come with its labels; give labels, and tokens: 0"),
+        (["reads=[1, 2]", "tokens=0", "labels=null"], "give labels, and tokens: 0"),
+        (["tokens=0"], "tokens: 0; give at least 1"),
+        (["reads=[2, 1]", "tokens=0"], "reads: [2, 1]; give numbers of layers, ascending, from 1 on"),
+        (["reads=[0, 1]", "tokens=0"], "reads: [0, 1]; give numbers"),
+        (["reads=[1]", "tokens=0", "levels=5"], "levels: 5; give at most half of length, 4"),
+        (["labels.penalties=[1.0, 0]"], "labels.penalties: 0.0; choose more than 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(assignments: list[str], said: str) -> None:
+    """Guards against hours of labelling for a drafter that reads nothing, or that has no phase."""
+    values = {"layers": [0], "norm_scale": 1, "vocabulary": 9, "negatives": 0, "tokens": 9, "batch": 1, "length": 9}
+    values |= {"learning_rate": 1e-3, "repeat_share": 0, "labels": {"tokens": 5}}
+    with pytest.raises(UserError, match=re.escape(said)):
+        recipe(values, assignments)
+    assert recipe(values, ["reads=[1, 2]", "tokens=0"]).reads == (1, 2)
 
 
 def test_assignments_reach_into_sections() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from dynatree.distil.student import load_trained_part, shrink, trained_part
+from dynatree.distil.student import add_fusion, load_trained_part, shrink, trained_part
 from dynatree.errors import UserError
 from tests import models
 
@@ -70,6 +70,13 @@ def test_a_layer_that_is_not_there_is_refused(target: PreTrainedModel, layers: l
     """Guards against an index error, or Python's negative index, after a long download."""
     with pytest.raises(UserError, match=r"layers: .*the target has layers 0\.\.1"):
         shrink(target, layers, 1.0)
+
+
+@pytest.mark.parametrize("reads", [[3], [1, 3], [0]])
+def test_states_that_are_not_there_are_refused(target: PreTrainedModel, reads: list[int]) -> None:
+    """Guards against an index error, and against Python's negative index for 0."""
+    with pytest.raises(UserError, match=r"reads: .*the target has the states behind 1\.\.2 layers"):
+        add_fusion(shrink(target, [0], 1.0), target, reads)
 
 
 def test_an_unknown_architecture_is_refused() -> None:

@@ -9,7 +9,7 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 
 from dynatree import code_checksums, plugins, rule_checksums, settings
 from dynatree.errors import UserError, readable, reported
-from dynatree.files import DRAFTER_FILES, MODEL_FILES, drafter_of
+from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, drafter_of
 from dynatree.study import grid, params, preflight, shape
 from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES

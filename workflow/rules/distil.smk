@@ -7,6 +7,7 @@ if "PARAMS" not in globals():
 # Without a trained part in the checkout, or with distil.retrain, it is trained.
 PART = Path("drafters", PARAMS.pair)
 SHIPPED = [] if PARAMS.distil.retrain else sorted(map(str, PART.glob("*.*")))
+READS = [FUSION] if PAIR.drafter.get("reads") else []
 
 
 if PAIR.drafter["kind"] == "distil":
@@ -18,7 +19,7 @@ if PAIR.drafter["kind"] == "distil":
             tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=trained_on(PART, SHIPPED), pair=PARAMS.pair),
             part=SHIPPED,
         output:
-            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
+            expand("{model}/{file}", model=DRAFTER, file=[*DRAFTER_FILES, *READS]),
         log:
             "logs/distil/drafter.log",
         conda:
