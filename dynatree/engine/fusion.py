@@ -35,9 +35,14 @@ class Fusion(nn.Module):
 
     @torch.no_grad()
     def scale(self, states: Tensor) -> None:
-        """Let the norms give each state at its usual size in `states` [n, reads * width]: so a layer expects them."""
-        for norm, part in zip(self.norms, states.float().split(self.width, dim=-1), strict=True):
-            norm.weight.fill_(part.square().mean(-1).sqrt().median())  # type: ignore[operator]
+        """Let the norms give each state at its usual size in `states` [n, reads * width]: so a layer expects them.
+
+        What is joined to the last of them gets its size, too: its weights then have less far to go.
+        """
+        sizes = [part.square().mean(-1).sqrt().median() for part in states.float().split(self.width, dim=-1)]
+        norms = [*self.norms, self.embedding_norm, self.state_norm]
+        for norm, size in zip(norms, [*sizes, sizes[-1], sizes[-1]], strict=True):
+            norm.weight.fill_(size)  # type: ignore[operator]
 
     def fused(self, states: Tensor) -> Tensor:
         """One state [..., width] of the target's `states` [..., reads * width]."""
