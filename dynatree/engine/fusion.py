@@ -42,7 +42,7 @@ class Fusion(nn.Module):
         sizes = [part.square().mean(-1).sqrt().median() for part in states.float().split(self.width, dim=-1)]
         norms = [*self.norms, self.embedding_norm, self.state_norm]
         for norm, size in zip(norms, [*sizes, sizes[-1], sizes[-1]], strict=True):
-            norm.weight.fill_(size)  # type: ignore[operator]
+            norm.weight.fill_(size)
 
     def fused(self, states: Tensor) -> Tensor:
         """One state [..., width] of the target's `states` [..., reads * width]."""
