@@ -200,7 +200,7 @@ class RoundDecoder(ABC):
         with target.threads():
             for prompt in prompts:
                 target.check_prompt(prompt, options.max_new_tokens)
-            follows, begun = (kept.last, kept.begin(prompts[0])) if kept else (None, None)
+            follows, begun = (kept.last, kept.begin(prompts[0], target)) if kept else (None, None)
             caches = target.new_caches(len(prompts)) if begun is None else [begun]
             requests = [
                 Request(prompt, options, cache, on_commit, clock, padding, follows, place)

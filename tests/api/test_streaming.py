@@ -148,6 +148,18 @@ def test_kept_keys_and_values_are_of_one_stream_at_a_time() -> None:
         assert second.generation.tokens == wanted and kept.last is not None and kept.last.follows is None
 
 
+def test_kept_keys_and_values_are_of_one_model() -> None:
+    """Guards against a text that goes on from what another model has computed."""
+    kept = PrefixCache()
+    with DynaTree(models.random_model(), method="autoregressive") as tree:
+        list(tree.stream(PROMPT, max_new_tokens=6, kept=kept))
+    with DynaTree(models.random_model(seed=1), method="autoregressive") as other:
+        with pytest.raises(UserError, match="kept: its keys and values are of another model"):
+            list(other.stream(PROMPT, max_new_tokens=6, kept=kept))
+        fresh = PrefixCache()
+        assert [list(other.stream(PROMPT, max_new_tokens=6, kept=fresh)) for _ in range(2)] and fresh.reused
+
+
 def test_a_generation_that_failed_leaves_nothing() -> None:
     """Guards against keys and values of a forward that was broken off."""
     model = models.random_model()
