@@ -177,7 +177,8 @@ class Draft:
         self._awaiting, self.draws = [], {}
         begin = first_seen(self._model.window, len(committed), self._begin)
         if begin != self._begin:
-            self._begin = begin
+            # Of a text that was cut back there may be fewer states than the window would have.
+            self._begin = begin if self._states is None else max(begin, self._states.first + 1)
             self.cache.crop(0)
         seen, limit = len(committed) - self._begin, self._model.context_limit
         # The root is the last committed token, and the last level is not forwarded.

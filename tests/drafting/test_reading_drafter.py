@@ -237,11 +237,11 @@ def test_states_that_are_held_are_the_last_ones() -> None:
     """Guards memory that grows with the text, and positions that are dropped too soon."""
     text = torch.randn(400, 3)
     for most, first in ((None, 0), (10, 0), (10, 7)):
-        held, chance = ReadStates(first, most), torch.Generator().manual_seed(0)
+        held, chance, at = ReadStates(first, most), torch.Generator().manual_seed(0), first
         while held.end < 380:
             count = int(torch.randint(1, 20, (1,), generator=chance))
             held.append(text[held.end : held.end + count])
-            at = max(first, held.end - (most or 400))
+            at = max(at, held.end - (most or 400))
             assert held.first <= at and torch.equal(held.since(at), text[at : held.end])
             assert most is None or held.end - held.first <= 2 * (most + 20)
             if held.end - held.first > 3 and held.end % 7 == 0:
