@@ -135,7 +135,7 @@ def test_a_drafter_that_reads_is_measured_behind_true_states(target: Build, wind
     texts = dict.fromkeys(calibrate.KINDS, followed)
     steps_of = calibrate.step_rates(texts, helper, model)
     assert len(steps_of.ranks) == forward_times.RANKS
-    assert calibrate.while_decoding(model, helper, [[3, 1, 4]], 12, Calibration(table, steps_of)) >= 0
+    assert calibrate.while_decoding(model, helper, [[3, 1, 4]], 12, table) >= 0
 
 
 def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: Drafts) -> None:
