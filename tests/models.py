@@ -71,8 +71,11 @@ def language_model(
 
 
 def _unwrapped_copy(model: LanguageModel) -> PreTrainedModel:
+    # Without the hook that counts, whose backend may hold what has no copy.
+    hooks = dict(model.model._forward_pre_hooks)
+    model.model._forward_pre_hooks.clear()
     copy = deepcopy(model.model)
-    copy._forward_pre_hooks.clear()
+    model.model._forward_pre_hooks.update(hooks)
     return copy
 
 

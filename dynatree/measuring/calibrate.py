@@ -35,7 +35,7 @@ from dynatree.tree import TokenTree
 RATED = 8
 
 # What decoding is watched with: a level in each round, so that the drafter never lacks more than two tokens.
-DECODING = {"policy": "fixed", "drafting": "model", "depth": 1, "branch": forward_times.RANKS, "budget": None}
+DECODING = {"policy": "chain", "drafting": "model", "draft_tokens": 1}
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]

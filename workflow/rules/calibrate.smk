@@ -10,7 +10,6 @@ rule calibrate:
             "workflow/scripts/calibrate.py",
             "decoding.speculative",
             "policies.chain",
-            "policies.fixed",
             "drafting.lookup",
             "drafting.model",
         ),
