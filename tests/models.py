@@ -71,11 +71,8 @@ def language_model(
 
 
 def _unwrapped_copy(model: LanguageModel) -> PreTrainedModel:
-    # Without the hook that counts, whose backend may hold what has no copy.
-    hooks = dict(model.model._forward_pre_hooks)
-    model.model._forward_pre_hooks.clear()
     copy = deepcopy(model.model)
-    model.model._forward_pre_hooks.update(hooks)
+    copy._forward_pre_hooks.clear()
     return copy
 
 
@@ -119,7 +116,7 @@ def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> DraftMod
 def reading(model: LanguageModel, format: str | None = None, **config: Any) -> DraftModel:
     """A drafter that reads the target: its last layer, behind a random fusion; `config` holds more of its keys."""
     torch.manual_seed(5)
-    copy = shrink(_unwrapped_copy(model), [model.model.config.num_hidden_layers - 1], 1.0).to(model.dtype)
+    copy = shrink(model.model, [model.model.config.num_hidden_layers - 1], 1.0).to(model.dtype)
     copy.config.update({"draft_reads": [1, 2], **config})
     drafter = LanguageModel(copy.eval(), name="reading", format=format)
     return DraftModel(drafter, fusion=fusion(len(copy.config.draft_reads), copy.config.hidden_size))
