@@ -53,8 +53,8 @@ def unrolled(drafter: PreTrainedModel, fusion: Fusion, tokens: Tensor, states: T
 def drafted(drafter: DraftModel, target: LanguageModel, tokens: Tensor, levels: int) -> list[Tensor]:
     """What `drafter` drafts along `tokens` [n]: of each level logits [n - level, v] over its vocabulary, in float32.
 
-    Those of level j stand at positions j..n-1, each of them right behind n - j accepted drafts or none. Its window is
-    left out. Of a drafter that reads no states, which is right or wrong at every level alike, logits [n, v] alone.
+    Those of level j stand at positions j..n-1: each is the last of a draft of j tokens, all before it right. The window
+    is left out. Of a drafter that reads no states, to which a draft is text as any other, logits [n, v] alone.
     """
     model, ids = drafter.language_model.model, tokens[None].to(drafter.device)
     vocabulary = slice(None) if drafter.vocabulary is None else drafter.vocabulary

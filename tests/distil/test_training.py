@@ -98,6 +98,25 @@ def test_every_level_learns_to_read(target: PreTrainedModel, tmp_path: Path) -> 
         assert torch.equal(getattr(drafter, part)().weight, getattr(target, part)().weight)
 
 
+def test_the_loss_of_levels_is_their_weighted_mean(target: PreTrainedModel) -> None:
+    """Guards the arithmetic: each level by the labels of its own positions, with 0.8 of the weight of the one before."""
+    wanted = recipe(vocabulary=models.VOCABULARY, negatives=0, tokens=0, reads=[1, 2], levels=3)
+    drafter = shrink(target, [0], 1.0)
+    add_fusion(drafter, target, wanted.reads)
+    rows = labels.score(target, torch.arange(2 * LENGTH).view(2, LENGTH), 1, wanted.reads)
+    rows |= {"ids": rows["ids"].long(), "probabilities": torch.ones_like(rows["probabilities"])}
+    rows["states"] = rows["states"].clone()  # made in inference mode
+    head = drafter.get_output_embeddings().weight
+    with torch.no_grad():
+        losses = [
+            cross_entropy((hidden @ head.T).flatten(0, 1), rows["ids"][:, first:, 0].flatten())
+            for first, hidden in hidden_states(drafter, rows, wanted.levels)
+        ]
+    mean = (losses[0] + 0.8 * losses[1] + 0.64 * losses[2]) / (1 + 0.8 + 0.64)
+    found = Loss(drafter, order(), wanted)(drafter, rows, False, torch.Generator())
+    torch.testing.assert_close(found, mean, atol=1e-3, rtol=0)
+
+
 def test_a_fusion_starts_at_the_size_of_the_states(target: PreTrainedModel) -> None:
     """Guards against a copied layer that is fed states of another size than it was trained on."""
     drafter = shrink(target, [1], 1.0)
