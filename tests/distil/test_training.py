@@ -99,7 +99,7 @@ def test_every_level_learns_to_read(target: PreTrainedModel, tmp_path: Path) -> 
 
 
 def test_the_loss_of_levels_is_their_weighted_mean(target: PreTrainedModel) -> None:
-    """Guards the arithmetic: each level by the labels of its own positions, with 0.8 of the weight of the one before."""
+    """Guards the arithmetic: each level by the labels of its positions, with 0.8 of the weight of the one before."""
     wanted = recipe(vocabulary=models.VOCABULARY, negatives=0, tokens=0, reads=[1, 2], levels=3)
     drafter = shrink(target, [0], 1.0)
     add_fusion(drafter, target, wanted.reads)
