@@ -3,7 +3,8 @@
 A node is worth v times the seconds that its token would take otherwise. Where a chain of its step probability c went
 on for ever, decoding would make s(c) = max_n (1 + c + ... + c^n) / t(1 + n) tokens a second, so that is 1 / s(c): a
 token of a loop is cheap to get later, one of new text costs an autoregressive step. Verified are the best n nodes by
-v, with n maximising the sum of their worth minus t(1 + n); all times come from a measured table.
+v, with n maximising the sum of their worth minus t(1 + n); all times come from a measured table. Where the drafter is
+asked whether a level pays, s counts the levels of such a chain, too: what it would find is not to be had for less.
 
 Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tree (Wang et al., TACL 2025, 2406.17276); cost:
 CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.14066). The worth is this project's own.
@@ -36,15 +37,16 @@ _GRID = 200
 
 
 class _Seconds(NamedTuple):
-    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
+    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability, where
+    chains are for nothing (`token`) and where each of their tokens takes a level (`drafted`).
 
-    `at_least`: of verifying n nodes or more (cost_table.py). `curve`, `tokens`: `verify` and `token` as tensors.
+    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor.
     """
 
     verify: list[float]
     at_least: list[float]
     draft: list[float] | None
-    token: list[float]
+    drafted: list[float]
     curve: Tensor
     tokens: Tensor
 
@@ -130,7 +132,7 @@ class _Growth:
                 verify.tolist(),
                 at_least(verify).tolist(),
                 draft if draft is None else draft.tolist(),
-                token.tolist(),
+                [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
                 verify,
                 token,
             )
@@ -163,7 +165,7 @@ class _Growth:
         for node in range(1, len(tree)):
             room[parents[node]] -= v[node]
         # in seconds, by how many children of each node are verified.
-        each = [hit * seconds.token[int(hit * _GRID)] for hit in self._yield[self._level]]
+        each = [hit * seconds.drafted[int(hit * _GRID)] for hit in self._yield[self._level]]
         share, worths = 0.0, []
         for node in order:
             share += max(0.0, room[node])
@@ -232,12 +234,12 @@ class _Growth:
         self._begin_round()
 
 
-def seconds_per_token(verify: Tensor) -> Tensor:
+def seconds_per_token(verify: Tensor, level: float = 0.0) -> Tensor:
     """Seconds per token [_GRID + 1] of decoding with chains whose every step is right with probability c = i / _GRID.
 
-    `verify` [n + 1]: seconds of verifying 0..n nodes. Each c takes its best length.
+    `verify` [n + 1]: seconds of verifying 0..n nodes; `level`: of drafting one. Each c takes its best length.
     """
     c = (torch.arange(_GRID + 1) / _GRID).clamp(max=0.999)[:, None]
     lengths = torch.arange(len(verify))
     expected = (1 - c ** (lengths + 1)) / (1 - c)
-    return (verify / expected).min(1).values
+    return ((verify + level * lengths) / expected).min(1).values

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding.speculative import Decoder
 from dynatree.policies.cost_aware import Policy, seconds_per_token
-from dynatree.tree import TokenTree
+from dynatree.tree import ROOT, TokenTree
 from tests import models
 from tests.conftest import Build, Drafts
 from tests.test_tree import trees
@@ -57,6 +57,19 @@ def test_selection_is_closed_under_parents_and_within_the_budget(tree: TokenTree
     selected = started(models.calibration(node=node), budget=budget).select(tree).tolist()
     assert selected == sorted(set(selected)) and selected[0] == 0 and len(selected) <= budget + 1
     assert {int(tree.parents[n]) for n in selected[1:]} <= set(selected)
+
+
+@pytest.mark.parametrize(("level", "drafted"), [(0.2, True), (0.3, False)])
+def test_a_level_is_weighed_by_what_its_tokens_would_cost_otherwise(level: float, drafted: bool) -> None:
+    """Guards against drafts by the price of a chain that nobody has to draft: a first guess is right 0.4 of the time.
+
+    One more node takes 0.15 of a step. Free chains at 0.4 give a token in 0.82 of a step, which would not pay for 0.35.
+    """
+    growth = Policy(depth=4, branch=1, threshold=None, budget=8).start(models.calibration(0.15, level), 16)
+    assert bool(len(growth.expand(TokenTree.root(1), ROOT))) == drafted
+    verify = torch.tensor([1.0, 1.15, 1.3])
+    assert seconds_per_token(verify)[80] == pytest.approx(1.15 / 1.4)
+    assert seconds_per_token(verify, level)[80] == pytest.approx(min(1.0, (1.15 + level) / 1.4))
 
 
 def test_a_token_of_a_loop_is_cheap_later_and_one_of_new_text_costs_a_step() -> None:
