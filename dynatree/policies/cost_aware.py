@@ -37,10 +37,10 @@ _GRID = 200
 
 
 class _Seconds(NamedTuple):
-    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability, where
-    chains are for nothing (`token`) and where each of their tokens takes a level (`drafted`).
+    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor.
+    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor. Of a token `tokens` are where
+    chains come for nothing, `drafted` where each of their tokens takes a level.
     """
 
     verify: list[float]
