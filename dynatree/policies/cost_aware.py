@@ -39,8 +39,8 @@ _GRID = 200
 class _Seconds(NamedTuple):
     """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor. Of a token `tokens` are where
-    chains come for nothing, `drafted` where each of their tokens takes a level.
+    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor. Of a token: `tokens` where
+    chains come for nothing, `drafted` where each of theirs takes a level.
     """
 
     verify: list[float]
