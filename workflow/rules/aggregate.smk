@@ -7,7 +7,9 @@ if "PARAMS" not in globals():
 TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top] for top in ("timeline", "memory"))
 
 # The main format has all data sets.
-TEXTS = sorted({*((PARAMS.dtype, dataset) for dataset in PARAMS.datasets), *((run.dtype, run.dataset) for run in RUNS.values())})
+TEXTS = sorted(
+    {*((PARAMS.dtype, dataset) for dataset in PARAMS.datasets), *((run.dtype, run.dataset) for run in RUNS.values())}
+)
 MADE_APART = {table for tables in APART.values() for table in tables}
 
 

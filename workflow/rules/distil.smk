@@ -22,9 +22,9 @@ if PAIR.drafter["kind"] == "distil":
             expand("{model}/{file}", model=DRAFTER, file=[*DRAFTER_FILES, *READS]),
         log:
             "logs/distil/drafter.log",
+        priority: FIRST
         conda:
             "../envs/dynatree.yaml"
-        priority: FIRST
         resources:
             exclusive=100,
         params:
@@ -49,9 +49,9 @@ else:
             expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
         log:
             "logs/download_model/drafter.log",
+        priority: FIRST
         conda:
             "../envs/dynatree.yaml"
-        priority: FIRST
         params:
             source=json.dumps(PAIR.drafter),
             seed=PARAMS.seed,
