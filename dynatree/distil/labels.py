@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from dynatree.distil.recipe import Labels
 from dynatree.distil.student import reading
@@ -125,7 +125,12 @@ def continuations(
     caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
     penalties = torch.ones(len(prompts)) if penalties is None else penalties
-    penalised = (penalties != 1).nonzero().flatten().to(device)
+    # Of each penalty the rows that have it.
+    penalised = [
+        (RepetitionPenaltyLogitsProcessor(penalty), (penalties == penalty).nonzero().flatten().to(device))
+        for penalty in penalties.unique().tolist()
+        if penalty != 1
+    ]
     step, seen, found = tokens, None, []
     with reading(target, reads) as read:
         for _ in range(new_tokens):
@@ -137,25 +142,17 @@ def continuations(
             seen = torch.ones(1, 1, 1, caches[0].length + 1, dtype=torch.bool, device=device)
             ids, probabilities = _likeliest(target, hidden, top)
             found.append((ids, probabilities, *read))
-            ids, logits = ids[:, -1], probabilities[:, -1].log()
-            if len(penalised):
-                scores = target.get_output_embeddings()(hidden[penalised, -1]).float()
-                scores = _penalise(scores, tokens[penalised], penalties.to(device)[penalised, None])
+            ids, logits = ids[:, -1].clone(), probabilities[:, -1].log()
+            for processor, rows in penalised:
+                scores = processor(tokens[rows], target.get_output_embeddings()(hidden[rows, -1]).float())
                 # The best replace what is likeliest without the penalty; the text's own logits need no normalisation.
-                ids, logits = ids.clone(), logits.clone()
-                logits[penalised], ids[penalised] = scores.topk(logits.shape[1], dim=-1)
+                logits[rows], ids[rows] = scores.topk(logits.shape[1], dim=-1)
             # The Gumbel trick: the argmax of noisy logits is a sample of their softmax.
             noise = torch.empty(logits.shape).exponential_(generator=generator).to(device)
             noisy = (logits - warm * noise.log()).masked_fill(torch.isin(ids, ends), float("-inf"))
             step = ids.gather(1, noisy.argmax(-1, keepdim=True))
             tokens = torch.cat([tokens, step], dim=1)
     return _shard(tokens[:, :-1], [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)])
-
-
-def _penalise(scores: Tensor, tokens: Tensor, penalties: Tensor) -> Tensor:
-    """`scores` [k, vocabulary] with those of `tokens` [k, n] divided by `penalties` [k, 1], multiplied below 0."""
-    met = scores.gather(1, tokens)
-    return scores.scatter(1, tokens, torch.where(met < 0, met * penalties, met / penalties))
 
 
 def _likeliest(target: PreTrainedModel, hidden: Tensor, top: int) -> tuple[Tensor, Tensor]:

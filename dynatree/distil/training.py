@@ -135,9 +135,9 @@ class Training:
     def on_text(self) -> None:
         """The first phase. The rate falls to 0 at its end if there are no labels, else it stays."""
         recipe = self.recipe
-        steps = max(1, recipe.tokens // (recipe.batch * recipe.length))
         if not recipe.tokens:
             return
+        steps = max(1, recipe.tokens // (recipe.batch * recipe.length))
         labelled = recipe.labels.passes * recipe.labels.tokens if recipe.labels else 0
         share = recipe.tokens / (recipe.tokens + labelled)
         self._run(0, self._text_batch, steps, soft=False, falling=recipe.labels is None, share=share)
