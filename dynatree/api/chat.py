@@ -33,7 +33,7 @@ class Chat:
         self._kept = PrefixCache()
 
     def say(self, text: str, max_new_tokens: int = 512, **options: Any) -> Generator[Piece]:
-        """The pieces of the answer, which becomes a message when they end, or are closed.
+        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail.
 
         `max_new_tokens` is cut to the room that the model's context has left; `options` as for `generate`. Raises
         UserError where it has none.
@@ -49,12 +49,16 @@ class Chat:
         return self._answer(asked, stream)
 
     def _answer(self, asked: list[dict[str, str]], stream: Stream) -> Generator[Piece]:
+        failed = False
         try:
             yield from stream
+        except Exception:
+            failed = True
+            raise
         finally:
             stream.close()
-            # An answer that was given up before its first token leaves the question out, too.
-            if stream.generation.tokens:
+            # An answer that failed, or was given up before its first token, leaves the question out, too.
+            if stream.generation.tokens and not failed:
                 self.reply, self.reused = stream.generation, self._kept.reused
                 self.messages = [*asked, _message("assistant", self.reply.text or "")]
 

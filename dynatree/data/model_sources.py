@@ -132,7 +132,7 @@ def save(
             names.append(files.DRAFT_VOCABULARY)
         if reading is not None:
             fusion.save(reading, Path(temporary))
-            names.append(fusion.WEIGHTS)
+            names.append(files.FUSION)
         hashes = {}
         for name in names:
             written = Path(temporary) / name
@@ -140,7 +140,7 @@ def save(
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
         (folder / files.MANIFEST).unlink(missing_ok=True)
-        for further in (files.DRAFT_VOCABULARY, fusion.WEIGHTS):
+        for further in (files.DRAFT_VOCABULARY, files.FUSION):
             (folder / further).unlink(missing_ok=True)
         for name in names:
             (Path(temporary) / name).chmod(0o644)

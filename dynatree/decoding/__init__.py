@@ -124,6 +124,8 @@ class RoundDecoder(ABC):
 
     audited: ClassVar[bool] = True
     _target: LanguageModel
+    # Layers of it whose states the drafter reads.
+    _reads: tuple[int, ...] = ()
 
     @property
     def shared_noise(self) -> bool:
@@ -231,7 +233,7 @@ class RoundDecoder(ABC):
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
         feed = Feed(request.text[request.reused :], request.cache, last_only=True)
-        ((logits, request.states),) = self._target.forward_batch([feed])
+        ((logits, request.states),) = self._target.forward_batch([feed], reads=self._reads)
         token = request.next_token(logits)
         request.prefill_forwards = self._target.forwards - before
         return token

@@ -8,7 +8,7 @@ from pydantic import Field
 from dynatree.config import Knobs
 from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs
-from dynatree.engine.compatibility import check_pair
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -47,7 +47,7 @@ class Decoder:
         **knobs: Any,
     ):
         checked = Settings(**knobs)
-        check_pair(target, drafter)
+        pair_up(target, drafter)
         if drafter.reads:
             raise UserError(
                 f"drafter {drafter.name} reads its target's states, which transformers' assisted generation does not "

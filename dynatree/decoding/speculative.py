@@ -16,7 +16,7 @@ from dynatree.costs.calibration import Calibration
 from dynatree.decoding import Needs, RoundDecoder
 from dynatree.drafting import Drafter, DrawingDrafter
 from dynatree.engine.backend import Feed
-from dynatree.engine.compatibility import check_pair
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
@@ -95,7 +95,7 @@ class Decoder(RoundDecoder):
             prefix = request.cache.length
             mask = tree.attention_mask(prefix) if len(tree) > 1 else None
             feeds.append(Feed(tree.tokens, request.cache, tree.positions(prefix), mask))
-        rows = self._target.forward_batch(feeds)
+        rows = self._target.forward_batch(feeds, reads=self._reads)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
             path, token = self._accepted(request, tree, request.process(logits, tree))
@@ -127,8 +127,8 @@ class Decoder(RoundDecoder):
     ):
         checked = Settings(**knobs)
         if drafter is not None:
-            check_pair(target, drafter)
-            drafter.read_from(target)
+            pair_up(target, drafter)
+            self._reads = drafter.reads
             drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target = target
         policy = checked.build_policy()

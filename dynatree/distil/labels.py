@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
 from dynatree.distil.recipe import Labels
-from dynatree.distil.student import reading
 from dynatree.distil.text import TrainingText, cut
 from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.eager.layers import reading
 from dynatree.files import replacing
 
 # Positions of one forward; positions whose logits over the whole vocabulary are held at once, few enough for a cache.

@@ -12,7 +12,7 @@ from dynatree.costs.calibration import Calibration
 from dynatree.distil import simulate
 from dynatree.distil.labels import continuations, score
 from dynatree.distil.unrolled import drafted
-from dynatree.engine.compatibility import check_pair
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
@@ -66,7 +66,7 @@ def report(
     With the `calibration` of the pair also the speeds that decoding the continuations would have (simulate.py). Raises
     UserError for a drafter that reads other tokens.
     """
-    check_pair(target, drafter)
+    pair_up(target, drafter)
     context = max(of.prompt_tokens for of in passages.values())
     found: dict[str, Any] = {"agreement": {}, "cost": cost(target, drafter, context), "simulated": {}}
     for name, (text, written, prompt_tokens) in passages.items():

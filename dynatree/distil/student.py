@@ -5,9 +5,7 @@ Layer-sharing drafters: Draft & Verify (Zhang et al., ACL 2024, 2309.08168), Lay
 """
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -64,26 +62,6 @@ def add_fusion(drafter: PreTrainedModel, target: PreTrainedModel, reads: Sequenc
     config = target.config
     eps = config.rms_norm_eps if hasattr(config, "rms_norm_eps") else config.layer_norm_eps
     drafter.fusion = Fusion(len(reads), config.hidden_size, eps)
-
-
-@contextmanager
-def reading(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[list[Tensor]]:
-    """Within, a forward fills the list with the states [rows, n, width] behind `layers` (counts from 1) of `model`."""
-    found: list[Any] = [None] * len(layers)
-    blocks = getattr(model.base_model, _LAYOUT[model.config.model_type][0])
-
-    def keep(place: int) -> Any:
-        def hook(_: Any, __: Any, state: Tensor) -> None:
-            found[place] = state
-
-        return hook
-
-    hooks = [blocks[layer - 1].register_forward_hook(keep(place)) for place, layer in enumerate(layers)]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def trained_part(drafter: PreTrainedModel) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from dynatree.distil.student import reading
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.eager.layers import reading
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
 
@@ -60,8 +60,6 @@ def drafted(drafter: DraftModel, target: LanguageModel, tokens: Tensor, levels: 
     vocabulary = slice(None) if drafter.vocabulary is None else drafter.vocabulary
     if drafter.fusion is None:
         return [model(input_ids=ids, use_cache=False).logits[0][:, vocabulary].float()]
-    with reading(target.model, drafter.reads) as read:
-        target.model.base_model(input_ids=tokens[None].to(target.device), use_cache=False)
-        states = torch.cat(read, dim=-1).to(drafter.device)
-    hidden = unrolled(model, drafter.fusion, ids, states, levels)
+    states = target.states(tokens, drafter.reads).to(drafter.device)
+    hidden = unrolled(model, drafter.fusion, ids, states[None], levels)
     return [model.get_output_embeddings()(one[0])[:, vocabulary].float() for one in hidden]

@@ -60,7 +60,7 @@ NO_STATES = torch.empty(0, 0)
 class Output(NamedTuple):
     """What comes of one feed: `logits` [n, v], or [1, v] of the last token; the `states` that are read, of all tokens.
 
-    `states` [n, reads * width] float32: hidden states behind the layers that `Backend.read` named, side by side.
+    `states` [n, reads * width] float32: hidden states behind the layers that were asked for, side by side.
     """
 
     logits: Tensor
@@ -78,11 +78,14 @@ class Backend(Protocol):
     def join(self, fusion: Fusion) -> None:
         """From now on join the embedding of each token to a state, as `fusion` does, before the first layer."""
 
-    def read(self, layers: Sequence[int]) -> None:
-        """From now on give the states behind so many layers, each from 1 to all of them; none: no states."""
+    def expose(self, layers: Sequence[int]) -> None:
+        """Make at once what gives the states behind so many `layers`, besides those of before."""
 
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
-        """What comes of each of `feeds`; `head`: what takes the place of the model's own."""
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
+        """What comes of each of `feeds`; `head`: what takes the place of the model's own.
+
+        `reads`: behind so many layers, each from 1 to all of them, the states are given.
+        """
 
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""

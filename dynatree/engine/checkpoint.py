@@ -80,13 +80,11 @@ def load_drafter(
 def load_drafter_of(target: LanguageModel, folders: Mapping[str, Path], dtype: str, device: str) -> DraftModel:
     """The drafter of `folders` for the `target` of theirs that is loaded. Raises UserError as `load` does.
 
-    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once. The target gives
-    the states that the drafter reads from now on.
+    Equal tokenizers and embeddings, which a drafter made of its target's layers has, are held once.
     """
     shared = target.tokenizer if same_tokenizer(folders["target"], folders["drafter"]) else None
     drafter = load_drafter(folders["drafter"], dtype, device, shared)
     drafter.language_model.share_embedding(target)
-    drafter.read_from(target)
     return drafter
 
 
@@ -113,7 +111,7 @@ def fingerprint(folder: Path) -> str:
             hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
     else:
         hashes = [files.sampled_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    for further in (DRAFT_VOCABULARY, fusion.WEIGHTS):
+    for further in (DRAFT_VOCABULARY, files.FUSION):
         if (folder / further).is_file():
             hashes.append(files.sha256(folder / further))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

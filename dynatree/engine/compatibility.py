@@ -124,8 +124,12 @@ def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
     return bool(fitting)
 
 
-def check_pair(target: "LanguageModel", drafter: "DraftModel") -> None:
-    """Raise UserError unless both read the same token ids: equal vocabulary sizes and equal tokenizers."""
+def pair_up(target: "LanguageModel", drafter: "DraftModel") -> None:
+    """Make `target` ready to give the states that `drafter` reads, if any.
+
+    Raises UserError unless both read the same token ids, by equal vocabulary sizes and equal tokenizers, and unless
+    the target has such states.
+    """
     if target is drafter.language_model or target.model is drafter.language_model.model:
         raise UserError(
             f"drafter and target are one object ({target.name}); load it twice, so that forwards are counted apart"
@@ -143,3 +147,9 @@ def check_pair(target: "LanguageModel", drafter: "DraftModel") -> None:
             f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
             f"{target.vocabulary_size}; take one with as many embeddings, trained with the target's tokenizer"
         )
+    if drafter.fusion is not None and (width := target.model.config.hidden_size) != drafter.fusion.width:
+        raise UserError(
+            f"drafter {drafter.name} reads states of width {drafter.fusion.width}, target {target.name} has {width}; "
+            "take a drafter trained for this target"
+        )
+    target.expose(drafter.reads)

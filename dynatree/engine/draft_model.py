@@ -51,11 +51,13 @@ class DraftModel:
         self.reads = checked_reads(self.name, language_model.model.config, fusion)
         self.fusion = fusion
         self._reader: Fusion | None = None
+        self._own: tuple[int, ...] = ()
         if fusion is not None:
             self._reader = _reader(language_model, fusion)
             language_model.join(fusion if language_model.in_graph else self._reader)
             # Its own output stands for the target's where that has computed nothing.
-            language_model.read([language_model.model.config.num_hidden_layers])
+            self._own = (language_model.model.config.num_hidden_layers,)
+            language_model.expose(self._own)
         if language_model.in_graph:
             # Its graph is made now, and not in the midst of the first request that drafts.
             with language_model.uncounted():
@@ -110,17 +112,6 @@ class DraftModel:
         """Token ids of `places` in the logits of `draft`."""
         return places if self.vocabulary is None else self.vocabulary[places]
 
-    def read_from(self, target: LanguageModel) -> None:
-        """Let `target` give the states that this model reads, if any. Raises UserError where it has none such."""
-        if self.fusion is None:
-            return
-        if (width := target.model.config.hidden_size) != self.fusion.width:
-            raise UserError(
-                f"drafter {self.name} reads states of width {self.fusion.width}, target {target.name} has {width}; "
-                "take a drafter trained for this target"
-            )
-        target.read(self.reads)
-
     def fused(self, states: Tensor) -> Tensor:
         """One state [n, width] of the target's `states` [n, reads * width]; of a model that reads."""
         assert self._reader is not None, "a plain drafter reads nothing"
@@ -143,7 +134,7 @@ class DraftModel:
 
         The states of a model that reads are its own outputs [n, width].
         """
-        return self.language_model.forward_batch(feeds, self._head)
+        return self.language_model.forward_batch(feeds, self._head, self._own)
 
 
 def checked_reads(name: str, config: Any, fusion: Fusion | None) -> tuple[int, ...]:

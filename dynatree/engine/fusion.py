@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from dynatree.errors import UserError, readable
 from dynatree.files import FUSION, replacing
 
-WEIGHTS = FUSION
-
 
 class Fusion(nn.Module):
     """Rows for a drafter of `width` from tokens' embeddings and from `reads` states of the target at the token before.
@@ -60,16 +58,16 @@ class Fusion(nn.Module):
 
 def save(fusion: Fusion, folder: Path) -> None:
     """Write the weights beside a drafter's, as contiguous float tensors."""
-    with replacing(folder / WEIGHTS) as temporary:
+    with replacing(folder / FUSION) as temporary:
         save_file({name: value.detach().cpu().contiguous() for name, value in fusion.state_dict().items()}, temporary)
         temporary.chmod(0o644)
 
 
 def load(folder: Path, reads: int, width: int, eps: float) -> Fusion:
     """The fusion in `folder`, in the dtype that it was written in. Raises UserError if it is none of these sizes."""
-    path = folder / WEIGHTS
+    path = folder / FUSION
     if not path.is_file():
-        raise UserError(f"{folder}: no {WEIGHTS}, which a drafter with draft_reads in its config has")
+        raise UserError(f"{folder}: no {FUSION}, which a drafter with draft_reads in its config has")
     with readable(str(path)):
         values = load_file(path)
     fusion = Fusion(reads, width, eps)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from dynatree.engine import checkpoint
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 
@@ -36,8 +37,8 @@ def pair(folders: Mapping[str, Path], dtype: str, device: str, requests: int = 1
         _DRAFTER.clear()
         _DRAFTER[asked["drafter"]] = checkpoint.load_drafter_of(target, folders, dtype, device)
     drafter = _DRAFTER[asked["drafter"]]
-    # Graphs for states are others.
-    drafter.read_from(target)
+    # Before they are prepared: graphs for states are others.
+    pair_up(target, drafter)
     for model in (target, drafter):
         model.prepare(requests)
     return checkpoint.Pair(target, drafter)

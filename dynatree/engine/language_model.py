@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,6 +18,7 @@ from dynatree.config import QUANTISED
 from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head, Output
 from dynatree.engine.compatibility import ROUNDING, probe, refuse_not_finite, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend
+from dynatree.engine.eager.layers import blocks
 from dynatree.engine.eager.packing import pack, unpack
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.in_transformers import computed_by
@@ -58,8 +60,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self._forwards = 0
-        # Behind so many layers each forward gives the hidden states.
-        self.reads: tuple[int, ...] = ()
+        self._lock = RLock()
         self._hook = model.register_forward_pre_hook(self._count)
         self.fingerprint = fingerprint(model)
         self.exact = ROUNDING
@@ -89,8 +90,6 @@ class LanguageModel:
     def release(self) -> None:
         """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
         self._hook.remove()
-        if self.reads and not self.in_graph:
-            self._backend.read(())
         unpack(self.model)
         if self.model.config._attn_implementation != self._attention:
             self.model.set_attn_implementation(self._attention)
@@ -107,16 +106,20 @@ class LanguageModel:
 
     @contextmanager
     def threads(self) -> Iterator[None]:
-        """Within, torch has one thread where a graph has the cores: its others would spin, for milliseconds a step."""
-        before = torch.get_num_threads()
-        if not self.in_graph or before == 1:
-            yield
-            return
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
+        """Within, the model is the calling thread's alone: its forwards share their buffers.
+
+        Torch has one thread where a graph has the cores: its others would spin, for milliseconds a step.
+        """
+        with self._lock:
+            before = torch.get_num_threads()
+            if not self.in_graph or before == 1:
+                yield
+                return
+            torch.set_num_threads(1)
+            try:
+                yield
+            finally:
+                torch.set_num_threads(before)
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -190,21 +193,19 @@ class LanguageModel:
         """From now on join the embedding of each token to the state that is fed with it, or to zeros where none is."""
         self._backend.join(fusion)
 
-    def read(self, layers: Sequence[int]) -> None:
-        """From now on let `forward_batch` give the hidden states behind so many `layers`, besides the same logits.
+    def expose(self, layers: Sequence[int]) -> None:
+        """Make ready at once what gives the hidden states behind so many `layers`, each from 1 to all of them.
 
-        Each is a number of layers, from 1 to all of them. Raises UserError for others, and for a model whose layers are
-        not known.
+        Logits stay the same. Raises UserError for other layers, and for a model whose layers are not known.
         """
-        if self.reads == tuple(layers):
+        if not layers:
             return
-        blocks = getattr(self.model.base_model, "layers", None)
-        if blocks is None:
+        known = blocks(self.model)
+        if known is None:
             raise UserError(f"{self.name} ({type(self.model).__name__}): its layers are not known, and cannot be read")
-        if wrong := [layer for layer in layers if not 1 <= layer <= len(blocks)]:
-            raise UserError(f"draft_reads: {wrong[0]}; {self.name} has layers 1 to {len(blocks)}")
-        self._backend.read(layers)
-        self.reads = tuple(layers)
+        if wrong := [layer for layer in layers if not 1 <= layer <= len(known)]:
+            raise UserError(f"draft_reads: {wrong[0]}; {self.name} has layers 1 to {len(known)}")
+        self._backend.expose(layers)
 
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
@@ -231,14 +232,19 @@ class LanguageModel:
         return self.forward_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
 
     @torch.inference_mode()
-    def forward_batch(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
-        """What comes of each of `feeds`, whose caches are rows of one batch, in one forward: logits, and states.
+    def forward_batch(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
+        """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
 
-        `head`: what takes the place of the model's own.
+        `head`: what takes the place of the model's own. `reads`: the layers, as of `expose`, whose states are given.
         """
         if head is not None or self.in_graph:
             self._count()  # it goes past the causal LM, which counts by itself
-        return self._backend.forward(feeds, head)
+        return self._backend.forward(feeds, head, reads)
+
+    def states(self, tokens: Tensor, layers: Sequence[int]) -> Tensor:
+        """The hidden states [n, layers * width] behind `layers`, as of `expose`, along `tokens` [n]."""
+        feed = Feed(tokens, self.new_caches(1)[0], last_only=True)
+        return self.forward_batch([feed], reads=layers)[0].states
 
     @torch.inference_mode()
     def score(self, tokens: Tensor, last: int) -> Tensor:

@@ -26,10 +26,9 @@ class PrefixCache:
 
         The prompt's last token is never among it: its logits are wanted. Raises UserError where it is not of `target`.
         """
-        if self.last is not None and self._target is not target:
-            there = self._target.name if self._target else "no model"
+        if self.last is not None and self._target is not None and self._target is not target:
             raise UserError(
-                f"kept: its keys and values are of another model ({there}, here {target.name}); "
+                f"kept: its keys and values are of another model ({self._target.name}, here {target.name}); "
                 "make a PrefixCache for each"
             )
         self.reused, self._target = 0, target

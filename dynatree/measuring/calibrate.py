@@ -19,7 +19,7 @@ from dynatree.drafting import lookup
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint, kept
 from dynatree.engine.backend import Feed
-from dynatree.engine.compatibility import check_pair
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
@@ -81,8 +81,7 @@ def loaded(
     """
     target, drafter = models
     if drafter:
-        check_pair(target, drafter)
-        drafter.read_from(target)
+        pair_up(target, drafter)
         longest, limit = max(map(len, prompts)), drafter.context_limit
         if drafter.window is None and limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
@@ -213,7 +212,10 @@ def teacher_forced(
     if window is None and drafter.context_limit is not None:
         fed = fed[: drafter.context_limit]
     begin, committed = first, len(prompt)
-    fused = drafter.fused(states_of(target, fed)) if drafter.reads else None
+    fused = None
+    if drafter.reads:
+        assert target is not None, "a drafter that reads is followed along its target's states"
+        fused = drafter.fused(target.states(fed, drafter.reads))
     pieces: list[Tensor] = []
     # Once at least: of a prompt beyond the drafter's context there is nothing, but of the right shape.
     while committed <= len(fed) or not pieces:
@@ -233,12 +235,6 @@ def teacher_forced(
     best = torch.log_softmax(logits.float(), dim=-1).topk(min(RATED, logits.shape[-1]), dim=-1)
     tokens = drafter.token_ids(best.indices.cpu())
     return best.values.cpu(), tokens == torch.tensor(output)[: len(tokens), None]
-
-
-def states_of(target: LanguageModel | None, text: Tensor) -> Tensor:
-    """The states of `target` that are read, [n, reads * width], along `text` [n]."""
-    assert target is not None, "a drafter that reads is followed along its target's states"
-    return target.forward_batch([Feed(text, target.new_caches(1)[0], last_only=True)])[0].states
 
 
 def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:

@@ -120,7 +120,8 @@ def _curves(
 ) -> _Curves:
     """Of forwards over `sizes` (target's, drafter's) new tokens a row; a level takes `beside` more seconds."""
     each = (repeats + 1) // 2
-    verify = _curve(target, rows, sizes[0], contexts, each, partial(_verification, target), tell)
+    verification = partial(_verification, target, drafter.reads if drafter else ())
+    verify = _curve(target, rows, sizes[0], contexts, each, verification, tell)
     draft = None
     if drafter:
         seen = _seen(drafter, contexts)
@@ -133,14 +134,14 @@ def _seen(drafter: DraftModel, contexts: Sequence[int]) -> list[int]:
     return sorted({min(context, drafter.window or context) for context in contexts})
 
 
-def _verification(target: LanguageModel, caches: list[Cache], n: int) -> None:
+def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
     feeds = [
         Feed(tree.tokens, cache, tree.positions(length), tree.attention_mask(length) if n > 1 else None)
         for cache, length in zip(caches, lengths, strict=True)
     ]
-    for cache, length, output in zip(caches, lengths, target.forward_batch(feeds), strict=True):
+    for cache, length, output in zip(caches, lengths, target.forward_batch(feeds, reads=reads), strict=True):
         verify(tree, output.logits)
         cache.crop(length)
 

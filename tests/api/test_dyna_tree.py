@@ -24,7 +24,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from dynatree import DynaTree, Generation
+from dynatree import DynaTree, Generation, files
 from dynatree.api import calibrations
 from dynatree.data import model_sources
 from dynatree.distil.student import shrink
@@ -243,6 +243,29 @@ def test_text_chats_and_lists_of_them(folder: Path) -> None:
     assert isinstance(chat, Generation) and isinstance(same, Generation) and chat.tokens == same.tokens
     both = tree.generate(["a tree, Bäume", tokenizer.encode("<user>hi<a>")], max_new_tokens=12)
     assert isinstance(both, list) and [one.tokens for one in both] == [text.tokens[:12], same.tokens]
+
+
+def test_an_answer_that_fails_is_left_out(folder: Path) -> None:
+    """Guards a conversation from half an answer that nobody gave up, and from its question without one."""
+
+    def broken(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if ids.shape[1] > start + 3:
+            raise RuntimeError("broken")
+        return scores
+
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.tokenizer is not None
+    tree.tokenizer.chat_template = TEMPLATE
+    chat = tree.chat()
+    first = "".join(chat.say("hi", max_new_tokens=8))
+    said, start = [*chat.messages], len(tree.tokenizer.encode(f"<user>hi<assistant>{first}<user>so<a>"))
+    with pytest.raises(RuntimeError, match="broken"):
+        list(chat.say("so", max_new_tokens=20, logits_processor=[broken]))
+    assert chat.messages == said
+    answer = chat.say("so", max_new_tokens=20)
+    shown = next(answer)
+    answer.close()
+    assert chat.messages == [*said, {"role": "user", "content": "so"}, {"role": "assistant", "content": shown}]
 
 
 def test_a_name_of_the_hub(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -479,6 +502,6 @@ def test_a_drafter_that_reads_is_no_target_and_known_by_its_fusion(reading: Path
     width = checkpoint.read(other, reads=True).config.hidden_size
     fusion.save(fusion.Fusion(2, width, 1e-5), other)
     assert checkpoint.fingerprint(other) != checkpoint.fingerprint(reading)
-    (other / fusion.WEIGHTS).unlink()
+    (other / files.FUSION).unlink()
     with pytest.raises(UserError, match="which a drafter with draft_reads in its config has"):
         checkpoint.load_drafter(other)

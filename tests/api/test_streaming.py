@@ -75,6 +75,27 @@ def test_an_error_in_decoding_reaches_who_reads(tree: DynaTree) -> None:
         tree.stream(torch.tensor([[3], [4]]), max_new_tokens=20)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_threads_take_turns(dtype: torch.dtype) -> None:
+    """Guards a server's threads, whose forwards would write into each other's buffers, by graphs and by torch."""
+    prompts = [[*PROMPT, place] for place in range(6)]
+    found: dict[int, list[int]] = {}
+    with DynaTree(models.random_model(dtype=dtype), drafter=models.random_model(dtype=dtype)) as tree:
+        alone = [tree.generate(prompt, max_new_tokens=30).tokens for prompt in prompts]
+
+        def decode(place: int) -> None:
+            stream = tree.stream(prompts[place], max_new_tokens=30)
+            list(stream)
+            found[place] = stream.generation.tokens
+
+        threads = [threading.Thread(target=decode, args=(place,)) for place in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [found.get(place) for place in range(len(prompts))] == alone
+
+
 @pytest.mark.parametrize("method", ["autoregressive", "linear", "dynatree", "fixed_tree"])
 @pytest.mark.parametrize("window", [None, 8])
 def test_kept_keys_and_values_change_no_output(method: str, window: int | None) -> None:

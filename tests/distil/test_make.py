@@ -16,7 +16,7 @@ from dynatree.data.splits import EVALUATION
 from dynatree.distil import part
 from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
-from dynatree.engine import checkpoint, fusion
+from dynatree.engine import checkpoint
 from dynatree.errors import UserError
 from tests.distil.worlds import DATASETS, reading_recipe, recipe, target_folder, trained
 
@@ -78,7 +78,7 @@ def test_a_drafter_that_reads_becomes_a_checkpoint_that_reads(target: Path, tmp_
     assert {"articles_top1", "articles_level2_top1", "continuations_level2_top3"} <= set(record["agreement"])
     out = tmp_path / "drafter"
     part.assemble(made, target, out)
-    written = {*files.DRAFTER_FILES, fusion.WEIGHTS}
+    written = {*files.DRAFTER_FILES, files.FUSION}
     assert {p.name for p in out.iterdir()} == written
     assert set(files.read_json(out / "manifest.json")["sha256"]) == written - {files.MANIFEST}
     drafter, layers = checkpoint.load_drafter(out), load_file(made / part.LAYERS)

@@ -5,8 +5,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree.distil.student import add_fusion, reading, shrink
+from dynatree.distil.student import add_fusion, shrink
 from dynatree.distil.unrolled import unrolled
+from dynatree.engine.eager.layers import reading
 from tests import models
 
 LEVELS, LENGTH, READS = 3, 9, (1, 2)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTr
 
 from dynatree import DynaTree, decoding
 from dynatree.engine.backend import Feed
+from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.graph import codes, compiled, parts
 from dynatree.engine.graph.backend import GraphBackend
 from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
@@ -170,6 +171,9 @@ def test_logits_are_those_of_the_model(architecture: str) -> None:
         assert torch.equal(made.score(TEXT[:300], 7), found[-7:])
 
 
+READS = (1, 2)
+
+
 @cache
 def read(architecture: str, format: str) -> GraphBackend:
     """As `graph`, with states."""
@@ -177,7 +181,7 @@ def read(architecture: str, format: str) -> GraphBackend:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "STATIC_FROM", 0)
         prefilled(made, 1)
-        made.read([1, 2])
+        made.expose(READS)
     made.prepare(8)
     return made
 
@@ -193,16 +197,16 @@ def test_logits_have_the_same_bits_where_states_are_read(architecture: str, form
             depths, ancestors = random_tree(nodes, caches[0].room, seed=nodes)
             mask = torch.cat([torch.ones(nodes, committed, dtype=torch.bool), ancestors], 1)
             feeds = [Feed(TEXT[:nodes], held, depths + committed, mask) for held in caches]
-            plain, reads = (made.forward([feed])[0] for made, feed in zip(both, feeds, strict=True))
+            (plain,), (reads,) = both[0].forward(feeds[:1]), both[1].forward(feeds[1:], reads=READS)
             assert torch.equal(plain.logits, reads.logits)
             assert plain.states.numel() == 0 and reads.states.shape == (nodes, 2 * SHAPE["hidden_size"])
             for held in caches:
                 held.crop(committed)
     rows = []
-    for made in both:
+    for made, asked in zip(both, ((), READS), strict=True):
         made.prepare(3)
         caches = [prefilled(made, length)[0] for length in (5, 255, 300)]
-        rows.append(made.forward([Feed(TEXT[: n + 2], held) for n, held in enumerate(caches)]))
+        rows.append(made.forward([Feed(TEXT[: n + 2], held) for n, held in enumerate(caches)], reads=asked))
     assert all(torch.equal(mine.logits, theirs.logits) for mine, theirs in zip(*rows, strict=True))
     assert [len(row.states) for row in rows[1]] == [2, 3, 4]
 
@@ -218,11 +222,27 @@ def test_states_are_those_of_the_model(architecture: str) -> None:
         hook.remove()
     wanted = torch.cat([out[0] if isinstance(out, tuple) else out for out in seen], -1)[0].detach()
     made = read(architecture, "float32")
-    (output,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0], last_only=True)])
+    (output,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0], last_only=True)], reads=READS)
     assert len(output.logits) == 1 and torch.allclose(output.states, wanted, atol=1e-3, rtol=1e-3)
     made.prepare(3)
-    for row in made.forward([Feed(TEXT[:n], made.new_caches(1)[0]) for n in (3, 8, 5)]):
+    for row in made.forward([Feed(TEXT[:n], made.new_caches(1)[0]) for n in (3, 8, 5)], reads=READS):
         assert torch.allclose(row.states, wanted[: len(row.states)], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_each_forward_gives_the_states_that_it_is_asked_for(architecture: str) -> None:
+    """Guards two drafters that read one target, and decoding without one, from what the others read."""
+    own = copied(model(architecture))
+    for of in (GraphBackend(own, "float32"), EagerBackend(own)):
+        given = {
+            reads: of.forward([Feed(TEXT[:20], of.new_caches(1)[0])], reads=reads)[0]
+            for reads in ((2,), (1,), (), (1, 2), (2, 1))
+        }
+        logits, (one, two) = given[()].logits, (given[layer,].states for layer in (1, 2))
+        assert all(torch.equal(output.logits, logits) for output in given.values())
+        assert given[()].states.numel() == 0 and not torch.allclose(one, two)
+        assert torch.equal(given[1, 2].states, torch.cat([one, two], 1))
+        assert torch.equal(given[2, 1].states, torch.cat([two, one], 1))
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

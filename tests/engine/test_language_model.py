@@ -31,7 +31,7 @@ from transformers import (
 
 from dynatree import plugins
 from dynatree.engine.checkpoint import fingerprint, load, read, resolve
-from dynatree.engine.compatibility import check_pair
+from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.language_model import LanguageModel
@@ -126,7 +126,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 def test_one_object_is_not_both_target_and_drafter(target: Build) -> None:
     """Guards against forwards of both roles in one counter."""
     with pytest.raises(UserError, match="one object"):
-        check_pair(target(), DraftModel(LanguageModel(target().model)))
+        pair_up(target(), DraftModel(LanguageModel(target().model)))
 
 
 def test_vocabularies_of_different_size_are_refused_by_every_pair_decoder(target: Build) -> None:
@@ -152,9 +152,9 @@ def test_tokenizers_that_differ_are_refused_naming_a_token() -> None:
     for other, named in [(theirs, "'b' is 2 and 1"), (added, "'<extra>' is 3 and None")]:
         drafter.tokenizer = other
         with pytest.raises(UserError, match=named):
-            check_pair(*pair)
+            pair_up(*pair)
     drafter.tokenizer = tokenizer("a", "b", "c")
-    check_pair(*pair)
+    pair_up(*pair)
 
 
 @pytest.mark.parametrize(

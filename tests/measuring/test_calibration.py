@@ -114,9 +114,8 @@ def test_a_drafter_that_reads_is_measured_behind_true_states(target: Build, wind
     """Guards rates of another state than decoding has, and costs without what joins the states."""
     model = target()
     helper = models.reading(model, **({"draft_window": window} if window else {}))
-    helper.read_from(model)
     output = models.generated(model, [3], 20)
-    of_all = calibrate.states_of(model, torch.tensor([3, *output]))
+    of_all = model.states(torch.tensor([3, *output]), helper.reads)
     # Behind a text of one token there is nothing to draft from.
     stated, hits = calibrate.teacher_forced(helper, [3], output, target=model)
     assert len(stated) == len(hits) == 19
@@ -321,7 +320,7 @@ def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
 def test_a_context_near_the_limit_stands_for_shorter_ones() -> None:
     """Guards against the price by the token of sizes that had no room behind it, but have behind what it stands for."""
     small = models.language_model("gpt2", seed=3, n_positions=160)
-    verification = partial(forward_times._verification, small)
+    verification = partial(forward_times._verification, small, ())
     curve = forward_times._curve(small, 1, forward_times.VERIFIED, [4, 130], 1, verification)
     behind, near = (dict(zip(curve.tokens, row, strict=True)) for row in curve.seconds)
     assert near[128] / near[24] == pytest.approx(behind[128] / behind[24])

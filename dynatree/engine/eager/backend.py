@@ -12,6 +12,7 @@ from dynatree.engine.backend import Begin, End, Feed, Output
 from dynatree.engine.eager import attention
 from dynatree.engine.eager.batch import collate
 from dynatree.engine.eager.kv_cache import KeyValueCache, state_bytes
+from dynatree.engine.eager.layers import reading
 from dynatree.engine.eager.packing import weight_sizes
 from dynatree.engine.fusion import Fusion
 
@@ -29,9 +30,6 @@ class EagerBackend:
         self.device: torch.device = model.device
         # torch wants a mask of the queries' type, which is known where all weights are of one.
         self._mask_dtype = model.dtype if len({p.dtype for p in model.parameters()}) == 1 else torch.bool
-        # The states of the layers that are read, while a forward of ours is under way.
-        self._reads: list[Any] = []
-        self._states: list[Tensor] | None = None
         self._fusion: Fusion | None = None
 
     def new_caches(self, count: int) -> list[KeyValueCache]:
@@ -42,31 +40,19 @@ class EagerBackend:
         """From now on join the embedding of each token to a state, or to zeros."""
         self._fusion = fusion
 
-    def read(self, layers: Sequence[int]) -> None:
-        """From now on give the states behind so many `layers`."""
-        for hook in self._reads:
-            hook.remove()
+    def expose(self, layers: Sequence[int]) -> None:
+        """Nothing is to be made for the states behind `layers`."""
 
-        def seen(_: nn.Module, __: Any, output: Any) -> None:
-            if self._states is not None:
-                self._states.append(output[0] if isinstance(output, tuple) else output)
-
-        blocks: Any = self._model.base_model.layers if layers else ()
-        self._reads = [blocks[layer - 1].register_forward_hook(seen) for layer in layers]
-
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None) -> list[Output]:
+    def forward(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
         """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
 
         `head`: what takes the place of the model's own on the last hidden states.
         """
-        if not self._reads:
-            return [Output(logits) for logits in self._logits(feeds, head)]
-        self._states = []
-        try:
+        with reading(self._model, reads) as read:
             logits = self._logits(feeds, head)
-            states = torch.cat(self._states, -1).float()
-        finally:
-            self._states = None
+        if not read:
+            return [Output(row) for row in logits]
+        states = torch.cat(read, -1).float()
         # Padded on the left, as everything.
         rows = [row[-len(feed.tokens) :] for row, feed in zip(states, feeds, strict=True)]
         return [Output(*pair) for pair in zip(logits, rows, strict=True)]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dynatree.engine.backend import Begin, End, Feed, Output
+from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache
@@ -91,17 +91,20 @@ class GraphBackend:
             self._states = self._states._replace(fusion=fusion)
             self._graphs = {head: self._made(head, Weights(self.format)) for head in self._graphs}
 
-    def read(self, layers: Sequence[int]) -> None:
-        """From now on give the states behind so many `layers`; graphs are made anew, of the same weights."""
-        if self._states.reads != tuple(layers):
-            self._states = self._states._replace(reads=tuple(layers))
+    def expose(self, layers: Sequence[int]) -> None:
+        """Have graphs that give the states behind `layers`, too: made anew, of the same weights, where they do not."""
+        if every := {*layers} - {*self._states.reads}:
+            self._states = self._states._replace(reads=tuple(sorted(every.union(self._states.reads))))
             self._graphs = {head: self._made(head, graph.weights) for head, graph in self._graphs.items()}
 
-    def forward(self, feeds: Sequence[Feed], head: int | None = None) -> list[Output]:
+    def forward(self, feeds: Sequence[Feed], head: int | None = None, reads: Sequence[int] = ()) -> list[Output]:
         """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own."""
+        self.expose(reads)
         for begin, _ in self._watchers:
             begin()
         found = self._together(feeds, self._graph(head))
+        if tuple(reads) != self._states.reads:
+            found = [Output(output.logits, self._of(output.states, reads)) for output in found]
         for _, end in self._watchers:
             end(lambda: _total([_blocks(feed).sizes() for feed in feeds]))
         return found
@@ -124,6 +127,11 @@ class GraphBackend:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
         (cache,) = self.new_caches(1)
         return self._continue(Feed(tokens, cache), last, self._graph(None)).logits
+
+    def _of(self, states: Tensor, reads: Sequence[int]) -> Tensor:
+        """Those behind the layers `reads` of `states` [n, ...], which are behind all that are exposed."""
+        places = [self._states.reads.index(layer) for layer in reads]
+        return states.unflatten(1, (-1, self._shape.width))[:, places].flatten(1) if places else NO_STATES
 
     def _graph(self, head: int | None) -> Graph:
         if head not in self._graphs:
