@@ -20,6 +20,20 @@ COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 VERSION = 2
 
 
+_DAMAGED = (OSError, LookupError, ValueError, TypeError, ValidationError)
+
+
+def read_rates(folder: Path) -> StepRates:
+    """What `Calibration.write` wrote of them. Raises UserError if it is missing, damaged or old."""
+    try:
+        rates = StepRates(**files.read_json(folder / STEPS))
+    except _DAMAGED as error:
+        raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
+    if rates.version != VERSION:
+        raise UserError(f"calibration {folder}: of version {rates.version}, this is {VERSION}; measure it again")
+    return rates
+
+
 class Calibration(NamedTuple):
     """What a machine and a pair were measured to be: seconds of forwards, and how often drafted tokens are right."""
 
@@ -57,14 +71,10 @@ class Calibration(NamedTuple):
                     table["batches"] = batched.batches
                 else:
                     log.warning("calibration %s: %s is of other models, and not used", folder, BATCHES)
-            calibration = Calibration(CostTable(**table), StepRates(**files.read_json(folder / STEPS)))
-        except (OSError, LookupError, ValueError, TypeError, ValidationError) as error:
+            costs = CostTable(**table)
+        except _DAMAGED as error:
             raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
-        if calibration.step_rates.version != VERSION:
-            raise UserError(
-                f"calibration {folder}: of version {calibration.step_rates.version}, this is {VERSION}; "
-                "measure it again"
-            )
+        calibration = Calibration(costs, read_rates(folder))
         measured = calibration.costs.models
         for role, fingerprint in models.items():
             if measured.get(role) != fingerprint:

@@ -31,6 +31,16 @@ if TYPE_CHECKING:
 _SAMPLED = 64
 
 
+class _Count:
+    """Of forwards, and nothing else: a copy of the model has a copy of it."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+
+    def one_more(self, *_: Any) -> None:
+        self.forwards += 1
+
+
 class LanguageModel:
     """A decoder-only transformers model whose attention takes a 4-D mask, with its forwards counted.
 
@@ -59,9 +69,9 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
-        self._forwards = 0
+        self._counted = _Count()
         self._lock = RLock()
-        self._hook = model.register_forward_pre_hook(self._count)
+        self._hook = model.register_forward_pre_hook(self._counted.one_more)
         self.fingerprint = fingerprint(model)
         self.exact = ROUNDING
         try:
@@ -70,7 +80,7 @@ class LanguageModel:
             # Nobody gets this object, and could put the model back by it.
             self.release()
             raise
-        self._forwards = 0
+        self._counted.forwards = 0
 
     def _set_up(
         self, model: PreTrainedModel, packed: bool, rounded: bool, restorable: bool, format: str | None
@@ -96,13 +106,10 @@ class LanguageModel:
         for module in self._training:
             module.training = True
 
-    def _count(self, *_: Any) -> None:
-        self._forwards += 1
-
     @property
     def forwards(self) -> int:
         """Forwards so far, counted at the model call."""
-        return self._forwards
+        return self._counted.forwards
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -134,11 +141,11 @@ class LanguageModel:
     @contextmanager
     def uncounted(self) -> Iterator[None]:
         """Within, forwards are not counted: they belong to no request."""
-        before = self._forwards
+        before = self._counted.forwards
         try:
             yield
         finally:
-            self._forwards = before
+            self._counted.forwards = before
 
     @property
     def device(self) -> torch.device:
@@ -238,7 +245,7 @@ class LanguageModel:
         `head`: what takes the place of the model's own. `reads`: the layers, as of `expose`, whose states are given.
         """
         if head is not None or self.in_graph:
-            self._count()  # it goes past the causal LM, which counts by itself
+            self._counted.one_more()  # it goes past the causal LM, which counts by itself
         return self._backend.forward(feeds, head, reads)
 
     def states(self, tokens: Tensor, layers: Sequence[int]) -> Tensor:

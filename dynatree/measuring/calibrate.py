@@ -55,14 +55,17 @@ def pair(
     repeats: int,
     dtype: str,
     device: str,
+    rates: StepRates | None = None,
 ) -> Calibration:
     """What forwards of this pair cost here, and how often drafted tokens are right in continuations of `prompts`.
 
-    `folders` as for `loading.load`; sizes as for `forward_times.costs`. Raises UserError for a pair that does not fit.
+    `folders` as for `loading.load`; sizes as for `forward_times.costs`. `rates`: those of the pair in another format,
+    whose text is all but the same; they are not measured then. Raises UserError for a pair that does not fit.
     """
     fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
     models = kept.pair(folders, dtype, device)
-    return loaded(models, fingerprints, prompts, output_tokens, contexts, repeats, describe_machine(dtype, device))
+    machine = describe_machine(dtype, device)
+    return loaded(models, fingerprints, prompts, output_tokens, contexts, repeats, machine, rates=rates)
 
 
 def loaded(
@@ -74,10 +77,11 @@ def loaded(
     repeats: int,
     machine: dict[str, Any],
     tell: Tell = lines,
+    rates: StepRates | None = None,
 ) -> Calibration:
     """The same of loaded `models` with these `fingerprints`, on the `machine` as it is described.
 
-    `tell` hears of each of the `steps` that is done.
+    `tell` hears of each of the `steps` that is done. `rates`: what is known already of how often tokens are right.
     """
     target, drafter = models
     if drafter:
@@ -98,13 +102,14 @@ def loaded(
             tell(f"{target.name} went on for {len(output)} tokens")
             return prompt, output
 
-        texts = {kind: [continued(key, prompt, kind) for key, prompt in enumerate(prompts)] for kind in KINDS}
-        known = step_rates(texts, drafter, target)
+        if rates is None:
+            texts = {kind: [continued(key, prompt, kind) for key, prompt in enumerate(prompts)] for kind in KINDS}
+            rates = step_rates(texts, drafter, target)
         table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
             table = table.drafting_plus(beyond)
-    return Calibration(table, known)
+    return Calibration(table, rates)
 
 
 def steps(models: checkpoint.Pair, prompts: Sequence[list[int]], contexts: Sequence[int]) -> int:

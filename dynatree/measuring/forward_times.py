@@ -31,6 +31,8 @@ BATCHED = (1, 2, 4, 8, 16, 32, 64)
 RANKS = 4
 # Times that a level besides its forward is timed at least: it takes well below a millisecond.
 LEAST_HANDLED = 20
+# New tokens up to which a forward takes longer after one of another size than after one of its like.
+_SHORT = 32
 
 Step = Callable[[list[Cache], int], None]
 
@@ -180,7 +182,7 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
         cache.crop(context)
 
     room = ((drafter.context_limit or 2**31) - context - 2) // 2
-    whole, bare = _medians(drafter.language_model, [level, forward], max(1, min(repeats, room)))
+    whole, bare = _medians(drafter.language_model, [(level, True), (forward, True)], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
 
@@ -226,7 +228,7 @@ def _curve(
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians(model, [partial(step, caches, n) for n in within], repeats)
+        median = _medians(model, [(partial(step, caches, n), n <= _SHORT) for n in within], repeats)
         # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
         # as behind the context before it, or by the token.
         shape = seconds[-1] if seconds else sizes
@@ -237,17 +239,18 @@ def _curve(
     return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
 
 
-def _medians(model: LanguageModel, steps: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+def _medians(model: LanguageModel, steps: Sequence[tuple[Callable[[], None], bool]], repeats: int) -> list[float]:
     """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
 
-    Each turn is two steps, of which the second counts: a forward over one token takes a tenth longer after one over
-    128 tokens than after one of its like, as in decoding.
+    Of a short one a turn is two steps, of which the second counts: a forward over one token takes a tenth longer after
+    one over 128 tokens than after one of its like, as in decoding.
     """
     taken: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
-        for step, seconds in zip(steps, taken, strict=True):
-            step()
-            synchronise(model.device)
+        for (step, short), seconds in zip(steps, taken, strict=True):
+            if short:
+                step()
+                synchronise(model.device)
             begin = time.perf_counter()
             step()
             synchronise(model.device)

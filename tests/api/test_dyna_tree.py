@@ -245,6 +245,16 @@ def test_text_chats_and_lists_of_them(folder: Path) -> None:
     assert isinstance(both, list) and [one.tokens for one in both] == [text.tokens[:12], same.tokens]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_model_in_use_can_be_copied(dtype: torch.dtype) -> None:
+    """Guards a model that somebody copies meanwhile, from buffers and locks that nothing can copy."""
+    model = models.random_model(dtype=dtype)
+    with DynaTree(model) as tree:
+        found = tree.generate(PROMPT, max_new_tokens=10)
+        with DynaTree(copy.deepcopy(model)) as other:
+            assert other.generate(PROMPT, max_new_tokens=10).tokens == found.tokens
+
+
 def test_an_answer_that_fails_is_left_out(folder: Path) -> None:
     """Guards a conversation from half an answer that nobody gave up, and from its question without one."""
 

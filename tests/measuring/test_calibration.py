@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from dynatree.costs.calibration import VERSION, Calibration
+from dynatree.costs.calibration import VERSION, Calibration, read_rates
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
 from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
+from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
 from dynatree.measuring import calibrate, forward_times
@@ -315,6 +316,23 @@ def test_an_old_calibration_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace(f'"version": {VERSION}', '"version": 1'))
     with pytest.raises(UserError, match=f"of version 1, this is {VERSION}; measure it again"):
         Calibration.read(tmp_path, {}, {})
+
+
+def test_rates_of_another_format_are_taken_as_they_are(
+    target: Build, drafter: Drafts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against continuations that are written anew for every format, and rates lost on the way."""
+    models.calibration().write(tmp_path)
+    known = read_rates(tmp_path)
+    monkeypatch.setattr(calibrate, "step_rates", None)
+    found = calibrate.loaded(
+        Pair(target(), drafter("related")), {}, [[3, 1, 4]], 8, [16], 1, {}, tell=lambda _: None, rates=known
+    )
+    assert found.step_rates is known and known.ranks == models.calibration().step_rates.ranks
+    assert found.costs.draft is not None
+    (tmp_path / "steps.json").write_text("{")
+    with pytest.raises(UserError, match="measure it again"):
+        read_rates(tmp_path)
 
 
 def test_a_context_near_the_limit_stands_for_shorter_ones() -> None:

@@ -15,6 +15,8 @@ rule calibrate:
         ),
         models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.tuned_on, pair=PARAMS.pair),
+        # How often tokens are right is measured in the main format alone: text and drafter are all but the same.
+        rates=lambda w: [] if w.dtype == PARAMS.dtype else CALIBRATION[1],
     output:
         "results/calibration/{dtype}/costs.json",
         "results/calibration/{dtype}/steps.json",
@@ -32,12 +34,13 @@ rule calibrate:
         prompt_tokens=SIZES.prompt_tokens,
         seed=PARAMS.seed,
         machine=lambda w: machine(w.dtype),
+        rates=lambda w, input: f"--rates {Path(input.rates).parent}" if input.rates else "",
         folder=subpath(output[0], parent=True),
     shell:
         "python workflow/scripts/calibrate.py {params.models} --tokens {input.tokens} --start {params.start} "
         "--prompts {params.sizes[prompts]} --prompt-tokens {params.prompt_tokens} "
         "--output-tokens {params.sizes[output_tokens]} --contexts {params.sizes[contexts]} "
-        "--repeats {params.sizes[repeats]} --seed {params.seed} {params.machine} --out {params.folder} 2>&1 | tee {log:q}"
+        "--repeats {params.sizes[repeats]} --seed {params.seed} {params.machine} {params.rates} --out {params.folder} 2>&1 | tee {log:q}"
 
 
 # Apart, so that another batch size changes nothing for single requests.

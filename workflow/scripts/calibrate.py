@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dynatree.commands import options
+from dynatree.costs.calibration import read_rates
 from dynatree.data.prompts import choose
 from dynatree.data.splits import TUNING, read_tokens
 from dynatree.engine.machine import set_threads
@@ -23,6 +24,9 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", required=True, help="committed tokens to time behind")
     parser.add_argument("--repeats", type=int, required=True, help="timed forwards of each size")
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument(
+        "--rates", type=Path, help="a folder of another format, how often tokens are right taken from there"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     a = parser.parse_args()
     with reported():
@@ -42,6 +46,7 @@ def main() -> None:
             a.repeats,
             a.dtype,
             a.device,
+            read_rates(a.rates) if a.rates else None,
         )
         calibration.write(a.out)
 

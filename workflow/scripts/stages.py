@@ -201,10 +201,9 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
             of = [t for t, e in known.experiments.items() if dtype in e.dtypes and dataset in e.datasets]
             title = _only(of, f"have {dtype} of {dataset}")
             name, listed_in = f"{name}_{title}", f"experiments.{title}.datasets"
-    else:
-        stage.replaced = [
-            (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/") for top in ("calibration", "perplexity")
-        ]
+    stage.replaced = [
+        (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/") for top in ("calibration", "perplexity")
+    ]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     if job.rule in ("distil", "calibrate", "drafter_report", "aggregate"):
