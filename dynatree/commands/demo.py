@@ -66,7 +66,7 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     if found.rounds:
         number = max(range(found.rounds), key=lambda place: worth_showing(found.trace.rounds[place]))
         print(f"\n{tree.shown(found, number)[1]}")
-    print("\nmore: dynatree generate --help, dynatree chat --help, dynatree tree --help", file=sys.stderr)
+    print("\nmore: dynatree generate --help, dynatree chat --help, dynatree replay --help", file=sys.stderr)
 
 
 def worth_showing(chosen: "Round") -> tuple[bool, int]:

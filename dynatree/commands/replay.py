@@ -1,91 +1,117 @@
-"""`dynatree replay`: the recorded rounds of several methods, played side by side on one page."""
+"""`dynatree replay`: rounds of several methods, recorded or of a prompt given, played side by side on one page."""
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dynatree.commands import lanes, options, request
 from dynatree.commands.arguments import check_out
 from dynatree.errors import UserError
-from dynatree.files import write_text
-from dynatree.tables.rounds import TOKEN_SEPARATOR
+from dynatree.study import params
+
+if TYPE_CHECKING:
+    from dynatree.api import Generation
+
+METHODS = ("autoregressive", "linear", "dynatree")
 
 _DESCRIPTION = """\
-Make a page that plays one prompt's recorded rounds of autoregressive decoding, the chain and DynaTree side by side, at
-their true relative speed: text as it is committed, the tree of each round with what was accepted and rejected. The
-page loads nothing; it can be paused, and its time moved by hand. An .svg plays the same ten seconds over and over, in a
-README, too.
+Make a page that plays autoregressive decoding, the chain and DynaTree on one prompt side by side, at their true
+relative speed: text as it is committed, the tree of each round with what was accepted and rejected. With a prompt it is
+decoded now, by one method after the other; without one the page shows the recorded rounds of a run (--results), and
+needs no model. The page loads nothing; it can be paused, and its time moved by hand. An .svg plays the same ten seconds
+over and over, in a README, too.
 
-example:
-  make all && dynatree replay --results results --out replay.html
+examples:
+  dynatree replay --target smollm2 --drafter smollm2-drafter --prompt "Once upon a time" --out replay.html
+  dynatree replay --target ./my-model --prompt-file essay.txt --temperature 0.7 --seed 3 --out replay.html
+  dynatree replay --results results --out replay.html
 """
 
 
-def register(add: Callable[..., argparse.ArgumentParser], _find_model: object) -> argparse.ArgumentParser:
-    """Add the command by `add` (add_parser of the subparsers)."""
-    parser = add("replay", help="play recorded rounds side by side", description=_DESCRIPTION)
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of the tables (default: results)")
+def register(add: Callable[..., argparse.ArgumentParser], find_model: request.FindModel) -> argparse.ArgumentParser:
+    """Add the command by `add` (add_parser of the subparsers); `find_model` gives the folder of a model's name."""
+    parser = add("replay", help="play several methods' rounds side by side", description=_DESCRIPTION)
+    parser.add_argument("--results", type=Path, help="folder of a run's tables, without a prompt (default: results)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="page to write: .html, or .svg")
-    parser.set_defaults(run=_run)
+    request.models(parser, required=False)
+    request.prompts(parser, required=False)
+    request.calibration(parser)
+    parser.add_argument(
+        "--max-new-tokens", type=options.at_least_one, default=120, metavar="N", help="after a prompt (default: 120)"
+    )
+    request.processors(parser)
+    options.machine(parser)
+    parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
     return parser
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    if arguments.out.suffix not in (".html", ".svg"):
+def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
+    if arguments.out.suffix not in lanes.SUFFIXES:
         raise UserError(f"--out {arguments.out}: end it in .html or .svg")
     check_out(arguments.out)
-    write(arguments.results, arguments.out)
+    prompted = next((name for name in request.PROMPTS if getattr(arguments, name) is not None), None)
+    option = f"--{(prompted or '').replace('_', '-')}"
+    if prompted and arguments.results is not None:
+        raise UserError(f"{option} and --results {arguments.results}: give one, a prompt to decode or a run's tables")
+    if prompted and arguments.target is None:
+        raise UserError(f"{option}: it is decoded now; give a --target, too")
+    if not prompted and arguments.target is not None:
+        raise UserError(f"--target {arguments.target}: give a --prompt that it is to go on from")
+    shown = _decoded(arguments, find_model) if prompted else lanes.recorded(arguments.results or Path("results"))
+    lanes.write(arguments.out, shown)
     print(arguments.out)
 
 
-def write(results: Path, out: Path) -> None:
-    """Write the page or picture `out` of what the tables in `results` record. Raises UserError if they do not."""
-    try:
-        import pyarrow.parquet as parquet
+def _decoded(arguments: argparse.Namespace, find_model: request.FindModel) -> lanes.Replay:
+    """The prompt, decoded by one method after the other; the chain only where there is a drafter."""
+    known, asked = params.read(), request.processed(arguments)
+    lanes.require_drawing()
+    found: list[Generation] = []
+    for name in METHODS:
+        if name == "linear" and not arguments.drafter:
+            continue
+        own = argparse.Namespace(**vars(arguments), method=name)
+        tree, (ids,) = request.load(own, known, request.method(name, known).knobs, find_model)
+        with tree:
+            tree.warm_up(ids, arguments.max_new_tokens, **asked)
+            found.append(tree.generate(ids, arguments.max_new_tokens, **asked))
+            prompt = tree.tokenizer.decode(ids) if tree.tokenizer else " ".join(map(str, ids))
+    if not found[0].rounds:
+        raise UserError(f"the output ends with its first token ({found[0].finish_reason}): there is no round to play")
+    baseline = found[0]
+    for one in found:
+        same = "" if one.tokens == baseline.tokens else "; other tokens, where two were equally likely"
+        print(f"{one.method}: {len(one.tokens) / one.seconds:.1f} tokens/s, {one.rounds} rounds{same}", file=sys.stderr)
+    begun = prompt if len(prompt) <= 300 else f"{prompt[:299]}…"
+    return lanes.Replay(
+        "One prompt, side by side",
+        "One prompt, decoded by one method after the other,",
+        f"“{begun}”, decoded by one method after the other; ms after the first token. One text is no measurement.",
+        [lanes.lane(one.method, *_rounds(one)) for one in found],
+    )
 
-        from dynatree.figures import timeline
-        from dynatree.figures.shared import animation, grammar, replay, theme
-    except ImportError as error:
-        raise UserError(
-            f"replay: drawing needs a package more ({error}); pip install '.[workflow]' in the checkout"
-        ) from error
-    paths = {name: results / f"{name}.parquet" for name in timeline.TABLES}
-    if missing := [str(path) for path in paths.values() if not path.is_file()]:
-        raise UserError(f"--results {results}: missing {', '.join(missing)}; run `make all` first")
-    tables = {name: parquet.read_table(path) for name, path in paths.items()}
-    prompt, found = timeline.passes(tables)
-    lanes = [
-        {
-            "name": theme.display(method),
-            "colour": theme.colour(method),
-            "prefix": _prefix(tables["phases"].to_pylist(), prompt, method),
-        }
-        | {"rounds": [_round(each, rounds[0].start, grammar.visible) for each in rounds]}
-        for method, rounds in found.items()
+
+def _rounds(found: "Generation") -> tuple[str, list[dict[str, Any]]]:
+    """Text of the first commit, and the rounds after it; a character of several tokens comes with its last."""
+    trace, decode = found.trace, found.decode
+    made, before, texts = trace.first, "", []
+    for count in (0, *(len(each.emitted) for each in trace.rounds)):
+        made += count
+        whole = decode(trace.output[:made])
+        whole = whole if made == len(trace.output) else whole.rstrip("\ufffd")
+        texts.append(whole[len(before) :])
+        before = whole
+    spans = zip(trace.commits, trace.commits[1:], strict=False)
+    return texts[0], [
+        lanes.round_(
+            1000 * (begin - trace.commits[0]),
+            1000 * (end - trace.commits[0]),
+            [decode([token]) for token in each.emitted],
+            each.accepted,
+            found.nodes(number) if each.tree else [],
+            text,
+        )
+        for number, (each, (begin, end), text) in enumerate(zip(trace.rounds, spans, texts[1:], strict=True))
     ]
-    said = f"Prompt {prompt}, decoded by each method in an instrumented pass of its own; ms after the first token."
-    if out.suffix == ".svg":
-        write_text(out, animation.picture("Recorded rounds of one prompt, side by side,", lanes))
-    else:
-        write_text(out, replay.page("Recorded rounds, side by side", said, lanes))
-
-
-def _prefix(phases: list[dict[str, Any]], prompt: str, method: str) -> str:
-    """Text of the first commit, which comes with the prefill."""
-    own = (row for row in phases if (row["prompt_id"], row["method"]) == (prompt, method) and row["round"] < 0)
-    return next((row["text"].replace(TOKEN_SEPARATOR, "") for row in own), "")
-
-
-def _round(each: Any, zero: float, visible: Callable[[str], str]) -> dict[str, Any]:
-    from dynatree.figures.tree_attention_mask import depth_first
-
-    names = ("node", "parent", "depth", "accepted")
-    walked = [row for row in depth_first(each.nodes) if row["depth"]] if each.nodes else []
-    return {
-        "start": each.start - zero,
-        "end": each.end - zero,
-        "text": "".join(each.texts),
-        "tokens": len(each.texts),
-        "nodes": [{name: row[name] for name in names} | {"text": visible(row["text"])} for row in walked],
-        "own": [visible(text) for text in each.texts[each.accepted :]],
-    }

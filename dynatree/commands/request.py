@@ -16,25 +16,32 @@ from dynatree.study import sections
 if TYPE_CHECKING:
     from dynatree.api import DynaTree
 
+# Where the arguments hold a prompt.
+PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 FindModel = Callable[[str, sections.Params], Path]
 
 
 def options(parser: argparse.ArgumentParser, several: bool = False) -> None:
     """--target, --drafter, --calibration, --set, and the prompt in one of three ways; `several`: it may be repeated."""
     models(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompts(parser, several)
+    knobs(parser)
+
+
+def prompts(parser: argparse.ArgumentParser, several: bool = False, required: bool = True) -> None:
+    """The prompt in one of three ways, PROMPTS; `several`: it may be repeated."""
+    prompt = parser.add_mutually_exclusive_group(required=required)
     again = "; may be repeated" if several else ""
     for name, kind, words in (("", "TEXT", "text"), ("-file", "FILE", "UTF-8 text"), ("-ids", '"1 2 3"', "token ids")):
         # One prompt is a list of one, so that both kinds of command are read alike.
         how: dict[str, Any] = {"action": "append"} if several else {"nargs": 1}
         prompt.add_argument(f"--prompt{name}", metavar=kind, help=words + again, **how)
-    knobs(parser)
 
 
-def models(parser: argparse.ArgumentParser) -> None:
-    """--target and --drafter."""
+def models(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """--target, which may be left out if not `required`, and --drafter."""
     parser.add_argument(
-        "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
+        "--target", required=required, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
     )
     parser.add_argument(
         "--drafter", metavar="PATH_OR_NAME", help="the same; without one dynatree looks up in the text alone"
@@ -46,6 +53,11 @@ def knobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the method, such as depth=4"
     )
+    calibration(parser)
+
+
+def calibration(parser: argparse.ArgumentParser) -> None:
+    """--calibration alone."""
     parser.add_argument(
         "--calibration",
         type=Path,

@@ -1,18 +1,24 @@
-"""`dynatree replay`: the page holds the recorded rounds, all of them, and loads nothing."""
+"""`dynatree replay`: the page holds the rounds, recorded or of a prompt, all of them, and loads nothing."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pyarrow.parquet as parquet
 import pytest
 
+from dynatree import DynaTree
 from dynatree.commands import cli
+from dynatree.data import model_sources
 from dynatree.figures import timeline
 from dynatree.figures.shared import animation
 from tests.figures import tables as synthetic
 
+SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+PROMPT = "Der Baum am Fluß"
+ASKED = ("--target", "target", "--threads", "1", "--dtype", "float64", "--max-new-tokens", "24")
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -21,6 +27,21 @@ def results(tmp_path: Path) -> Path:
     for name in timeline.TABLES:
         parquet.write_table(synthetic.make(word="</script>")[name], tmp_path / f"{name}.parquet")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a target, which drafts for itself."""
+    folder = tmp_path_factory.mktemp("replay")
+    source = {"kind": "random", "architecture": "llama", "configuration": {**SHAPE, "max_position_embeddings": 1024}}
+    model_sources.build(model_sources.parse(source), folder / "target", folder, seed=1)
+    return folder
+
+
+def lanes_of(page: Path) -> list[dict[str, Any]]:
+    text = page.read_text(encoding="utf-8")
+    lanes: list[dict[str, Any]] = json.loads(text.partition("const lanes = ")[2].partition(";\n")[0])
+    return lanes
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -34,8 +55,7 @@ def test_the_page_holds_every_recorded_round(results: Path) -> None:
     """Guards against a lane that misses rounds, a tree that shows no rejection, and times that do not compare."""
     out = results / "replay.html"
     cli.main(["replay", "--results", str(results), "--out", str(out)])
-    text = out.read_text(encoding="utf-8")
-    lanes = json.loads(text.partition("const lanes = ")[2].partition(";\n")[0])
+    lanes = lanes_of(out)
     _, passes = timeline.passes(synthetic.make(word="</script>"))
     assert [lane["name"] for lane in lanes] == ["Autoregressive", "Linear chain", "DynaTree"]
     for lane, rounds in zip(lanes, passes.values(), strict=True):
@@ -54,6 +74,57 @@ def test_the_page_loads_nothing_and_respects_the_reader(results: Path) -> None:
     text = out.read_text(encoding="utf-8")
     assert "http" not in text and "src=" not in text and text.count("</script>") == 1
     assert "prefers-reduced-motion" in text and 'type="range"' in text and 'id="play"' in text
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_prompt_is_decoded_by_each_method(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against lanes of another prompt, text that lacks bytes of a character, and rounds without their times."""
+    cli.main(["replay", *ASKED, "--drafter", "target", "--prompt", PROMPT, "--out", "fresh.html"])
+    with DynaTree.from_pretrained("target", method="autoregressive", dtype="float64") as plain:
+        found = plain.generate(PROMPT, 24)
+    lanes = lanes_of(home / "fresh.html")
+    assert [lane["name"] for lane in lanes] == ["Autoregressive", "Linear chain", "DynaTree"]
+    for lane in lanes:
+        rounds = lane["rounds"]
+        assert lane["prefix"] + "".join(each["text"] for each in rounds) == found.text
+        assert sum(each["tokens"] for each in rounds) == len(found.tokens) - 1
+        assert [each["start"] for each in rounds] == [0, *(each["end"] for each in rounds[:-1])]
+        assert all(each["end"] > each["start"] for each in rounds)
+    assert not any(each["nodes"] for each in lanes[0]["rounds"])
+    # A target that drafts for itself: all of a chain is accepted.
+    assert all(node["accepted"] for each in lanes[1]["rounds"][:-1] for node in each["nodes"])
+    assert PROMPT in (home / "fresh.html").read_text(encoding="utf-8")
+    assert "other tokens" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_home")
+def test_a_prompt_needs_no_drafter_and_may_be_sampled(home: Path) -> None:
+    """Guards against a chain where there is nothing to draft it, and against options that are not heard."""
+    cli.main(["replay", *ASKED, "--prompt", PROMPT, "--temperature", "1", "--seed", "3", "--out", "drawn.svg"])
+    names = [
+        node.text for node in ElementTree.parse(home / "drawn.svg").iter(f"{SVG}text") if node.get("class") == "name"
+    ]
+    assert names == ["Autoregressive", "DynaTree"]
+    cli.main(["replay", *ASKED, "--prompt", PROMPT, "--temperature", "1", "--seed", "3", "--out", "drawn.html"])
+    with DynaTree.from_pretrained("target", method="autoregressive", dtype="float64") as plain:
+        found = plain.generate(PROMPT, 24, do_sample=True, temperature=1.0, seed=3)
+    for lane in lanes_of(home / "drawn.html"):
+        assert lane["prefix"] + "".join(each["text"] for each in lane["rounds"]) == found.text
+
+
+def test_lines_break_between_words() -> None:
+    """Guards against words cut at the end of a line, and lines that run into the tree."""
+    written = [
+        (float(place), word) for place, word in enumerate([" of", " its", " primary"] * 12 + ["x" * 100, " end"])
+    ]
+    lines: dict[int, str] = {}
+    for _, row, column, text in animation._wrapped(written):
+        assert len(lines.get(row, "")) <= column
+        lines[row] = lines.get(row, "").ljust(column) + text
+    assert max(map(len, lines.values())) <= animation.COLUMNS
+    assert [line.split()[-1] for line in lines.values()][:2] == ["its", "of"]
+    joined = "".join(line if line.endswith("x") else f"{line} " for line in lines.values())
+    assert joined.split() == "".join(text for _, text in written).split()
 
 
 def test_the_picture_shows_every_commit_at_its_moment(results: Path) -> None:
@@ -81,3 +152,10 @@ def test_bad_input_is_named_before_any_work(tmp_path: Path, capsys: pytest.Captu
     assert "end it in .html or .svg" in refused(capsys, "--results", str(tmp_path), "--out", "replay.png")
     said = refused(capsys, "--results", str(tmp_path), "--out", str(tmp_path / "a.html"))
     assert "phases.parquet" in said and "make all" in said
+    out = ("--out", str(tmp_path / "a.html"))
+    assert "give a --target" in refused(capsys, "--prompt", "a", *out)
+    assert "give a --prompt" in refused(capsys, "--target", "target", *out)
+    assert "give one" in refused(capsys, "--prompt", "a", "--results", "results", "--target", "target", *out)
+    assert "'nobody'" in refused(capsys, "--prompt", "a", "--target", "nobody", *out)
+    wrong = refused(capsys, "--prompt", "a", "--target", "target", "--top-k", "3", *out)
+    assert "--top-k 3" in wrong and "--temperature" in wrong

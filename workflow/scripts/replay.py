@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from dynatree.commands.replay import write
+from dynatree.commands import lanes
 from dynatree.errors import reported
 
 
@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help=".svg to write")
     arguments = parser.parse_args()
     with reported():
-        write(arguments.tables, arguments.out)
+        lanes.write(arguments.out, lanes.recorded(arguments.tables))
 
 
 if __name__ == "__main__":

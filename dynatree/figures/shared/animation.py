@@ -110,16 +110,28 @@ def _bar(
 
 
 def _wrapped(written: Sequence[tuple[float, str]]) -> Iterator[tuple[float, int, int, str]]:
-    """(moment, row, column, text) of pieces that follow one another, none beyond COLUMNS."""
-    place = 0
-    for moment, text in written:
-        left = grammar.visible(text.replace("\n", "¶")).replace("·", " ")
+    """(moment, row, column, text) of pieces that follow one another, broken between words, none beyond COLUMNS."""
+    whole = [(moment, grammar.visible(text.replace("\n", "¶")).replace("·", " ")) for moment, text in written]
+    starts = _line_starts("".join(text for _, text in whole))
+    place = row = 0
+    for moment, text in whole:
+        left = text
         while left:
-            row, column = divmod(place, COLUMNS)
-            piece, left = left[: COLUMNS - column], left[COLUMNS - column :]
-            place += len(piece)
+            row += row + 1 < len(starts) and place == starts[row + 1]
+            room = starts[row + 1] - place if row + 1 < len(starts) else len(left)
+            piece, left = left[:room], left[room:]
             if piece.strip():
-                yield moment, row, column, piece
+                yield moment, row, place - starts[row], piece
+            place += len(piece)
+
+
+def _line_starts(text: str) -> list[int]:
+    """Where each line of `text` begins: after a space, or inside a word that is too long for a line of its own."""
+    starts = [0]
+    while len(text) - starts[-1] > COLUMNS:
+        space = text.rfind(" ", starts[-1] + 1, starts[-1] + COLUMNS)
+        starts.append(space + 1 if space >= 0 else starts[-1] + COLUMNS)
+    return starts
 
 
 def _tree(each: Mapping[str, Any], top: int, tone: str) -> tuple[list[str], int]:

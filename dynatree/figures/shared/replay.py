@@ -16,7 +16,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 1.5rem; background: var(--page
 #time { flex: 1; min-width: 12rem; }
 #lanes { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; margin-top: 1rem; }
 .lane h2 { font-size: 1.1rem; border-bottom: 3px solid var(--tone); }
-.text { min-height: 9em; white-space: pre-wrap; } .text .new { background: var(--lost); }
+.text { min-height: 9em; white-space: pre-wrap; overflow-wrap: anywhere; } .text .new { background: var(--lost); }
 .tree { font: 13px/1.7 "Liberation Mono", "DejaVu Sans Mono", monospace; max-height: 22em; overflow: auto;
   padding: 2px; }
 .tree div { overflow-wrap: anywhere; }
