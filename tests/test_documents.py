@@ -130,6 +130,27 @@ def test_what_dvc_said_is_of_the_transcript() -> None:
     assert {line for line in said.splitlines() if line} <= set(transcript)
 
 
+# Words that only this project would have, for which the field has its own.
+BANNED = re.compile(
+    r"plain steps?\b|plain decoding|our plain loop|\bstands? in for\b|\bbehind (a |its )?(prompt|context)s? of\b"
+    r"|\bbehind [\d,]+ tokens|\brivals?\b|one gesture|faster and slower seconds|\bresolved (speedup|gain|difference)",
+    re.IGNORECASE,
+)
+
+
+def test_words_are_the_field_s() -> None:
+    """Guards against a private dialect in documents, docstrings and what commands print."""
+    sources = [*ROOT.glob("dynatree/**/*.py"), *ROOT.glob("workflow/**/*.*"), *EXAMPLES.iterdir()]
+    files = [*DOCUMENTS, ROOT / "params.yaml", ROOT / "Makefile", *(path for path in sources if path.suffix != ".pyc")]
+    found = {
+        f"{path.relative_to(ROOT)}: {words[0]}"
+        for path in files
+        if path.is_file()
+        for words in BANNED.finditer(" ".join(path.read_text(encoding="utf-8").split()))
+    }
+    assert not found
+
+
 def test_make_targets_and_scripts_exist() -> None:
     """Guards against targets that were renamed, in commands and in running text."""
     targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))

@@ -36,7 +36,7 @@ class Commit(NamedTuple):
 
 
 class Stream(Iterator[Piece]):
-    """The pieces of one output. `generation` is what has come of it, complete behind the last piece.
+    """The pieces of one output. `generation` is what has come of it, complete after the last piece.
 
     `close()` ends the output after the last commit.
     """

@@ -36,7 +36,7 @@ _SIZES: dict[str, tuple[int | list[int], str]] = {
     "prompts": (4, "a text"),
     "prompt_tokens": (128, "of each"),
     "output_tokens": (128, "of their continuations"),
-    "contexts": ([64, 256, 1024], "committed tokens to time behind"),
+    "contexts": ([64, 256, 1024], "committed tokens to time after"),
     "batches": ([1], "numbers of prompts decoded together to time"),
     "repeats": (7, "of a size"),
 }

@@ -43,7 +43,7 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
     parser.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
     parser.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
     request.processors(parser)
-    parser.add_argument("--ignore-eos", action="store_true", help="go on behind the end-of-sequence token")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-sequence token")
     parser.add_argument("--json", action="store_true", help="print one JSON object (of several prompts a list) only")
     options.machine(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))

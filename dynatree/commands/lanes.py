@@ -54,7 +54,7 @@ def recorded(results: Path) -> Replay:
 
 
 def lane(method: str, prefix: str, rounds: Sequence[dict[str, Any]]) -> Lane:
-    """One method's rounds, behind the text `prefix` of the first commit, which comes with the prefill."""
+    """One method's rounds, after the text `prefix` of the first commit, which comes with the prefill."""
     from dynatree.figures.shared import theme
 
     return {"name": theme.display(method), "colour": theme.colour(method), "prefix": prefix, "rounds": list(rounds)}

@@ -29,7 +29,7 @@ examples:
 reading it:
   node      row and column of the mask; node 0 is the root, the last token before the round
   position  what the model is told: tokens before the node on its own path, so siblings share one
-  step      the drafter's probability of the token behind its parent, as the method corrects it
+  step      the drafter's probability of the token after its parent, as the method corrects it
   path      the steps multiplied from the root; trees are grown and cut by it
   a round   emits its accepted path and one token more, the target's own, which is the next round's root
 """
@@ -113,9 +113,9 @@ def shown(found: "Generation", number: int) -> tuple[str, str]:
     # The root is the last token that was emitted before, and not yet forwarded.
     before = found.prompt_tokens + trace.first + sum(len(other.emitted) for other in trace.rounds[:number]) - 1
     own = chosen.emitted[chosen.accepted :]
-    ending = f" The target's own token behind it: {quoted(found.decode(own))}." if own else ""
+    ending = f" The target's own token after it: {quoted(found.decode(own))}." if own else ""
     title = f"{theme.display(found.method)}, round {number}"
-    caption = f"{title}, behind {before} tokens: {figure.described(nodes)}{ending}"
+    caption = f"{title}, after {before} tokens: {figure.described(nodes)}{ending}"
     return caption, f"{caption}\n\n{tree_text(walked, before)}\n\n{mask_text(walked)}"
 
 
@@ -127,7 +127,7 @@ def quoted(text: str) -> str:
 
 
 def tree_text(walked: list[dict[str, Any]], before: int) -> str:
-    """The tree with one node a line, depth first: number, mark, position behind `before` tokens, step, path, token."""
+    """The tree with one node a line, depth first: number, mark, position after `before` tokens, step, path, token."""
     from dynatree.figures.shared import grammar
 
     last = {row["parent"]: row["place"] for row in walked}  # of each parent, the child that is drawn last

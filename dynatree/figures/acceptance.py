@@ -64,7 +64,9 @@ def _panel(metric: str, means: dict[Key, Mean], names: dict[tuple[str, str], str
     shown = [
         {
             "method": method,
+            "settings": settings,
             "label": names[method, settings],
+            "dataset": place,
             "place": place,
             # Lines of one method, around its label.
             "offset": places[method, settings].index(place) - (len(places[method, settings]) - 1) / 2,

@@ -33,7 +33,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         if dataset in perplexity:
             title += f", perplexity of its text {grammar.number(perplexity[dataset])}"
         drawn.append(alt.hconcat(*both, title=title, spacing=24))
-    return theme.finish(alt.vconcat(legends.boxes(legends.significance(found["speedup"], singles), 2 * WIDTH), *drawn))
+    key = [*legends.significance(found["speedup"], singles), legends.BASELINE]
+    return theme.finish(alt.vconcat(legends.boxes(key, 2 * WIDTH), *drawn))
 
 
 def _label_start(row: queries.Row, singles: list[queries.Row]) -> float:

@@ -194,7 +194,7 @@ def _loop(texts: Sequence[str]) -> int | None:
 
 
 def _window(name: str, found: Mapping[str, list[Round]], place: int) -> Window:
-    """From the first whole round of each method that begins at that place of the output or behind it."""
+    """From the first whole round of each method that begins at that place of the output or after it."""
     parts = {}
     for method, every in found.items():
         # A round may reach beyond the place: its method then begins a little later in the text.

@@ -1,7 +1,7 @@
 """The paired benchmark: all methods of a prompt in one process, in rotating order, so that a slow spell hits all alike.
 
-Within a prompt's turn the machine has faster and slower seconds, too: what is compared is a method's time in
-autoregressive steps that were timed meanwhile (clock.py).
+Within a prompt's turn timings drift, too: what is compared is a method's time in autoregressive steps that were timed
+meanwhile (clock.py).
 """
 
 import sys

@@ -25,7 +25,7 @@ def from_one(values: list[int]) -> list[int]:
 
 
 class Calibration(Knobs):
-    """Tuning prompts a data set and tokens of their continuations; contexts to time behind, forwards of each size."""
+    """Tuning prompts a data set and tokens of their continuations; contexts to time after, forwards of each size."""
 
     prompts: int = Field(ge=1)
     output_tokens: int = Field(ge=2)
@@ -78,7 +78,7 @@ class Scale(Knobs):
 
     prompts: int = Field(ge=1)  # a data set, of the main runs
     prompt_tokens: int = Field(ge=1)  # of each prompt
-    output_tokens: int = Field(ge=2)  # decoded behind it
+    output_tokens: int = Field(ge=2)  # decoded after it
     repeats: int = Field(ge=1)  # of every prompt
     experiments: dict[str, Size]  # sizes of experiments; `default` for those not named
     timeline_tokens: int = Field(ge=2)  # of the passes that time phases

@@ -67,7 +67,7 @@ def test_text_is_the_recorded_round(capsys: pytest.CaptureFixture[str], number: 
     status, out, err = call(capsys, *ASKED, "--round", str(number))
     tree, chosen, before = recorded(number)
     assert status == 0
-    assert f"behind {before} tokens: one target forward verifies {len(tree) - 1} nodes" in out
+    assert f"after {before} tokens: one target forward verifies {len(tree) - 1} nodes" in out
     lines = re.findall(r"^ +(\d+) ([ *]) +(\d+)  (.{4})  (.{4})  ", out, re.M)
     masks = re.findall(r"^ +\d+       # ([#. ]+)$", out, re.M)
     assert len(lines) == len(masks) == len(tree) > 4

@@ -1,13 +1,20 @@
-"""`make gallery`: every drawn figure with its caption under its section, on a page that loads nothing."""
+"""`make gallery`: every drawn figure with its caption under its section, on a page that loads nothing; what a reader
+can ask of it.
+"""
 
 import base64
+import copy
+import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+import tables as synthetic
+import vl_convert
 
 from dynatree import files, plugins
+from dynatree.figures.shared import interactive, render, theme
 from dynatree.figures.shared.gallery import Picture, page
 
 SCRIPT = Path(__file__).resolve().parents[2] / "workflow/scripts/gallery.py"
@@ -38,6 +45,57 @@ def test_the_page_loads_nothing_and_captions_cannot_break_it() -> None:
     text = page("All", {"Speed": [Picture("a", "<svg/>", 'a "<b>" & c')]})
     assert "http" not in text and "<script" not in text and "<b>" not in text
     assert text.count("&quot;&lt;b&gt;&quot; &amp; c") == 2
+
+
+def test_a_drawing_of_a_page_is_in_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a still picture where there is more to see, and against libraries once for each figure."""
+    for name in ("datasets", "length_scaling"):
+        chart = plugins.load("figures", name).draw(synthetic.make(word="</script>"))
+        render.render(chart, tmp_path, name, f"What {name} says.")
+        files.write_text(tmp_path / f"{name}.caption.txt", f"What {name} says.\n")
+    run(monkeypatch, "--figures", str(tmp_path), "--out", str(tmp_path / "out.html"))
+    text = (tmp_path / "out.html").read_text(encoding="utf-8")
+    given = json.JSONDecoder().raw_decode(text.partition("drawings = ")[2])[0]
+    assert set(given) == {"datasets", "length_scaling"} and all("$schema" not in drawing for drawing in given.values())
+    assert text.count("</script>") == 2 and "<img" not in text.partition("<script>")[0]
+    methods = json.JSONDecoder().raw_decode(text.partition("methods = ")[2])[0]
+    assert {"autoregressive", "dynatree"} <= {method["name"] for method in methods}
+
+
+@pytest.mark.parametrize("name", ["datasets", "length_scaling", "benchmark", "ablation", "tree_shape"])
+def test_marks_say_their_method_settings_interval_and_n(name: str) -> None:
+    """Guards against marks that say nothing, and against a page that looks unlike the picture."""
+    plain = plugins.load("figures", name).draw(synthetic.make()).to_dict()
+    before = copy.deepcopy(plain)
+    drawing = interactive.interactive(plain)
+    assert plain == before
+    units = [unit for unit, data in interactive._units(drawing, None) if "tooltip" in unit.get("encoding", {})]
+    titles = {said["title"] for unit in units for said in unit["encoding"]["tooltip"]}
+    assert {"method", "settings", "value", "95 % interval", "n"} <= titles
+    every = [row for found in drawing["datasets"].values() for row in found]
+    rows = [row for row in every if row.get("told_interval") not in (None, "", "none")]
+    assert rows
+    for row in rows:
+        low, high = (float(end.replace(",", "")) for end in row["told_interval"].split(" to "))
+        assert low == pytest.approx(row["low"], rel=0.01) and high == pytest.approx(row["high"], rel=0.01)
+    assert set(interactive.methods(drawing)) >= {"dynatree"}
+    assert [len(found) for found in drawing["datasets"].values()] == [len(f) for f in plain["datasets"].values()]
+
+
+def test_one_method_is_shown_alone() -> None:
+    """Guards against a choice that fades nothing, or also what is chosen."""
+    drawing = interactive.interactive(plugins.load("figures", "datasets").draw(synthetic.make()).to_dict())
+    for param in drawing["params"]:
+        if param["name"] == interactive.ONLY:
+            param["value"] = "dynatree"
+    svg = vl_convert.vegalite_to_svg(drawing)
+    bars = re.findall(r"<path [^>]*>", svg)
+    seen = {
+        tone: [bar for bar in bars if f'fill="{tone}"' in bar] for tone in map(theme.colour, ("dynatree", "linear"))
+    }
+    assert all(f'opacity="{interactive._FAINT}"' in bar for bar in seen[theme.colour("linear")])
+    assert not any(f'opacity="{interactive._FAINT}"' in bar for bar in seen[theme.colour("dynatree")])
+    assert all(seen.values())
 
 
 def test_a_folder_without_figures_is_refused(

@@ -36,6 +36,7 @@ def test_the_baseline_is_neutral() -> None:
     sizes = {row["method"]: row["size"] for row in rows if "size" in row and row.get("metric") == "speedup"}
     assert sizes.pop("autoregressive") == marks.PLAIN
     assert sizes and set(sizes.values()) == {marks.COMPARED}
+    assert legends.BASELINE.label in {row.get("label") for found in drawn["datasets"].values() for row in found}
 
 
 @pytest.mark.parametrize("name", SWEEPS)

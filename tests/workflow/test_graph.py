@@ -140,10 +140,7 @@ def test_groups_of_code_follow_the_rooms(planned):
     figures that are drawn again after a change of the engine."""
     for job, named in code([*planned, *(job for name in APART for job in plan(f"figures/{name}.svg"))]):
         # Of the command that the moving picture is made by, which loads no model.
-        own = {
-            f"dynatree/commands/{name}.py"
-            for name in ("options", *(("replay", "arguments") * (job.rule == "draw_replay")))
-        }
+        own = {f"dynatree/commands/{name}.py" for name in ("options", *(("lanes",) * (job.rule == "draw_replay")))}
         rooms = {Path(path).parts[1] for path in named - own if path.count("/") > 1}
         if job.rule in ("draw", "draw_replay"):
             assert not rooms & (MODEL | {"study", "commands", "data"}), job

@@ -69,8 +69,11 @@ def lengths(title: str, ticks: Sequence[float]) -> alt.X:
 
 
 def beside(points: Sequence[Row], ticks: Sequence[float], width: float) -> list[Row]:
-    """Points moved on the axis of `lengths`, DODGE pixels from label to label, so that intervals lie side by side."""
+    """Points moved on the axis of `lengths`, DODGE pixels from label to label, so that intervals lie side by side.
+
+    Where they were is their `at`.
+    """
     pixel = math.log(ticks[-1] / ticks[0] * MARGIN**2) / width
     series = list(dict.fromkeys(row["label"] for row in points))
     moves = {label: pixel * DODGE * (place - (len(series) - 1) / 2) for place, label in enumerate(series)}
-    return [row | {"x": row["x"] * math.exp(moves[row["label"]])} for row in points]
+    return [row | {"at": row["x"], "x": row["x"] * math.exp(moves[row["label"]])} for row in points]

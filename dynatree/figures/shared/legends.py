@@ -31,6 +31,7 @@ SIGNIFICANCE = [
     Entry("inconclusive: could be chance", "white", theme.QUIET, "circle", marks.COMPARED),
 ]
 PLAIN = Entry("no comparison", theme.QUIET, theme.QUIET, "circle", marks.PLAIN)
+BASELINE = PLAIN._replace(label="baseline")
 SINGLE = Entry("one prompt", theme.QUIET, theme.QUIET, "circle", marks.SINGLE / 2)
 
 

@@ -33,9 +33,7 @@ def lines(
     if bands := _intervals(steady):
         layers.append(alt.Chart(queries.data(bands)).mark_rect(opacity=0.13).encode(y=axis.y, y2="high:Q", color=tone))
     if steady:
-        level = alt.Chart(
-            queries.data([{"value": row["value"], "tone": theme.colour(row["method"])} for row in steady])
-        )
+        level = alt.Chart(queries.data([row | {"tone": theme.colour(row["method"])} for row in steady]))
         layers.append(level.mark_rule(strokeWidth=2).encode(y=axis.y, color=tone))
     shown = [marks.dot(row, theme.colour(row["method"])) for row in points]
     for label in dict.fromkeys(row["label"] for row in shown):
@@ -58,7 +56,8 @@ def lines(
 def _intervals(rows: Sequence[queries.Row]) -> list[queries.Row]:
     """From `value`, the lower end, to `high`, of the rows that have an interval."""
     return [
-        {"x": row.get("x"), "value": row["low"], "high": row["high"], "tone": theme.colour(row["method"])}
+        {"x": row.get("x"), "value": row["low"], "high": row["high"]}
+        | {"method": row["method"], "tone": theme.colour(row["method"])}
         for row in rows
         if row["low"] is not None
     ]

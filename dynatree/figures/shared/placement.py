@@ -36,14 +36,15 @@ def names(points: Sequence[queries.Row], x: alt.X, axis: Values, size: tuple[flo
     pixels = apart([height * axis.share(end["value"]) for end in ends], LINE)
     places = [
         {"x": end["x"], "value": end["value"], "high": axis.at(pixel / height), "label": end["label"]}
-        | {"tone": theme.colour(end["method"])}
+        | {"method": end["method"], "tone": theme.colour(end["method"])}
         for end, pixel in zip(ends, pixels, strict=True)
     ]
     leaders = alt.Chart(queries.data(places)).mark_rule(opacity=0.6)
     leaders = leaders.encode(
         x=x, x2=alt.value(width + LEADER), y=axis.y, y2="high:Q", color=alt.Color("tone:N", scale=None)
     )
-    words = alt.Chart(queries.data([{"value": place["high"], "label": place["label"]} for place in places]))
+    named = [{"value": place["high"], "label": place["label"], "method": place["method"]} for place in places]
+    words = alt.Chart(queries.data(named))
     words = words.mark_text(align="left", color=theme.INK)
     return [leaders, words.encode(x=alt.value(width + LEADER + 3), y=axis.y, text="label:N")]
 

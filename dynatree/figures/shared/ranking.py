@@ -13,7 +13,7 @@ STEP = 22
 TICK = "M0,-1V1"
 KEY = [
     *legends.SIGNIFICANCE,
-    legends.Entry("baseline", theme.QUIET, theme.QUIET, "circle", marks.PLAIN),
+    legends.BASELINE,
     legends.Entry("worst prompt", theme.QUIET, theme.QUIET, TICK, 110),
 ]
 _TICKS = [0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16]
