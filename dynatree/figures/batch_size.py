@@ -71,14 +71,18 @@ def _gain(title: str, rows: list[queries.Row]) -> str:
     text += f" ({captions.verdict(first)})"
     if len(rows) == 1:
         return text + "."
-    gaining = [row["x"] for row in rows if row["value"] > 1]
-    after = [row["x"] for row in rows if row["x"] > max(gaining, default=0)]
+    gaining, others = ([row for row in rows if (row["value"] > 1) == gains] for gains in (True, False))
     if not gaining:
         return text + "; it gains at no size."
-    if not after:
+    if not others:
         return text + "; its gain does not end among these sizes."
-    ended = next(row for row in rows if row["x"] == after[0])
-    return text + f"; its gain ends at {after[0]}, with {grammar.interval(ended, '×')} ({captions.verdict(ended)})."
+    ended = others[0]
+    if ended["x"] > gaining[-1]["x"]:
+        return (
+            text + f"; its gain ends at {ended['x']}, with {grammar.interval(ended, '×')} ({captions.verdict(ended)})."
+        )
+    sizes = (grammar.joined([str(row["x"]) for row in part]) for part in (gaining, others))
+    return text + "; it gains at {}, not at {}.".format(*sizes)
 
 
 def _most(rows: list[queries.Row]) -> str:

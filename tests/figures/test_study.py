@@ -46,7 +46,8 @@ def batches(speedups: dict[int, float], prompts: int = 12) -> dict[str, pa.Table
     ("speedups", "said"),
     [
         ({1: 2.0, 2: 1.5, 4: 0.9, 8: 0.7}, "its gain ends at 4, with 0.90×"),
-        ({1: 2.0, 2: 0.9, 4: 1.2, 8: 0.7}, "its gain ends at 8, with 0.70×"),
+        ({1: 2.0, 2: 0.9, 4: 1.2, 8: 0.7}, "it gains at 1 and 4, not at 2 and 8"),
+        ({1: 1.05, 2: 0.9, 4: 0.9, 8: 1.1}, "it gains at 1 and 8, not at 2 and 4"),
         ({1: 2.0, 2: 1.5}, "its gain does not end among these sizes"),
         ({1: 0.9, 2: 0.8}, "it gains at no size"),
     ],
