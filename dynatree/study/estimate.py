@@ -82,6 +82,13 @@ def describe(found: Sequence[Part], machines: Sequence[int]) -> str:
     lines = [f"{'experiment':<16}{'runs':>6}{'tokens':>12}{'hours':>9}"]
     lines += [f"{title:<16}{runs:>6,}{tokens:>12,}{seconds / 3600:>9.2f}" for title, runs, tokens, seconds in rows]
     for count in machines:
-        hours = makespan(every, count) / 3600
-        lines.append(f"on {count} {'machine' if count == 1 else 'machines'}: {hours:.2f} hours")
-    return "\n".join([*lines, f"longest run: {max(every) / 3600:.2f} hours"])
+        taken = duration(makespan(every, count))
+        lines.append(f"on {count} {'machine' if count == 1 else 'machines'}: {taken}")
+    return "\n".join([*lines, f"longest run: {duration(max(every))}"])
+
+
+def duration(seconds: float) -> str:
+    """In the largest unit of which it is at least one and a half: `40 seconds`, `17 minutes`, `2.4 hours`."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:.1f} hours"
+    return f"{seconds / 60:.0f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"

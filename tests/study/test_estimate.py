@@ -75,3 +75,11 @@ def test_the_command_names_what_is_wrong_and_says_what_it_found(
             cli.main([*given, *wrong])
         assert caught.value.code == 2
         assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(12.4, "12 seconds"), (95, "2 minutes"), (1044, "17 minutes"), (8640, "2.4 hours")]
+)
+def test_a_time_is_said_in_a_unit_that_shows_it(seconds: float, said: str) -> None:
+    """Guards against a longest run of `0.00 hours`."""
+    assert estimate.duration(seconds) == said
