@@ -62,7 +62,7 @@ def test_a_drawing_of_a_page_is_in_the_gallery(tmp_path: Path, monkeypatch: pyte
     assert {"autoregressive", "dynatree"} <= {method["name"] for method in methods}
 
 
-@pytest.mark.parametrize("name", ["datasets", "length_scaling", "benchmark", "ablation", "tree_shape"])
+@pytest.mark.parametrize("name", ["datasets", "prompt_length", "benchmark", "ablation", "tree_shape"])
 def test_marks_say_their_method_settings_interval_and_n(name: str) -> None:
     """Guards against marks that say nothing, and against a page that looks unlike the picture."""
     plain = plugins.load("figures", name).draw(synthetic.make()).to_dict()
