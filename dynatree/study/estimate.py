@@ -46,24 +46,33 @@ def measured(pace: Mapping[str, Any]) -> Measured:
 
 
 def parts(params: Params, known: Measured, step: float, job: float) -> list[Part]:
-    """Seconds of every generation run by experiment: an autoregressive step takes `step`, starting a job `job`.
+    """Tokens and seconds of every generation run, by experiment; the arguments are those of `seconds`."""
+    found: dict[str, Part] = {}
+    for run in grid.expand(params).values():
+        part = found.setdefault(run.top, Part(run.top, 0, []))
+        every = [*part.seconds, seconds(run, params, known, step, job)]
+        found[run.top] = Part(run.top, part.tokens + tokens(run), every)
+    return list(found.values())
+
+
+def tokens(run: grid.Run) -> int:
+    """Those that a run emits."""
+    return run.prompts * run.repeats * run.output_tokens
+
+
+def seconds(run: grid.Run, params: Params, known: Measured, step: float, job: float) -> float:
+    """Those of a run: an autoregressive step takes `step`, starting a job `job`.
 
     Methods that were not measured are taken to be as fast as autoregressive decoding; requests of a batch to follow one
     another.
     """
-    found: dict[str, Part] = {}
-    for run in grid.expand(params).values():
-        requests = run.prompts * run.repeats
-        prompt = run.prompt_tokens or params.sizes.prompt_tokens
-        decoding = run.output_tokens / known.speed.get(run.method, 1.0)
-        # The prompt before the first token, and prompt and output together in the audit.
-        forwards = (2 * prompt + run.output_tokens) * known.prompt_token
-        # A sample of the reference before and after each request, and every so often meanwhile.
-        samples = 2 + decoding * step / pacing.pause(step)
-        seconds = job + requests * (decoding + forwards + samples * pacing.SAMPLE_STEPS) * step
-        part = found.setdefault(run.top, Part(run.top, 0, []))
-        found[run.top] = Part(run.top, part.tokens + requests * run.output_tokens, [*part.seconds, seconds])
-    return list(found.values())
+    prompt = run.prompt_tokens or params.sizes.prompt_tokens
+    decoding = run.output_tokens / known.speed.get(run.method, 1.0)
+    # The prompt before the first token, and prompt and output together in the audit.
+    forwards = (2 * prompt + run.output_tokens) * known.prompt_token
+    # A sample of the reference before and after each request, and every so often meanwhile.
+    samples = 2 + decoding * step / pacing.pause(step)
+    return job + run.prompts * run.repeats * (decoding + forwards + samples * pacing.SAMPLE_STEPS) * step
 
 
 def makespan(seconds: Sequence[float], machines: int) -> float:

@@ -318,14 +318,19 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
     return written
 
 
-def dvc_yaml(root: Path) -> str:
-    """The text of dvc.yaml for the checkout `root`."""
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--forceall", "all"]
+def dry_run(root: Path, *options: str) -> str:
+    """What Snakemake says that it would do to make all of the checkout `root`. Raises UserError if it says why not."""
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--forceall", *options, "--", "all"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"snakemake --dry-run: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
+    return done.stdout + done.stderr
+
+
+def dvc_yaml(root: Path) -> str:
+    """The text of dvc.yaml for the checkout `root`."""
     known = params.read(root / "params.yaml")
-    stages = collect(known, plan(done.stdout + done.stderr))
+    stages = collect(known, plan(dry_run(root)))
     rules = {
         rule: str(path.relative_to(root))
         for path in sorted((root / "workflow/rules").glob("*.smk"))
