@@ -17,7 +17,7 @@ from dynatree.study.sections import Params
 
 
 def check(params: Params) -> dict[str, dict[str, Any]]:
-    """Have every plug-in check its own keys: methods, settings, kinds of text, sources, models.
+    """Have every plug-in check its own keys: methods, settings, kinds of text, sources, models; and what figures show.
 
     Returns what each run (by its folder) needs besides the target (decoding/__init__.py, `Needs`). Raises UserError.
     """
@@ -50,6 +50,12 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
             if dataset not in params.sources:
                 known = ", ".join(params.sources)
                 raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
+    for figure in params.figures:
+        shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)
+        if shown and shown not in params.experiments:
+            raise UserError(
+                f"figures: {figure} shows experiment {shown}, which is not there; leave the figure out, too"
+            )
     return needs
 
 

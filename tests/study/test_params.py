@@ -289,3 +289,10 @@ def test_a_model_is_not_built_over_its_source(tmp_path: Path, monkeypatch: pytes
     pair = {"target": local, "drafter": {"kind": "local", "path": "elsewhere"}}
     with pytest.raises(UserError, match=r"pairs\.mine\.target\.path: models/mine is where the model is built"):
         plugin_checks.check(params.check(changed("pairs.mine", pair)))
+
+
+def test_a_figure_without_its_experiment_is_refused() -> None:
+    """Guards against a figure that finds no rows once everything is measured."""
+    experiments = {name: values for name, values in RAW["experiments"].items() if name != "ablation"}
+    with pytest.raises(UserError, match="figures: ablation shows experiment ablation, which is not there"):
+        plugin_checks.check(params.check({**changed("figures", ["ablation"]), "experiments": experiments}))

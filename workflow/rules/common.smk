@@ -5,6 +5,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from snakemake.executors.touch import Executor as Touch
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from dynatree import code_checksums, plugins, rule_checksums, settings
@@ -21,6 +22,10 @@ configfile: "params.yaml"
 # To keep to a limit of jobs a second, of which this graph is far, Snakemake looks at all waiting jobs again each second, once
 # for each job that has ended: on the cores that the running job is timed on (a fifth of one after a hundred jobs).
 JobScheduler._schedule_reevalutation = lambda scheduler, delay: None
+
+# With `--touch` it waits a tenth of a second before each job, for file systems that count in seconds: of files that are
+# touched later none is older where they count in less.
+Touch.SLEEPING_TIME = 0
 
 # The interpreter that runs Snakemake runs the scripts, but for a rule's own environment; on the library of this checkout,
 # in a process that has its imports and models (worker.py).
@@ -39,13 +44,6 @@ with reported():
     PASSES = grid.passes(PARAMS)
     PROMPTS = grid.prompts(PARAMS)
     NEEDS = preflight.check_once(PARAMS, Path(".cache/checked"))
-
-    for figure in PARAMS.figures:
-        shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)
-        if shown and shown not in PARAMS.experiments:
-            raise UserError(
-                f"figures: {figure} shows experiment {shown}, which is not there; leave the figure out, too"
-            )
 
 SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
