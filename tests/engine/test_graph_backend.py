@@ -316,17 +316,17 @@ def test_a_graph_of_its_own_width_has_the_bits_of_one_for_any(architecture: str,
     assert different_widths(graph(architecture, format), architecture, format) == 0
 
 
-def test_kernels_made_for_a_width_differ_and_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the test above, and the setting that it rests on; and machines where that does not help."""
-    monkeypatch.setattr(compiled, "SAME_KERNELS", {})
+def test_a_graph_of_its_own_width_that_differs_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the test above; and machines whose kernels for a width are others."""
     monkeypatch.setattr(compiled, "STATIC_FROM", 0)
-    made = fresh("int8")
-    made.prepare(1)
-    assert different_widths(made, "llama", "int8") == 0
-    monkeypatch.setattr(compiled.Graph, "_same", lambda *_: True)
-    made = fresh("int8")
-    made.prepare(1)
-    assert different_widths(made, "llama", "int8") > 0
+    other = graph("qwen2", "int8")
+    for same, differing in ((compiled.Graph._same, False), (lambda *_: True, True)):
+        monkeypatch.setattr(compiled.Graph, "_same", same)
+        made = fresh("int8")
+        # Of the same shapes but for biases.
+        made._graph(None)._one = other._graph(None)._one
+        made.prepare(1)
+        assert (different_widths(made, "llama", "int8") > 0) == differing
 
 
 def fresh(format: str) -> GraphBackend:

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import openvino as ov
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
@@ -60,14 +59,14 @@ class GraphBackend:
         config = model.config
         self.device = torch.device("cpu")
         self._model, self._builder, self.format = model, _builder(model), format
-        self._shape, self._layers = parts.shape(config), config.num_hidden_layers
+        self._shape, self._layers = parts.shape(model), config.num_hidden_layers
         self._graphs: dict[int | None, Graph] = {}
         self._states = States()
         self._watchers: list[tuple[Begin, End]] = []
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
-        self._cos, self._sin = (torch.empty(0, 1, self._shape.size) for _ in range(2))
+        self._cos, self._sin = (torch.empty(0, self._shape.turned) for _ in range(2))
 
     def new_caches(self, count: int) -> list[BlockCache]:
         """Empty caches of `count` sequences, which one forward may be for."""
@@ -220,12 +219,9 @@ class GraphBackend:
         return [Output(of.logits, of.states) for of in found]
 
     def _know(self, count: int) -> None:
-        """Have cos and sin of so many positions, as the model makes them; rotating is adding the halves crosswise."""
+        """Have cos and sin of so many positions, as the model makes them."""
         if count <= len(self._cos):
             return
         places = torch.arange(max(count, 2 * len(self._cos), 512))[None]
         cos, sin = self._model.base_model.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), places)
-        half, rest = cos.shape[-1] // 2, self._shape.size - cos.shape[-1]
-        sign = torch.cat([-torch.ones(half), torch.ones(half)])
-        self._cos = F.pad(cos[0].float(), (0, rest), value=1.0)[:, None].contiguous()
-        self._sin = F.pad(sin[0].float() * sign, (0, rest))[:, None].contiguous()
+        self._cos, self._sin = cos[0].float().contiguous(), sin[0].float().contiguous()

@@ -2,8 +2,7 @@
 
 Where the number of new tokens is fixed, no shape is looked at during a forward, which is a quarter of the time of one
 over a single token. Such a graph takes seconds to make, which hundreds of forwards pay for: it is made when it was
-wanted as often, or when somebody asks (`prepare`). The bits are the same as long as OpenVINO does not generate other
-kernels for what stands between the products, as it does there by default; a graph that gives others is not used.
+wanted as often, or when somebody asks (`prepare`). One that gives other bits is not used.
 """
 
 from collections import Counter
@@ -34,7 +33,8 @@ TOGETHER_WIDTHS = (1, 4, 8)
 EARNED, EARNED_TOGETHER = 400, 100
 # Of smaller weights a forward takes less than making a graph for it.
 STATIC_FROM = 2**20
-# Keeps a graph of a fixed width to the kernels of one of any.
+# No generated kernels for what stands between the products: they may be others where the width is fixed, and those of
+# OpenVINO 2026.4 crash on GPT-NeoX.
 SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
 # Committed tokens that are looked back to where graphs are compared.
 _SEEN = 40
@@ -43,7 +43,7 @@ _COPIES = 2
 
 
 class Given(NamedTuple):
-    """n new tokens of the request whose text is in `cache`: their rows [n, fed], cos and sin [n, 1, size].
+    """n new tokens of the request whose text is in `cache`: their rows [n, fed], cos and sin [n, turned].
 
     `sees` [n, used], `each_other` [n, n]: which slots of the current block in use, and which of themselves, they see;
     None: all, and those before them. Of the last `wanted` logits are.
@@ -196,7 +196,7 @@ class Graph:
         values[..., shape.size :] = text.block[1][:, :, :_SEEN, shape.size :]
         text.append(some(self._layers, shape.groups, _SEEN, shape.size), values, committed=True)
         given = [
-            Given(text, some(n, shape.width), some(n, 1, shape.size), some(n, 1, shape.size), None, None, n)
+            Given(text, some(n, shape.width), some(n, shape.turned), some(n, shape.turned), None, None, n)
             for _ in range(places)
         ]
         found = made.infer(given, n)
@@ -231,8 +231,8 @@ def _before(n: int) -> Tensor:
 def _shapes(graph: ov.Model, n: int, shape: Shape, places: int) -> dict[ov.Output, PartialShape]:
     """Of the inputs for `n` new tokens of each request; the full blocks may be any number."""
     rows = places * n
-    known = [[rows, shape.width], [rows, 1, shape.size], [rows, 1, shape.size], [shape.groups, n, EXTRA], [-1]]
-    known += [[n * shape.share, BLOCK + n]] * places
+    known = [[rows, shape.width], *([places, 1, n, shape.turned],) * 2, [shape.groups, n, EXTRA], [-1]]
+    known += [[shape.share * n, BLOCK + n]] * places
     past = [[shape.groups, count, size] for count in (-1, BLOCK) for size in (shape.size, shape.size + EXTRA)]
     of_layers = (len(graph.inputs) - len(known)) // len(past)
     return dict(zip(graph.inputs, map(PartialShape, [*known, *(past * of_layers)]), strict=True))
@@ -254,7 +254,7 @@ class _Request:
     def infer(self, given: Sequence[Given], width: int) -> list[Found]:
         """As `Graph.infer`, with rows that see themselves alone up to `width` of each request."""
         self._hold(width)
-        x, cos, sin = (part.view(self._places, width, *part.shape[1:]) for part in self._held[:3])
+        x, cos, sin = (part.view(self._places, width, part.shape[-1]) for part in self._held[:3])
         rows = []
         for place in range(self._places):
             one = given[place] if place < len(given) else None
@@ -287,18 +287,18 @@ class _Request:
         text = self._nobody if one is None else one.cache
         self._bind(place, (*text.full, *text.block))
         block, share, n = text.block[0].shape[2], self._shape.share, 0 if one is None else len(one.embedded)
-        if self._masks[place].shape != (width * share, block + width):
-            self._masks[place] = torch.empty(width * share, block + width)
+        if self._masks[place].shape != (share * width, block + width):
+            self._masks[place] = torch.empty(share * width, block + width)
             self._point(BEFORE_MASKS + place, self._masks[place])
-        rows = self._masks[place].fill_(-torch.inf).view(width, share, block + width)
+        rows = self._masks[place].fill_(-torch.inf).view(share, width, block + width)
         if one is not None:
-            here, new = rows[:n, :, : text.length - text.done], rows[:n, :, block : block + n]
+            here, new = rows[:, :n, : text.length - text.done], rows[:, :n, block : block + n]
             if one.sees is None:
                 here.fill_(0)
             else:
-                here.masked_fill_(one.sees[:, None], 0)
-            new.masked_fill_((_before(n) if one.each_other is None else one.each_other)[:, None], 0)
-        rows[n:, :, block + n :].diagonal(dim1=0, dim2=2).fill_(0)
+                here.masked_fill_(one.sees, 0)
+            new.masked_fill_(_before(n) if one.each_other is None else one.each_other, 0)
+        rows[:, n:, block + n :].diagonal(dim1=1, dim2=2).fill_(0)
 
     def _bind(self, place: int, past: tuple[Tensor, ...]) -> None:
         bound = self._bound[place]
@@ -317,7 +317,7 @@ class _Request:
             return
         ones = torch.zeros(shape.groups, width, EXTRA)
         ones[..., 0] = 1
-        rotations = (torch.zeros(rows, 1, shape.size) for _ in range(2))
+        rotations = (torch.zeros(self._places, 1, width, shape.turned) for _ in range(2))
         self._held = [torch.zeros(rows, shape.width), *rotations, ones, torch.empty(0)]
         for place, tensor in enumerate(self._held[:4]):
             self._point(place, tensor)

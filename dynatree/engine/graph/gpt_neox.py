@@ -16,9 +16,8 @@ ACTIVATION = "gelu"
 def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: States) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
-    shape = parts.shape(config)
+    shape = parts.shape(model)
     heads, size = shape.heads, shape.size
-    turned = base.rotary_emb.inv_freq.shape[0]  # half of what is rotated
     inputs, nodes = parts.inputs(shape, requests, states)
     y, kept, behind = parts.joined(inputs[0], weights, states), [], []
     for layer in base.layers:
@@ -29,13 +28,7 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: Sta
         weight = fused.weight.view(heads, 3, size, -1).transpose(0, 1).reshape(3 * heads * size, -1)
         bias = None if fused.bias is None else fused.bias.view(heads, 3, size).transpose(0, 1).reshape(-1)
         z = weights.product(parts.layer_norm(y, layer.input_layernorm), weight, bias)
-        z = op.reshape(z, parts.whole(-1, 3 * heads, size), False)
-        qk, v = op.variadic_split(z, op.constant(1), parts.whole(2 * heads, heads)).outputs()
-        low, high, rest = op.variadic_split(qk, nodes.last, parts.whole(turned, turned, size - 2 * turned)).outputs()
-        # The cosine of what is not rotated is 1, its sine 0.
-        qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low, rest], 2), nodes.sin))
-        q, k = op.variadic_split(qk, op.constant(1), parts.whole(heads, heads)).outputs()
-        mixed, new = parts.attention(shape, nodes, q, k, v, past)
+        mixed, new = parts.attention(shape, nodes, z, past)
         kept += new
         attended = weights.linear(mixed, attention.dense)
         z = y if config.use_parallel_residual else op.add(y, attended)

@@ -16,8 +16,7 @@ ACTIVATION = "silu"
 def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: States) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
-    shape = parts.shape(config)
-    size = shape.size
+    shape = parts.shape(model)
     inputs, nodes = parts.inputs(shape, requests, states)
     y, kept, behind = parts.joined(inputs[0], weights, states), [], []
     for layer in base.layers:
@@ -25,12 +24,7 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: Sta
         inputs += past
         z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
-        z = op.reshape(z, parts.whole(-1, shape.heads + 2 * shape.groups, size), False)
-        qk, v = op.variadic_split(z, op.constant(1), parts.whole(shape.heads + shape.groups, shape.groups)).outputs()
-        low, high = op.variadic_split(qk, nodes.last, parts.whole(size // 2, size // 2)).outputs()
-        qk = op.add(op.multiply(qk, nodes.cos), op.multiply(op.concat([high, low], 2), nodes.sin))
-        q, k = op.variadic_split(qk, op.constant(1), parts.whole(shape.heads, shape.groups)).outputs()
-        mixed, new = parts.attention(shape, nodes, q, k, v, past)
+        mixed, new = parts.attention(shape, nodes, z, past)
         kept += new
         y = op.add(y, weights.linear(mixed, attention.o_proj))
         z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)

@@ -1,14 +1,14 @@
 """What the graphs of all architectures are made of: products with weights in each format, norms, bitwise attention.
 
-A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], with a
-fusion beside them the states to which they are joined [r * n, 2 * width]; cos
-and sin [r * n, 1, size] of their positions; ones [groups, n, EXTRA], of which the first of each EXTRA is one and the
-others are zero; the rows [w] of which logits are wanted; of each request a mask [n * share, c + n] (0 or -inf; each row
-once a query of its group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of
-each layer the keys and values of each request's full blocks, which all its new tokens see, and of its current one
-(block_cache.py). It gives logits [w, v], and of each layer and request the new keys [layers * r * groups, n, size] and
-values [layers * r * groups, n, size + EXTRA]; where layers are read, also what is behind them [r * n, reads * width].
-Products with weights are over all rows; attention is a request's own.
+A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], with
+a fusion beside them the states to which they are joined [r * n, 2 * width]; cos and sin [r, 1, n, turned] of their
+positions; ones [groups, n, EXTRA], of which the first of each EXTRA is one and the others are zero; the rows [w] of
+which logits are wanted; of each request a mask [share * n, c + n] (0 or -inf; all rows once for each query of a
+group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of each layer the keys
+and values of each request's full blocks, which all its new tokens see, and of its current one (block_cache.py). It
+gives logits [w, v], and of each layer and request the new keys [layers * r * groups, n, size] and values [layers * r
+* groups, n, size + EXTRA]; where layers are read, also what is behind them [r * n, reads * width]. Products with
+weights are over all rows; attention is a request's own.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +33,12 @@ BEFORE_MASKS = 5
 
 
 class Shape(NamedTuple):
-    """Of a model: query heads, groups of them (key heads), size of a head, width."""
+    """Of a model: query heads, groups of them (key heads), size of a head, of which `turned` are rotated; width."""
 
     heads: int
     groups: int
     size: int
+    turned: int
     width: int
 
     @property
@@ -58,21 +59,22 @@ class States(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """Inputs of a graph that its layers share, and the axis of what is split last."""
+    """Inputs of a graph that its layers share, and the last axis of what is split."""
 
     cos: Any
     sin: Any
     ones: Any
     wanted: Any
     masks: list[Any]
-    last: Any
 
 
-def shape(config: Any) -> Shape:
-    """Of a transformers configuration."""
+def shape(model: Any) -> Shape:
+    """Of a transformers model."""
+    config = model.config
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return Shape(heads, getattr(config, "num_key_value_heads", None) or heads, size, config.hidden_size)
+    turned = 2 * len(model.base_model.rotary_emb.inv_freq)
+    return Shape(heads, getattr(config, "num_key_value_heads", None) or heads, size, turned, config.hidden_size)
 
 
 def whole(*values: int) -> Any:
@@ -83,11 +85,11 @@ def whole(*values: int) -> Any:
 def inputs(shape: Shape, requests: int, states: States) -> tuple[list[Any], Nodes]:
     """The inputs before those of the layers, and what the layers use of them."""
     x = op.parameter(PartialShape([-1, states.fed(shape.width)]), Type.f32)
-    cos, sin = (op.parameter(PartialShape([-1, 1, shape.size]), Type.f32) for _ in range(2))
+    cos, sin = (op.parameter(PartialShape([requests, 1, -1, shape.turned]), Type.f32) for _ in range(2))
     ones = op.parameter(PartialShape([shape.groups, -1, EXTRA]), Type.f32)
     wanted = op.parameter(PartialShape([-1]), Type.i64)
     masks = [op.parameter(PartialShape([-1, -1]), Type.f32) for _ in range(requests)]
-    nodes = Nodes(cos, sin, ones, wanted, masks, op.constant(np.array(2)))
+    nodes = Nodes(cos, sin, ones, wanted, masks)
     return [x, cos, sin, ones, wanted, *masks], nodes
 
 
@@ -97,12 +99,18 @@ def past(shape: Shape, requests: int) -> list[Any]:
     return [op.parameter(PartialShape([shape.groups, -1, size]), Type.f32) for size in sizes]
 
 
-def attention(shape: Shape, nodes: Nodes, q: Any, k: Any, v: Any, past: list[Any]) -> tuple[Any, list[Any]]:
-    """What the heads read [r * n, heads * size] by queries q [r * n, heads, size]; each request's new keys and values.
+def attention(shape: Shape, nodes: Nodes, z: Any, past: list[Any]) -> tuple[Any, list[Any]]:
+    """What the heads read [r * n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
 
-    k, v [r * n, groups, size]
+    z [r * n, (heads + 2 groups) * size]; also each request's new keys and values.
     """
-    requests = len(nodes.masks)
+    requests, heads, groups = len(nodes.masks), shape.heads, shape.groups
+    z = op.reshape(z, whole(requests, -1, heads + 2 * groups, shape.size), False)
+    qk, v = op.variadic_split(z, whole(2), whole(heads + groups, groups)).outputs()
+    # In this order OpenVINO makes one kernel of turning and rotating.
+    qk, v = rotated(shape, nodes, op.transpose(qk, whole(0, 2, 1, 3))), op.transpose(v, whole(0, 2, 1, 3))
+    q, k = op.variadic_split(qk, whole(1), whole(heads, groups)).outputs()
+    q, k, v = (op.reshape(part, whole(requests * groups, -1, shape.size), False) for part in (q, k, v))
     if requests == 1:
         mixed, kept = _attention(shape, nodes, nodes.masks[0], q, k, v, past)
         return mixed, [kept]
@@ -124,12 +132,7 @@ def _attention(
     would wait there until all before it is done.
     """
     keys, values, block_keys, block_values = past
-    k, v = op.transpose(k, whole(1, 0, 2)), op.concat([op.transpose(v, whole(1, 0, 2)), nodes.ones], 2)
-    if shape.share == 1:
-        q = op.transpose(q, whole(1, 0, 2))
-    else:
-        q = op.reshape(q, whole(0, shape.groups, shape.share, shape.size), True)
-        q = op.reshape(op.transpose(q, whole(1, 0, 2, 3)), whole(shape.groups, -1, shape.size), False)
+    v = op.concat([v, nodes.ones], 2)
     s_full = op.matmul(q, keys, False, True)
     # New keys stay in a product with a block's: one of a single column would take another kernel.
     s_block = op.add(op.matmul(q, op.concat([block_keys, k], 1), False, True), mask)
@@ -138,18 +141,25 @@ def _attention(
         op.matmul(exponential(shape, s_full, most), values, False, False),
         op.matmul(exponential(shape, s_block, most), op.concat([block_values, v], 1), False, False),
     )
-    a, denominator, _ = op.variadic_split(mixed, nodes.last, whole(shape.size, 1, EXTRA - 1)).outputs()
-    a = op.divide(a, denominator)
-    if shape.share == 1:
-        a = op.transpose(a, whole(1, 0, 2))
-    else:
-        a = op.reshape(a, whole(shape.groups, -1, shape.share, shape.size), False)
-        a = op.transpose(a, whole(1, 0, 2, 3))
-    return op.reshape(a, whole(-1, shape.heads * shape.size), False), (k, v)
+    a, denominator, _ = op.variadic_split(mixed, whole(2), whole(shape.size, 1, EXTRA - 1)).outputs()
+    a = op.reshape(op.divide(a, denominator), whole(shape.heads, -1, shape.size), False)
+    return op.reshape(op.transpose(a, whole(1, 0, 2)), whole(-1, shape.heads * shape.size), False), (k, v)
+
+
+def rotated(shape: Shape, nodes: Nodes, x: Any) -> Any:
+    """x [r, heads, n, size], the first `turned` of each head rotated."""
+    rest = None
+    if shape.turned < shape.size:
+        x, rest = op.variadic_split(x, whole(3), whole(shape.turned, shape.size - shape.turned)).outputs()
+    low, high = op.variadic_split(x, whole(3), whole(shape.turned // 2, shape.turned // 2)).outputs()
+    crosswise = op.concat([op.multiply(high, op.constant(np.float32(-1))), low], -1)
+    x = op.add(op.multiply(x, nodes.cos), op.multiply(crosswise, nodes.sin))
+    return x if rest is None else op.concat([x, rest], -1)
 
 
 def joined(x: Any, weights: "Weights", states: States) -> Any:
     """The rows [r * n, width] that go into the first layer, as `Fusion.joined` makes them."""
+    weights.fed(x)
     fusion = states.fusion
     if fusion is None:
         return x
@@ -201,12 +211,18 @@ class Weights:
         self._held: list[np.ndarray] = []
         self._made: list[Any] = []
         self._next = 0
+        self._fed: Any = None
+        self._nothing: dict[int, Any] = {}
         self.bytes = 0
 
     def again(self) -> "Weights":
         """From the first weight on."""
         self._next = 0
         return self
+
+    def fed(self, x: Any) -> None:
+        """A graph begins, whose rows are `x`."""
+        self._fed, self._nothing = x, {}
 
     def _weight(self, make: Callable[[], Any]) -> Any:
         if self._next == len(self._made):
@@ -251,9 +267,15 @@ class Weights:
     def _four(self, x: Any, weight: Tensor) -> Any:
         groups = weight.shape[1] // codes.GROUP
         sums = op.reduce_sum(op.reshape(x, whole(0, groups, codes.GROUP), True), np.array([2]), False)
-        if -groups % codes.GROUP:
-            sums = op.pad(sums, np.array([0, 0]), np.array([0, -groups % codes.GROUP]), "constant", np.float32(0))
-        return op.matmul(op.concat([x, sums], 1), self._weight(lambda: self._groups(weight)), False, True)
+        columns = [x, sums, *self._zeros(-groups % codes.GROUP)]
+        return op.matmul(op.concat(columns, 1), self._weight(lambda: self._groups(weight)), False, True)
+
+    def _zeros(self, count: int) -> list[Any]:
+        """So many columns, if any, once a graph: to pad each product's input took a node of its own."""
+        if count and count not in self._nothing:
+            some, _ = op.variadic_split(self._fed, whole(1), whole(count, -1)).outputs()
+            self._nothing[count] = op.multiply(some, op.constant(np.float32(0)))
+        return [self._nothing[count]] if count else []
 
     def _groups(self, weight: Tensor) -> Any:
         q, scale, zeros, _ = codes.with_rest(codes.four_bits(weight))
