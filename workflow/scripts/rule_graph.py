@@ -30,7 +30,8 @@ def read() -> Imports:
     shown = {rule for rule in names.values() if rule != "all" and not rule.startswith("library")}
     found: Imports = {rule: set() for rule in names.values() if rule in shown}
     for upper, lower in re.findall(r"^\s*(\d+) -> (\d+)$", done.stdout, re.M):
-        if {names[upper], names[lower]} <= shown:
+        # Calibrations of further formats need that of the main one: the same rule, of which no arrow tells anything.
+        if {names[upper], names[lower]} <= shown and names[upper] != names[lower]:
             found[names[lower]].add(names[upper])
     return found
 
