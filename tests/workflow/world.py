@@ -38,6 +38,7 @@ class World:
     def shrink(self) -> None:
         """Fewer experiments and figures: enough to tell what a change recomputes."""
         experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length", "batch_size")}
+        experiments["prompt_length"]["methods"] = ["autoregressive", "prompt_lookup", "dynatree"]
         figures = ["datasets", "tree_shape", "memory"]
         # In a type that torch computes: hundreds of jobs would each make a graph, and say no more of the job graph.
         kept = {"experiments": experiments, "figures": figures, "dtype": "float64"}
