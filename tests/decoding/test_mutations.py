@@ -135,10 +135,10 @@ def verified_twice(patch: Patch) -> None:
 
     forward = LanguageModel.forward_batch
 
-    def noting(model: LanguageModel, feeds: Sequence[Feed], head: Any = None) -> list[Output]:
+    def noting(model: LanguageModel, feeds: Sequence[Feed], *more: Any, **named: Any) -> list[Output]:
         for feed in feeds:
             feed.cache.owner, feed.cache.pending = model, feed.tokens  # type: ignore[attr-defined]
-        return forward(model, feeds, head)
+        return forward(model, feeds, *more, **named)
 
     patch.setattr(LanguageModel, "forward_batch", noting)
     in_the_target_only(patch, keep)

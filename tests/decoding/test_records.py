@@ -157,8 +157,8 @@ def test_a_target_without_numbers_is_refused(target: Build, drafter: Drafts, mon
     model = target()
     forward = model.forward_batch
 
-    def overflowing(feeds: Any) -> Any:
-        return [Output(row.logits * torch.nan) if len(row.logits) > 1 else row for row in forward(feeds)]
+    def overflowing(feeds: Any, **more: Any) -> Any:
+        return [Output(row.logits * torch.nan) if len(row.logits) > 1 else row for row in forward(feeds, **more)]
 
     monkeypatch.setattr(model, "forward_batch", overflowing)
     decoder = plugins.load("decoding", "speculative").Decoder(model, drafter("related"), policy="chain", draft_tokens=2)
