@@ -7,19 +7,8 @@ import pytest
 
 from dynatree import DynaTree
 from dynatree.commands import cli, demo
-from dynatree.data import model_sources
 
 ASKED = ("demo", "--target", "target", "--drafter", "target", "--threads", "1", "--dtype", "float64")
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a target, which drafts for itself."""
-    folder = tmp_path_factory.mktemp("demo")
-    source = {"kind": "random", "architecture": "llama", "configuration": {**SHAPE, "max_position_embeddings": 1024}}
-    model_sources.build(model_sources.parse(source), folder / "target", folder, seed=1)
-    return folder
 
 
 pytestmark = pytest.mark.usefixtures("at_home")

@@ -11,12 +11,10 @@ import pytest
 
 from dynatree import DynaTree
 from dynatree.commands import cli
-from dynatree.data import model_sources
 from dynatree.figures import timeline
 from dynatree.figures.shared import animation
 from tests.figures import tables as synthetic
 
-SHAPE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PROMPT = "Der Baum am Fluß"
 ASKED = ("--target", "target", "--threads", "1", "--dtype", "float64", "--max-new-tokens", "24")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -27,15 +25,6 @@ def results(tmp_path: Path) -> Path:
     for name in timeline.TABLES:
         parquet.write_table(synthetic.make(word="</script>")[name], tmp_path / f"{name}.parquet")
     return tmp_path
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a target, which drafts for itself."""
-    folder = tmp_path_factory.mktemp("replay")
-    source = {"kind": "random", "architecture": "llama", "configuration": {**SHAPE, "max_position_embeddings": 1024}}
-    model_sources.build(model_sources.parse(source), folder / "target", folder, seed=1)
-    return folder
 
 
 def lanes_of(page: Path) -> list[dict[str, Any]]:

@@ -59,7 +59,7 @@ class States(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """Inputs of a graph that its layers share, and the last axis of what is split."""
+    """Inputs of a graph that its layers share."""
 
     cos: Any
     sin: Any
