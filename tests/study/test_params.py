@@ -171,7 +171,7 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("experiments.nucleus.top_p", 1.5, ["experiments.nucleus", "top_p", "1.5"]),
         ("experiments.nucleus.do_sample", False, ["experiments.nucleus", "temperature 0.7", "do_sample"]),
         ("benchmark.texts.penalised", {"heat": 1}, ["benchmark.texts.penalised", "heat"]),
-        ("experiments.prompt_length.batches", [1, 2], ["prompt_lookup", "one prompt at a time"]),
+        ("experiments.prompt_length.batches", [1, 2], ["methods.assisted", "one prompt at a time"]),
         ("limits.runs", 3, ["limits.runs", "generation runs are asked for, more than 3"]),
         ("sources.gutenberg.members", ..., ["sources.gutenberg", "members", "required"]),
         ("sources.tiny_books.pages", 3, ["sources.tiny_books", "pages", "not permitted"]),
