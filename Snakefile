@@ -48,7 +48,7 @@ rule all:
 
 rule models:
     input:
-        [f"{model}/manifest.json" for model in (TARGET, DRAFTER)],
+        [f"{model}/manifest.json" for model in (TARGET, DRAFTER, FEATURES) if model],
 
 
 rule data:

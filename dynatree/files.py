@@ -19,6 +19,8 @@ DRAFT_VOCABULARY = "draft_vocabulary.json"
 DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
 # One that reads its target's states has what fuses them, too.
 FUSION = "fusion.safetensors"
+# The folder of calibrations with such a one, below that of the others.
+READING = "features"
 # Files of a run folder: what is deterministic, what was timed, what the audit found; of a pass: phases, memory.
 OUTPUTS, TIMINGS, AUDIT, PHASES, MEMORY = "outputs.jsonl", "timings.json", "audit.jsonl", "phases.json", "memory.json"
 
@@ -29,6 +31,11 @@ CURRENT = "current.json"
 def drafter_of(target: str) -> str:
     """The name of the model folder of a target's drafter."""
     return f"{target}-drafter"
+
+
+def features_of(target: str) -> str:
+    """The name of the model folder of a target's drafter that reads its states."""
+    return f"{target}-features"
 
 
 def digest(asked: Any) -> str:

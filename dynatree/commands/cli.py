@@ -58,6 +58,7 @@ def _folder(name: str, known: params.Params) -> Path:
     if Path(name).is_dir():
         return Path(name)
     names = [model for pair in known.pairs for model in (pair, files.drafter_of(pair))]
+    names += [files.features_of(name) for name, pair in known.pairs.items() if pair.features]
     if name not in names:
         raise UserError(f"model: {name!r} is neither a folder nor a model of params.yaml ({', '.join(names)})")
     homes = [Path(os.environ["DYNATREE_MODELS"])] if "DYNATREE_MODELS" in os.environ else []

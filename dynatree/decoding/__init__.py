@@ -27,10 +27,14 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 
 
 class Needs(NamedTuple):
-    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of."""
+    """`drafter`: "unused", "optional" or "required"; `calibration`: whether one is made use of.
+
+    `reads`: whether the drafter may be one that reads the target's states.
+    """
 
     drafter: str = "unused"
     calibration: bool = False
+    reads: bool = False
 
 
 class Decoder(Protocol):

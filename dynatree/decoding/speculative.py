@@ -164,7 +164,8 @@ class Decoder(RoundDecoder):
     @staticmethod
     def needs(knobs: Mapping[str, Any]) -> Needs:
         checked = Settings(**knobs)
-        return Needs(plugins.load("drafting", checked.drafting).MODEL, checked.build_policy().needs_costs)
+        drafter = plugins.load("drafting", checked.drafting).MODEL
+        return Needs(drafter, checked.build_policy().needs_costs, reads=drafter != "unused")
 
 
 def _check_noise(checked: Settings, policy: PolicySettings) -> None:

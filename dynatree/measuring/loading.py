@@ -43,10 +43,13 @@ def load(
 
 def calibration_beside(folders: Mapping[str, Path], dtype: str) -> Path | None:
     """The folder of what the workflow measured beside these models, if it was for these in this format."""
-    home = folders["target"].resolve().parent.parent / "results" / "calibration" / dtype
-    if not (home / COSTS).is_file():
-        return None
-    with readable(str(home / COSTS)):
-        measured = files.read_json(home / COSTS).get("models", {})
-    same = all(measured.get(role) == checkpoint.fingerprint(folder) for role, folder in folders.items())
-    return home if same else None
+    top = folders["target"].resolve().parent.parent / "results" / "calibration"
+    asked = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    for home in (top / dtype, top / files.READING / dtype):
+        if not (home / COSTS).is_file():
+            continue
+        with readable(str(home / COSTS)):
+            measured = files.read_json(home / COSTS).get("models", {})
+        if all(measured.get(role) == fingerprint for role, fingerprint in asked.items()):
+            return home
+    return None

@@ -21,7 +21,7 @@ class Run:
 
     `prompt_tokens` None: of the scale's length. `dtype`: the format of the models. `top`: the first folder below the
     results. `options`: of the generations (generation/options.py). `conditions`: what else tells this run from others
-    of its experiment, as folder names.
+    of its experiment, as folder names. `reads`: it drafts by the pair's drafter that reads the target's states.
     """
 
     key: str
@@ -39,6 +39,7 @@ class Run:
     batch: int = 1
     options: tuple[tuple[str, Any], ...] = ()
     conditions: tuple[str, ...] = ()
+    reads: bool = False
 
     @property
     def folder(self) -> str:
@@ -61,7 +62,12 @@ def length(prompt_tokens: int | None) -> str:
     return "default" if prompt_tokens is None else f"P{prompt_tokens}"
 
 
-def _run(key: str, top: str, name: str, method: Method, dataset: str, **sizes: Any) -> Run:
+def reads(params: Params, method: Method) -> bool:
+    """Whether a method drafts by the drafter of the pair that reads the target's states: where there is one."""
+    return method.reads and params.pairs[params.pair].features is not None
+
+
+def _run(params: Params, key: str, top: str, name: str, method: Method, dataset: str, **sizes: Any) -> Run:
     return Run(
         key=key,
         top=top,
@@ -70,6 +76,7 @@ def _run(key: str, top: str, name: str, method: Method, dataset: str, **sizes: A
         dataset=dataset,
         decoder=method.decoder,
         knobs=tuple(method.knobs.items()),
+        reads=reads(params, method),
         **sizes,
     )
 
@@ -87,7 +94,7 @@ def expand(params: Params) -> dict[str, Run]:
         "dtype": params.dtype,
     }
     runs = [
-        _run(f"methods.{name}", "runs", name, method, dataset, **main)
+        _run(params, f"methods.{name}", "runs", name, method, dataset, **main)
         for name, method in params.methods.items()
         for dataset in params.datasets
     ]
@@ -114,7 +121,7 @@ def methods(params: Params, title: str) -> Iterator[tuple[str, str, Method]]:
             for text in listed:
                 key = f"{place}.settings.{name}.{text}"
                 knobs = checked(key, partial(settings.change, usual.knobs), text)
-                yield key, name, Method(decoder=usual.decoder, **knobs)
+                yield key, name, Method(**usual.model_dump() | knobs)
     for name, variant in experiment.also.items():
         yield f"experiments.{title}.also.{name}", name, variant.method(params.methods)
 
@@ -131,6 +138,7 @@ def _experiment(params: Params, title: str) -> Iterator[Run]:
                 conditions += [f"b{batch}"] if experiment.batches else []
                 conditions += [dtype] if experiment.dtypes else []
                 yield _run(
+                    params,
                     key,
                     title,
                     name,
@@ -151,7 +159,9 @@ def passes(params: Params) -> dict[str, Run]:
     one: dict[str, Any] = {"prompts": 1, "dtype": params.dtype}
     lengths = {"timeline": params.sizes.timeline_tokens, "memory": params.sizes.output_tokens}
     runs = [
-        _run(f"methods.{name}", top, name, params.methods[name], params.datasets[0], output_tokens=tokens, **one)
+        _run(
+            params, f"methods.{name}", top, name, params.methods[name], params.datasets[0], output_tokens=tokens, **one
+        )
         for top, tokens in lengths.items()
         for name in getattr(params, top)
     ]

@@ -44,7 +44,8 @@ def describe() -> str:
     sources = {name: plugins.load("data.sources", name).Parameters for name in plugins.names("data.sources")}
     parts["Source"] = chosen(parts, "Source", "kind", sources, parts["Source"]["properties"])
     kinds: dict[str, Any] = {**model_sources.KINDS}
-    for role, own in {"target": kinds, "drafter": {**kinds, "distil": Recipe}}.items():
+    roles = {"target": kinds, "drafter": {**kinds, "distil": Recipe}, "features": {"distil": Recipe}}
+    for role, own in roles.items():
         parts["Pair"]["properties"][role] = chosen(parts, role, "kind", own)
     return json.dumps(schema, indent=1, ensure_ascii=False)
 
@@ -54,7 +55,7 @@ def method_of(parts: Schema) -> Schema:
     models: dict[str, Any] = {
         name: getattr(plugins.load("decoding", name), "Settings", None) for name in plugins.names("decoding")
     }
-    schema = chosen(parts, "Method", "decoder", models)
+    schema = chosen(parts, "Method", "decoder", models, {"reads": parts["Method"]["properties"]["reads"]})
     schema["description"] = "A decoder and its knobs."
     for branch in schema["allOf"]:
         then = branch["then"]

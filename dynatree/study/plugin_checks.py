@@ -10,10 +10,13 @@ from dynatree.config import checked
 from dynatree.data import model_sources
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError
-from dynatree.files import drafter_of
+from dynatree.files import drafter_of, features_of
 from dynatree.generation.options import GenerationOptions
 from dynatree.study import grid
-from dynatree.study.sections import Params
+from dynatree.study.sections import Method, Params
+
+# How a drafter is had, besides the kinds of any model.
+TRAINED = {"distil": Recipe}
 
 
 def check(params: Params) -> dict[str, dict[str, Any]]:
@@ -29,6 +32,12 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
     compared = params.benchmark.all_methods(params.methods)
     for name in params.benchmark.also:
         check_method(f"benchmark.also.{name}", compared[name].decoder, compared[name].knobs)
+        _check_reads(f"benchmark.also.{name}", compared[name])
+    for name, method in params.methods.items():
+        _check_reads(f"methods.{name}", method)
+    for title in params.experiments:
+        for key, _, method in grid.methods(params, title):
+            _check_reads(key, method)
     for name, tried in params.benchmark.grids.items():
         for knob, values in tried.items():
             for value in values:
@@ -38,18 +47,20 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
         module = plugins.load("data.sources", source.kind)
         checked(f"sources.{name}", partial(_parse, module.Parameters), source.origin)
     for name, pair in params.pairs.items():
-        checked(f"pairs.{name}.target", model_sources.parse, pair.target)
-        checked(f"pairs.{name}.drafter", partial(model_sources.parse, also={"distil": Recipe}), pair.drafter)
-        for role, model, built in (("target", pair.target, name), ("drafter", pair.drafter, drafter_of(name))):
-            folder = Path("models", built)
-            if Path(model.get("path", ".")).resolve() == folder.resolve():
-                raise UserError(
-                    f"pairs.{name}.{role}.path: {folder} is where the model is built, anew; move yours elsewhere"
-                )
-        for dataset in pair.drafter.get("mix", {}):
-            if dataset not in params.sources:
-                known = ", ".join(params.sources)
-                raise UserError(f"pairs.{name}.drafter.mix: no data set {dataset!r}; choose one of {known}")
+        built = {"target": name, "drafter": drafter_of(name), "features": features_of(name)}
+        for role, folder in built.items():
+            if (model := getattr(pair, role)) is None:
+                continue
+            key = f"pairs.{name}.{role}"
+            trained = checked(key, partial(model_sources.parse, also={} if role == "target" else TRAINED), model)
+            home = Path("models", folder)
+            if Path(model.get("path", ".")).resolve() == home.resolve():
+                raise UserError(f"{key}.path: {home} is where the model is built, anew; move yours elsewhere")
+            for dataset in model.get("mix", {}):
+                if dataset not in params.sources:
+                    known = ", ".join(params.sources)
+                    raise UserError(f"{key}.mix: no data set {dataset!r}; choose one of {known}")
+            _check_role(key, role, trained)
     for figure in params.figures:
         shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)
         if shown and shown not in params.experiments:
@@ -57,6 +68,25 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
                 f"figures: {figure} shows experiment {shown}, which is not there; leave the figure out, too"
             )
     return needs
+
+
+def _check_role(key: str, role: str, model: Any) -> None:
+    """A drafter is a language model, and what stands under `features` reads the target's states."""
+    if role == "drafter" and isinstance(model, Recipe) and model.reads:
+        raise UserError(
+            f"{key}.reads: {list(model.reads)}; a drafter that reads stands under `features`, beside another"
+        )
+    if role == "features" and not (isinstance(model, Recipe) and model.reads):
+        raise UserError(
+            f"{key}: kind {model.kind} that reads nothing; write kind: distil, with reads: layers of the target"
+        )
+
+
+def _check_reads(key: str, method: Method) -> None:
+    """Only what drafts by forwards of its own can draft by a drafter that reads."""
+    decoder = plugins.load("decoding", method.decoder).Decoder
+    if method.reads and not decoder.needs(method.knobs).reads:
+        raise UserError(f"{key}.reads: {method.reads}; this method drafts by no drafter of ours, leave it out")
 
 
 def _parse(build: Callable[..., Any], keys: dict[str, Any]) -> Any:

@@ -12,14 +12,15 @@ from dynatree.study.scales import DataType, Device, Scale, from_one, once
 
 
 class Method(BaseModel):
-    """A decoder and its knobs."""
+    """A decoder and its knobs. `reads`: it drafts by the pair's `features`, where the pair has them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     decoder: str
+    reads: bool = False
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """Everything but the decoder's name."""
+        """Everything but the decoder's name and the drafter."""
         return dict(self.model_extra or {})
 
 
@@ -32,6 +33,7 @@ class Variant(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
     decoder: str | None = None
     like: str | None = None
+    reads: bool | None = None  # None: as that method, or not
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -46,10 +48,11 @@ class Variant(BaseModel):
 
     def method(self, methods: dict[str, Method]) -> Method:
         """It as a method of its own."""
+        reads = {} if self.reads is None else {"reads": self.reads}
         if self.like is None:
-            return Method(**self.model_dump(exclude={"like"}))
+            return Method(decoder=str(self.decoder), **reads, **self.own)
         usual = methods[self.like]
-        return Method(decoder=usual.decoder, **usual.knobs | self.own)
+        return Method(**usual.model_dump() | reads | self.own)
 
 
 class KindOfText(Knobs):
@@ -175,10 +178,11 @@ class Limits(Knobs):
 
 
 class Pair(Knobs):
-    """Where a target and its drafter come from: `kind` and that kind's keys (data/model_sources.py)."""
+    """Where a target and its drafters come from: `kind` and that kind's keys (data/model_sources.py)."""
 
     target: dict[str, Any]
-    drafter: dict[str, Any]
+    drafter: dict[str, Any]  # a language model
+    features: dict[str, Any] | None = None  # of kind distil: one that reads the target's states
 
 
 class Distil(Knobs):

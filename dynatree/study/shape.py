@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynatree import rule_checksums, settings
+from dynatree import files, rule_checksums, settings
 from dynatree.code_checksums import Checkout
 from dynatree.study import grid
 from dynatree.study.sections import KindOfText, Params
@@ -23,7 +23,8 @@ def checksum(root: Path, params: Params, needs: Mapping[str, Any], code: Checkou
     rules = root / "workflow/rules"
     runs = {**grid.expand(params), **grid.passes(params)}
     stages = sorted(json.dumps(_stage(run, needs[run.folder])) for run in runs.values())
-    part = root / "drafters" / params.pair
+    pair, parts = params.pairs[params.pair], root / "drafters"
+    drafters = {params.pair: pair.drafter, files.features_of(params.pair): pair.features}
     plugged = {f"decoding.{run.decoder}" for run in runs.values()}
     plugged |= {
         f"{settings.PLUGGED[knob]}.{value}"
@@ -38,7 +39,11 @@ def checksum(root: Path, params: Params, needs: Mapping[str, Any], code: Checkou
         "scale": [params.scale, params.sizes.instead.model_dump()],
         "stages": list(dict.fromkeys(stages)),
         "figures": params.figures,
-        "drafter": [params.pairs[params.pair].drafter["kind"], params.distil.retrain, _shipped(part, params.datasets)],
+        "drafters": [
+            [source["kind"], params.distil.retrain, _shipped(parts / name, params.datasets)]
+            for name, source in drafters.items()
+            if source
+        ],
         "datasets": [params.sources[name].kind for name in params.datasets],
         "tuning": [len(params.tuning), len(params.tuned_on)],
         "experiments": {title: _experiment(params, title) for title in params.experiments},
@@ -64,7 +69,7 @@ def _stage(run: grid.Run, needs: Any) -> Any:
     knobs = {knob: "number" if type(value) in (int, float) else value for knob, value in run.knobs}
     listed = ".settings." in run.key
     place = run.key.rpartition(f".{run.settings}")[0] if listed else run.key
-    return [run.top, run.method, place, run.decoder, [*knobs.items()] * (not listed), needs]
+    return [run.top, run.method, place, run.decoder, [*knobs.items()] * (not listed), needs, run.reads]
 
 
 def _experiment(params: Params, title: str) -> Any:

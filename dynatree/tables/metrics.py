@@ -46,6 +46,7 @@ class Records:
     audit: list[Row]
     machine: Row
     options: Row = field(default_factory=dict)  # of the generations, where they are not greedy
+    drafter: str | None = None  # its name; of a method without one: none
 
     @property
     def dtype(self) -> str:
@@ -63,6 +64,7 @@ class Records:
             audit=files.read_jsonl(folder / files.AUDIT),
             machine=timed["machine"],
             options=timed.get("options", {}),
+            drafter=timed.get("drafter"),
         )
 
 
@@ -157,6 +159,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "prompt_tokens": output["prompt_tokens"],
             "batch": timing["batch"],
             "dtype": record.dtype,
+            "drafter": record.drafter,
             "kind": kind_of_text(record.options),
             "group": place[output["repeat"]] // batch,
             "output_tokens": emitted,

@@ -130,6 +130,7 @@ TABLES: dict[str, pa.Schema] = {
                 "without the first commit's tokens",
             ),
             column("settings", TEXT, "the method's knobs, tuned where params.yaml has a grid of them"),
+            column("drafter", TEXT, "model that drafts; null where none does, and of llama.cpp's ways"),
             column(
                 "edges",
                 pa.list_(TEXT),

@@ -179,6 +179,23 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("pairs.smollm2.target.kind", ["hub"], ["pairs.smollm2.target"]),
         ("pairs.smollm2.drafter.layers", [], ["pairs.smollm2.drafter", "layers", "at least 1"]),
         ("pairs.tiny.target.branch", "main", ["pairs.tiny.target", "branch", "not permitted"]),
+        ("pairs.tiny.drafter", RAW["pairs"]["tiny"]["features"], ["pairs.tiny.drafter.reads: [1, 2, 4]", "`features`"]),
+        (
+            "pairs.tiny.features",
+            RAW["pairs"]["tiny"]["drafter"],
+            ["pairs.tiny.features: kind distil that reads nothing"],
+        ),
+        (
+            "pairs.tiny.features",
+            {"kind": "hub", "repository": "a/b"},
+            ["pairs.tiny.features: kind hub", "kind: distil"],
+        ),
+        ("pairs.tiny.features.reads", [2, 1], ["pairs.tiny.features", "reads: [2, 1]", "ascending"]),
+        ("pairs.tiny.features.mix", {"pg20": 1}, ["pairs.tiny.features.mix: no data set 'pg20'", "wikipedia"]),
+        ("methods.assisted.reads", True, ["methods.assisted.reads: True", "no drafter of ours"]),
+        ("methods.dynatree.reads", "maybe", ["methods.dynatree.reads", "boolean"]),
+        ("benchmark.also.transformers_torch.reads", True, ["benchmark.also.transformers_torch.reads", "leave it out"]),
+        ("methods.dynatree.drafting", "lookup", ["methods.dynatree.reads: True", "leave it out"]),
     ],
 )
 def test_a_wrong_knob_is_named(place: str, value: Any, parts: list[str]) -> None:

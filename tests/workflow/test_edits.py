@@ -15,8 +15,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:_NoneStep")] 
 DOCUMENT = ROOT / "docs/workflow.md"
 # As a reader follows the graph.
 ORDER = (
-    *("download_data", "download_model", "tokenise", "distil", "choose_prompts", "perplexity", "calibrate"),
-    *("calibrate_batches", "drafter_report", "generate", "timeline", "memory", "aggregate", "draw"),
+    *("download_data", "download_model", "tokenise", "distil", "distil_features", "choose_prompts", "perplexity"),
+    *("calibrate", "calibrate_batches", "drafter_report", "generate", "timeline", "memory", "aggregate", "draw"),
 )
 RUNS = ("generate", "timeline", "memory")
 
@@ -60,6 +60,7 @@ EDITS: dict[str, Callable[[World], None]] = {
     "the prompt length": edit(scales__tiny__prompt_tokens=20),
     "the seed": edit(seed=1),
     "the pair": another_pair,
+    "the recipe of the pair's `features`": edit(pairs__tiny__features__learning_rate=1e-3),
     "another data set": another_data_set,
     "a figure's code": append("dynatree/figures/tree_shape.py", CODE),
     "a docstring of library code": replace("dynatree/tree.py", '"""', '"""In other words: '),

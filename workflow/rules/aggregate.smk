@@ -19,7 +19,7 @@ rule aggregate:
         runs=expand("results/{run}/{file}", run=RUNS, file=RECORDS),
         timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
         memory=[f"results/{folder}/memory.json" for folder in MEMORY],
-        costs=[*(calibrated(dtype)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])],
+        costs=[*(calibrated(dtype, READS)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])],
         drafter="results/drafter_report.json",
         perplexity=[f"results/perplexity/{dtype}/{dataset}.json" for dtype, dataset in TEXTS],
         tokenizer=f"{TARGET}/tokenizer.json",

@@ -8,10 +8,11 @@ BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
 # What both rules read and are told.
 BESIDE = {
-    "models": [f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
-    "calibration": CALIBRATION,
+    "models": pair_of(False),
     "tokens": expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
 }
+
+
 SIDE_BY_SIDE = {
     "start": " ".join(PARAMS.sources[dataset].start for dataset in PARAMS.datasets),
     "sizes": f"--prompts {SIZES.benchmark.prompts} --prompt-tokens {SIZES.prompt_tokens} "
@@ -25,6 +26,8 @@ SIDE_BY_SIDE = {
 rule side_by_side:
     input:
         **BESIDE,
+        features=features_of_pair(BENCHMARKED),
+        calibration=costs_of(BENCHMARKED),
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BENCHMARKED),
     output:
@@ -37,7 +40,7 @@ rule side_by_side:
         exclusive=100,
     params:
         **SIDE_BY_SIDE,
-        models=lambda w, input: model_options(input.models, input.calibration),
+        models=lambda w, input: options_of(BENCHMARKED, input.models, input.features),
         methods=described(BENCHMARKED),
         grids=json.dumps(PARAMS.benchmark.grids),
         texts=json.dumps({name: kind.options for name, kind in PARAMS.benchmark.texts.items()}),
@@ -52,9 +55,11 @@ rule side_by_side:
 rule llama_cpp:
     input:
         **BESIDE,
+        features=features_of_pair(BESIDE_LLAMA),
+        calibration=costs_of(BESIDE_LLAMA),
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BESIDE_LLAMA),
-        costs=[calibrated(dtype)[0] for dtype in sorted(FORMATS)],
+        costs=[calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)],
     output:
         table="results/llama_cpp.parquet",
         costs="results/llama_cpp_costs.parquet",
@@ -66,7 +71,7 @@ rule llama_cpp:
         exclusive=100,
     params:
         **SIDE_BY_SIDE,
-        models=lambda w, input: model_options(input.models, input.calibration),
+        models=lambda w, input: options_of(BESIDE_LLAMA, input.models, input.features),
         methods=described(BESIDE_LLAMA),
         texts=json.dumps({name: kind.options for name, kind in PARAMS.benchmark.texts.items()}),
         source=json.dumps(PAIR.target),

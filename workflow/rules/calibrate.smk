@@ -13,15 +13,15 @@ rule calibrate:
             "drafting.lookup",
             "drafting.model",
         ),
-        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        models=lambda w: pair_of(w.reading),
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.tuned_on, pair=PARAMS.pair),
         # How often tokens are right is measured in the main format alone: text and drafter are all but the same.
-        rates=lambda w: [] if w.dtype == PARAMS.dtype else CALIBRATION[1],
+        rates=lambda w: [] if w.dtype == PARAMS.dtype else calibrated(PARAMS.dtype, w.reading)[1],
     output:
-        "results/calibration/{dtype}/costs.json",
-        "results/calibration/{dtype}/steps.json",
+        "results/calibration/{reading}{dtype}/costs.json",
+        "results/calibration/{reading}{dtype}/steps.json",
     log:
-        "logs/calibrate/{dtype}/tables.log",
+        "logs/calibrate/{reading}{dtype}/tables.log",
     priority: lambda w: turn(w.dtype)
     conda:
         "../envs/dynatree.yaml"
@@ -47,12 +47,12 @@ rule calibrate:
 rule calibrate_batches:
     input:
         library=library("workflow/scripts/calibrate_batches.py"),
-        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
-        calibration=lambda w: calibrated(w.dtype),
+        models=lambda w: pair_of(w.reading),
+        calibration=lambda w: calibrated(w.dtype, w.reading),
     output:
-        "results/calibration/{dtype}/batches.json",
+        "results/calibration/{reading}{dtype}/batches.json",
     log:
-        "logs/calibrate/{dtype}/batches.log",
+        "logs/calibrate/{reading}{dtype}/batches.log",
     priority: lambda w: turn(w.dtype, 2)
     conda:
         "../envs/dynatree.yaml"

@@ -10,7 +10,7 @@ from snakemake.scheduling.job_scheduler import JobScheduler
 
 from dynatree import code_checksums, plugins, rule_checksums, settings
 from dynatree.errors import UserError, readable, reported
-from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, drafter_of
+from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, READING, drafter_of, features_of
 from dynatree.study import grid, params, preflight, shape
 from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES
@@ -49,6 +49,8 @@ SIZES = PARAMS.sizes
 PAIR = PARAMS.pairs[PARAMS.pair]
 TARGET = f"models/{PARAMS.pair}"
 DRAFTER = f"models/{drafter_of(PARAMS.pair)}"
+# The drafter that reads the target's states, where the pair has one.
+FEATURES = f"models/{features_of(PARAMS.pair)}" if PAIR.features else None
 BATCHED = {title for title, experiment in PARAMS.experiments.items() if experiment.batches}
 RECORDS = ["outputs.jsonl", "timings.json", "audit.jsonl"]
 FIGURE_FILES = ["svg", "png", "html", "caption.txt"]
@@ -59,19 +61,23 @@ def machine(dtype):
     return f"--dtype {dtype} --device {PARAMS.device}" + (f" --threads {PARAMS.threads}" if PARAMS.threads else "")
 
 
-def calibrated(dtype):
-    """What was measured of the models in this format."""
-    return [f"results/calibration/{dtype}/{name}" for name in ("costs.json", "steps.json")]
+def calibrated(dtype, reads):
+    """What was measured of the models in this format, with the drafter that reads or with the other."""
+    folder = f"results/calibration/{f'{READING}/' if reads else ''}{dtype}"
+    return [f"{folder}/{name}" for name in ("costs.json", "steps.json")]
 
 
-def calibrated_batches(dtype):
+def calibrated_batches(dtype, reads):
     """The costs of several requests at once."""
-    return f"results/calibration/{dtype}/batches.json"
+    return str(Path(calibrated(dtype, reads)[0]).with_name("batches.json"))
 
 
-# The main format first; and those that are calibrated.
+# The main format first; and those that are calibrated, by the drafter of the tables.
 ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values())]))
-CALIBRATED = {PARAMS.dtype, *(run.dtype for run in RUNS.values() if NEEDS[run.folder]["calibration"])}
+WEIGHED = [run for run in RUNS.values() if NEEDS[run.folder]["calibration"]]
+# The drafter of the tables of costs, and of those that are reported.
+READS = any(run.reads for run in WEIGHED)
+CALIBRATED = {PARAMS.dtype, *(run.dtype for run in WEIGHED if run.reads == READS)}
 FORMATS = [dtype for dtype in ORDER if dtype in CALIBRATED]
 
 # The priority of what takes seconds and has others wait for it.
@@ -84,8 +90,8 @@ def turn(dtype, requests=1):
 
 
 MACHINE = machine(PARAMS.dtype)
-CALIBRATION = calibrated(PARAMS.dtype)
-BATCHES = calibrated_batches(PARAMS.dtype)
+CALIBRATION = calibrated(PARAMS.dtype, READS)
+BATCHES = calibrated_batches(PARAMS.dtype, READS)
 
 
 wildcard_constraints:
@@ -99,6 +105,7 @@ wildcard_constraints:
     group="[^/]+",
     rule="[^/]+",
     dtype="[^/]+",
+    reading=f"({READING}/)?",
 
 
 def library(script, *plugged):
@@ -154,14 +161,15 @@ def decoding_of(methods):
 
 
 def described(methods):
-    """The methods with their knobs, as the script takes them."""
-    return json.dumps({name: method.model_dump() for name, method in methods.items()})
+    """The methods with their knobs, as the script takes them, and whether they draft by the drafter that reads."""
+    told = {name: method.model_dump() | {"reads": grid.reads(PARAMS, method)} for name, method in methods.items()}
+    return json.dumps(told)
 
 
 def calibration(run):
     """The calibration, if the method of this run makes use of one; that of batches, too, where batches are compared."""
-    batches = [calibrated_batches(run.dtype)] if run.top in BATCHED else []
-    return [*calibrated(run.dtype), *batches] if NEEDS[run.folder]["calibration"] else []
+    batches = [calibrated_batches(run.dtype, run.reads)] if run.top in BATCHED else []
+    return [*calibrated(run.dtype, run.reads), *batches] if NEEDS[run.folder]["calibration"] else []
 
 
 def figure_tables(figure):
@@ -203,19 +211,65 @@ def trained_on(part, shipped):
     return [dataset for dataset in PARAMS.datasets if dataset in known] or PARAMS.tuned_on
 
 
+def part(model):
+    """Where the checkout has the trained part of a drafter."""
+    return Path("drafters", Path(model).name.removesuffix(drafter_of("")))
+
+
+def shipped(model):
+    """Its files; none, so that it is trained: there is none, or distil.retrain."""
+    return [] if PARAMS.distil.retrain else sorted(map(str, part(model).glob("*.*")))
+
+
+def training_text(model):
+    """The tokens of the data sets that a drafter is trained on."""
+    return [f"data/tokens/{PARAMS.pair}/{dataset}.parquet" for dataset in trained_on(part(model), shipped(model))]
+
+
+def part_option(model):
+    """--part, where one is shipped."""
+    return f"--part {part(model)}" if shipped(model) else ""
+
+
 def models(run):
     """Manifests stand for the weights: they hold the checksums, and are small enough to be compared by content.
 
     Autoregressive decoding never loads the drafter.
     """
-    drafts = NEEDS[run.folder]["drafter"] != "unused"
-    return [f"{folder}/manifest.json" for folder in ([TARGET, DRAFTER] if drafts else [TARGET])]
+    return pair_of(run.reads) if NEEDS[run.folder]["drafter"] != "unused" else pair_of(run.reads)[:1]
+
+
+def pair_of(reads):
+    """The manifests of the target and of its drafter: the one that reads, or the other."""
+    return [f"{folder}/manifest.json" for folder in (TARGET, FEATURES if reads else DRAFTER)]
 
 
 def model_options(manifests, calibration=()):
     """--target and, where there are such, --drafter and --calibration: the folders of these files."""
     parts = [*zip(("target", "drafter"), manifests), *zip(("calibration",), calibration)]
     return " ".join(f"--{role} {Path(path).parent}" for role, path in parts)
+
+
+def drafters_of(methods):
+    """Whether they read the target's states, of the drafters whose costs a policy of these methods may weigh."""
+    return sorted({grid.reads(PARAMS, method) for method in methods.values() if "policy" in method.knobs})
+
+
+def costs_of(methods):
+    """What was measured with these drafters."""
+    return [path for reads in drafters_of(methods) for path in calibrated(PARAMS.dtype, reads)]
+
+
+def features_of_pair(methods):
+    """The drafter that reads, if one of these methods drafts by it."""
+    return pair_of(True)[1:] if True in drafters_of(methods) else []
+
+
+def options_of(methods, models, features):
+    """Models and calibrations of these methods."""
+    tokens = calibrated(PARAMS.dtype, False) if False in drafters_of(methods) else []
+    reading = [("features", FEATURES), ("features-calibration", Path(calibrated(PARAMS.dtype, True)[0]).parent)]
+    return " ".join([model_options(models, tokens), *(f"--{name} {path}" for name, path in reading if features)])
 
 
 # Snakemake compares a job's params with those it was last run with, but only such as are of Python's own types and not

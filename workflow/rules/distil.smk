@@ -1,13 +1,14 @@
-# The drafter: trained from the target's layers (or its trained part taken from drafters/), or fetched, as the pair says.
+# The drafters: trained from the target's layers (or a trained part taken from drafters/), or fetched, as the pair says.
 if "PARAMS" not in globals():
 
     include: "common.smk"
 
 
-# Without a trained part in the checkout, or with distil.retrain, it is trained.
-PART = Path("drafters", PARAMS.pair)
-SHIPPED = [] if PARAMS.distil.retrain else sorted(map(str, PART.glob("*.*")))
-READS = [FUSION] if PAIR.drafter.get("reads") else []
+DISTIL = (
+    "python workflow/scripts/distil.py --target {params.target} {params.part} --tokens {input.tokens} "
+    "--source {params.source:q} --seed {params.seed} --device {params.device} "
+    "--work {params.work} --out {params.folder} 2>&1 | tee {log:q}"
+)
 
 
 if PAIR.drafter["kind"] == "distil":
@@ -16,10 +17,10 @@ if PAIR.drafter["kind"] == "distil":
         input:
             library=library("workflow/scripts/distil.py"),
             target=f"{TARGET}/manifest.json",
-            tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=trained_on(PART, SHIPPED), pair=PARAMS.pair),
-            part=SHIPPED,
+            tokens=training_text(DRAFTER),
+            part=shipped(DRAFTER),
         output:
-            expand("{model}/{file}", model=DRAFTER, file=[*DRAFTER_FILES, *READS]),
+            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
         log:
             "logs/distil/drafter.log",
         priority: FIRST
@@ -32,13 +33,11 @@ if PAIR.drafter["kind"] == "distil":
             seed=PARAMS.seed,
             device=PARAMS.device,
             work=f".cache/distil/{PARAMS.pair}",
-            part=f"--part {PART}" if SHIPPED else "",
+            part=part_option(DRAFTER),
             target=subpath(input.target, parent=True),
             folder=subpath(output[0], parent=True),
         shell:
-            "python workflow/scripts/distil.py --target {params.target} {params.part} --tokens {input.tokens} "
-            "--source {params.source:q} --seed {params.seed} --device {params.device} "
-            "--work {params.work} --out {params.folder} 2>&1 | tee {log:q}"
+            DISTIL
 
 else:
 
@@ -58,3 +57,33 @@ else:
             folder=subpath(output[0], parent=True),
         shell:
             "python workflow/scripts/download_model.py --source {params.source:q} --drafter --seed {params.seed} --cache .cache/downloads --out {params.folder} 2>&1 | tee {log:q}"
+
+
+# Beside it one that reads the target's states.
+if FEATURES:
+
+    rule distil_features:
+        input:
+            library=library("workflow/scripts/distil.py"),
+            target=f"{TARGET}/manifest.json",
+            tokens=training_text(FEATURES),
+            part=shipped(FEATURES),
+        output:
+            expand("{model}/{file}", model=FEATURES, file=[*DRAFTER_FILES, FUSION]),
+        log:
+            "logs/distil/features.log",
+        priority: FIRST
+        conda:
+            "../envs/dynatree.yaml"
+        resources:
+            exclusive=100,
+        params:
+            source=json.dumps(PAIR.features),
+            seed=PARAMS.seed,
+            device=PARAMS.device,
+            work=f".cache/distil/{PARAMS.pair}",
+            part=part_option(FEATURES),
+            target=subpath(input.target, parent=True),
+            folder=subpath(output[0], parent=True),
+        shell:
+            DISTIL

@@ -7,7 +7,7 @@ if "PARAMS" not in globals():
 rule drafter_report:
     input:
         library=library("workflow/scripts/drafter_report.py"),
-        models=[f"{TARGET}/manifest.json", f"{DRAFTER}/manifest.json"],
+        models=pair_of(READS),
         calibration=CALIBRATION,
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
     output:

@@ -4,10 +4,11 @@ import argparse
 import json
 import sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-from dynatree import code_checksums, decoding, files, settings
+from dynatree import code_checksums, decoding, files, plugins, settings
 from dynatree.commands import options
 from dynatree.costs.calibration import COSTS, STEPS, Calibration
 from dynatree.data import model_sources
@@ -23,11 +24,26 @@ from dynatree.measuring.clock import alone
 from dynatree.tables import comparison, metrics
 
 
+def knobs_of(method: dict[str, Any]) -> dict[str, Any]:
+    """The decoder's own, of what params.yaml says of a method."""
+    return {key: value for key, value in method.items() if key not in ("decoder", "reads")}
+
+
+def drafts(method: dict[str, Any]) -> bool:
+    """Whether it makes use of a drafter. llama.cpp's ways, which are no method of params.yaml, are not told."""
+    if "decoder" not in method:
+        return False
+    needs = plugins.load("decoding", method["decoder"]).Decoder.needs(knobs_of(method))
+    return bool(needs.drafter != "unused")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options.models(parser)
     options.machine(parser)
-    parser.add_argument("--calibration", type=Path, required=True, help="folder")
+    parser.add_argument("--calibration", type=Path, help="folder")
+    parser.add_argument("--features", type=Path, help="model folder of a drafter that reads, for methods that do")
+    parser.add_argument("--features-calibration", type=Path, help="folder of what was measured with it")
     parser.add_argument("--methods", required=True, help="JSON object: name to decoder and knobs, as in params.yaml")
     parser.add_argument("--grids", required=True, help="JSON object: name to knobs and the values to try")
     parser.add_argument("--texts", required=True, help="JSON object: name of a kind of text to options of generations")
@@ -67,15 +83,26 @@ def main() -> None:
         # Of each prompt its place in its data set: whichever others there are.
         keys = [place // len(documents) for place in range(len(evaluated))]
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
-        folders = options.folders(a)
-        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
         machine = describe_machine(a.dtype, a.device)
-        calibration = Calibration.read(a.calibration, fingerprints, machine)
-        target, drafter = kept.pair(folders, a.dtype, a.device)
+        # By whether the drafter reads the target's states.
+        beside = {False: (a.drafter, a.calibration), True: (a.features, a.features_calibration)}
+        beside = {reads: given for reads, given in beside.items() if given[0]}
+        folders = {reads: {"target": a.target, "drafter": drafter} for reads, (drafter, _) in beside.items()}
+        fingerprints = {
+            reads: {role: checkpoint.fingerprint(folder) for role, folder in pair.items()}
+            for reads, pair in folders.items()
+        }
+        measured = [folder for _, folder in beside.values() if folder]
+        calibrations = {
+            reads: Calibration.read(folder, fingerprints[reads], machine) if folder else None
+            for reads, (_, folder) in beside.items()
+        }
+        pairs = {reads: kept.pair(pair, a.dtype, a.device) for reads, pair in folders.items()}
+        target = pairs[False].target
 
         def build(method: dict[str, Any]) -> decoding.Decoder:
-            knobs = {key: value for key, value in method.items() if key != "decoder"}
-            return decoding.build(target, drafter, method["decoder"], knobs, calibration)
+            reads = method.get("reads", False)
+            return decoding.build(*pairs[reads], method["decoder"], knobs_of(method), calibrations[reads])
 
         gguf = model_sources.gguf_file(model_sources.parse(json.loads(a.source)), a.cache) if a.source else None
         sizes = (json.loads(a.llama_cpp), a.prompt_tokens + a.output_tokens, threads)
@@ -83,16 +110,22 @@ def main() -> None:
         for given in json.loads(a.texts).values() if ways else ():
             llama_cpp.check(GenerationOptions(max_new_tokens=a.output_tokens, **given))
         # What the numbers depend on: records of anything else lie in another folder.
-        read = [a.calibration / COSTS, a.calibration / STEPS, *a.decoding]
+        read = [*(folder / name for folder in measured for name in (COSTS, STEPS)), *a.decoding]
         read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__, draft_gguf.__file__)]
         asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
-        asked += [a.tuning_output_tokens, fingerprints, [code_checksums.checksum(path) for path in read], machine]
+        asked += [
+            a.tuning_output_tokens,
+            [*fingerprints.values()],
+            [code_checksums.checksum(path) for path in read],
+            machine,
+        ]
         asked += [a.llama_cpp, ways and ways.engine.version]
         home = a.records / files.digest(asked)
         files.write_json(home / "machine.json", machine)
-        for name in (COSTS, STEPS):
-            if not (home / "calibration" / name).is_file():
-                files.write_json(home / "calibration" / name, files.read_json(a.calibration / name))
+        for folder, name in product(measured, (COSTS, STEPS)):
+            kept_there = home / ("features" if folder == a.features_calibration else ".") / "calibration" / name
+            if not kept_there.is_file():
+                files.write_json(kept_there, files.read_json(folder / name))
         files.write_json(a.records / files.CURRENT, home.name)
         if ways:
             path = home / "forwards.json"
@@ -151,8 +184,9 @@ def main() -> None:
                         files.write_json(path, measured)
                 again[method] = files.read_json(path)
             for row in comparison.summary(text, rows, again, theirs or comparison.BASELINES):
-                knobs = {key: value for key, value in methods.get(row["method"], {}).items() if key != "decoder"}
-                row |= {"settings": settings.write(knobs), "edges": edges.get(row["method"])}
+                method = methods.get(row["method"], {})
+                row |= {"settings": settings.write(knobs_of(method)), "edges": edges.get(row["method"])}
+                row |= {"drafter": folders[method.get("reads", False)]["drafter"].name if drafts(method) else None}
                 table.append(row)
         if ways:
             best = comparison.fastest(table, theirs)

@@ -21,7 +21,7 @@ import yaml
 from dynatree import files
 from dynatree.commands import options
 from dynatree.errors import UserError, readable, reported
-from dynatree.files import drafter_of
+from dynatree.files import drafter_of, features_of
 from dynatree.study import estimate, grid, params, sections
 
 GIB = 2**30
@@ -99,7 +99,8 @@ def kind(path: str) -> tuple[str, str]:
     top, *folders, name = Path(path).parts
     end = "".join(Path(name).suffixes)
     if top == "models":
-        return top, f"{'drafter' if folders[0].endswith(drafter_of('')) else 'target'} {name}"
+        drafts = folders[0].endswith((drafter_of(""), features_of("")))
+        return top, f"{'drafter' if drafts else 'target'} {name}"
     if top == "results":
         records = len(folders) > 2 and folders[0] != "library"
         return ("records", name) if records else ("tables", f"{folders[0]} {end}" if folders else name)

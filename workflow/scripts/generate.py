@@ -37,7 +37,8 @@ def main() -> None:
         with readable("--options"):
             given = json.loads(a.options)
             wanted = GenerationOptions(max_new_tokens=a.output_tokens, **given)
-        asked = (options.folders(a), a.calibration, a.decoder, knobs, a.dtype, a.device, a.batch)
+        folders = options.folders(a)
+        asked = (folders, a.calibration, a.decoder, knobs, a.dtype, a.device, a.batch)
         (target, _), decoder = loading.load(*asked)
         outputs, timings = runs.generate(target, decoder, prompts, wanted, a.repeats, a.batch)
         # Behind the last timing, and not beside another job's.
@@ -45,7 +46,9 @@ def main() -> None:
             tolerance = audit.tolerance(target, read_tokens(a.tokens))
             audited = audit.records(target, prompts, outputs, tolerance, wanted, comparable(decoder, wanted))
         machine = describe_machine(a.dtype, a.device)
-        files.write_json(a.out / files.TIMINGS, {"machine": machine, "options": given, "timings": timings})
+        drafter = folders["drafter"].name if "drafter" in folders else None
+        timed = {"machine": machine, "options": given, "drafter": drafter, "timings": timings}
+        files.write_json(a.out / files.TIMINGS, timed)
         files.write_jsonl(a.out / files.AUDIT, audited)
         files.write_jsonl(a.out / files.OUTPUTS, outputs)
 

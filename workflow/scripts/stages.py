@@ -19,7 +19,7 @@ import yaml
 from dynatree import settings
 from dynatree.code_checksums import Checkout
 from dynatree.errors import UserError, reported
-from dynatree.files import replacing
+from dynatree.files import READING, replacing
 from dynatree.study import grid, params, preflight, sections, shape
 
 # Their items are made together, each a small file.
@@ -48,6 +48,7 @@ READ: dict[str, tuple[str, ...]] = {
     "download_model": ("seed", "pairs.${pair}.target"),
     "download_drafter": ("seed", "pairs.${pair}.drafter"),
     "distil": ("seed", "device", "distil", "pairs.${pair}.drafter"),
+    "distil_features": ("seed", "device", "distil", "pairs.${pair}.features"),
     "tokenise": ("seed", f"sources.{ITEM}.evaluation_share"),
     "choose_prompts": (
         *("seed", f"sources.{ITEM}.start"),
@@ -178,7 +179,7 @@ def run_stage(known: sections.Params, run: grid.Run, rule: str) -> tuple[str, St
         (f"results/{run.folder}/", f"results/{title}/{run.method}/{written}/{place}/"),
         (f"data/prompts/{known.pair}/{run.length}/{run.dataset}.", f"data/prompts/${{pair}}/{length}/{dataset}."),
         (f"data/tokens/{known.pair}/{run.dataset}.", f"data/tokens/${{pair}}/{dataset}."),
-        (f"results/calibration/{run.dtype}/", f"results/calibration/{dtype}/"),
+        *((f"results/calibration/{of}{run.dtype}/", f"results/calibration/{of}{dtype}/") for of in ("", f"{READING}/")),
     ]
     return name, stage
 
@@ -187,10 +188,12 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
     """Name and stage, without jobs, of a job that is no run."""
     stage, name = Stage(job.rule, reads=[*READ[job.rule]]), job.rule
     tuned = "tuning" if known.tuning else "datasets"
-    if job.rule in ("calibrate", "distil"):
+    if job.rule in ("calibrate", "distil", "distil_features"):
         stage.reads.append(tuned)
     if job.rule == "calibrate":
         stage.reads += [f"sources.${{{tuned}[{place}]}}.start" for place in range(len(known.tuned_on))]
+    if job.wildcards.get("reading"):
+        name += f"_{READING}"
     dataset, wanted = job.wildcards.get("dataset"), job.wildcards.get("length", "default")
     dtype, listed_in = job.wildcards.get("dtype", known.dtype), "datasets"
     if dtype != known.dtype:
@@ -202,11 +205,12 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
             title = _only(of, f"have {dtype} of {dataset}")
             name, listed_in = f"{name}_{title}", f"experiments.{title}.datasets"
     stage.replaced = [
-        (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/") for top in ("calibration", "perplexity")
+        (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/")
+        for top in ("calibration", f"calibration/{READING}", "perplexity")
     ]
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
-    if job.rule in ("distil", "calibrate", "drafter_report", "aggregate"):
+    if job.rule in ("distil", "distil_features", "calibrate", "drafter_report", "aggregate"):
         key = tuned if job.rule == "calibrate" else "datasets"
         listed = known.tuned_on if job.rule == "calibrate" else known.datasets
         stage.replaced += [(f"/{name}.", f"/${{{key}[{place}]}}.") for place, name in enumerate(listed)]
@@ -298,6 +302,7 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
     if not stage.matrix and stage.rule not in ("timeline", "memory"):
         # Of the many runs that a table is made of, the folders.
         records = {path for path in inputs if path.startswith("results/") and path.count("/") > 3}
+        records -= {path for path in records if path.startswith("results/calibration/")}
         inputs = [*(prefixes if records else ()), *dict.fromkeys(path for path in inputs if path not in records)]
     file = rules[stage.rule]
     if not stage.rule.startswith("library"):
@@ -345,7 +350,7 @@ def dvc_yaml(root: Path) -> str:
     body = {
         "stages": {"dvc_yaml": CHECK, **described},
         "plots": views.plots(known),
-        "artifacts": at_its_scale(known, views.artifacts()),
+        "artifacts": at_its_scale(known, views.artifacts(known)),
     }
     return HEADER + mark + yaml.safe_dump(body, sort_keys=False, width=10**6, default_flow_style=False)
 

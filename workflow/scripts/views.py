@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dynatree.files import WEIGHTS, drafter_of
+from dynatree.files import WEIGHTS, drafter_of, features_of
 from dynatree.study import sections
 from dynatree.tables import headline
 
@@ -15,6 +15,7 @@ TOLD = {
     "download_model": "Fetch or build the target",
     "download_drafter": "Fetch or build the drafter",
     "distil": "Train the drafter from the target's own layers, or take its trained part",
+    "distil_features": "The same of the drafter that reads the target's states",
     "tokenise": "Split the documents and tokenise them",
     "choose_prompts": "Choose prompts from the evaluation text",
     "drafter_report": "Measure how often the drafter agrees with its target",
@@ -41,9 +42,11 @@ def plots(known: sections.Params) -> list[dict[str, Any]]:
     return found + [{f"figures/{name}.svg": {}} for name in known.figures]
 
 
-def artifacts() -> dict[str, Any]:
-    """The two models, as model registries list them."""
+def artifacts(known: sections.Params) -> dict[str, Any]:
+    """The models, as model registries list them."""
     models = {"target": ("${pair}", "The model that is sped up"), "drafter": (drafter_of("${pair}"), "Its draft model")}
+    if known.pairs[known.pair].features:
+        models["features"] = features_of("${pair}"), "Its drafter that reads the target's states"
     return {
         role: {"path": f"models/{folder}/{WEIGHTS}", "type": "model", "desc": desc}
         for role, (folder, desc) in models.items()
