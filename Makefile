@@ -52,10 +52,11 @@ test: $(STAMP) ## all tests
 fast: $(STAMP) ## the tests that run no job graph
 	$(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
-check: $(STAMP) ## linters, types, import rules, links of the documents, then all tests
+check: $(STAMP) ## linters, spelling, types, import rules, links of the documents, then all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/codespell *.md docs drafters/*.md dynatree workflow/rules workflow/scripts tests examples params.yaml Makefile Snakefile
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/snakemake --lint

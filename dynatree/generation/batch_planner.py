@@ -58,6 +58,8 @@ class BatchPlanner:
             return [
                 tree.subtree(self._growths[request].select(tree)) for request, tree in zip(requests, trees, strict=True)
             ]
+        if all(len(tree) == 1 for tree in trees):
+            return [*trees]
         growths = self._priced_of(requests)
         width = self._width(growths, trees)
         return [tree.subtree(growth.select_within(tree, width)) for growth, tree in zip(growths, trees, strict=True)]

@@ -197,6 +197,8 @@ class _Growth:
         return self._idle >= every or (self._idle >= every // 2 and self._round % every == 0)
 
     def savings(self, tree: TokenTree) -> Tensor:
+        if len(tree) == 1:
+            return -self._seconds.curve[: self._most + 1]
         worth = self._worth(tree)[1]
         rest = worth[-1:].expand(self._most + 1 - len(worth))
         return torch.cat([worth, rest]) - self._seconds.curve[: self._most + 1]
