@@ -10,6 +10,11 @@ import torch
 
 
 def _processor() -> str:
+    # Virtual machines tell little more than the maker, and half the kernels' speed is in the vectors.
+    return f"{_model_name()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def _model_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

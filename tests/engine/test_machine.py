@@ -67,7 +67,7 @@ def test_description_has_no_name_and_no_path(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_processor_without_a_name_still_has_an_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a crash where /proc/cpuinfo is missing or names no model."""
     monkeypatch.setattr(Path, "read_text", lambda _: "processor : 0\n")
-    assert machine._processor() == platform.machine()
+    assert machine._processor() == f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()})"
 
     def missing(_: Path) -> str:
         raise FileNotFoundError
