@@ -97,7 +97,7 @@ def test_all_that_is_aggregated_comes_from_the_records(scale: Scale, tmp_path: P
     outputs, phases, memory = (
         [path.parent for path in sorted(results.rglob(name))] for name in (files.OUTPUTS, files.PHASES, files.MEMORY)
     )
-    costs = [path for name in ("costs", "batches") for path in sorted(results.glob(f"calibration/*/{name}.json"))]
+    costs = [path for name in ("costs", "batches") for path in sorted((results / "calibration").rglob(f"{name}.json"))]
     target = ROOT / "models" / scale.params["pair"]
     asked = ["--results", results, "--runs", *outputs, "--timeline", *phases, "--memory", *memory]
     asked += [
