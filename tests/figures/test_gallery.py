@@ -69,7 +69,7 @@ def test_marks_say_their_method_settings_interval_and_n(name: str) -> None:
     before = copy.deepcopy(plain)
     drawing = interactive.interactive(plain)
     assert plain == before
-    units = [unit for unit, data in interactive._units(drawing, None) if "tooltip" in unit.get("encoding", {})]
+    units = [unit for unit, *_ in interactive._units(drawing, None, {}) if "tooltip" in unit.get("encoding", {})]
     titles = {said["title"] for unit in units for said in unit["encoding"]["tooltip"]}
     assert {"method", "settings", "value", "95 % interval", "n"} <= titles
     every = [row for found in drawing["datasets"].values() for row in found]
@@ -80,6 +80,26 @@ def test_marks_say_their_method_settings_interval_and_n(name: str) -> None:
         assert low == pytest.approx(row["low"], rel=0.01) and high == pytest.approx(row["high"], rel=0.01)
     assert set(interactive.methods(drawing)) >= {"dynatree"}
     assert [len(found) for found in drawing["datasets"].values()] == [len(f) for f in plain["datasets"].values()]
+
+
+TITLES = {
+    "calibration": {"n", "stated probability", "observed hits"},
+    "rank_hits": {"value", "n", "rank among siblings", "depth"},
+    "memory": {"of", "peak, MiB, from", "peak, MiB, to"},
+    "phase_breakdown": {"of", "part", "ms per token, from", "ms per token, to"},
+}
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_marks_of_no_method_say_what_they_are_drawn_by(name: str) -> None:
+    """Guards against figures of the page in which nothing can be asked."""
+    drawing = interactive.interactive(plugins.load("figures", name).draw(synthetic.make()).to_dict())
+    encoded = [unit["encoding"] for unit, *_ in interactive._units(drawing, None, {})]
+    told = [encoding["tooltip"] for encoding in encoded if "tooltip" in encoding]
+    titles = {line["title"] for lines in told for line in lines}
+    assert titles >= TITLES[name], titles
+    assert all(line["field"] for lines in told for line in lines)
+    assert "<svg" in vl_convert.vegalite_to_svg(drawing)
 
 
 def test_one_method_is_shown_alone() -> None:

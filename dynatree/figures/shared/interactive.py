@@ -1,10 +1,10 @@
 """What a reader can ask of a drawn figure on a page: a mark's method, settings, n and interval, and one method alone.
 
-Knows no figure: it goes by the columns of a drawing's rows.
+Knows no figure: it goes by the columns of a drawing's rows. A mark of no method tells what it is drawn by.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from dynatree.figures.shared import grammar, theme
@@ -18,16 +18,19 @@ _PALE = ("point", "tick", "circle", "square")  # marks that Vega-Lite draws with
 
 
 def interactive(specification: Mapping[str, Any]) -> Drawing:
-    """The Vega-Lite `specification` with tooltips on all marks of methods, and a list to choose one of them from."""
+    """The Vega-Lite `specification` with tooltips on all marks of data, and a list to choose a method from."""
     drawing = copy.deepcopy(dict(specification))
     datasets: dict[str, list[dict[str, Any]]] = drawing.get("datasets", {})
     known = {name: rows for name, rows in datasets.items() if rows and all(row.get("method") for row in rows)}
     for rows in known.values():
         for row in rows:
             row |= _told(row)
-    for unit, data in _units(drawing, None):
-        if data in known:
-            encoded = unit.setdefault("encoding", {})
+    for unit, data, shared in _units(drawing, None, {}):
+        encoded = unit.setdefault("encoding", {})
+        if data not in known:
+            if told := _drawn_by({**shared, **encoded}, (datasets.get(data or "") or [{}])[0]):
+                encoded["tooltip"] = told
+        else:
             encoded["tooltip"] = [
                 {"field": field, "title": title, "type": "nominal"}
                 for title, field in _FIELDS.items()
@@ -79,16 +82,51 @@ def _told(row: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _units(part: Drawing, data: str | None) -> Iterator[tuple[Drawing, str | None]]:
-    """The parts of a drawing that are marks, each with the name of its data."""
+# What rows of no method may say besides, in their own words.
+_NAMED = {"name": "of", "label": "of", "part": "part", "words": "value", "below": "n", "count": "n"}
+
+
+def _drawn_by(encoding: Mapping[str, Any], columns: Collection[str]) -> list[Drawing]:
+    """The lines of a tooltip: the columns that `encoding` shows under a title, between names and values in words.
+
+    None where it shows nothing under one, as in a legend.
+    """
+    shown = {name: channel for name, channel in encoding.items() if isinstance(channel, dict) and "field" in channel}
+    lines: dict[str, Drawing] = {}
+    for name, channel in shown.items():
+        axis = channel.get("axis") or channel.get("legend") or {}
+        if not (title := channel.get("title") or axis.get("title")):
+            continue
+        line = {"field": channel["field"], "title": title, "type": channel.get("type", "nominal")}
+        if line["type"] == "quantitative":
+            line["format"] = axis.get("format") or ",.4~g"
+        end = shown.get(f"{name}2")
+        lines[channel["field"]] = line if end is None else line | {"title": f"{title}, from"}
+        if end is not None:
+            lines[end["field"]] = line | {"field": end["field"], "title": f"{title}, to"}
+    if not lines:
+        return []
+    named = {
+        name: {"field": name, "title": title, "type": "nominal"}
+        for name, title in _NAMED.items()
+        if name in columns and name not in lines
+    }
+    return [*named.values(), *lines.values()]
+
+
+def _units(
+    part: Drawing, data: str | None, shared: Mapping[str, Any]
+) -> Iterator[tuple[Drawing, str | None, Mapping[str, Any]]]:
+    """The parts of a drawing that are marks, each with the name of its data and what it inherits of encodings."""
     data = part.get("data", {}).get("name", data)
     if "mark" in part:
-        yield part, data
+        yield part, data, shared
+    shared = {**shared, **part.get("encoding", {})}
     for name in _PARTS:
         for inner in part.get(name, []):
-            yield from _units(inner, data)
+            yield from _units(inner, data, shared)
     if "spec" in part:
-        yield from _units(part["spec"], data)
+        yield from _units(part["spec"], data, shared)
 
 
 def _alone(mark: str | Drawing) -> Drawing:
