@@ -12,7 +12,7 @@ RUN_TABLES: dict[str, pa.Schema] = {
             column("prompt_tokens", COUNT, "tokens in the prompt"),
             column("batch", COUNT, "requests decoded together"),
             column("dtype", TEXT, "format in which the models compute"),
-            column("drafter", TEXT, "model that drafts; null where none does"),
+            column("drafter", TEXT, "model that drafts; null where none does, and of records that do not tell"),
             column("kind", TEXT, "kind of text: `greedy`, or by what tokens were chosen otherwise"),
             column(
                 "group",

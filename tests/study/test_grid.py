@@ -68,13 +68,15 @@ def test_headline_and_experiments_have_their_own_sizes() -> None:
 
 def test_a_run_reads_where_its_method_does_and_the_pair_can() -> None:
     """Guards against a method that drafts by another drafter than params.yaml says, and a pair that must have both."""
+    methods = RAW["methods"] | {"dynatree": {**RAW["methods"]["dynatree"], "reads": True}}
+    methods["dynatree_threshold"] = {**RAW["methods"]["dynatree_threshold"], "reads": True}
     also = {"tokens": {"like": "dynatree", "reads": False}, "states": {"like": "linear", "reads": True}}
     own = {"mine": {"decoder": "speculative", "policy": "chain", "draft_tokens": 1, "reads": True}}
     usual = ["autoregressive", "linear", "dynatree"]
     experiment = {"datasets": ["wikipedia"], "methods": usual, "also": also | own}
-    settings = {"settings": {"dynatree_threshold": ["D3_B2_tau0.03_N64"]}}
+    experiment["settings"] = {"dynatree_threshold": ["D3_B2_tau0.03_N64"]}
     for pair, reading in (("smollm2", {"dynatree", "states", "mine", "dynatree_threshold"}), ("pythia-2.8b", set())):
-        found = grid.expand(changed(pair=pair, experiments={"who": experiment | settings})).values()
+        found = grid.expand(changed(pair=pair, methods=methods, experiments={"who": experiment})).values()
         here = [run for run in found if run.top == "who"]
         assert {run.method for run in here} == {*usual, *also, *own, "dynatree_threshold"}
         assert {run.method for run in here if run.reads} == reading

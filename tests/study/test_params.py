@@ -195,7 +195,7 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("methods.assisted.reads", True, ["methods.assisted.reads: True", "no drafter of ours"]),
         ("methods.dynatree.reads", "maybe", ["methods.dynatree.reads", "boolean"]),
         ("benchmark.also.transformers_torch.reads", True, ["benchmark.also.transformers_torch.reads", "leave it out"]),
-        ("methods.dynatree.drafting", "lookup", ["methods.dynatree.reads: True", "leave it out"]),
+        ("methods.prompt_lookup.reads", True, ["methods.prompt_lookup.reads: True", "leave it out"]),
     ],
 )
 def test_a_wrong_knob_is_named(place: str, value: Any, parts: list[str]) -> None:

@@ -13,6 +13,8 @@ DATASETS = ["tiny_articles", "tiny_books"]
 TINY = {"scale": "tiny", "pair": "tiny", "datasets": DATASETS, "tuning": DATASETS[:], "threads": 1}
 # Of the experiments a few runs each, so that every rule and figure has something to do.
 COMPARED = ["autoregressive", "dynatree"]
+# They draft by the pair's `features`, so that both of its drafters have something to do.
+READING = ["dynatree_threshold", "dynatree"]
 ALSO = ["fixed_d5_b2", "optimal", "shared_noise", "traversal"]
 SETTINGS = {
     "chains": {"linear": ["K4"]},
@@ -26,6 +28,8 @@ def tiny(text: str) -> str:
     """params.yaml's text with the tiny selection."""
     values = yaml.safe_load(text)
     values |= {**TINY, "memory": COMPARED}
+    for name in READING:
+        values["methods"][name]["reads"] = True
     for name, experiment in values["experiments"].items():
         experiment["datasets"] = ["tiny_articles"]
         experiment["methods"] = [method for method in experiment["methods"] if method in COMPARED]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dynatree.files import WEIGHTS, drafter_of, features_of
-from dynatree.study import sections
+from dynatree.study import grid, sections
 from dynatree.tables import headline
 
 # What a stage does, by rule.
@@ -45,7 +45,7 @@ def plots(known: sections.Params) -> list[dict[str, Any]]:
 def artifacts(known: sections.Params) -> dict[str, Any]:
     """The models, as model registries list them."""
     models = {"target": ("${pair}", "The model that is sped up"), "drafter": (drafter_of("${pair}"), "Its draft model")}
-    if known.pairs[known.pair].features:
+    if any(run.reads for run in grid.expand(known).values()):
         models["features"] = features_of("${pair}"), "Its drafter that reads the target's states"
     return {
         role: {"path": f"models/{folder}/{WEIGHTS}", "type": "model", "desc": desc}

@@ -33,6 +33,7 @@ COLOURS = {
     "llama_cpp_lookup": "#ddcc77",
     "llama_cpp_draft": "#cc6677",
     "dynatree_threshold": "#cc79a7",
+    "dynatree_reading": "#8c3d00",
     "dynatree": "#d55e00",
     **FORMATS,
 }
@@ -58,6 +59,7 @@ NAMES = {
     "llama_cpp_lookup": "llama.cpp, lookup",
     "llama_cpp_draft": "llama.cpp, draft model",
     "dynatree_threshold": "DynaTree, threshold",
+    "dynatree_reading": "DynaTree, reading drafter",
     "dynatree": "DynaTree",
 }
 SHAPES = ("circle", "diamond", "square", "triangle-up", "cross")
