@@ -128,12 +128,12 @@ def test_changed_batch_size_measures_batches_alone(world: World):
     # A calibrated method depends on the costs of all batch sizes, the others on their own.
     found = runs(world).items()
     batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
-    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:float64", "aggregate"}
+    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:features//float64", "aggregate"}
     assert {name for name in ran if not name.startswith("draw")} == wanted
     world.run("dvc", "commit", "--force", "--quiet")
     world.edit(experiments__batch_size__batches=[1, 4, 8])
     done = {name.partition("@")[0] for name in world.repro()["ran"]}
-    batched = {"calibrate_batches", "batch_size_dynatree", "batch_size_autoregressive", "aggregate"}
+    batched = {"calibrate_batches_features", "batch_size_dynatree", "batch_size_autoregressive", "aggregate"}
     assert {name for name in done if not name.startswith("draw")} == batched
 
 
