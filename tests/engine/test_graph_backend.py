@@ -342,20 +342,37 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     monkeypatch.setattr(compiled, "EARNED", 3)
     monkeypatch.setattr(compiled, "EARNED_TOGETHER", 2)
     made, seen = fresh("int8"), []
+    least = made._graph(None)._least
     monkeypatch.setattr(compiled, "_shapes", spied(compiled._shapes, seen))
     (cache,) = made.new_caches(1)
     for n in (1, 1, 7, 1, 7):
         made.forward([Feed(TEXT[:n], cache)])
     assert not seen
     caches = made.new_caches(3)
-    assert seen == [(1, 1)]
+    assert seen == [(least, 1)]
     # Of four places, which two requests would leave half empty.
     for count in (3, 2, 2, 2, 3, 3, 2, 1):
         made.forward([Feed(TEXT[:1], cache) for cache in caches[:count]])
-    assert seen == [(1, 1), (1, 4)]
+    assert seen == [(least, 1), (least, 4)]
     # What is prepared for others takes its place.
     made.prepare(2)
     assert {places for places, _ in made._graphs[None]._requests} == {1, 2}
+
+
+@pytest.mark.parametrize("format", parts.FORMATS)
+def test_two_rows_are_computed_where_one_has_other_bits(monkeypatch: pytest.MonkeyPatch, format: str) -> None:
+    """Guards processors without AVX-512, whose kernel for a single row of int8 and int4 sums in another order."""
+    like = compiled.Graph._one_row_is_like_two
+    found = {}
+    for known in (like, lambda _: False):
+        monkeypatch.setattr(compiled.Graph, "_one_row_is_like_two", known)
+        made = fresh(format)
+        assert equal_nodes(made, 40, 12, 3) == (6, 6)
+        cache, _ = prefilled(made, 5)
+        ((logits, _),) = made.forward([Feed(TEXT[:1], cache)])
+        assert logits.shape == (1, made._model.config.vocab_size)
+        found[made._graph(None)._least] = logits
+    assert 2 in found and all(torch.equal(found[2], logits) for logits in found.values())
 
 
 def test_graphs_are_prepared_in_and_out_of_inference_mode(monkeypatch: pytest.MonkeyPatch) -> None:

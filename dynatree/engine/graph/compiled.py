@@ -87,13 +87,6 @@ class Graph:
             **SAME_KERNELS,
         }
         self._one = make(1)
-        # A product over a single row takes another kernel, with another order of sums.
-        self._least = 2 if shape.share == 1 else 1
-        affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
-        self._static = sorted(width for width in affordable if width >= self._least)
-        # Of several requests. None: any number, where memory does not allow more.
-        widths = sorted({max(width, self._least) for width in TOGETHER_WIDTHS})
-        self._together: list[int | None] = [*widths] if self._static else [None]
         # None: its bits are others.
         self._requests: dict[tuple[int, int | None], _Request | None] = {}
         self._wanted: Counter[tuple[int, int | None]] = Counter()
@@ -101,6 +94,12 @@ class Graph:
         self._places = 1
         # Now, and not in the midst of a request that somebody waits for.
         self._request(1, None)
+        self._least = 1 if shape.share > 1 and self._one_row_is_like_two() else 2
+        affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
+        self._static = sorted(width for width in affordable if width >= self._least)
+        # Of several requests. None: any number, where memory does not allow more.
+        widths = sorted({max(width, self._least) for width in TOGETHER_WIDTHS})
+        self._together: list[int | None] = [*widths] if self._static else [None]
 
     def begin(self, requests: int) -> None:
         """Before so many requests are decoded together: make the graphs for one that have paid for themselves.
@@ -137,7 +136,7 @@ class Graph:
         assert key, "a group that no graph takes"
         request = self._request(*key)
         assert request, "a graph whose bits are others"
-        return request.infer(given, key[1] or max(n, self._least))
+        return request.infer(given, key[1] or max(n, self._least), self._least)
 
     def _joins(self, one: Given) -> bool:
         """Whether a forward over several requests may have these tokens."""
@@ -179,28 +178,54 @@ class Graph:
             self._requests[key] = _Request(compiled, self._shape, self._layers, places) if used else None
         return self._requests[key]
 
-    def _same(self, compiled: ov.CompiledModel, places: int, width: int | None) -> bool:
-        """Whether `compiled` has the bits of the graph for any number of one request's tokens, on some of them."""
-        general, shape, chance = self._requests[1, None], self._shape, torch.Generator().manual_seed(0)
+    def _one_row_is_like_two(self) -> bool:
+        """Whether a product over a single row has its bits beside another: for one some processors have a kernel with
+        another order of sums."""
+        (both,), request = self._some(1, 2), self._any_number()
+        first = Given(both.cache, both.embedded[:1], both.cos[:1], both.sin[:1], None, None, 1)
+        alone, beside = _copied(request.infer([first], 1)[0]), request.infer([both], 2)[0]
+        return all(
+            torch.equal(mine, theirs)
+            for mine, theirs in (
+                (alone.logits, beside.logits[:1]),
+                (alone.keys, beside.keys[:, :, :1]),
+                (alone.values, beside.values[:, :, :1]),
+            )
+        )
+
+    def _any_number(self) -> "_Request":
+        """Of the graph for any number of one request's tokens: what it holds may be of inference mode or not, as its
+        first forward is, so that each comparison has its own."""
+        general = self._requests[1, None]
         assert general is not None
-        # Of their own: what they hold may be of inference mode or not, as their first forward is.
-        made = _Request(compiled, shape, self._layers, places)
-        any_number = _Request(general.compiled, shape, self._layers, 1)
+        return _Request(general.compiled, self._shape, self._layers, 1)
+
+    def _some(self, places: int, n: int) -> list[Given]:
+        """`n` tokens of each of so many requests, by chance, after one text."""
+        shape, chance = self._shape, torch.Generator().manual_seed(0)
 
         def some(*size: int) -> Tensor:
             return torch.randn(*size, generator=chance)
 
-        n = width or 2
         text = BlockCache(self._layers, shape.groups, shape.size)
         values = some(self._layers, shape.groups, _SEEN, shape.size + EXTRA)
         values[..., shape.size :] = text.block[1][:, :, :_SEEN, shape.size :]
         text.append(some(self._layers, shape.groups, _SEEN, shape.size), values, committed=True)
-        given = [
+        return [
             Given(text, some(n, shape.width), some(n, shape.turned), some(n, shape.turned), None, None, n)
             for _ in range(places)
         ]
-        found = made.infer(given, n)
-        alone = [_copied(any_number.infer([one], max(n, self._least))[0]) for one in given]
+
+    def _same(self, compiled: ov.CompiledModel, places: int, width: int | None) -> bool:
+        """Whether `compiled` has the bits of the graph for any number of one request's tokens, on some of them."""
+        n = width or 2
+        made, any_number, given = (
+            _Request(compiled, self._shape, self._layers, places),
+            self._any_number(),
+            self._some(places, n),
+        )
+        found = made.infer(given, n, self._least)
+        alone = [_copied(any_number.infer([one], max(n, self._least), self._least)[0]) for one in given]
         return all(
             torch.equal(mine, theirs)
             for one, other in zip(found, alone, strict=True)
@@ -251,8 +276,11 @@ class _Request:
         self._held: list[Tensor] = []
         self._masks: list[Tensor] = [torch.empty(0, 0)] * places
 
-    def infer(self, given: Sequence[Given], width: int) -> list[Found]:
-        """As `Graph.infer`, with rows that see themselves alone up to `width` of each request."""
+    def infer(self, given: Sequence[Given], width: int, least: int = 1) -> list[Found]:
+        """As `Graph.infer`, with rows that see themselves alone up to `width` of each request.
+
+        The head has `least` rows or more.
+        """
         self._hold(width)
         x, cos, sin = (part.view(self._places, width, part.shape[-1]) for part in self._held[:3])
         rows = []
@@ -265,6 +293,8 @@ class _Request:
                 rows.append(torch.arange(place * width + n - one.wanted, place * width + n))
         # Other rows at each forward, and may be fewer.
         wanted = rows[0] if len(rows) == 1 else torch.cat(rows)
+        asked = len(wanted)
+        wanted = torch.cat([wanted, wanted[-1:].expand(least - asked)]) if asked < least else wanted
         self._held[4] = wanted
         self._point(4, wanted)
         self._request.infer()
@@ -274,7 +304,7 @@ class _Request:
         shape = (self._layers, self._places, self._shape.groups, width, -1)
         keys, values = keys.view(shape), values.view(shape)
         # A copy: the next forward writes into the same memory.
-        own = logits.clone().split([one.wanted for one in given])
+        own = logits[:asked].clone().split([one.wanted for one in given])
         counts = [len(one.embedded) for one in given]
         states = [read[0][place * width :][:n].clone() if read else NO_STATES for place, n in enumerate(counts)]
         return [
