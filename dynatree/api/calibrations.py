@@ -38,7 +38,7 @@ def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mappin
     prints = loaded.fingerprints
     # What the workflow or the command measured is of the folders' files.
     if loaded.folders and not of(home, prints):
-        prints = {role: checkpoint.fingerprint(folder) for role, folder in loaded.folders.items()}
+        prints = checkpoint.fingerprints(loaded.folders)
     return Calibration.read(home, prints, dict(machine))
 
 

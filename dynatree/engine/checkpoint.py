@@ -117,6 +117,11 @@ def fingerprint(folder: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
+def fingerprints(folders: Mapping[str, Path]) -> dict[str, str]:
+    """The `fingerprint` of each of the models in `folders`, by role."""
+    return {role: fingerprint(folder) for role, folder in folders.items()}
+
+
 def read_draft_vocabulary(folder: Path) -> Tensor | None:
     """The token ids [v] that the drafter in `folder` drafts over; None if it names none. Raises UserError."""
     path = folder / DRAFT_VOCABULARY

@@ -62,7 +62,7 @@ def pair(
     `folders` as for `loading.load`; sizes as for `forward_times.costs`. `rates`: those of the pair in another format,
     whose text is all but the same; they are not measured then. Raises UserError for a pair that does not fit.
     """
-    fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    fingerprints = checkpoint.fingerprints(folders)
     models = kept.pair(folders, dtype, device)
     machine = describe_machine(dtype, device)
     return loaded(models, fingerprints, prompts, output_tokens, contexts, repeats, machine, rates=rates)

@@ -36,7 +36,7 @@ def load(
     pair = kept.pair(folders, dtype, device, requests)
     measured = None
     if calibration:
-        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = checkpoint.fingerprints(folders)
         measured = Calibration.read(calibration, fingerprints, describe_machine(dtype, device))
     return Loaded(pair, build(pair.target, pair.drafter, decoder, knobs, measured))
 
@@ -44,7 +44,7 @@ def load(
 def calibration_beside(folders: Mapping[str, Path], dtype: str) -> Path | None:
     """The folder of what the workflow measured beside these models, if it was for these in this format."""
     top = folders["target"].resolve().parent.parent / "results" / "calibration"
-    asked = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+    asked = checkpoint.fingerprints(folders)
     for home in (top / dtype, top / files.READING / dtype):
         if not (home / COSTS).is_file():
             continue

@@ -32,12 +32,11 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
     compared = params.benchmark.all_methods(params.methods)
     for name in params.benchmark.also:
         check_method(f"benchmark.also.{name}", compared[name].decoder, compared[name].knobs)
-        _check_reads(f"benchmark.also.{name}", compared[name])
-    for name, method in params.methods.items():
-        _check_reads(f"methods.{name}", method)
-    for title in params.experiments:
-        for key, _, method in grid.methods(params, title):
-            _check_reads(key, method)
+    every = {f"methods.{name}": method for name, method in params.methods.items()}
+    every |= {f"benchmark.also.{name}": compared[name] for name in params.benchmark.also}
+    every |= {key: method for title in params.experiments for key, _, method in grid.methods(params, title)}
+    for key, method in every.items():
+        _check_reads(key, method)
     for name, tried in params.benchmark.grids.items():
         for knob, values in tried.items():
             for value in values:

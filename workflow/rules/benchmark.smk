@@ -11,8 +11,6 @@ BESIDE = {
     "models": pair_of(False),
     "tokens": expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.datasets, pair=PARAMS.pair),
 }
-
-
 SIDE_BY_SIDE = {
     "start": " ".join(PARAMS.sources[dataset].start for dataset in PARAMS.datasets),
     "sizes": f"--prompts {SIZES.benchmark.prompts} --prompt-tokens {SIZES.prompt_tokens} "

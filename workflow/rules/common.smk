@@ -203,14 +203,6 @@ def tokens_file(run):
     return f"data/tokens/{PARAMS.pair}/{run.dataset}.parquet"
 
 
-def trained_on(part, shipped):
-    """The data sets that a drafter is trained on: of a shipped part, those that it was, for it saw none that is evaluated."""
-    record = Path(part, "record.json")
-    with reported(), readable(str(record)):
-        known = json.loads(record.read_text(encoding="utf-8"))["data"] if str(record) in shipped else {}
-    return [dataset for dataset in PARAMS.datasets if dataset in known] or PARAMS.tuned_on
-
-
 def part(model):
     """Where the checkout has the trained part of a drafter."""
     return Path("drafters", Path(model).name.removesuffix(drafter_of("")))
@@ -222,8 +214,12 @@ def shipped(model):
 
 
 def training_text(model):
-    """The tokens of the data sets that a drafter is trained on."""
-    return [f"data/tokens/{PARAMS.pair}/{dataset}.parquet" for dataset in trained_on(part(model), shipped(model))]
+    """The tokens that a drafter is trained on: of a shipped part those that it was, for it saw none that is evaluated."""
+    record = part(model) / "record.json"
+    with reported(), readable(str(record)):
+        known = json.loads(record.read_text(encoding="utf-8"))["data"] if str(record) in shipped(model) else {}
+    chosen = [dataset for dataset in PARAMS.datasets if dataset in known] or PARAMS.tuned_on
+    return [f"data/tokens/{PARAMS.pair}/{dataset}.parquet" for dataset in chosen]
 
 
 def part_option(model):
@@ -236,7 +232,8 @@ def models(run):
 
     Autoregressive decoding never loads the drafter.
     """
-    return pair_of(run.reads) if NEEDS[run.folder]["drafter"] != "unused" else pair_of(run.reads)[:1]
+    target, drafter = pair_of(run.reads)
+    return [target] if NEEDS[run.folder]["drafter"] == "unused" else [target, drafter]
 
 
 def pair_of(reads):

@@ -4,6 +4,8 @@ if "PARAMS" not in globals():
     include: "common.smk"
 
 
+# What both rules are told, and run.
+TRAINING = {"seed": PARAMS.seed, "device": PARAMS.device, "work": f".cache/distil/{PARAMS.pair}"}
 DISTIL = (
     "python workflow/scripts/distil.py --target {params.target} {params.part} --tokens {input.tokens} "
     "--source {params.source:q} --seed {params.seed} --device {params.device} "
@@ -29,10 +31,8 @@ if PAIR.drafter["kind"] == "distil":
         resources:
             exclusive=100,
         params:
+            **TRAINING,
             source=json.dumps(PAIR.drafter),
-            seed=PARAMS.seed,
-            device=PARAMS.device,
-            work=f".cache/distil/{PARAMS.pair}",
             part=part_option(DRAFTER),
             target=subpath(input.target, parent=True),
             folder=subpath(output[0], parent=True),
@@ -78,10 +78,8 @@ if FEATURES:
         resources:
             exclusive=100,
         params:
+            **TRAINING,
             source=json.dumps(PAIR.features),
-            seed=PARAMS.seed,
-            device=PARAMS.device,
-            work=f".cache/distil/{PARAMS.pair}",
             part=part_option(FEATURES),
             target=subpath(input.target, parent=True),
             folder=subpath(output[0], parent=True),

@@ -88,10 +88,7 @@ def main() -> None:
         beside = {False: (a.drafter, a.calibration), True: (a.features, a.features_calibration)}
         beside = {reads: given for reads, given in beside.items() if given[0]}
         folders = {reads: {"target": a.target, "drafter": drafter} for reads, (drafter, _) in beside.items()}
-        fingerprints = {
-            reads: {role: checkpoint.fingerprint(folder) for role, folder in pair.items()}
-            for reads, pair in folders.items()
-        }
+        fingerprints = {reads: checkpoint.fingerprints(pair) for reads, pair in folders.items()}
         measured = [folder for _, folder in beside.values() if folder]
         calibrations = {
             reads: Calibration.read(folder, fingerprints[reads], machine) if folder else None

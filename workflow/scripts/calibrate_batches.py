@@ -23,7 +23,7 @@ def main() -> None:
     with reported():
         set_threads(a.threads)
         folders = options.folders(a)
-        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = checkpoint.fingerprints(folders)
         known = Calibration.read(a.calibration, fingerprints, describe_machine(a.dtype, a.device))
         sizes = (a.contexts, a.repeats, a.dtype, a.device, a.batches)
         forward_times.with_batches(folders, known, *sizes).write_batches(a.calibration)

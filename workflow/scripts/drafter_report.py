@@ -34,7 +34,7 @@ def main() -> None:
         }
         machine = describe_machine(a.dtype, a.device)
         folders = options.folders(a)
-        fingerprints = {role: checkpoint.fingerprint(folder) for role, folder in folders.items()}
+        fingerprints = checkpoint.fingerprints(folders)
         measured = Calibration.read(a.calibration, fingerprints, machine)
         target, drafter = kept.pair(folders, a.dtype, a.device)
         with alone():

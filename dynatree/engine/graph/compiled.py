@@ -219,11 +219,8 @@ class Graph:
     def _same(self, compiled: ov.CompiledModel, places: int, width: int | None) -> bool:
         """Whether `compiled` has the bits of the graph for any number of one request's tokens, on some of them."""
         n = width or 2
-        made, any_number, given = (
-            _Request(compiled, self._shape, self._layers, places),
-            self._any_number(),
-            self._some(places, n),
-        )
+        made, any_number = _Request(compiled, self._shape, self._layers, places), self._any_number()
+        given = self._some(places, n)
         found = made.infer(given, n, self._least)
         alone = [_copied(any_number.infer([one], max(n, self._least), self._least)[0]) for one in given]
         return all(
