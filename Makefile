@@ -33,9 +33,9 @@ install: ## .venv with the library and the workflow, anew; EXTRAS=dev,s3,... add
 demo: models ## see it work, in minutes: a text with DynaTree and without drafting, and a tree
 	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter
 
-models: $(STAMP) ## the target and its drafter alone, nothing timed: enough for `dynatree generate`
+models: $(STAMP) ## the target and its drafters alone, nothing timed: enough for `dynatree generate`
 	$(call alone,$(SNAKEMAKE) models)
-	@echo "built: models/smollm2, models/smollm2-drafter; next: source .venv/bin/activate, dynatree generate --help"
+	@echo "built: models/smollm2, models/smollm2-drafter, models/smollm2-features; next: source .venv/bin/activate, dynatree generate --help"
 
 # The benchmark's figures, too, where it was run.
 report: all ## every figure with its caption, the numbers, parameters and machine in one page that works offline

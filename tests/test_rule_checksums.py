@@ -27,7 +27,7 @@ def differing(folder: Path) -> set[str]:
         ("generate.smk", "rule generate:", "# In other words.\nrule generate:", set()),
         ("generate.smk", "    input:\n", "    # In other words.\n    input:\n", set()),
         ("common.smk", '"""The costs of several requests at once."""', '"""In other words."""', set()),
-        ("calibrate.smk", '"logs/calibrate/{dtype}/tables.log"', '"logs/tables.log"', set()),
+        ("calibrate.smk", '"logs/calibrate/{reading}{dtype}/tables.log"', '"logs/{reading}{dtype}.log"', set()),
         ("generate.smk", "exclusive=100", "exclusive=50", set()),
         ("perplexity.smk", "--limit", "--most", {"perplexity"}),
         ("calibrate.smk", "seed=PARAMS.seed", "seed=0", {"calibrate"}),
