@@ -96,10 +96,12 @@ class Graph:
         self._request(1, None)
         self._least = 1 if shape.share > 1 and self._one_row_is_like_two() else 2
         affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
-        self._static = sorted(width for width in affordable if width >= self._least)
+        self._static = self._from_least(affordable)
         # Of several requests. None: any number, where memory does not allow more.
-        widths = sorted({max(width, self._least) for width in TOGETHER_WIDTHS})
-        self._together: list[int | None] = [*widths] if self._static else [None]
+        self._together: list[int | None] = [*self._from_least(TOGETHER_WIDTHS)] if self._static else [None]
+
+    def _from_least(self, widths: Sequence[int]) -> list[int]:
+        return sorted({max(width, self._least) for width in widths})
 
     def begin(self, requests: int) -> None:
         """Before so many requests are decoded together: make the graphs for one that have paid for themselves.
