@@ -17,6 +17,8 @@ MODEL_FILES = ("config.json", "generation_config.json", "tokenizer.json", "token
 # A drafter's has one more: the token ids that it drafts, most frequent first, which only this project reads.
 DRAFT_VOCABULARY = "draft_vocabulary.json"
 DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
+# And what its target puts after each token, where that was counted.
+SUCCESSORS = "successors.safetensors"
 # One that reads its target's states has what fuses them, too.
 FUSION = "fusion.safetensors"
 # The folder of calibrations with such a one, below that of the others.

@@ -3,7 +3,7 @@
 Knows no model, no drafter and no policy. All tensors are on the CPU: trees are small and steer Python code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,6 +69,25 @@ class TokenTree:
             depths=torch.arange(size),
             log_probs=torch.cat([self.log_probs, steps.cumsum(0)]),
             ancestors=torch.ones(size, size, dtype=torch.bool).tril(),
+        )
+
+    def grown(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Tensor) -> "TokenTree":
+        """As `extend` of several levels at once: `parents` [k] may be new nodes, too, each before its children."""
+        old, size = len(self), len(self) + len(tokens)
+        ancestors = torch.zeros(size, size, dtype=torch.bool)
+        ancestors[:old, :old] = self.ancestors
+        rows = ancestors.numpy()
+        depths = self.depths.tolist()
+        for node, parent in enumerate(parents, old):
+            rows[node] = rows[parent]
+            rows[node, node] = True
+            depths.append(depths[parent] + 1)
+        return TokenTree(
+            tokens=torch.cat([self.tokens, torch.tensor(tokens)]),
+            parents=torch.cat([self.parents, torch.tensor(parents)]),
+            depths=torch.tensor(depths),
+            log_probs=torch.cat([self.log_probs, log_probs]),
+            ancestors=ancestors,
         )
 
     def graft(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":

@@ -26,6 +26,7 @@ from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
+from dynatree.engine.successors import Successors
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock
@@ -81,9 +82,19 @@ def wanted(count: int, *eos: int, **more: Any) -> GenerationOptions:
     return GenerationOptions(max_new_tokens=count, eos_token_id=frozenset(eos), **more)
 
 
+def tabled(drafter: DraftModel, model: LanguageModel) -> DraftModel:
+    """`drafter` with a table of what `model` puts after each token alone: bigrams of its own."""
+    with torch.inference_mode():
+        ids = torch.arange(model.vocabulary_size, device=model.device)
+        logits = _unwrapped_copy(model)(ids[:, None]).logits[:, -1].float().cpu()
+    best = torch.log_softmax(logits, -1).topk(min(8, model.vocabulary_size))
+    drafter.successors = Successors(best.indices.numpy(), best.values.numpy())
+    return drafter
+
+
 def same(model: LanguageModel) -> DraftModel:
     """A drafter with the target's own weights: right everywhere."""
-    return DraftModel(LanguageModel(_unwrapped_copy(model), name="same"))
+    return tabled(DraftModel(LanguageModel(_unwrapped_copy(model), name="same")), model)
 
 
 def wrong(model: LanguageModel) -> DraftModel:
@@ -95,12 +106,12 @@ def wrong(model: LanguageModel) -> DraftModel:
         return output
 
     copy.register_forward_hook(negate)
-    return DraftModel(LanguageModel(copy, name="wrong"))
+    return tabled(DraftModel(LanguageModel(copy, name="wrong")), model)
 
 
 def unrelated(model: LanguageModel) -> DraftModel:
     """A drafter that knows nothing of the target."""
-    return DraftModel(language_model("llama", seed=7, dtype=model.dtype))
+    return tabled(DraftModel(language_model("llama", seed=7, dtype=model.dtype)), model)
 
 
 def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> DraftModel:
@@ -110,7 +121,7 @@ def related(model: LanguageModel, noise: float = 0.1, seed: int = 1) -> DraftMod
     with torch.no_grad():
         for parameter in copy.parameters():
             parameter.add_(torch.randn_like(parameter) * noise * parameter.std())
-    return DraftModel(LanguageModel(copy, name="related"))
+    return tabled(DraftModel(LanguageModel(copy, name="related")), model)
 
 
 def reading(model: LanguageModel, format: str | None = None, **config: Any) -> DraftModel:
@@ -119,7 +130,8 @@ def reading(model: LanguageModel, format: str | None = None, **config: Any) -> D
     copy = shrink(model.model, [model.model.config.num_hidden_layers - 1], 1.0).to(model.dtype)
     copy.config.update({"draft_reads": [1, 2], **config})
     drafter = LanguageModel(copy.eval(), name="reading", format=format)
-    return DraftModel(drafter, fusion=fusion(len(copy.config.draft_reads), copy.config.hidden_size))
+    fused = fusion(len(copy.config.draft_reads), copy.config.hidden_size)
+    return tabled(DraftModel(drafter, fusion=fused), model)
 
 
 def fusion(reads: int, width: int) -> Fusion:
@@ -134,7 +146,7 @@ def fusion(reads: int, width: int) -> Fusion:
 def masked(model: LanguageModel, kept: int) -> DraftModel:
     """A drafter for which all but the `kept` likeliest tokens have probability zero."""
     copy = _unwrapped_copy(model)
-    drafter = DraftModel(LanguageModel(copy, name="masked"))
+    drafter = tabled(DraftModel(LanguageModel(copy, name="masked")), model)
 
     def mask(module: object, inputs: object, output: ModelOutput) -> ModelOutput:
         least = output.logits.topk(kept, dim=-1).values[..., -1:]
@@ -159,7 +171,8 @@ def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) 
     counts = [1, 128]
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
     draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
-    steps = StepRates(ranks=[(0.5, 0.8), (-1.0, 0.5)], rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR))
+    ranks = [(0.5, 0.8), (-1.0, 0.5)]
+    steps = StepRates(ranks=ranks, rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR), successors=ranks)
     return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 

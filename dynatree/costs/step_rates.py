@@ -19,17 +19,20 @@ from dynatree.config import Knobs
 
 log = logging.getLogger(__name__)
 
-_LEAST, _MOST = 1e-4, 0.995
+# Bounds of what is believed of a step, and how far from 0 and 1 log-odds are taken.
+LEAST, MOST = 1e-4, 0.995
+EPS = 1e-6
 # Of the online correction: hits that a request starts with, and what an observation keeps of the older ones.
 _PRIOR_HITS, _MEMORY = 3.0, 0.97
 
 
 class SampledRates(Knobs):
-    """`ranks` and `lookup` as of `StepRates`, of text drawn at `temperature`."""
+    """`ranks`, `lookup` and `successors` as of `StepRates`, of text drawn at `temperature`."""
 
     temperature: float = Field(gt=0)
     ranks: list[tuple[float, float]] = Field(min_length=1)
     lookup: list[float]
+    successors: list[tuple[float, float]] = Field(default_factory=list)
 
 
 class StepRates(Knobs):
@@ -37,13 +40,15 @@ class StepRates(Knobs):
 
     `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
     proposals are, by the match's length (lookup.py); `lookup_processed`: the same where logits processors are on, which
-    keep text from looping (empty: as without). `sampled`: the same of text that is drawn (empty: as of greedy text).
+    keep text from looping (empty: as without). `successors` [b][2]: curves as `ranks` of a table of successors (empty:
+    there was none). `sampled`: the same of text that is drawn (empty: as of greedy text).
     """
 
     ranks: list[tuple[float, float]] = Field(min_length=1)
     rates: list[float] = Field(min_length=1)
     lookup: list[float]
     lookup_processed: list[float] = Field(default_factory=list)
+    successors: list[tuple[float, float]] = Field(default_factory=list)
     sampled: list[SampledRates] = Field(default_factory=list)
     version: int = 0
 
@@ -57,7 +62,8 @@ class StepRates(Knobs):
         nearest = min(self.sampled, key=lambda one: abs(one.temperature - temperature))
         if not math.isclose(nearest.temperature, temperature):
             _tell_once(temperature, nearest.temperature)
-        return self.model_copy(update={"ranks": nearest.ranks, "lookup": nearest.lookup, "lookup_processed": []})
+        known = nearest.model_dump(include={"ranks", "lookup", "successors"})
+        return self.model_copy(update={**known, "lookup_processed": []})
 
     @property
     def lookups(self) -> list[list[float]]:
@@ -77,6 +83,12 @@ class StepRates(Knobs):
         return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
 
 
+def curve(probability: float, intercept: float, slope: float) -> float:
+    """What a rank's curve makes of one stated probability."""
+    p = min(max(probability, EPS), 1 - EPS)
+    return 1 / (1 + math.exp(-intercept) * ((1 - p) / p) ** slope)
+
+
 class OnlineCorrection:
     """How much more or less often proposals are right in this request than the calibration says.
 
@@ -89,7 +101,12 @@ class OnlineCorrection:
 
     def corrected(self, log_probs: Tensor) -> Tensor:
         """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
-        return normalised(log_probs.exp() * ((_PRIOR_HITS + self._hits) / (_PRIOR_HITS + self._stated)))
+        return normalised(log_probs.exp() * self.ratio)
+
+    @property
+    def ratio(self) -> float:
+        """What a calibrated probability is multiplied by."""
+        return (_PRIOR_HITS + self._hits) / (_PRIOR_HITS + self._stated)
 
     def observe(self, stated: float, hit: bool) -> None:
         """One node's calibrated proposals, of which one was the target's choice with probability `stated`, or `hit`."""
@@ -119,10 +136,10 @@ def _first(curves: Tensor, ranks: int) -> Tensor:
 
 def normalised(probability: Tensor) -> Tensor:
     """Log of probabilities [f, b] of siblings, kept from 0 and 1 and scaled where a row sums to more than 1."""
-    probability = probability.clamp(_LEAST, _MOST)
+    probability = probability.clamp(LEAST, MOST)
     return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
 
 
 def log_odds(log_probs: Tensor) -> Tensor:
     """log(p / (1 - p)), kept finite."""
-    return torch.logit(log_probs.exp(), eps=1e-6)
+    return torch.logit(log_probs.exp(), eps=EPS)

@@ -24,9 +24,10 @@ from transformers import (
 from dynatree import files
 from dynatree.config import Knobs
 from dynatree.data import hub, registry
-from dynatree.engine import fusion
+from dynatree.engine import fusion, successors
 from dynatree.engine.checkpoint import read, read_draft_vocabulary
 from dynatree.engine.fusion import Fusion
+from dynatree.engine.successors import Successors
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError, readable
 
@@ -97,13 +98,23 @@ def build(source: Any, folder: Path, cache: Path, seed: int, drafter: bool = Fal
         model, tokenizer, origin = _random(source, seed)
     else:
         raise UserError(f"a model of kind {source.kind!r} is not fetched but trained")
-    save(model, tokenizer, folder, origin, _drafted(source, model) if drafter else None)
+    if not drafter:
+        save(model, tokenizer, folder, origin)
+        return
+    vocabulary, table = _drafted(source, model), None
+    if isinstance(source, LocalWeights):
+        table = successors.load(Path(source.path) / files.SUCCESSORS, _tokens(model))
+    save(model, tokenizer, folder, origin, vocabulary, table=table)
 
 
 def _drafted(source: Any, model: PreTrainedModel) -> Sequence[int]:
     named = read_draft_vocabulary(Path(source.path)) if isinstance(source, LocalWeights) else None
-    rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[index]
-    return range(rows) if named is None else named.tolist()
+    return range(_tokens(model)) if named is None else named.tolist()
+
+
+def _tokens(model: PreTrainedModel) -> int:
+    """Those that its embedding has."""
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
 
 
 def save(
@@ -113,10 +124,12 @@ def save(
     origin: dict[str, Any],
     draft_vocabulary: Sequence[int] | None = None,
     reading: Fusion | None = None,
+    table: Successors | None = None,
 ) -> None:
     """Write a model folder: everything to a temporary neighbour first, the manifest last.
 
-    `draft_vocabulary` (a drafter's) and what it reads its target by, `reading`, are written as further files.
+    `draft_vocabulary` (a drafter's), what it reads its target by, `reading`, and its `table` of what its target puts
+    after each token are written as further files.
     """
     names = list(files.MODEL_FILES[:-1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -133,6 +146,9 @@ def save(
         if reading is not None:
             fusion.save(reading, Path(temporary))
             names.append(files.FUSION)
+        if table is not None:
+            successors.save(table, Path(temporary) / files.SUCCESSORS)
+            names.append(files.SUCCESSORS)
         hashes = {}
         for name in names:
             written = Path(temporary) / name
@@ -140,7 +156,7 @@ def save(
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
         (folder / files.MANIFEST).unlink(missing_ok=True)
-        for further in (files.DRAFT_VOCABULARY, files.FUSION):
+        for further in (files.DRAFT_VOCABULARY, files.FUSION, files.SUCCESSORS):
             (folder / further).unlink(missing_ok=True)
         for name in names:
             (Path(temporary) / name).chmod(0o644)

@@ -151,7 +151,8 @@ class Decoder(RoundDecoder):
     def check(knobs: Mapping[str, Any]) -> None:
         checked = Settings(**knobs)
         policy, drafting = checked.build_policy(), plugins.load("drafting", checked.drafting)
-        if not policy.takes_lookup and drafting.MODEL != "required":
+        # A drafter that grows no levels has a tree of its own.
+        if not policy.takes_lookup and not hasattr(drafting.Drafter, "grow"):
             raise ValueError(
                 f"drafting: {checked.drafting}; the trees of policy {checked.policy} are made for a drafter model, "
                 "write drafting: model"

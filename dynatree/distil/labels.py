@@ -20,6 +20,7 @@ from dynatree.distil.recipe import Labels
 from dynatree.distil.text import TrainingText, cut
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.eager.layers import reading
+from dynatree.engine.successors import Successors, counted
 from dynatree.files import replacing
 
 # Positions of one forward; positions whose logits over the whole vocabulary are held at once, few enough for a cache.
@@ -60,6 +61,18 @@ def write_shards(
             speed = f"{size / seconds:,.0f} tokens/s"
             print(f"distil: labels for {done:,} of {labels.tokens:,} tokens, {speed}", file=sys.stderr, flush=True)
     return paths
+
+
+def successors_of(paths: Sequence[Path], vocabulary: int, kept: int) -> Successors:
+    """What the shards hold as a table: of each token the `kept` likeliest after it (engine/successors.py)."""
+    found: dict[str, list[Tensor]] = {"tokens": [], "ids": [], "probabilities": []}
+    for path in paths:
+        # Not the states, which are most of a shard.
+        with safe_open(path, "pt") as opened:
+            for name, parts in found.items():
+                parts.append(opened.get_tensor(name).flatten(0, 1))
+    tokens, ids, probabilities = (torch.cat(parts) for parts in found.values())
+    return counted(tokens.long(), ids.long(), probabilities, vocabulary, kept)
 
 
 def make_shard(

@@ -60,11 +60,13 @@ def make(
     watch = _watch(teacher, drafter, text, recipe, order, seed)
     training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps)
     training.on_text()
-    labelled, labelling = 0, 0.0
+    labelled, labelling, table = 0, 0.0, None
     if recipe.labels:
         folder = work / "labels"
         shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, recipe.reads)
         training.on_labels(shards)
+        if recipe.labels.successors:
+            table = labels.successors_of(shards, len(order), recipe.labels.successors)
         labelled, labelling = map(sum, zip(*map(labels.measure, shards), strict=True))
     record = {
         **identity,
@@ -75,7 +77,7 @@ def make(
         "curve": training.curve,
         "versions": {"dynatree": __version__, **describe_machine(recipe.dtype, device)},
     }
-    part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part")
+    part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part", table)
     return work / "part"
 
 

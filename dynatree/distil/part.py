@@ -1,4 +1,5 @@
-"""What training gives apart from the target: layers in float16, draft vocabulary, record; a checkpoint with the target.
+"""What training gives apart from the target: layers in float16, draft vocabulary, table of successors, record; a
+checkpoint with the target.
 
 The embedding and the head are the target's own and are not kept, so a part is small, and good for one target only.
 """
@@ -17,7 +18,8 @@ from dynatree.data import model_sources
 from dynatree.data.splits import EVALUATION, SplitDocument
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import add_fusion, load_trained_part, shrink, trained_part
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, successors
+from dynatree.engine.successors import Successors
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError, readable
 
@@ -33,8 +35,14 @@ def values_sha256(target: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def write(drafter: PreTrainedModel, vocabulary: list[int], record: dict[str, Any], folder: Path) -> None:
-    """Write a part; the record, which makes it one, last."""
+def write(
+    drafter: PreTrainedModel,
+    vocabulary: list[int],
+    record: dict[str, Any],
+    folder: Path,
+    table: Successors | None = None,
+) -> None:
+    """Write a part; the record, which makes it one, last. `table`: what the target puts after each token."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     layers = {name: value.half().cpu().contiguous() for name, value in trained_part(drafter).items()}
@@ -44,6 +52,9 @@ def write(drafter: PreTrainedModel, vocabulary: list[int], record: dict[str, Any
         save_file(layers, temporary)
         temporary.chmod(0o644)
     files.write_text(folder / files.DRAFT_VOCABULARY, f"{vocabulary}\n")
+    (folder / files.SUCCESSORS).unlink(missing_ok=True)
+    if table is not None:
+        successors.save(table, folder / files.SUCCESSORS)
     files.write_json(folder / RECORD, record)
 
 
@@ -65,6 +76,10 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
     if differing := [key for key in asked if asked[key] != had[key]]:
         key = differing[0]
         raise UserError(f"{folder}: trained with {key} {had[key]}, the parameters say {asked[key]}; {retrain}")
+    if recipe.tabled and not (folder / files.SUCCESSORS).is_file():
+        raise UserError(
+            f"{folder}: no {files.SUCCESSORS}, which labels.successors asks for; write 0 there, or {retrain}"
+        )
     for name, documents in datasets.items():
         data = record["data"].get(name, {})
         seen = {*data.get("training", []), *data.get("held_out", [])}
@@ -78,6 +93,7 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
 def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """Write the drafter of the part in `folder` to `out`, a standard checkpoint with the target's embedding and head.
 
+    The table of successors goes with it, if there is one.
     One that reads states gets `draft_reads` in its config and its fusion as a further file. Raises UserError if
     the part was trained for another target, or is damaged.
     """
@@ -100,6 +116,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
         raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
     if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):
         raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
+    table = successors.load(folder / files.SUCCESSORS, len(target.get_input_embeddings().weight))
     origin = {key: value for key, value in record.items() if key != "data"}
     # It was never trained behind more.
     drafter.config.draft_window = recipe.length
@@ -110,4 +127,4 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
         fusion = drafter.fusion
         del drafter.fusion
     tokenizer = require_tokenizer(target_folder)
-    model_sources.save(drafter.eval(), tokenizer, out, origin, vocabulary.tolist(), reading=fusion)
+    model_sources.save(drafter.eval(), tokenizer, out, origin, vocabulary.tolist(), fusion, table)

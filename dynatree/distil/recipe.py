@@ -22,6 +22,7 @@ class Labels(Knobs):
     temperatures: tuple[float, ...] = Field((1.0, 1.0, 0.7, 0.0), min_length=1)  # of a shard's rows in turn; 0: greedy
     penalties: tuple[float, ...] = Field((1.0,), min_length=1)  # repetition penalties, likewise; 1: none
     passes: int = Field(2, ge=1)  # over all labels
+    successors: int = Field(32, ge=0)  # of each token in a table made of the labels; 0: no table
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
 
     @model_validator(mode="after")
@@ -52,6 +53,11 @@ class Recipe(Knobs):
     repeat_share: float = Field(ge=0, le=1)  # of the text batches, in which a random span comes twice
     held_out_share: float = Field(0.05, gt=0, lt=1)  # of the tuning documents, for progress alone
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the target's forward and of the training's products
+
+    @property
+    def tabled(self) -> bool:
+        """Whether what it makes has a table of what the target puts after each token."""
+        return self.labels is not None and self.labels.successors > 0
 
     @model_validator(mode="after")
     def _positive(self) -> Self:

@@ -1,6 +1,8 @@
-"""Lookup and model in one tree: lookup gives long confident chains, the model alternatives where text is new.
+"""Lookup, model and successors in one tree: lookup gives long confident chains, the model alternatives where text is
+new, and a table of successors, where the drafter has one, what takes no forward: below the likeliest nodes, or where
+levels were drafted below the last one.
 
-Where both speak of one node, lookup's claim stands for its own token (or the model's, if larger) and the model shares
+Where two speak of one node, lookup's claim stands for its own token (or the model's, if larger) and the model shares
 out the rest: siblings never sum to more than 1.
 """
 
@@ -10,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dynatree.costs.step_rates import StepRates
-from dynatree.drafting import lookup, model
+from dynatree.drafting import Drafter as Part
+from dynatree.drafting import lookup, model, successors
 from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
@@ -28,27 +31,43 @@ class Drafter:
     ):
         self._lookup = lookup.Drafter(rates=rates)
         self._model = model.Drafter(draft_model, rates, noise) if draft_model else None
+        # Many nodes that are seldom right are for a policy that chooses among them.
+        self._successors = (
+            successors.Drafter(draft_model, rates, noise) if draft_model and draft_model.successors else None
+        )
 
     def start(self, requests: Sequence[Request]) -> None:
-        self._lookup.start(requests)
-        if self._model:
-            self._model.start(requests)
+        for drafter in self._each:
+            drafter.start(requests)
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
-        trees = self._lookup.propose(requests, planner)
-        return self._model.grow(requests, trees, planner, share_out) if self._model else trees
+        trees, table = self._lookup.propose(requests, planner), self._successors
+        priced = {place: growth for place, request in enumerate(requests) if (growth := planner.priced(request))}
+        if table:
+            for place, growth in priced.items():
+                growth.offered(table.below_root(requests[place], growth))
+        if self._model:
+            trees = self._model.grow(requests, trees, planner, share_out)
+        if table:
+            for place, growth in priced.items():
+                request = requests[place]
+                trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
+        return trees
 
     def forwards(self, request: Request) -> int:
         return self._model.forwards(request) if self._model else 0
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
-        if self._model:
-            self._model.accept(request, tree, path)
+        for drafter in self._each:
+            drafter.accept(request, tree, path)
 
     def retain(self, requests: Sequence[Request]) -> None:
-        self._lookup.retain(requests)
-        if self._model:
-            self._model.retain(requests)
+        for drafter in self._each:
+            drafter.retain(requests)
+
+    @property
+    def _each(self) -> list[Part]:
+        return [drafter for drafter in (self._lookup, self._model, self._successors) if drafter]
 
 
 def share_out(tree: TokenTree, frontier: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:

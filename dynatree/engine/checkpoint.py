@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from dynatree import files
 from dynatree.config import QUANTISED
-from dynatree.engine import fusion
+from dynatree.engine import fusion, successors
 from dynatree.engine.compatibility import DTYPES, GRAPH_FORMATS
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
@@ -74,7 +74,8 @@ def load_drafter(
     model = _placed(folder, dtype, device, reads=True)
     tokenizer = tokenizer or load_tokenizer(folder)
     drafter = LanguageModel(model, tokenizer, folder.name, packed=True, rounded=True, format=graph_format(dtype))
-    return DraftModel(drafter, read_draft_vocabulary(folder), _read_fusion(folder, model.config))
+    table = successors.load(folder / files.SUCCESSORS, drafter.vocabulary_size)
+    return DraftModel(drafter, read_draft_vocabulary(folder), _read_fusion(folder, model.config), table)
 
 
 def load_drafter_of(target: LanguageModel, folders: Mapping[str, Path], dtype: str, device: str) -> DraftModel:
@@ -111,7 +112,7 @@ def fingerprint(folder: Path) -> str:
             hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
     else:
         hashes = [files.sampled_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    for further in (DRAFT_VOCABULARY, files.FUSION):
+    for further in (DRAFT_VOCABULARY, files.FUSION, files.SUCCESSORS):
         if (folder / further).is_file():
             hashes.append(files.sha256(folder / further))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

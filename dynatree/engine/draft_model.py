@@ -17,6 +17,7 @@ from dynatree.engine.backend import Begin, Cache, End, Feed, Head, Output
 from dynatree.engine.eager.packing import PackedLinear, pack_rounded, weight_sizes
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
+from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.files import DRAFT_VOCABULARY
 
@@ -28,10 +29,16 @@ class DraftModel:
     `window`: most committed tokens that it is to draft after, `draft_window` of its config; None: all. `reads`: the
     layers of the target behind which it reads states by `fusion`, `draft_reads` of its config; none: a plain model.
     Raises UserError for a vocabulary that is not the model's, a window that is no number of tokens, and reads that do
-    not go with the fusion.
+    not go with the fusion. `successors`: what its target puts after each token; None: it was not counted.
     """
 
-    def __init__(self, language_model: LanguageModel, vocabulary: Tensor | None = None, fusion: Fusion | None = None):
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        vocabulary: Tensor | None = None,
+        fusion: Fusion | None = None,
+        successors: Successors | None = None,
+    ):
         self.language_model = language_model
         size = language_model.vocabulary_size
         # A list of all tokens restricts nothing.
@@ -49,7 +56,7 @@ class DraftModel:
             )
         self.window: int | None = window
         self.reads = checked_reads(self.name, language_model.model.config, fusion)
-        self.fusion = fusion
+        self.fusion, self.successors = fusion, successors
         self._reader: Fusion | None = None
         self._own: tuple[int, ...] = ()
         if fusion is not None:
@@ -106,7 +113,7 @@ class DraftModel:
 
     def over_all_tokens(self) -> "DraftModel":
         """A drafter over the whole vocabulary, on the same model."""
-        return DraftModel(self.language_model, fusion=self.fusion)
+        return DraftModel(self.language_model, fusion=self.fusion, successors=self.successors)
 
     def token_ids(self, places: Tensor) -> Tensor:
         """Token ids of `places` in the logits of `draft`."""

@@ -51,6 +51,10 @@ class BatchPlanner:
         """How the tree of `request` grows."""
         return self._growths[request]
 
+    def priced(self, request: Request) -> PricedGrowth | None:
+        """The same where it weighs nodes against seconds; None: it does not."""
+        return cast("PricedGrowth", self._growths[request]) if self._priced else None
+
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
         # Alone, and where nothing is weighed in seconds, each decides for itself.

@@ -1,5 +1,6 @@
 """How the tree of one request grows: what a policy decides and a drafter asks. Contracts alone."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -42,6 +43,9 @@ class PricedGrowth(Growth, Protocol):
 
     def set_costs(self, calibration: Calibration) -> None:
         """Costs from now on: fewer requests than before share a forward."""
+
+    def offered(self, together: Sequence[float]) -> None:
+        """What is to be had below the root without a level: how likely its best 1, 2, ... children are together."""
 
     def savings(self, tree: TokenTree) -> Tensor:
         """Seconds saved by a forward over 0, 1, ... nodes of `tree` besides the root, by this request alone.

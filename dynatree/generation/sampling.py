@@ -164,6 +164,14 @@ class Sampler:
         noise = torch.stack([self._noise.at(position, width) for position in positions])
         return self.warpers.warped(scores) + (noise if ids is None else noise[:, ids]).to(scores.device)
 
+    def perturbed_some(
+        self, scores: NDArray[np.float32], position: int, ids: NDArray[np.int64], size: int
+    ) -> NDArray[np.float32]:
+        """The same of one row, with `scores` of the tokens `ids` alone."""
+        noise = self._noise.at(position, size).numpy()[ids]
+        found: NDArray[np.float32] = self.warpers.warped(torch.from_numpy(scores)[None])[0].numpy() + noise
+        return found
+
     def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:
         """Noise [n, size] that draws the children of each of `nodes` of the tree drafted after `length` tokens."""
         return torch.stack([self._noise.below(node, length, size) for node in nodes])

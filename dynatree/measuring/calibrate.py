@@ -15,7 +15,7 @@ from dynatree import decoding
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import CostTable
 from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
-from dynatree.drafting import lookup
+from dynatree.drafting import lookup, successors
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint, kept
 from dynatree.engine.backend import Feed
@@ -23,6 +23,7 @@ from dynatree.engine.compatibility import pair_up
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
+from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.generation.trace import Clock
@@ -161,17 +162,20 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
     but what it is asked for is the rest. There a short match of lookup's is right half as often.
     """
     greedy, new = texts[GREEDY], texts[PENALISED]
+    table = drafter.successors if drafter else None
     found = {kind: hits(drafter, pairs, kind, target) for kind, pairs in texts.items()} if drafter else {}
     return StepRates(
         ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
         rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
         lookup=lookup.rates(greedy),
         lookup_processed=lookup.rates(new, processed=True),
+        successors=_successor_ranks(table, texts, GREEDY, PENALISED),
         sampled=[
             SampledRates(
                 temperature=kind.temperature,
                 ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
                 lookup=lookup.rates(texts[kind], kind.temperature),
+                successors=_successor_ranks(table, texts, kind),
             )
             for kind in SAMPLED
         ],
@@ -179,6 +183,27 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
 
 
 NO_RANKS = [(0.0, 1.0)]
+
+
+def _successor_ranks(table: Successors | None, texts: Texts, *kinds: GenerationOptions) -> list[tuple[float, float]]:
+    """Curves of the children that `table` has along the outputs of these `kinds`; none without a table."""
+    if table is None:
+        return []
+    return fit_ranks(*_joined(*(followed(table, texts[kind], kind) for kind in kinds)))
+
+
+@torch.inference_mode()
+def followed(table: Successors, pairs: Continuations, kind: GenerationOptions) -> tuple[Tensor, Tensor]:
+    """As `teacher_forced`, of all of `pairs`, what a table of successors says."""
+    stated, right = [], []
+    for key, (prompt, output) in enumerate(pairs):
+        options = kind.keyed([key])
+        follower = successors.Follower(table, None, options.processors, options.sampler())
+        for place, token in enumerate(output):
+            children = follower.begin([*prompt, *output[:place]], forward_times.RANKS)
+            stated.append([step for _, step in children])
+            right.append([child == token for child, _ in children])
+    return torch.tensor(stated), torch.tensor(right)
 
 
 def hits(

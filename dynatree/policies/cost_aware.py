@@ -11,6 +11,7 @@ CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.1406
 """
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -101,6 +102,8 @@ class _Growth:
         self._policy, self._most = policy, policy.most
         # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means.
         self._yield = [[_FIRST_YIELD] * policy.branch] * (policy.depth + 1)
+        # What other children, which take no level, yield in place of them.
+        self._offered = [0.0] * policy.branch
         # Rounds of this request, which those of a batch count alike, and those since its last draft.
         self._round = self._idle = 0
         # Drafts in a row that were tried though none was due, and whether this round's is one.
@@ -141,6 +144,11 @@ class _Growth:
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = None
 
+    def offered(self, together: Sequence[float]) -> None:
+        most = [*together, *[together[-1]] * (self.branch - len(together))]
+        pairs = zip(self._offered, most, strict=True)
+        self._offered = [new + _YIELD_FADE * (old - new) for old, new in pairs]
+
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
             steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
@@ -165,7 +173,8 @@ class _Growth:
         for node in range(1, len(tree)):
             room[parents[node]] -= v[node]
         # in seconds, by how many children of each node are verified.
-        each = [hit * seconds.drafted[int(hit * _GRID)] for hit in self._yield[self._level]]
+        hits = zip(self._yield[self._level], self._offered, strict=True)
+        each = [max(0.0, hit - other) * seconds.drafted[int(hit * _GRID)] for hit, other in hits]
         share, worths = 0.0, []
         for node in order:
             share += max(0.0, room[node])

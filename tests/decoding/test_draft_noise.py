@@ -28,7 +28,7 @@ WAYS: list[dict[str, Any]] = [
     {"temperature": 0},
 ]
 # Those whose probabilities are not calibrated, and that have a drafter model.
-RANKED = [name for name in TREES if name not in ("lookup", "cost aware")]
+RANKED = [name for name in TREES if name not in ("lookup", "cost aware", "priced successors")]
 DRAWN = {"draft_noise": "independent", "verification": "traversal"}
 TRAVERSED = ["chain", "fixed", "threshold", "budget 1", "budget 0", "depth 0", "whole vocabulary"]
 

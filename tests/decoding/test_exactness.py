@@ -34,6 +34,8 @@ TREES: dict[str, dict[str, Any]] = {
     "lookup": {"policy": "chain", "drafting": "lookup", "draft_tokens": 8},
     "hybrid chain": {"policy": "chain", "drafting": "hybrid", "draft_tokens": 4, "threshold": 0.5},
     "hybrid": {"policy": "threshold", "drafting": "hybrid", "depth": 6, "branch": 3, "threshold": None, "budget": 16},
+    "successors": {"policy": "threshold", "drafting": "successors", **LIMITS},
+    "priced successors": {"policy": "cost_aware", "drafting": "successors", **LIMITS},
     "cost aware": {"policy": "cost_aware", "drafting": "hybrid", **LIMITS},
     "uncalibrated": {"policy": "cost_aware", "drafting": "model", **LIMITS, "calibrated": False},
 }
@@ -163,7 +165,7 @@ def test_prompt_lookup_is_refused_where_it_would_look_up_beyond_the_context(targ
 
 def test_assisted_is_refused_beyond_its_drafters_context(target: Build) -> None:
     """Guards against an IndexError from the drafter's position table in the middle of a request."""
-    small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
+    small = models.tabled(DraftModel(models.language_model("gpt2", seed=3, n_positions=20)), target())
     assert decode("assisted", target(), small, PROMPT, 15).output == reference(target(), PROMPT, 15)
     with pytest.raises(UserError, match="context of 20"):
         decode("assisted", target(), small, PROMPT, 16)
@@ -172,7 +174,7 @@ def test_assisted_is_refused_beyond_its_drafters_context(target: Build) -> None:
 @pytest.mark.parametrize("tree", TREES)
 def test_drafter_with_a_smaller_context(target: Build, tree: str) -> None:
     """Guards against drafting beyond the drafter's positions; decoding goes on plainly where its context ends."""
-    small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
+    small = models.tabled(DraftModel(models.language_model("gpt2", seed=3, n_positions=20)), target())
     for length in (3, 18, 19, 20, 21, 30):
         prompt = tuple(range(length))
         assert decode(tree, target(), small, prompt, 24).output == reference(target(), prompt, 24)

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from dynatree import files
 from dynatree.data.splits import EVALUATION
-from dynatree.distil import part
+from dynatree.distil import labels, part
 from dynatree.distil.make import make
 from dynatree.distil.recipe import Recipe
-from dynatree.engine import checkpoint
+from dynatree.engine import checkpoint, successors
 from dynatree.errors import UserError
 from tests.distil.worlds import DATASETS, reading_recipe, recipe, target_folder, trained
 
@@ -55,9 +56,9 @@ def test_the_record_says_how_it_was_made(made: Path) -> None:
 def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_path: Path) -> None:
     """Guards against a checkpoint that transformers cannot load, or whose embedding is not the target's."""
     part.assemble(made, target, tmp_path / "drafter")
-    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
+    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted([*files.DRAFTER_FILES, files.SUCCESSORS])
     manifest = files.read_json(tmp_path / "drafter" / "manifest.json")
-    assert set(manifest["sha256"]) == {*files.DRAFTER_FILES} - {files.MANIFEST}
+    assert set(manifest["sha256"]) == {*files.DRAFTER_FILES, files.SUCCESSORS} - {files.MANIFEST}
     drafter = AutoModelForCausalLM.from_pretrained(tmp_path / "drafter")
     original = AutoModelForCausalLM.from_pretrained(target)
     assert torch.equal(drafter.get_input_embeddings().weight, original.get_input_embeddings().weight)
@@ -66,6 +67,14 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
     for name, value in load_file(made / part.LAYERS).items():
         assert torch.equal(state[name], value.float())
     assert drafter.config.draft_window == recipe().length
+    table = successors.load(made / files.SUCCESSORS, len(original.get_input_embeddings().weight))
+    shards = sorted((made.parent / "labels").iterdir())
+    counted = labels.successors_of(shards, len(table.ids), recipe().labels.successors)
+    assert (table.ids == counted.ids).all()
+    assert (checkpoint.load_drafter(tmp_path / "drafter").successors.ids == table.ids).all()
+    before = checkpoint.fingerprint(tmp_path / "drafter")
+    (tmp_path / "drafter" / files.SUCCESSORS).unlink()
+    assert checkpoint.fingerprint(tmp_path / "drafter") != before
     vocabulary = json.loads((tmp_path / "drafter" / files.DRAFT_VOCABULARY).read_text())
     assert len(vocabulary) == len(set(vocabulary)) == 40
 
@@ -78,7 +87,7 @@ def test_a_drafter_that_reads_becomes_a_checkpoint_that_reads(target: Path, tmp_
     assert {"articles_top1", "articles_level2_top1", "continuations_level2_top3"} <= set(record["agreement"])
     out = tmp_path / "drafter"
     part.assemble(made, target, out)
-    written = {*files.DRAFTER_FILES, files.FUSION}
+    written = {*files.DRAFTER_FILES, files.SUCCESSORS, files.FUSION}
     assert {p.name for p in out.iterdir()} == written
     assert set(files.read_json(out / "manifest.json")["sha256"]) == written - {files.MANIFEST}
     drafter, layers = checkpoint.load_drafter(out), load_file(made / part.LAYERS)
@@ -89,6 +98,27 @@ def test_a_drafter_that_reads_becomes_a_checkpoint_that_reads(target: Path, tmp_
         assert torch.equal(kept.float(), value.float()), name
     assert sum(name.startswith("fusion.") for name in layers) == len(drafter.fusion.state_dict())
     assert not any("fusion" in name for name in load_file(out / files.WEIGHTS))
+
+
+def test_a_part_without_the_table_that_its_recipe_asks_for_is_refused(made: Path, tmp_path: Path) -> None:
+    """Guards a job graph whose rule names a file that the part has not, and says how to go on."""
+    shutil.copytree(made, tmp_path / "part")
+    part.check(tmp_path / "part", recipe(), DATASETS)
+    (tmp_path / "part" / files.SUCCESSORS).unlink()
+    with pytest.raises(
+        UserError, match=r"no successors\.safetensors, which labels\.successors asks for; write 0 there, or"
+    ):
+        part.check(tmp_path / "part", recipe(), DATASETS)
+
+
+def test_no_table_where_none_is_asked_for(target: Path, tmp_path: Path) -> None:
+    """Guards those who want a drafter as small as can be."""
+    made = make(
+        target, DATASETS, recipe(labels={**recipe().labels.model_dump(), "successors": 0}), seed=0, work=tmp_path
+    )
+    assert not (made / files.SUCCESSORS).exists()
+    part.assemble(made, target, tmp_path / "drafter")
+    assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
 
 
 def test_a_part_for_another_target_is_refused(target: Path, made: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What requests of a batch decide together: how wide their forward is, by costs of their number."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -26,6 +27,9 @@ class Priced:
     def __init__(self, savings: list[float]):
         self._savings = torch.tensor(savings, dtype=torch.float64)
         self.costs: list[Calibration] = []
+
+    def offered(self, together: Sequence[float]) -> None:
+        raise NotImplementedError
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         raise NotImplementedError

@@ -9,8 +9,9 @@ from snakemake.executors.touch import Executor as Touch
 from snakemake.scheduling.job_scheduler import JobScheduler
 
 from dynatree import code_checksums, plugins, rule_checksums, settings
+from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError, readable, reported
-from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, READING, drafter_of, features_of
+from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, READING, SUCCESSORS, drafter_of, features_of
 from dynatree.study import grid, params, preflight, shape
 from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES
@@ -225,6 +226,15 @@ def training_text(model):
 def part_option(model):
     """--part, where one is shipped."""
     return f"--part {part(model)}" if shipped(model) else ""
+
+
+def drafter_files(source):
+    """The files of a drafter from `source`."""
+    if source["kind"] == "distil":
+        tabled = Recipe(**source).tabled
+    else:
+        tabled = source["kind"] == "local" and (Path(source["path"]) / SUCCESSORS).is_file()
+    return [*DRAFTER_FILES, SUCCESSORS] if tabled else [*DRAFTER_FILES]
 
 
 def models(run):

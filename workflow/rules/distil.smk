@@ -22,7 +22,7 @@ if PAIR.drafter["kind"] == "distil":
             tokens=training_text(DRAFTER),
             part=shipped(DRAFTER),
         output:
-            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
+            expand("{model}/{file}", model=DRAFTER, file=drafter_files(PAIR.drafter)),
         log:
             "logs/distil/drafter.log",
         priority: FIRST
@@ -45,7 +45,7 @@ else:
         input:
             library=library("workflow/scripts/download_model.py"),
         output:
-            expand("{model}/{file}", model=DRAFTER, file=DRAFTER_FILES),
+            expand("{model}/{file}", model=DRAFTER, file=drafter_files(PAIR.drafter)),
         log:
             "logs/download_model/drafter.log",
         priority: FIRST
@@ -69,7 +69,7 @@ if FEATURES:
             tokens=training_text(FEATURES),
             part=shipped(FEATURES),
         output:
-            expand("{model}/{file}", model=FEATURES, file=[*DRAFTER_FILES, FUSION]),
+            expand("{model}/{file}", model=FEATURES, file=[*drafter_files(PAIR.features), FUSION]),
         log:
             "logs/distil/features.log",
         priority: FIRST

@@ -1,0 +1,181 @@
+"""Trees out of a table of successors."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dynatree import decoding
+from dynatree.costs.step_rates import StepRates
+from dynatree.decoding.speculative import Decoder
+from dynatree.drafting import successors
+from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.successors import Successors
+from dynatree.errors import UserError
+from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.logits_processors import NO_PROCESSORS
+from dynatree.generation.request import Request
+from dynatree.measuring.calibrate import followed
+from dynatree.policies import cost_aware, fixed, threshold
+from dynatree.tree import TokenTree
+from tests import models
+from tests.conftest import Build, Drafts
+
+# After token t come t + 1 (0.6), t + 2 (0.25) and t + 3 (0.1), around the vocabulary.
+STEPS = (0.6, 0.25, 0.1)
+AFTER = (np.arange(models.VOCABULARY)[:, None] + np.array([1, 2, 3])) % models.VOCABULARY
+TABLE = Successors(AFTER, np.log(np.full(AFTER.shape, STEPS, dtype=np.float32)))
+LIMITS: dict[str, Any] = {"depth": 6, "branch": 3, "threshold": None, "budget": 30}
+
+
+def tabled(target: Build) -> DraftModel:
+    """A drafter with the table above."""
+    made = models.related(target())
+    made.successors = TABLE
+    return made
+
+
+def started(drafter: DraftModel, request: Request, policy: Any) -> tuple[successors.Drafter, BatchPlanner]:
+    """A drafter that has begun `request`."""
+    made, planner = successors.Drafter(drafter), BatchPlanner(policy, models.calibration())
+    planner.start([request])
+    made.start([request])
+    return made, planner
+
+
+def paths(tree: TokenTree) -> dict[tuple[int, ...], float]:
+    """The path to each node but the root, and how likely it is."""
+    return {
+        tuple(tree.tokens[tree.ancestors[node]].tolist()[1:]): float(tree.log_probs[node].exp())
+        for node in range(1, len(tree))
+    }
+
+
+def test_a_tree_grows_where_its_paths_are_likely(target: Build) -> None:
+    """Guards the tree itself: children in order, products along paths, nothing beyond a step of ten below a node."""
+    request = models.request([5, 9], 20)
+    drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
+    (tree,) = drafter.propose([request], planner)
+    found = paths(tree)
+    assert found[(10,)] == pytest.approx(0.6) and found[(11,)] == pytest.approx(0.25)
+    assert found[(10, 11, 12)] == pytest.approx(0.6**3) and found[(11, 13)] == pytest.approx(0.25**2)
+    assert (12,) in found and min(found.values()) >= 0.03
+    assert all(parent >= 0.1 for path in found if (parent := found.get(path[:-1], 1.0)))
+    assert drafter.forwards(request) == 0
+
+
+@pytest.mark.parametrize(("left", "deepest"), [(2, 1), (3, 2)])
+def test_it_is_no_deeper_than_tokens_are_wanted(target: Build, left: int, deepest: int) -> None:
+    """Guards against nodes that no round may emit."""
+    request = models.request([5, 9], left)
+    drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
+    assert drafter.propose([request], planner)[0].depth == deepest
+
+
+def test_the_policys_limits_hold(target: Build) -> None:
+    """Guards against a budget or a threshold that a tree in one go passes by."""
+    request = models.request([5, 9], 20)
+    for policy in (fixed.Policy(depth=2, branch=2, budget=3), threshold.Policy(**{**LIMITS, "threshold": 0.2})):
+        drafter, planner = started(tabled(target), request, policy)
+        (tree,) = drafter.propose([request], planner)
+        if policy.threshold if isinstance(policy, threshold.Policy) else None:
+            assert set(paths(tree)) == {(10,), (11,), (10, 11), (10, 11, 12)}
+        else:
+            assert len(tree) == 4 and tree.depth <= 2
+
+
+def test_children_that_are_there_share_with_the_others(target: Build) -> None:
+    """Guards against a token that comes twice below a node, and against siblings that sum to more than 1."""
+    request = models.request([5, 9], 20)
+    drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
+    there = TokenTree.root(9).chain(torch.tensor([10]), torch.tensor([0.8]).log())
+    grown = drafter.extended(request, there, planner.growth(request))
+    children = [path for path in paths(grown) if len(path) == 1]
+    assert sorted(children) == [(10,), (11,), (12,)][: len(children)] and len(children) == len(set(children))
+    assert sum(paths(grown)[path] for path in children) <= 1 + 1e-6
+    assert paths(grown)[(11,)] == pytest.approx(0.25 * 0.2 / 0.4)
+    # What hangs below a leaf alone leaves its siblings out.
+    below = drafter.extended(request, there, planner.growth(request), below_leaves=True)
+    assert [path for path in paths(below) if len(path) == 1] == [(10,)] and (10, 11) in paths(below)
+
+
+def test_what_is_right_less_often_than_measured_is_trusted_less(target: Build) -> None:
+    """Guards text that the table was not made of: its claims sink while it is wrong, and rise again."""
+    rates = StepRates(ranks=[(0.0, 1.0)], rates=[0.5], lookup=[], successors=[(0.0, 1.0)])
+    follower = successors.Follower(TABLE, rates, NO_PROCESSORS, None)
+    text = [0]
+
+    def claim() -> float:
+        return math.exp(follower.begin(text, 1)[0][1])
+
+    first = claim()
+    assert first == pytest.approx(0.6, abs=1e-3)
+    for _ in range(10):
+        text.append((text[-1] + 30) % models.VOCABULARY)
+        wrong = claim()
+    for _ in range(40):
+        text.append((text[-1] + 1) % models.VOCABULARY)
+        right = claim()
+    assert wrong < 0.5 * first and right > 1.5 * wrong
+
+
+def test_a_penalty_lowers_what_the_text_has(target: Build) -> None:
+    """Guards against drafts that a repetition penalty has made unlikely."""
+    options = models.wanted(20, repetition_penalty=3.0)
+    follower = successors.Follower(TABLE, None, options.processors, None)
+    assert [token for token, _ in follower.begin([4, 9], 3)] == [10, 11, 12]
+    assert [token for token, _ in follower.begin([4, 9, 10, 9], 3)][-1] == 10
+
+
+def test_drawn_text_has_the_targets_noise(target: Build) -> None:
+    """Guards the coupling: a table that says what the target says is right always, by the noise, and seldom without."""
+    logits = torch.full((models.VOCABULARY, models.VOCABULARY), -30.0)
+    logits.scatter_(1, torch.from_numpy(AFTER), torch.from_numpy(TABLE.log_probs))
+    options = models.wanted(40, do_sample=True, temperature=1.0, seed=4)
+    sampler, text = options.sampler(), [3]
+    assert sampler is not None
+    for _ in range(40):
+        text.append(sampler.token(logits[text[-1]], len(text)))
+    stated, right = followed(TABLE, [([3], text[1:])], options.keyed([0]))
+    assert right[:, 0].all() and 0.4 < float(stated[:, 0].exp().mean()) < 1
+    unshared = successors.Follower(TABLE, None, options.processors, None)
+    assert sum(unshared.begin(text[:n], 1)[0][0] == text[n] for n in range(1, 41)) < 35
+
+
+def test_hybrid_takes_both_where_nodes_are_priced(target: Build, drafter: Drafts) -> None:
+    """Guards that the table is used: more tokens a round where levels are dear, and the same output."""
+    prompt, knobs = [3, 1, 4, 1, 5], {"policy": "cost_aware", "drafting": "hybrid", **LIMITS}
+    dear = models.calibration(level=5.0)
+    with_table = drafter("related")
+    without = models.related(target())
+    without.successors = None
+    first = Decoder(target(), with_table, dear, **knobs).decode(prompt, models.wanted(40))
+    second = Decoder(target(), without, dear, **knobs).decode(prompt, models.wanted(40))
+    assert first.output == second.output
+    assert sum(one.accepted for one in first.rounds) > sum(one.accepted for one in second.rounds)
+    # A chain's nodes are all verified: no table there.
+    chain = Decoder(target(), with_table, None, policy="chain", drafting="hybrid", draft_tokens=2)
+    assert all(one.drafted <= 2 for one in chain.decode(prompt, models.wanted(40)).rounds)
+
+
+def test_a_level_is_worth_what_the_table_has_not() -> None:
+    """Guards against drafting for what is to be had without it."""
+    growth = cost_aware.Policy(**LIMITS).start(models.calibration(level=0.3), 16)
+    root = TokenTree.root(3)
+    assert len(growth.expand(root, torch.tensor([0])))
+    for _ in range(40):
+        growth.offered([0.35, 0.4])
+    assert not len(growth.expand(root, torch.tensor([0])))
+
+
+def test_without_a_table_it_is_refused(target: Build) -> None:
+    """Guards a user whose drafter has none, before any prompt."""
+    knobs = {"policy": "threshold", "drafting": "successors", **LIMITS}
+    bare = models.related(target())
+    bare.successors = None
+    with pytest.raises(UserError, match=r"no successors.safetensors, which `dynatree distil` writes; .* lookup"):
+        decoding.build(target(), bare, "speculative", knobs, None)
+    with pytest.raises(ValueError, match="drafting: successors; the trees of policy optimal"):
+        Decoder.check({"policy": "optimal", "drafting": "successors", "depth": 4, "branch": 3, "budget": 12})
