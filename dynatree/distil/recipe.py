@@ -22,7 +22,7 @@ class Labels(Knobs):
     temperatures: tuple[float, ...] = Field((1.0, 1.0, 0.7, 0.0), min_length=1)  # of a shard's rows in turn; 0: greedy
     penalties: tuple[float, ...] = Field((1.0,), min_length=1)  # repetition penalties, likewise; 1: none
     passes: int = Field(2, ge=1)  # over all labels
-    successors: int = Field(32, ge=0)  # of each token in a table made of the labels; 0: no table
+    successors: int = Field(0, ge=0)  # of each token in a table made of the labels; 0: no table
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
 
     @model_validator(mode="after")

@@ -46,7 +46,8 @@ class Drafter:
         assert model is not None, "the decoder refuses a drafter model that is missing"
         if model.successors is None:
             raise UserError(
-                f"{model.name}: it has no {SUCCESSORS}, which `dynatree distil` writes; take drafting: model or lookup"
+                f"{model.name}: it has no {SUCCESSORS}, which `dynatree distil --set labels.successors=32` writes; "
+                "take drafting: model or lookup"
             )
         self._table, self._rates, self._noise = model.successors, rates, noise
         # As long as a request is there: another may begin before it has ended.

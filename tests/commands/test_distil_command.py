@@ -13,7 +13,7 @@ from dynatree.errors import UserError
 from tests.distil.worlds import target_folder
 
 SMALL = ("layers=[0]", "vocabulary=200", "tokens=256", "length=16", "labels.tokens=300", "labels.rows=4")
-SMALL += ("labels.prompt_tokens=8", "labels.new_tokens=8", "labels.successors=0", "dtype=float32")
+SMALL += ("labels.prompt_tokens=8", "labels.new_tokens=8", "dtype=float32")
 
 
 @pytest.fixture

@@ -33,7 +33,15 @@ DATASETS = {"articles": documents("article"), "books": documents("book", 5)}
 
 def recipe(**changes: Any) -> Recipe:
     """Some steps on text, some on labels."""
-    labels = {"tokens": 700, "top": 5, "rows": 4, "prompt_tokens": 8, "new_tokens": 8, "text_share": 0.5}
+    labels = {
+        "tokens": 700,
+        "top": 5,
+        "successors": 4,
+        "rows": 4,
+        "prompt_tokens": 8,
+        "new_tokens": 8,
+        "text_share": 0.5,
+    }
     keys: dict[str, Any] = {"layers": [0], "norm_scale": 0.5, "vocabulary": 40, "negatives": 4}
     keys |= {"tokens": 640, "labels": labels, "batch": 4, "length": LENGTH, "learning_rate": 5e-3, "repeat_share": 0.25}
     return Recipe(**{**keys, **changes})

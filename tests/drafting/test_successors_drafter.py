@@ -175,7 +175,7 @@ def test_without_a_table_it_is_refused(target: Build) -> None:
     knobs = {"policy": "threshold", "drafting": "successors", **LIMITS}
     bare = models.related(target())
     bare.successors = None
-    with pytest.raises(UserError, match=r"no successors.safetensors, which `dynatree distil` writes; .* lookup"):
+    with pytest.raises(UserError, match=r"no successors.safetensors, which `dynatree distil .* writes; .* lookup"):
         decoding.build(target(), bare, "speculative", knobs, None)
     with pytest.raises(ValueError, match="drafting: successors; the trees of policy optimal"):
         Decoder.check({"policy": "optimal", "drafting": "successors", "depth": 4, "branch": 3, "budget": 12})
