@@ -55,6 +55,9 @@ class Settings(BaseModel):
 class Decoder(RoundDecoder):
     """Drafts a tree, verifies it in one forward, keeps the accepted path (method: SpecInfer, Miao et al. 2024)."""
 
+    # What is told when a text is decoded: costs may be measured before.
+    _untold: str | None
+
     @property
     def shared_noise(self) -> bool:
         """See `Decoder`."""
@@ -111,6 +114,9 @@ class Decoder(RoundDecoder):
         return verify(tree, logits, request.sampler, position)
 
     def _start(self, requests: Sequence[Request]) -> None:
+        if self._untold:
+            log.warning(self._untold)
+            self._untold = None
         self._planner.start(requests)
         self._drafter.start(requests)
 
@@ -132,14 +138,14 @@ class Decoder(RoundDecoder):
             drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target = target
         policy = checked.build_policy()
+        self._untold = None
         if policy.needs_costs and calibration is None:
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
-            log.warning(
-                "not calibrated: policy %s has no costs of these models on this machine and goes by limits alone (%s); "
-                "`dynatree calibrate`, or calibrate() in Python, measures them in about a minute",
-                checked.policy,
-                limits,
+            self._untold = (
+                f"not calibrated: policy {checked.policy} has no costs of these models on this machine and goes by "
+                f"limits alone ({limits}); "
+                "`dynatree calibrate`, or calibrate() in Python, measures them in about a minute"
             )
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
         rates = calibration.step_rates if calibration and policy.uses_calibration else None

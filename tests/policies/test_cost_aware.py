@@ -150,8 +150,9 @@ def test_without_a_table_threshold_takes_over_and_says_so(
 ) -> None:
     """Guards against a silent change of method."""
     knobs = {**LIMITS, "drafting": "model"}
+    fallen = Decoder(target(), drafter("related"), None, policy="cost_aware", **knobs)
     with caplog.at_level(logging.WARNING):
-        fallen = Decoder(target(), drafter("related"), None, policy="cost_aware", **knobs)
+        found = fallen.decode(PROMPT, models.wanted(20)).rounds
     assert "threshold" in caplog.text
     threshold = Decoder(target(), drafter("related"), None, policy="threshold", **{**knobs, "depth": 8})
-    assert fallen.decode(PROMPT, models.wanted(20)).rounds == threshold.decode(PROMPT, models.wanted(20)).rounds
+    assert found == threshold.decode(PROMPT, models.wanted(20)).rounds
