@@ -34,7 +34,7 @@ demo: models ## see it work, in minutes: a text with DynaTree and without drafti
 	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter
 
 models: $(STAMP) ## the target and its drafters alone, nothing timed: enough for `dynatree generate`
-	$(call alone,$(SNAKEMAKE) models)
+	$(call alone,$(SNAKEMAKE) --quiet rules host reason -- models)
 	@echo "built: models/smollm2, models/smollm2-drafter, models/smollm2-features; next: source .venv/bin/activate, dynatree generate --help"
 
 # The benchmark's figures, too, where it was run.
@@ -119,6 +119,7 @@ clean: ## remove .venv and build
 # The stamp is written last: an interrupted set-up starts again.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
+	@echo "setting up $(VENV): some two minutes, and 2 GB"
 	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
 	@touch $(STAMP)
 
