@@ -126,7 +126,10 @@ def _cut(tree: TokenTree, kept: Tensor) -> TokenTree:
 
 
 class Follower:
-    """What the table says in one request, and how far it is trusted there."""
+    """What the table says in one request, and how far it is trusted there.
+
+    Of its logits processors a repetition penalty counts; what others forbid is rejected when it is verified.
+    """
 
     def __init__(
         self, table: Successors, rates: StepRates | None, processors: LogitsProcessors, sampler: Sampler | None
@@ -193,7 +196,9 @@ class Follower:
         found = [min(1.0, math.exp(step)) for step in stated]
         if self._curves:
             ratio = self._online.ratio
-            found = [ratio * curve(p, *self._curves[min(rank, len(self._curves) - 1)]) for rank, p in enumerate(found)]
+            last = len(self._curves) - 1
+            # A curve may give what was never seen a chance.
+            found = [ratio * curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
         found = [min(max(p, LEAST), MOST) for p in found]
         total = max(1.0, sum(found))
         return [p / total for p in found]

@@ -12,7 +12,7 @@ from dynatree.costs.step_rates import StepRates
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting import successors
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.successors import Successors
+from dynatree.engine.successors import NEVER, Successors
 from dynatree.errors import UserError
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.logits_processors import NO_PROCESSORS
@@ -119,6 +119,16 @@ def test_what_is_right_less_often_than_measured_is_trusted_less(target: Build) -
         text.append((text[-1] + 1) % models.VOCABULARY)
         right = claim()
     assert wrong < 0.5 * first and right > 1.5 * wrong
+
+
+def test_what_was_never_seen_is_not_proposed(target: Build) -> None:
+    """Guards against places of the table that hold nothing, to which a flat curve gives a chance: one token twice."""
+    ids, log_probs = AFTER.copy(), TABLE.log_probs.copy()
+    ids[:, 1:], log_probs[:, 1:] = 0, NEVER
+    flat = [(0.0, 0.0)]
+    rates = StepRates(ranks=flat, rates=[0.5], lookup=[], successors=flat)
+    follower = successors.Follower(Successors(ids, log_probs), rates, NO_PROCESSORS, None)
+    assert [math.exp(step) >= 0.03 for _, step in follower.begin([4, 9], 3)] == [True, False, False]
 
 
 def test_a_penalty_lowers_what_the_text_has(target: Build) -> None:
