@@ -21,6 +21,8 @@ DRAFTER_FILES = (*MODEL_FILES, DRAFT_VOCABULARY)
 SUCCESSORS = "successors.safetensors"
 # One that reads its target's states has what fuses them, too.
 FUSION = "fusion.safetensors"
+# What a drafter's folder may have besides the files of a model.
+FURTHER = (DRAFT_VOCABULARY, FUSION, SUCCESSORS)
 # The folder of calibrations with such a one, below that of the others.
 READING = "features"
 # Files of a run folder: what is deterministic, what was timed, what the audit found; of a pass: phases, memory.

@@ -156,7 +156,7 @@ def save(
                 raise UserError(f"{folder.name}: its tokenizer writes no {name}; a fast tokenizer is needed")
             hashes[name] = files.sha256(written)
         (folder / files.MANIFEST).unlink(missing_ok=True)
-        for further in (files.DRAFT_VOCABULARY, files.FUSION, files.SUCCESSORS):
+        for further in files.FURTHER:
             (folder / further).unlink(missing_ok=True)
         for name in names:
             (Path(temporary) / name).chmod(0o644)

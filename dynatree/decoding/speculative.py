@@ -56,7 +56,7 @@ class Decoder(RoundDecoder):
     """Drafts a tree, verifies it in one forward, keeps the accepted path (method: SpecInfer, Miao et al. 2024)."""
 
     # What is told when a text is decoded: costs may be measured before.
-    _untold: str | None
+    _untold: str | None = None
 
     @property
     def shared_noise(self) -> bool:
@@ -138,7 +138,6 @@ class Decoder(RoundDecoder):
             drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target = target
         policy = checked.build_policy()
-        self._untold = None
         if policy.needs_costs and calibration is None:
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())

@@ -114,9 +114,10 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     vocabulary = checkpoint.read_draft_vocabulary(folder)
     if vocabulary is None:
         raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
-    if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= len(target.get_input_embeddings().weight):
+    size = len(target.get_input_embeddings().weight)
+    if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= size:
         raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
-    table = successors.load(folder / files.SUCCESSORS, len(target.get_input_embeddings().weight))
+    table = successors.load(folder / files.SUCCESSORS, size)
     origin = {key: value for key, value in record.items() if key != "data"}
     # It was never trained behind more.
     drafter.config.draft_window = recipe.length

@@ -35,6 +35,8 @@ class Drafter:
         self._successors = (
             successors.Drafter(draft_model, rates, noise) if draft_model and draft_model.successors else None
         )
+        parts: list[Part | None] = [self._lookup, self._model, self._successors]
+        self._each = [drafter for drafter in parts if drafter]
 
     def start(self, requests: Sequence[Request]) -> None:
         for drafter in self._each:
@@ -42,14 +44,14 @@ class Drafter:
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         trees, table = self._lookup.propose(requests, planner), self._successors
-        priced = {place: growth for place, request in enumerate(requests) if (growth := planner.priced(request))}
-        if table:
-            for place, growth in priced.items():
+        priced = [(place, planner.priced(request)) for place, request in enumerate(requests)] if table else []
+        for place, growth in priced:
+            if table and growth:
                 growth.offered(table.below_root(requests[place], growth))
         if self._model:
             trees = self._model.grow(requests, trees, planner, share_out)
-        if table:
-            for place, growth in priced.items():
+        for place, growth in priced:
+            if table and growth:
                 request = requests[place]
                 trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
         return trees
@@ -64,10 +66,6 @@ class Drafter:
     def retain(self, requests: Sequence[Request]) -> None:
         for drafter in self._each:
             drafter.retain(requests)
-
-    @property
-    def _each(self) -> list[Part]:
-        return [drafter for drafter in (self._lookup, self._model, self._successors) if drafter]
 
 
 def share_out(tree: TokenTree, frontier: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def fingerprint(folder: Path) -> str:
             hashes = [str(files.read_json(manifest)["sha256"][files.WEIGHTS])]
     else:
         hashes = [files.sampled_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
-    for further in (DRAFT_VOCABULARY, files.FUSION, files.SUCCESSORS):
+    for further in files.FURTHER:
         if (folder / further).is_file():
             hashes.append(files.sha256(folder / further))
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()

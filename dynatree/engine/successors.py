@@ -18,6 +18,8 @@ from dynatree.errors import UserError, readable
 
 # Of the log-probability of what was not seen: such a place is never proposed.
 NEVER = -1e4
+# Places at which a token is taken to be followed as any token is, besides those where it was seen.
+_DRAWN = 2
 # Vocabularies of at most so many tokens have ids of two bytes.
 _SHORT = 2**16
 
@@ -54,10 +56,6 @@ def counted(tokens: Tensor, ids: Tensor, probabilities: Tensor, vocabulary: int,
     found[0][before[near], rank[near]] = after[near]
     found[1][before[near], rank[near]] = probability[near].log()
     return Successors(found[0].numpy(), found[1].numpy())
-
-
-# Places at which a token is taken to be followed as any token is, besides those where it was seen.
-_DRAWN = 2
 
 
 def save(table: Successors, path: Path) -> None:

@@ -101,6 +101,7 @@ class Graph:
         self._together: list[int | None] = [*self._from_least(TOGETHER_WIDTHS)] if self._static else [None]
 
     def _from_least(self, widths: Sequence[int]) -> list[int]:
+        """`widths`, ascending, those below the least as the least."""
         return sorted({max(width, self._least) for width in widths})
 
     def begin(self, requests: int) -> None:
