@@ -194,15 +194,21 @@ class DynaTree:
         return ids
 
     @overload
-    def generate(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> Generation: ...
+    def generate(
+        self, prompt: Prompt, max_new_tokens: int, *, skip_special_tokens: bool = ..., **options: Any
+    ) -> Generation: ...
 
     @overload
-    def generate(self, prompt: Sequence[Prompt], max_new_tokens: int, **options: Any) -> list[Generation]: ...
+    def generate(
+        self, prompt: Sequence[Prompt], max_new_tokens: int, *, skip_special_tokens: bool = ..., **options: Any
+    ) -> list[Generation]: ...
 
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
         max_new_tokens: int,
+        *,
+        skip_special_tokens: bool = False,
         **options: Any,
     ) -> Generation | list[Generation]:
         """What comes after `prompt`: a text, token ids, chat messages, or a list of these, decoded together.
@@ -211,7 +217,8 @@ class DynaTree:
         no_repeat_ngram_size, logits_processor, stopping_criteria, do_sample, temperature, top_k, top_p, min_p, seed,
         request_key); `eos_token_id` is the model's unless given, None for none. With `do_sample` the same `seed` gives
         the same text by any method of ours; `num_return_sequences`: so many of each prompt, a list, the i-th drawn with
-        the request key i. Raises UserError for an empty prompt, one that does not fit the context, and unknown options.
+        the request key i. `skip_special_tokens`: of the texts, not of the tokens. Raises UserError for an empty prompt,
+        one that does not fit the context, and unknown options.
         """
         copies = _copies(options)
         single = is_one(prompt)
@@ -226,7 +233,7 @@ class DynaTree:
         else:
             keys = [asked.key(place) for place in range(len(every))]
             traces = [self._decoder.decode(ids, asked.keyed([key])) for ids, key in zip(every, keys, strict=True)]
-        found = [self._generation(trace, ids) for trace, ids in zip(traces, every, strict=True)]
+        found = [self._generation(*both, skip_special_tokens) for both in zip(traces, every, strict=True)]
         return found[0] if single and not copies else found
 
     def warm_up(self, prompt: Prompt, max_new_tokens: int, **options: Any) -> None:

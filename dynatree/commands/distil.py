@@ -47,6 +47,7 @@ def register(
         "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt: one data set"
     )
     source.add_argument("--part", type=Path, metavar="FOLDER", help="a trained part, such as drafters/smollm2")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="a trained part to begin the training with")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="drafter to write")
     parser.add_argument("--recipe", metavar="NAME", help="a pair of params.yaml whose recipe is taken (default: pair)")
     parser.add_argument(
@@ -92,6 +93,8 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     if values["kind"] != "distil":
         raise UserError(f"--recipe: the drafter of {pair} is of kind {values['kind']}; choose a pair that trains one")
     chosen = recipe(values, arguments.set)
+    if arguments.start and arguments.part:
+        raise UserError("--start: begins a training, and with --part nothing is trained; leave one of them out")
     check_texts(arguments.text or [])
     check_out(arguments.out, folder=True)
     folder = find_model(arguments.target, known)
@@ -101,6 +104,8 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
     from dynatree.distil.make import make
     from dynatree.engine.machine import set_threads
 
+    if arguments.start:
+        part.read_record(arguments.start)
     quieten()
     set_threads(arguments.threads)
     trained = arguments.part
@@ -108,8 +113,8 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         datasets = {path.stem or path.name: _pieces(path, folder) for path in arguments.text}
         work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
         command = shlex.join(["dynatree", *sys.argv[1:]])
-        keys = {"seed": arguments.seed, "work": work, "device": arguments.device, "command": command}
-        trained = make(folder, datasets, chosen, **keys)
+        keys = {"seed": arguments.seed, "work": work, "device": arguments.device, "start": arguments.start}
+        trained = make(folder, datasets, chosen, command=command, **keys)
     part.assemble(trained, folder, arguments.out)
     print(f"{arguments.out}: a drafter for {arguments.target}; its trained part is in {trained}", file=sys.stderr)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from dynatree.commands import options, request
-from dynatree.errors import UserError
 from dynatree.study import params
 
 if TYPE_CHECKING:
@@ -22,10 +21,10 @@ Decode a prompt with one method, greedily, or with --temperature drawn by a seed
 of `autoregressive`; what differs is the number of target forwards, and the time. (Drawn, transformers' own methods give
 other texts: they have a generator of their own.) Without --json the text streams as it is committed: accepted draft
 tokens in green, the target's own plain. Several prompts are decoded together where the method can, else one after the
-other; their texts come under headings when all are done.
+other; their texts come under headings when all are done. Special tokens, such as a text's end, are not shown.
 
 examples:
-  dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --prompt "The tree" --max-new-tokens 60
+  dynatree generate --target smollm2 --drafter smollm2-drafter --prompt "The tree" --temperature 0.7
   dynatree generate --target ./my-model --method prompt_lookup --prompt-file essay.txt --max-new-tokens 200 --json
   dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --set depth=4 --set threshold=0.1 \\
       --prompt-ids "504 2670" --max-new-tokens 40
@@ -40,8 +39,8 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
         description=_DESCRIPTION,
     )
     request.options(parser, several=True)
-    parser.add_argument("--method", required=True, metavar="NAME", help="a method of params.yaml, such as dynatree")
-    parser.add_argument("--max-new-tokens", type=int, required=True, metavar="N")
+    parser.add_argument("--method", default="dynatree", metavar="NAME", help="of params.yaml (default: dynatree)")
+    parser.add_argument("--max-new-tokens", type=options.at_least_one, default=128, metavar="N", help="default: 128")
     request.processors(parser)
     parser.add_argument("--ignore-eos", action="store_true", help="go on after the end-of-sequence token")
     parser.add_argument("--json", action="store_true", help="print one JSON object (of several prompts a list) only")
@@ -53,8 +52,6 @@ def register(add: Callable[..., argparse.ArgumentParser], find_model: request.Fi
 def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
     known = params.read()
     knobs = request.settings(request.method(arguments.method, known), arguments.set)
-    if arguments.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens: {arguments.max_new_tokens}; give at least 1")
     asked = request.processed(arguments)
     tree, prompts = request.load(arguments, known, knobs, find_model)
     tree.warm_up(prompts[0], arguments.max_new_tokens, **asked)
@@ -62,11 +59,11 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
         asked["eos_token_id"] = None
     streamed = len(prompts) == 1 and not arguments.json
     if streamed:
-        stream = tree.stream(prompts[0], arguments.max_new_tokens, **asked)
+        stream = tree.stream(prompts[0], arguments.max_new_tokens, skip_special_tokens=True, **asked)
         show(stream)
         found = [stream.generation]
     else:
-        found = tree.generate(prompts, arguments.max_new_tokens, **asked)
+        found = tree.generate(prompts, arguments.max_new_tokens, skip_special_tokens=True, **asked)
     if arguments.json:
         results = [_result(one, prompt, knobs) for one, prompt in zip(found, prompts, strict=True)]
         print(json.dumps(results[0] if len(results) == 1 else results))

@@ -1,7 +1,10 @@
 """What is to be decoded, as the commands that decode are told it: a method's parameters, a prompt, a calibration."""
 
 import argparse
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +150,18 @@ def prompt_ids(text: str) -> list[int]:
         raise UserError(f"--prompt-ids {text!r}: write token ids, such as '1 2 3'") from error
 
 
+@contextmanager
+def loading(arguments: argparse.Namespace) -> Iterator[None]:
+    """Tells a person at a terminal that models are loaded, which takes a while, and then how long it took."""
+    named = " and ".join(name for name in (arguments.target, arguments.drafter) if name)
+    begun, told = time.monotonic(), sys.stderr.isatty()
+    if told:
+        print(f"loading {named} ({arguments.dtype}) ...", file=sys.stderr, flush=True)
+    yield
+    if told:
+        print(f"loaded in {time.monotonic() - begun:.0f} s", file=sys.stderr)
+
+
 def load(
     arguments: argparse.Namespace, known: sections.Params, knobs: dict[str, Any], find_model: FindModel
 ) -> "tuple[DynaTree, list[list[int]]]":
@@ -167,13 +182,14 @@ def load(
     drafted = needs.drafter != "unused" and arguments.drafter
     drafter = find_model(arguments.drafter, known) if drafted else None
 
-    # Imported late, so that errors in the arguments come at once.
-    from dynatree.api import DynaTree
-    from dynatree.engine.machine import set_threads
+    with loading(arguments):
+        # Imported late, so that errors in the arguments come at once.
+        from dynatree.api import DynaTree
+        from dynatree.engine.machine import set_threads
 
-    quieten()
-    set_threads(arguments.threads)
-    tree = DynaTree.by(method, target, drafter, arguments.dtype, arguments.device, arguments.calibration)
+        quieten()
+        set_threads(arguments.threads)
+        tree = DynaTree.by(method, target, drafter, arguments.dtype, arguments.device, arguments.calibration)
     if texts and tree.tokenizer is None:
         raise UserError(f"model {arguments.target!r} has no tokenizer; give --prompt-ids")
     ids = [tree.check_prompt(prompt, arguments.max_new_tokens) for prompt in prompts]

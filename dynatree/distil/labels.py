@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, RepetitionPenaltyLogitsProcessor
 
+from dynatree.distil.dialogue import Template, Turns
 from dynatree.distil.recipe import Labels
 from dynatree.distil.text import TrainingText, cut
 from dynatree.engine.eager.kv_cache import KeyValueCache
@@ -42,6 +43,7 @@ def write_shards(
     folder: Path,
     seed: int,
     reads: Sequence[int] = (),
+    dialogue: Template | None = None,
 ) -> list[Path]:
     """The shards that hold `labels.tokens` positions, or took `labels.seconds`; those that are there are kept."""
     done, spent = 0, 0.0
@@ -51,7 +53,7 @@ def write_shards(
         fresh = not path.is_file()
         if fresh:
             begun = time.monotonic()
-            rows = make_shard(target, text, labels, length, len(paths), seed, reads)
+            rows = make_shard(target, text, labels, length, len(paths), seed, reads, dialogue)
             with replacing(path) as temporary:
                 save_file(rows, temporary, {"seconds": str(time.monotonic() - begun)})
         paths.append(path)
@@ -83,20 +85,32 @@ def make_shard(
     number: int,
     seed: int,
     reads: Sequence[int] = (),
+    dialogue: Template | None = None,
 ) -> dict[str, Tensor]:
     """Shard `number`: `tokens` [rows, length], `ids` and `probabilities` [rows, length, top], likeliest first.
 
-    With `reads` (counts of layers) also `states` [rows, length, reads * width] in the target's dtype.
+    With `reads` (counts of layers) also `states` [rows, length, reads * width] in the target's dtype. `dialogue`: the
+    target's chat template, for the shards of dialogues.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
-    is_text = int((number + 1) * labels.text_share) > int(number * labels.text_share)
-    if is_text:
+    temperatures, penalties = (_in_turn(values, labels.rows) for values in (labels.temperatures, labels.penalties))
+    if _falls(number, labels.text_share):
         return score(target, cut(text.training, text.weights, labels.rows, length, generator), labels.top, reads)
+    # Of the shards that hold no text, so that both shares are met whatever they are.
+    if dialogue and _falls(number - int(number * labels.text_share), labels.dialogue_share / (1 - labels.text_share)):
+        prompts = torch.tensor(dialogue.opening).expand(labels.rows, -1)
+        new_tokens = max(1, length - len(dialogue.opening))
+        turns = Turns(dialogue, temperatures)
+        return continuations(target, prompts, new_tokens, turns, labels.top, generator, reads, penalties)
     shortest = max(1, labels.prompt_tokens // 4)
     prompt_length = int(torch.randint(shortest, labels.prompt_tokens + 1, (1,), generator=generator))
     prompts = cut(text.training, text.weights, labels.rows, prompt_length, generator)
-    temperatures, penalties = (_in_turn(values, labels.rows) for values in (labels.temperatures, labels.penalties))
     return continuations(target, prompts, labels.new_tokens, temperatures, labels.top, generator, reads, penalties)
+
+
+def _falls(number: int, share: float) -> bool:
+    """Whether `number` is one of the `share` of all numbers, evenly spread."""
+    return int((number + 1) * share) > int(number * share)
 
 
 def _in_turn(values: tuple[float, ...], rows: int) -> Tensor:
@@ -119,7 +133,7 @@ def continuations(
     target: PreTrainedModel,
     prompts: Tensor,
     new_tokens: int,
-    temperatures: Tensor,
+    temperatures: Tensor | Turns,
     top: int,
     generator: torch.Generator,
     reads: Sequence[int] = (),
@@ -129,12 +143,13 @@ def continuations(
 
     At its temperature [rows], 0 for greedy, and with its repetition penalty [rows], 1 for none (None: none at all),
     which changes the text and not the labels of it. Tokens are sampled among the `top` likeliest, the end of the
-    sequence left out. The last token is not kept: it has no label.
+    sequence left out; `Turns` in place of temperatures make dialogues of the rows, in which it ends a turn. The last
+    token is not kept: it has no label.
     """
     device = target.device
     ends = target.generation_config.eos_token_id
-    ends = torch.tensor([] if ends is None else ends, device=device).flatten()
-    warm = temperatures.to(device)[:, None]
+    turns = temperatures if isinstance(temperatures, Turns) else None
+    ends = torch.tensor([] if ends is None or turns else ends, device=device).flatten()
     caches = KeyValueCache.rows(len(prompts))
     tokens = prompts.to(device)
     penalties = torch.ones(len(prompts)) if penalties is None else penalties
@@ -160,10 +175,12 @@ def continuations(
                 scores = processor(tokens[rows], target.get_output_embeddings()(hidden[rows, -1]).float())
                 # The best replace what is likeliest without the penalty; the text's own logits need no normalisation.
                 logits[rows], ids[rows] = scores.topk(logits.shape[1], dim=-1)
+            warm = (temperatures.warmth if isinstance(temperatures, Turns) else temperatures).to(device)[:, None]
             # The Gumbel trick: the argmax of noisy logits is a sample of their softmax.
             noise = torch.empty(logits.shape).exponential_(generator=generator).to(device)
             noisy = (logits - warm * noise.log()).masked_fill(torch.isin(ids, ends), float("-inf"))
             step = ids.gather(1, noisy.argmax(-1, keepdim=True))
+            step = turns.follow(step).to(device) if turns else step
             tokens = torch.cat([tokens, step], dim=1)
     return _shard(tokens[:, :-1], [torch.cat(parts, dim=1) for parts in zip(*found, strict=True)])
 

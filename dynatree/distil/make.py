@@ -13,12 +13,14 @@ from transformers import PreTrainedModel
 from dynatree import files
 from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.distil import labels, part
+from dynatree.distil.dialogue import template
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import add_fusion, shrink
 from dynatree.distil.text import TrainingText, collect, cut, vocabulary_order
 from dynatree.distil.training import Training, hidden_states
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
+from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.version import __version__
 
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
@@ -32,38 +34,47 @@ def make(
     seed: int,
     work: Path,
     device: str = "cpu",
+    start: Path | None = None,
     command: str = "",
     checkpoint_steps: int = 200,
 ) -> Path:
     """Train a drafter for the target on the tuning documents of `datasets`; the folder of its trained part (part.py).
 
+    With `start`, a trained part, training begins with its weights and its draft vocabulary; another `seed` than the
+    part's gives it other text and labels.
+
     A run that was stopped, even killed, goes on in the same `work` folder and ends with the same weights; each recipe,
-    seed, target and text has its own folder in there. Raises UserError for an unknown architecture, missing layers or
-    too little text.
+    seed, target, text and start has its own folder in there. Raises UserError for an unknown architecture, missing
+    layers, too little text, or a start of another target, other layers, states or another size of vocabulary.
     """
     _, place = checkpoint.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
     target = checkpoint.read(target_folder, torch.float32).eval()
-    identity = {
+    chat = template(require_tokenizer(target_folder)) if recipe.labels and recipe.labels.dialogue_share else None
+    identity: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
         "seed": seed,
         "target": {"sha256": part.values_sha256(target)},
         "data": _describe(text),
     }
+    if start is not None:
+        identity["start"] = part.check_start(start, recipe, identity["target"]["sha256"])
     work = _own_folder(work, identity)
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     if recipe.reads:
         add_fusion(drafter, target, recipe.reads)
     drafter.to(place)
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
+    if start is not None:
+        order = part.load_start(start, drafter, order)
     teacher = target.to(place, getattr(torch, recipe.dtype))
     watch = _watch(teacher, drafter, text, recipe, order, seed)
-    training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps)
+    training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps, start is None)
     training.on_text()
     labelled, labelling, table = 0, 0.0, None
     if recipe.labels:
         folder = work / "labels"
-        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, recipe.reads)
+        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, recipe.reads, chat)
         training.on_labels(shards)
         if recipe.labels.successors:
             table = labels.successors_of(shards, len(order), recipe.labels.successors)

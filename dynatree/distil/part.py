@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynatree import files
@@ -90,6 +91,28 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
             )
 
 
+def check_start(folder: Path, recipe: Recipe, target_sha256: str) -> dict[str, Any]:
+    """What a training that begins with the part records of it. Raises UserError if `recipe` makes another model."""
+    record = read_record(folder)
+    if record["target"]["sha256"] != target_sha256:
+        raise UserError(f"{folder}: trained for another target (weights {record['target']['sha256'][:12]}…)")
+    had = Recipe(**record["recipe"])
+    for key in ("layers", "reads", "vocabulary"):
+        asked, found = getattr(recipe, key), getattr(had, key)
+        if asked != found:
+            raise UserError(f"{folder}: trained with {key} {found}, the recipe says {asked}; begin with it unchanged")
+    layers = hashlib.sha256((folder / LAYERS).read_bytes()).hexdigest()
+    kept = ("recipe", "seed", "start", "tokens", "seconds", "agreement")
+    return {"sha256": layers, **{key: record[key] for key in kept if key in record}}
+
+
+def load_start(folder: Path, drafter: PreTrainedModel, order: Tensor) -> Tensor:
+    """Put the part's weights into `drafter`; all tokens `order`, those of the part's draft vocabulary first."""
+    _load(folder, drafter)
+    drafted = _drafted(folder, len(order)).to(order.device)
+    return torch.cat([drafted, order[~torch.isin(order, drafted)]])
+
+
 def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """Write the drafter of the part in `folder` to `out`, a standard checkpoint with the target's embedding and head.
 
@@ -109,14 +132,9 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     if recipe.reads:
         add_fusion(drafter, target, recipe.reads)
-    with readable(f"{folder}: damaged part: {LAYERS}"):
-        load_trained_part(drafter, load_file(folder / LAYERS))
-    vocabulary = checkpoint.read_draft_vocabulary(folder)
-    if vocabulary is None:
-        raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
+    _load(folder, drafter)
     size = len(target.get_input_embeddings().weight)
-    if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= size:
-        raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
+    vocabulary = _drafted(folder, size)
     table = successors.load(folder / files.SUCCESSORS, size)
     origin = {key: value for key, value in record.items() if key != "data"}
     # It was never trained behind more.
@@ -129,3 +147,18 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
         del drafter.fusion
     tokenizer = require_tokenizer(target_folder)
     model_sources.save(drafter.eval(), tokenizer, out, origin, vocabulary.tolist(), fusion, table)
+
+
+def _load(folder: Path, drafter: PreTrainedModel) -> None:
+    with readable(f"{folder}: damaged part: {LAYERS}"):
+        load_trained_part(drafter, load_file(folder / LAYERS))
+
+
+def _drafted(folder: Path, size: int) -> Tensor:
+    """The part's draft vocabulary, of a target with `size` tokens."""
+    vocabulary = checkpoint.read_draft_vocabulary(folder)
+    if vocabulary is None:
+        raise UserError(f"{folder}: damaged part: no {files.DRAFT_VOCABULARY}")
+    if int(vocabulary.min()) < 0 or int(vocabulary.max()) >= size:
+        raise UserError(f"{folder}: damaged part: {files.DRAFT_VOCABULARY} has token ids that the target has not")
+    return vocabulary

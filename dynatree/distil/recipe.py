@@ -16,6 +16,7 @@ class Labels(Knobs):
     )  # of labelling, after which it ends with what there is; None: tokens alone
     top: int = Field(32, ge=1)  # likeliest tokens kept of each position
     text_share: float = Field(0.3, ge=0, le=1)  # of the shards; the others hold continuations
+    dialogue_share: float = Field(0.0, ge=0, le=1)  # likewise: dialogues that a chat model writes by itself
     rows: int = Field(64, ge=1)  # of a shard, written together
     prompt_tokens: int = Field(128, ge=4)  # longest; the shortest is a quarter
     new_tokens: int = Field(80, ge=1)
@@ -26,9 +27,11 @@ class Labels(Knobs):
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
 
     @model_validator(mode="after")
-    def _positive(self) -> Self:
+    def _possible(self) -> Self:
         if wrong := [penalty for penalty in self.penalties if not penalty > 0]:
             raise ValueError(f"labels.penalties: {wrong[0]}; choose more than 0, 1 for none")
+        if self.text_share + self.dialogue_share > 1:
+            raise ValueError(f"labels.dialogue_share: {self.dialogue_share}; with text_share {self.text_share} above 1")
         return self
 
 

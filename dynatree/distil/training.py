@@ -104,7 +104,10 @@ class Loss:
 
 
 class Training:
-    """The steps of a recipe on one drafter, in place; `folder` keeps the checkpoint, `watch` measures on the way."""
+    """The steps of a recipe on one drafter, in place; `folder` keeps the checkpoint, `watch` measures on the way.
+
+    `fresh`: the drafter was never trained, so that what reads states has yet to learn how large they are.
+    """
 
     def __init__(
         self,
@@ -116,9 +119,10 @@ class Training:
         seed: int,
         watch: Callable[[], dict[str, float]] | None = None,
         checkpoint_steps: int = 200,
+        fresh: bool = True,
     ):
         self.drafter, self.recipe, self.text, self.seed, self.watch = drafter, recipe, text, seed, watch
-        self.path, self.checkpoint_steps = folder / "checkpoint.pt", checkpoint_steps
+        self.path, self.checkpoint_steps, self.fresh = folder / "checkpoint.pt", checkpoint_steps, fresh
         self.trained = list(trained_part(drafter).values())
         parameters = [p for p in drafter.parameters() if p.requires_grad]
         self.parameters = parameters
@@ -145,7 +149,7 @@ class Training:
     def on_labels(self, shards: Sequence[Path]) -> None:
         """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
         batches = self._label_batches(shards)
-        if self.recipe.reads and not self.step:
+        if self.recipe.reads and self.fresh and not self.step:
             with safe_open(shards[0], "pt") as shard:
                 cast(Fusion, self.drafter.fusion).scale(shard.get_slice("states")[:_SCALED].flatten(0, 1))
         phase = 1 if self.recipe.tokens else 0

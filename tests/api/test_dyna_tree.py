@@ -235,6 +235,11 @@ def test_text_chats_and_lists_of_them(folder: Path) -> None:
     assert isinstance(text, Generation) and text.text == tokenizer.decode(text.tokens)
     assert text.tokens == expected(tree._target.model, tokenizer.encode("a tree, Bäume"), 20, eos_token_id=0)
     assert "".join(tree.stream("a tree, Bäume", max_new_tokens=20)) == text.text
+    # Any token may be a special one; the tokens that are given stay as they are.
+    tokenizer.add_special_tokens({"pad_token": tokenizer.convert_ids_to_tokens(text.tokens[-1])})
+    bare = tree.generate("a tree, Bäume", max_new_tokens=20, skip_special_tokens=True)
+    assert bare.tokens == text.tokens
+    assert bare.text == tokenizer.decode([token for token in text.tokens if token != text.tokens[-1]])
     with pytest.raises(UserError, match="chat messages need a tokenizer with a chat template"):
         tree.generate([{"role": "user", "content": "hi"}], max_new_tokens=4)
     tokenizer.chat_template = TEMPLATE

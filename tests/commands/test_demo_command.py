@@ -1,6 +1,7 @@
 """`dynatree demo`: what it shows is what the models decode, and what it measured is kept."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,17 +24,24 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
     return status, *capsys.readouterr()
 
 
-def test_it_shows_both_methods_and_a_tree(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Guards against a demonstration that shows something else than what the library decodes."""
-    status, said, _ = call(capsys, "--max-new-tokens", "24")
+def test_it_shows_both_methods_and_a_tree(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a demonstration that shows something else than what the library decodes, and against silence on a
+    terminal while it loads."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, said, told = call(capsys, "--max-new-tokens", "24")
     assert status == 0
+    table = {row[0]: row[1:] for row in re.findall(r"^(.+?) +[\d.]+ +[\d.]+ +[\d.]+  (\d+) for (\d+)$", said, re.M)}
     with DynaTree.from_pretrained("target", method="autoregressive", dtype="float64") as plain:
-        found = plain.generate(demo.PROMPT, 24)
-    assert f"{demo.PROMPT}{found.text}" in said
-    forwards = {name: int(count) for name, count in re.findall(r"^(\w+) +[\d.]+ +(\d+)$", said, re.M)}
-    assert forwards["autoregressive"] == found.trace.target_forwards > forwards["dynatree"]
-    assert "times as fast; the same tokens" in said
+        for name, asked in demo.TEXTS.items():
+            found = plain.generate(demo.PROMPT, 24, skip_special_tokens=True, **asked)
+            assert f"{demo.PROMPT}{found.text}" in said
+            forwards, others = map(int, table[name])
+            assert others == found.trace.target_forwards > forwards
+    assert "with drafts and without: the same tokens" in said
     assert "node   position" in said and "attention mask" in said
+    assert "loading target and target (float64) ..." in told and "loaded in" in told
 
 
 def test_costs_are_measured_once(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

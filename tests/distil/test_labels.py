@@ -7,8 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from dynatree.distil import labels
+from dynatree.data import model_sources
+from dynatree.distil import dialogue, labels
 from dynatree.distil.text import collect
+from dynatree.errors import UserError
 from tests import models
 from tests.distil.worlds import DATASETS, LENGTH, recipe
 
@@ -115,3 +117,62 @@ def test_shards_are_made_once_and_depend_on_their_number_alone(
     assert not list((tmp_path / "labels").glob(".*"))
     brief = wanted.model_copy(update={"seconds": 1e-9})
     assert labels.write_shards(target, text, brief, LENGTH, tmp_path / "labels", seed=3) == paths[:1]
+
+
+def test_dialogues_go_from_turn_to_turn_as_the_template_says(target: PreTrainedModel) -> None:
+    """Guards against template tokens that the target was left to draw, a question at the answer's temperature, and
+    labels of other tokens than those that were written."""
+    # Any token ends a turn that is likely enough to come by chance.
+    end = int(probabilities(target, torch.full((1, 2), 3))[0, -1].argmax())
+    chosen = dialogue.Template((3, 3), (end, 41, 42), (end, 43))
+    turns = dialogue.Turns(chosen, torch.zeros(40))
+    prompts = torch.tensor(chosen.opening).expand(40, -1)
+    shard = labels.continuations(target, prompts, 30, turns, TOP, torch.Generator().manual_seed(0))
+    assert torch.equal(shard["ids"], labels.score(target, shard["tokens"], TOP)["ids"])
+    answered = 0
+    for row in shard["tokens"].tolist():
+        asking, place = True, 2
+        while place < len(row):
+            turn = chosen.to_answer if asking else chosen.to_question
+            if row[place] == end:
+                written = row[place : place + len(turn)]
+                assert written == list(turn[: len(written)])
+                place, asking = place + len(turn), not asking
+                answered += 1
+            elif not asking:  # cold: an answer is the argmax
+                best = probabilities(target, torch.tensor([row[:place]]))[0, -1].argmax()
+                assert row[place] == best
+                place += 1
+            else:
+                place += 1
+    assert answered > 20
+    # Questions differ, though answers are greedy.
+    assert len({tuple(row[2:8]) for row in shard["tokens"].tolist()}) > 10
+
+
+def test_shares_of_text_and_dialogues_are_met(target: PreTrainedModel) -> None:
+    """Guards against dialogues that take the place of text, or never come."""
+    wanted = recipe().labels.model_copy(update={"text_share": 0.4, "dialogue_share": 0.3, "rows": 1, "new_tokens": 1})
+    chosen = dialogue.Template((1, 2, 3), (4,), (4,))
+    text = collect(DATASETS, {}, 0.3, 0)
+    shards = [labels.make_shard(target, text, wanted, LENGTH, n, 0, dialogue=chosen)["tokens"][0] for n in range(40)]
+    dialogues = [s for s in shards if s[:3].tolist() == [1, 2, 3]]
+    assert len(dialogues) == 12
+    assert len([s for s in shards if len(s) == LENGTH]) == 16
+
+
+def test_the_tokens_between_turns_are_the_template_s() -> None:
+    """Guards against a template whose turns are cut at the wrong places, and asks for one where there is none."""
+    tokenizer = model_sources.byte_tokenizer()
+    with pytest.raises(UserError, match="no chat template"):
+        dialogue.template(tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}"
+    found = dialogue.template(tokenizer)
+    assert [tokenizer.decode(part) for part in (found.opening, found.to_answer, found.to_question)] == [
+        "<user>",
+        "|<assistant>",
+        "|<user>",
+    ]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+    with pytest.raises(UserError, match="no common end"):
+        dialogue.template(tokenizer)

@@ -121,6 +121,38 @@ def test_no_table_where_none_is_asked_for(target: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "drafter").iterdir()) == sorted(files.DRAFTER_FILES)
 
 
+@pytest.mark.parametrize("reads", [False, True], ids=["tokens", "states"])
+def test_a_training_goes_on_from_a_part(target: Path, tmp_path: Path, reads: bool) -> None:
+    """Guards against a start whose weights or vocabulary are not taken, or that the record does not name."""
+    torch.set_num_threads(1)
+    wanted = reading_recipe() if reads else recipe()
+    first = make(target, DATASETS, wanted, seed=0, work=tmp_path / "work")
+    # A vocabulary that the text does not give.
+    drafted = files.read_json(first / files.DRAFT_VOCABULARY)
+    files.write_json(first / files.DRAFT_VOCABULARY, [*drafted[1:], 99])
+    small = Recipe(**{**wanted.model_dump(), "learning_rate": 1e-9})
+    second = make(target, DATASETS, small, seed=1, work=tmp_path / "work", start=first)
+    weights, before = (load_file(folder / part.LAYERS) for folder in (second, first))
+    for name, value in before.items():
+        assert torch.allclose(weights[name].float(), value.float(), atol=1e-4), name
+    assert files.read_json(second / files.DRAFT_VOCABULARY) == [*drafted[1:], 99]
+    record = part.read_record(second)
+    assert record["start"]["recipe"] == wanted.model_dump(mode="json")
+    assert record["start"]["tokens"] == part.read_record(first)["tokens"]
+
+
+def test_a_start_of_another_model_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
+    """Guards against weights that land in the wrong layer, and against a vocabulary of another size."""
+    for changes in ({"layers": [1]}, {"vocabulary": 30}):
+        with pytest.raises(UserError, match=next(iter(changes))):
+            make(target, DATASETS, recipe(**changes), seed=0, work=tmp_path / "work", start=made)
+    other = target_folder(tmp_path / "other", seed=1)
+    with pytest.raises(UserError, match="another target"):
+        make(other, DATASETS, recipe(), seed=0, work=tmp_path / "work", start=made)
+    with pytest.raises(UserError, match=part.RECORD):
+        make(target, DATASETS, recipe(), seed=0, work=tmp_path / "work", start=tmp_path)
+
+
 def test_a_part_for_another_target_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
     """Guards against a drafter that agrees with nothing: same shape, other weights."""
     other = target_folder(tmp_path / "other", files.read_json(target / "config.json")["model_type"], seed=1)

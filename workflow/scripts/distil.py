@@ -19,6 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, required=True, help="model folder")
     parser.add_argument("--part", type=Path, help="folder of the trained part; without it, it is trained")
+    parser.add_argument("--start", type=Path, help="trained part to begin the training with")
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, help="tokens.parquet of each data set")
     parser.add_argument("--source", required=True, help="JSON object: kind distil and its keys, as in params.yaml")
     parser.add_argument("--seed", type=int, required=True)
@@ -34,7 +35,7 @@ def main() -> None:
         datasets = {path.stem: read_tokens(path) for path in a.tokens}
         trained = a.part
         if trained is None:
-            keys = {"seed": a.seed, "work": a.work, "device": a.device}
+            keys = {"seed": a.seed, "work": a.work, "device": a.device, "start": a.start}
             trained = make(a.target, datasets, recipe, command=shlex.join(["python", *sys.argv]), **keys)
         else:
             part.check(trained, recipe, datasets)
