@@ -142,9 +142,9 @@ class Decoder(RoundDecoder):
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
             self._untold = (
-                f"not calibrated: policy {checked.policy} has no costs of these models on this machine and goes by "
-                f"limits alone ({limits}); "
-                "`dynatree calibrate`, or calibrate() in Python, measures them in about a minute"
+                f"not calibrated: what these models' forwards cost here in {target.format} was never measured, so "
+                f"trees grow by limits alone ({limits}); "
+                "`dynatree calibrate`, or calibrate() in Python, measures it in about a minute"
             )
         self._planner = BatchPlanner(policy, calibration if policy.needs_costs else None)
         rates = calibration.step_rates if calibration and policy.uses_calibration else None

@@ -44,14 +44,16 @@ class Drafter:
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         trees, table = self._lookup.propose(requests, planner), self._successors
-        priced = [(place, planner.priced(request)) for place, request in enumerate(requests)] if table else []
-        for place, growth in priced:
-            if table and growth:
+        # Only a policy that weighs costs has the table's nodes.
+        growths = [planner.priced(request) for request in requests] if table else []
+        priced = [(place, growth) for place, growth in enumerate(growths) if growth]
+        if table:
+            for place, growth in priced:
                 growth.offered(table.below_root(requests[place], growth))
         if self._model:
             trees = self._model.grow(requests, trees, planner, share_out)
-        for place, growth in priced:
-            if table and growth:
+        if table:
+            for place, growth in priced:
                 request = requests[place]
                 trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
         return trees

@@ -228,8 +228,8 @@ def described(tree: list[queries.Row]) -> str:
     return " ".join(
         [
             *_accepted(tree),
-            f"Each row sees the prefix, itself and its ancestors: {open_cells} of the {len(tree) ** 2} cells beside the"
-            " prefix are open. Rows and columns run depth first; probabilities are the drafter's, multiplied from the"
-            " root.",
+            f"Each node sees the text before the tree, its ancestors and itself: {open_cells} of the {len(tree) ** 2}"
+            " cells of the mask. Nodes are numbered depth first; step is the drafter's probability of a token, path"
+            " the product from the root.",
         ]
     )
