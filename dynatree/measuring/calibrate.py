@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from dynatree import decoding
@@ -273,6 +272,9 @@ def fit_ranks(stated: Tensor, hits: Tensor) -> list[tuple[float, float]]:
     Drawn to what the drafter says, as by `_BORNE_OUT` more tokens at which that was borne out: without them a curve
     fits the few hits of a low rank, or the loops of one prompt. A slope is never negative.
     """
+    # Imported late: it takes a second, and who only decodes fits nothing.
+    from sklearn.linear_model import LogisticRegression
+
     curves = []
     for rank in range(stated.shape[1]):
         odds, hit = log_odds(stated[:, rank]).double(), hits[:, rank].double()
