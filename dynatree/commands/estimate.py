@@ -51,6 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
     scale = arguments.scale or known.scale
     if scale not in known.scales:
         raise UserError(f"--scale: no {scale!r}; choose one of {', '.join(known.scales)}")
+    # Anew: what another scale has instead, and what it leaves out, is gone by now.
+    known = params.read(scale=scale)
     for option in ("step_ms", "job_seconds"):
         value = getattr(arguments, option)
         if value is not None and not 0 < value < float("inf"):
@@ -59,6 +61,6 @@ def _run(arguments: argparse.Namespace) -> None:
         pace = files.read_json(arguments.pace)
     measured = estimate.measured(pace)
     step = measured.step if arguments.step_ms is None else arguments.step_ms / 1000
-    found = estimate.parts(known.model_copy(update={"scale": scale}), measured, step, arguments.job_seconds)
+    found = estimate.parts(known, measured, step, arguments.job_seconds)
     print(f"scale {scale}, an autoregressive step of {1000 * step:.1f} ms; speedups from {measured.processor}")
     print(estimate.describe(found, arguments.machines or [1]))

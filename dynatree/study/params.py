@@ -59,10 +59,14 @@ def load(path: str | Path) -> Any:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def read(path: str | Path | None = None) -> Params:
-    """The checked parameters of a YAML file. Raises UserError: as `load`, and a wrong key or value."""
+def read(path: str | Path | None = None, scale: str | None = None) -> Params:
+    """The checked parameters of a YAML file, at its own scale or at `scale`.
+
+    Raises UserError: as `load`, and a wrong key or value.
+    """
     path = Path(path) if path else default_path()
-    return check(load(path), str(path))
+    values = load(path)
+    return check({**values, "scale": scale} if scale and isinstance(values, dict) else values, str(path))
 
 
 def check(raw: Any, origin: str = "params.yaml") -> Params:

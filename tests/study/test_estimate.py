@@ -64,6 +64,8 @@ def test_the_command_names_what_is_wrong_and_says_what_it_found(
         said.startswith("scale study, an autoregressive step of 7.5 ms; speedups from Abacus")
         and "on 32 machines" in said
     )
+    # Which the scale that params.yaml names leaves out.
+    assert "penalised" in said
     for wrong, part in (
         (["--scale", "huge"], "choose one of tiny, laptop"),
         (["--step-ms", "0"], "--step-ms: 0.0; give more than 0"),
