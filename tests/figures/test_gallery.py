@@ -47,6 +47,14 @@ def test_the_page_loads_nothing_and_captions_cannot_break_it() -> None:
     assert text.count("&quot;&lt;b&gt;&quot; &amp; c") == 2
 
 
+def test_the_library_is_told_what_it_draws() -> None:
+    """Guards against figures that stay blank: vega-embed takes a `concat` without a schema for a drawing of vega."""
+    drawing = {"$schema": "of vega-lite", "concat": []}
+    found = page("t", {"S": [Picture("one", "<svg/>", "c", drawing)]})
+    assert "of vega-lite" not in found
+    assert re.search(r"vegaEmbed\(.*, drawing, \{ mode: \"vega-lite\"", found)
+
+
 def test_a_drawing_of_a_page_is_in_the_gallery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a still picture where there is more to see, and against libraries once for each figure."""
     for name in ("datasets", "length_scaling"):

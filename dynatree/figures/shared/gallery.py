@@ -52,8 +52,9 @@ for (const method of methods) {
   button.addEventListener("click", () => isolate(method.name));
   bar.append(button);
 }
+// The mode is told: without a schema vega-embed takes a drawing that is a `concat` for one of vega, and draws nothing.
 for (const [name, drawing] of Object.entries(drawings))
-  vegaEmbed(`#${name} .plot`, drawing, { renderer: "svg", actions: false }).then(({ view }) => {
+  vegaEmbed(`#${name} .plot`, drawing, { mode: "vega-lite", renderer: "svg", actions: false }).then(({ view }) => {
     const own = (drawing.params || []).filter(param => param.name === ONLY).flatMap(param => param.bind.options);
     if (!own.length) return;
     views.push({ view, own });
