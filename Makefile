@@ -30,7 +30,7 @@ install: ## .venv with the library and the workflow, anew; EXTRAS=dev,s3,... add
 	$(MAKE) --always-make $(STAMP)
 
 # The first time, costs are measured; they are kept.
-demo: models ## see it work, in minutes: a text with DynaTree and without drafting, and a tree
+demo: models ## see it work, in minutes: two texts with DynaTree and without drafting, and a tree
 	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int8
 
 models: $(STAMP) ## the target and its drafters alone, nothing timed: enough for `dynatree generate`

@@ -75,20 +75,17 @@ def _run(arguments: argparse.Namespace, find_model: request.FindModel) -> None:
             decoder.warm_up(prompt, length, **asked)
             plain[name] = decoder.generate(prompt, length, **asked)
     print(speeds(found, plain))
-    shown = max(found.values(), key=lambda one: max((_worth(one, place) for place in range(one.rounds)), default=_NONE))
-    if shown.rounds:
-        print(f"\n{tree.shown(shown, max(range(shown.rounds), key=lambda place: _worth(shown, place)))[1]}")
+    rounds = [(one, number) for one in found.values() for number in range(one.rounds)]
+    if rounds:
+        print(f"\n{tree.shown(*max(rounds, key=lambda place: _worth(*place)))[1]}")
     print("\nmore: dynatree generate --help, dynatree chat --help, dynatree replay --help", file=sys.stderr)
-
-
-_NONE = (False, False, 0)
 
 
 def _worth(found: "Generation", number: int) -> tuple[bool, bool, int]:
     """How worth showing a round is: a branch was right where the first choice was not, it branches, much accepted."""
     chosen = found.trace.rounds[number]
     if not chosen.tree:
-        return _NONE
+        return False, False, 0
     parents = chosen.tree["parents"]
     branch_won = any(row["accepted"] and row["depth"] and row["rank"] for row in found.nodes(number))
     return branch_won, len(set(parents)) < len(parents), chosen.accepted

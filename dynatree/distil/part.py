@@ -94,8 +94,7 @@ def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDoc
 def check_start(folder: Path, recipe: Recipe, target_sha256: str) -> dict[str, Any]:
     """What a training that begins with the part records of it. Raises UserError if `recipe` makes another model."""
     record = read_record(folder)
-    if record["target"]["sha256"] != target_sha256:
-        raise UserError(f"{folder}: trained for another target (weights {record['target']['sha256'][:12]}…)")
+    _check_target(folder, record, target_sha256, "the target")
     had = Recipe(**record["recipe"])
     for key in ("layers", "reads", "vocabulary"):
         asked, found = getattr(recipe, key), getattr(had, key)
@@ -122,12 +121,7 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
     """
     record = read_record(folder)
     target = checkpoint.read(target_folder, torch.float32)
-    found, wanted = values_sha256(target), record["target"]["sha256"]
-    if found != wanted:
-        raise UserError(
-            f"{folder}: trained for another target (weights {wanted[:12]}…, {target_folder} has {found[:12]}…); "
-            "take that target, or train a drafter for this one (distil.retrain: true, or `dynatree distil`)"
-        )
+    _check_target(folder, record, values_sha256(target), str(target_folder))
     recipe = Recipe(**record["recipe"])
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     if recipe.reads:
@@ -147,6 +141,16 @@ def assemble(folder: Path, target_folder: Path, out: Path) -> None:
         del drafter.fusion
     tokenizer = require_tokenizer(target_folder)
     model_sources.save(drafter.eval(), tokenizer, out, origin, vocabulary.tolist(), fusion, table)
+
+
+def _check_target(folder: Path, record: Mapping[str, Any], found: str, target: str) -> None:
+    """Raise UserError unless the part was trained for the weights of this SHA-256, those of `target`."""
+    wanted = record["target"]["sha256"]
+    if found != wanted:
+        raise UserError(
+            f"{folder}: trained for another target (weights {wanted[:12]}…, {target} has {found[:12]}…); "
+            "take that target, or train a drafter for this one (distil.retrain: true, or `dynatree distil`)"
+        )
 
 
 def _load(folder: Path, drafter: PreTrainedModel) -> None:
