@@ -102,6 +102,7 @@ class Decoder(RoundDecoder):
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
             path, token = self._accepted(request, tree, request.process(logits, tree))
+            self._drafter.learn(request, tree, path, logits)
             request.states = states[path] if len(states) else states
             verified.append((path, token))
         return verified

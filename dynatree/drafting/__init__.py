@@ -32,6 +32,11 @@ class Drafter(Protocol):
     def forwards(self, request: Request) -> int:
         """Draft forwards of the last `propose` that `request` took part in."""
 
+    def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
+        """What the target says of the nodes of the verified `tree`, of which those of `path` are about to be accepted:
+        its `logits` [nodes, vocabulary], before any processor. They are freed afterwards.
+        """
+
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         """Of the verified `tree` of `request` the nodes `path` [1 + accepted] were accepted, root first."""
 

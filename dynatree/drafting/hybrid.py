@@ -37,6 +37,8 @@ class Drafter:
         )
         parts: list[Part | None] = [self._lookup, self._model, self._successors]
         self._each = [drafter for drafter in parts if drafter]
+        # Whether the last round asked the table.
+        self._followed = False
 
     def start(self, requests: Sequence[Request]) -> None:
         for drafter in self._each:
@@ -47,6 +49,7 @@ class Drafter:
         # Only a policy that weighs costs has the table's nodes.
         growths = [planner.priced(request) for request in requests] if table else []
         priced = [(place, growth) for place, growth in enumerate(growths) if growth]
+        self._followed = bool(priced)
         if table:
             for place, growth in priced:
                 growth.offered(table.below_root(requests[place], growth))
@@ -60,6 +63,10 @@ class Drafter:
 
     def forwards(self, request: Request) -> int:
         return self._model.forwards(request) if self._model else 0
+
+    def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
+        if self._successors and self._followed:
+            self._successors.learn(request, tree, path, logits)
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         for drafter in self._each:

@@ -82,6 +82,9 @@ class Drafter:
     def forwards(self, request: Request) -> int:
         return 0
 
+    def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
+        pass  # it goes by what is committed
+
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         pass  # the next round compares its proposal with what was committed
 

@@ -99,6 +99,9 @@ class Drafter:
         """See `DrawingDrafter`."""
         return self._drafts[request].draws
 
+    def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
+        pass  # it goes by what is committed
+
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         self._drafts[request].accept(tree.before_the_cut(path), request.states)
 

@@ -1,5 +1,8 @@
 """A tree out of a table of what the target puts after each token (engine/successors.py), without any forward.
 
+The table begins as it was made on other text and learns from this one: what the target's logits say behind a token that
+was accepted is what that token's row is drawn to.
+
 Sources: Token Recycling (Luo et al. 2024, 2408.08696), N-Grammys (Stewart et al. 2024, 2411.03786). Theirs are trees of
 one shape, or many chains; here a tree grows best first by how likely its paths are. Where tokens are drawn, children
 are ranked by the noise that the target's choice will have, as a drafter model's are.
@@ -14,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, curve
@@ -34,7 +38,13 @@ MODEL = "required"
 # Nodes that a round adds, at most; paths less likely are neither added nor, by the second, gone on from: looking
 # one node's children up takes 20 microseconds, and noise for them more.
 _MOST = 32
-_ADDED, _EXTENDED = math.log(0.03), 0.1
+_ADDED, _EXTENDED = math.log(0.05), 0.25
+# Tokens whose logits are further behind the best, less than a hundredth as likely, are not learnt: there are many.
+_LEARNT = 4.6
+# Stands for the probability 0 of a place that holds nothing (engine/successors.py).
+_NOTHING = 1e-30
+# A row is the mean of what the table has, as if seen once, and of what came since; of more than so many the last count.
+_REMEMBERED = 4
 # Scores are logits but for a constant, which a penalty does not pass over: the target's lie about so far above 0.
 LEVEL = 8.0
 
@@ -69,6 +79,11 @@ class Drafter:
 
     def forwards(self, request: Request) -> int:
         return 0
+
+    def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
+        follower = self._followers[request]
+        for node, token in zip(path.tolist(), tree.tokens[path].tolist(), strict=True):
+            follower.learn(token, logits[node])
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         pass  # the next round compares its proposal with what was committed
@@ -138,6 +153,9 @@ class Follower:
         self._curves = rates.successors if rates else []
         self._penalty = processors.repetition_penalty
         self._seen = np.zeros(len(table.ids), dtype=bool) if self._penalty != 1 else None
+        # By token: the row that came of the table's with how often it was seen, and what is not in it yet.
+        self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.float32], int]] = {}
+        self._noted: dict[int, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
         self._online = OnlineCorrection()
         # The committed tokens that were looked at, and what was proposed below the last of them.
         self._length = 0
@@ -156,6 +174,29 @@ class Follower:
         self._length, self._known = len(committed), {}
         self._below_root = self.after(committed[-1], 0, branch, {})
         return self._below_root
+
+    def learn(self, token: int, logits: Tensor) -> None:
+        """Note what the target's `logits` [vocabulary] say behind `token`, before any processor."""
+        row = logits.float().cpu().numpy()
+        likely = np.flatnonzero(row > row.max() - _LEARNT)
+        self._noted.setdefault(token, []).append((likely, row[likely]))
+
+    def _row(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The tokens after `token` and their scores: the table's, drawn to what was noted."""
+        ids, scores, seen = self._rows.get(token) or (self._table.ids[token], self._table.log_probs[token], 0)
+        # Here, and not where it is noted: most tokens of a text do not come again.
+        for likely, logits in self._noted.pop(token, ()):
+            seen = min(seen + 1, _REMEMBERED)
+            probability = np.exp(logits - np.logaddexp.reduce(logits)) / (1 + seen)
+            # In a dictionary: numpy takes twice as long to find what both have.
+            mean = dict(zip(ids.tolist(), (np.exp(scores) * (seen / (1 + seen))).tolist(), strict=True))
+            for one, p in zip(likely.tolist(), probability.tolist(), strict=True):
+                mean[one] = mean.get(one, 0.0) + p
+            first = sorted(mean.items(), key=lambda item: -item[1])[: self._table.ids.shape[1]]
+            ids, scores = np.array([one for one, _ in first]), np.array([p for _, p in first], dtype=np.float32)
+            scores = np.log(scores.clip(min=_NOTHING))
+            self._rows[token] = ids, scores, seen
+        return ids, scores
 
     def after(self, token: int, depth: int, branch: int, claims: Mapping[int, float]) -> list[tuple[int, float]]:
         """Children of a node at `depth` with this `token`: their tokens and steps' log-probabilities, likeliest first.
@@ -178,7 +219,7 @@ class Follower:
 
     def _looked_up(self, token: int, depth: int, branch: int) -> tuple[list[int], list[float]]:
         """The best `branch` tokens after `token`, and how likely each is. On arrays: torch's steps take 0.1 ms more."""
-        ids, scores = self._table.ids[token], self._table.log_probs[token]
+        ids, scores = self._row(token)
         if self._seen is not None:
             level = scores + LEVEL
             lowered = np.where(level > 0, level / self._penalty, level * self._penalty) - LEVEL

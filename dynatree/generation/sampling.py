@@ -104,8 +104,9 @@ class Noise:
         bits = Philox(key=self._key, counter=_counter(position, node, purpose))
         words = bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
         # 1 - u: the largest noise comes from the u next to 1, which float32 has no numbers for.
-        rest = (words.astype(np.float32) + np.float32(0.5)) * np.float32(2**-32)
-        return torch.from_numpy(-np.log(-np.log1p(-rest.clip(max=np.float32(1 - 2**-24)))))
+        rest = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(2**-32).clamp_(max=1 - 2**-24)
+        # In place, by torch: it has a vector instruction's log1p where numpy computes number by number.
+        return rest.neg_().log1p_().neg_().log_().neg_()
 
 
 def _counter(position: int, node: int, purpose: int) -> NDArray[np.uint64]:
@@ -161,8 +162,11 @@ class Sampler:
         `ids` [v]: the tokens that the columns are of, out of `size`; None: all, in order.
         """
         width = scores.shape[1] if ids is None or size is None else size
-        noise = torch.stack([self._noise.at(position, width) for position in positions])
-        return self.warpers.warped(scores) + (noise if ids is None else noise[:, ids]).to(scores.device)
+        rows = [self._noise.at(position, width) for position in positions]
+        rows = rows if ids is None else [row[ids] for row in rows]
+        # Not stacked where there is one: that copies a vocabulary.
+        noise = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        return self.warpers.warped(scores) + noise.to(scores.device)
 
     def perturbed_some(
         self, scores: NDArray[np.float32], position: int, ids: NDArray[np.int64], size: int

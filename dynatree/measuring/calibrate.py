@@ -168,13 +168,13 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
         rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
         lookup=lookup.rates(greedy),
         lookup_processed=lookup.rates(new, processed=True),
-        successors=_successor_ranks(table, texts, GREEDY, PENALISED),
+        successors=_successor_ranks(table, target, texts, GREEDY, PENALISED),
         sampled=[
             SampledRates(
                 temperature=kind.temperature,
                 ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
                 lookup=lookup.rates(texts[kind], kind.temperature),
-                successors=_successor_ranks(table, texts, kind),
+                successors=_successor_ranks(table, target, texts, kind),
             )
             for kind in SAMPLED
         ],
@@ -184,21 +184,29 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
 NO_RANKS = [(0.0, 1.0)]
 
 
-def _successor_ranks(table: Successors | None, texts: Texts, *kinds: GenerationOptions) -> list[tuple[float, float]]:
+def _successor_ranks(
+    table: Successors | None, target: LanguageModel | None, texts: Texts, *kinds: GenerationOptions
+) -> list[tuple[float, float]]:
     """Curves of the children that `table` has along the outputs of these `kinds`; none without a table."""
     if table is None:
         return []
-    return fit_ranks(*_joined(*(followed(table, texts[kind], kind) for kind in kinds)))
+    return fit_ranks(*_joined(*(followed(table, texts[kind], kind, target) for kind in kinds)))
 
 
 @torch.inference_mode()
-def followed(table: Successors, pairs: Continuations, kind: GenerationOptions) -> tuple[Tensor, Tensor]:
-    """As `teacher_forced`, of all of `pairs`, what a table of successors says."""
+def followed(
+    table: Successors, pairs: Continuations, kind: GenerationOptions, target: LanguageModel | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `teacher_forced`, of all of `pairs`, what a table of successors says that learns from the `target`, if any."""
     stated, right = [], []
     for key, (prompt, output) in enumerate(pairs):
         options = kind.keyed([key])
         follower = successors.Follower(table, None, options.processors, options.sampler())
+        logits = None if target is None else target.score(torch.tensor([*prompt, *output[:-1]]), len(output))
         for place, token in enumerate(output):
+            # As in decoding, where the prompt's last token is not one of a tree.
+            if logits is not None and place > 1:
+                follower.learn(output[place - 2], logits[place - 1])
             children = follower.begin([*prompt, *output[:place]], forward_times.RANKS)
             stated.append([step for _, step in children])
             right.append([child == token for child, _ in children])

@@ -130,11 +130,11 @@ def test_traversal_has_the_distribution_of_plain_sampling(tree: str, known: list
     made = build(model, helper, "speculative", {"policy": tree, **knobs, **DRAWN})
     options, counts = models.wanted(LENGTH, do_sample=True, seed=3, **asked), Counter[tuple[int, ...]]()
     accepted = 0
-    for start in range(0, 4000, 500):
+    for start in range(0, 2000, 500):
         for trace in made.decode_batch([prompt] * 500, options.keyed(range(start, start + 500))):
             counts[tuple(trace.output)] += 1
             accepted += sum(round_.accepted for round_ in trace.rounds)
-    assert accepted > 2000
+    assert accepted > 1000
     assert not too_far(counts, {text: p for text, p in every.items() if p})
 
 

@@ -33,8 +33,6 @@ def test_a_stopped_benchmark_goes_on(world: World):
     lost = next(path for path in before if path.parent.name.startswith("greedy"))
     for path in (lost, world.folder / "results/benchmark.parquet", world.folder / "figures/benchmark.svg"):
         path.unlink()
-    benchmark()
-    assert [path for path, at in records().items() if at != before[path]] == [lost]
     texts = world.params["benchmark"]["texts"]
     world.edit(benchmark__texts={**texts, "sampled": {"do_sample": True}})
     benchmark()

@@ -96,6 +96,16 @@ class World:
         self.check()
         return jobs(self.run("snakemake", "--cores", 1, *options, target))
 
+    def planned(self, **changes: Any) -> Counter[str]:
+        """What Snakemake would run after such an `edit`, which is taken back."""
+        path = self.folder / "params.yaml"
+        before = path.read_text()
+        self.edit(**changes)
+        try:
+            return self.snakemake("--dry-run")
+        finally:
+            path.write_text(before)
+
     def stages(self, *options: str, ok: bool = True) -> str:
         """`make dvc.yaml`, in a Python that is there already."""
         self.check()
