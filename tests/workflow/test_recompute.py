@@ -103,31 +103,29 @@ def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
 def test_changed_setting_runs_the_new_point_alone(world: World):
     """Guards against an experiment that starts again when a value is added."""
     listed = "experiments__tree_shape__settings__dynatree_threshold"
-    planned = world.planned(**{listed: ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"]})
+    with world.edited(**{listed: ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"]}):
+        planned = world.snakemake("--dry-run")
     folder = f"tree_shape/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
     assert {name for name in planned if not name.startswith("draw")} == {f"generate:{folder}", "aggregate"}
 
 
 def test_changed_condition_runs_the_new_value_alone(world: World):
     """Guards against every length measured again when one is added."""
-    planned = world.planned(experiments__prompt_length__prompt_tokens=[12, 20])
-    kept = {name for name in planned if not name.startswith(("draw", "choose"))} - {"aggregate"}
-    methods = {run.method for run in runs(world).values() if run.top == "prompt_length"}
-    assert {name.split("/")[1] for name in kept} == methods and len(kept) == len(methods)
-    assert all("P20" in name for name in kept)
+    with world.edited(experiments__prompt_length__prompt_tokens=[12, 20]):
+        planned, found = world.snakemake("--dry-run"), runs(world)
+    wanted = {f"generate:{folder}" for folder, run in found.items() if run.prompt_tokens == 20}
+    assert {name for name in planned if not name.startswith(("draw", "choose"))} == wanted | {"aggregate"}
     assert {name for name in planned if name.startswith("choose")} == {f"choose_prompts:P20/{DATASET}"}
 
 
 def test_changed_batch_size_measures_batches_alone(world: World):
     """Guards against single requests that are calibrated and measured again when a batch size is added."""
-    planned = world.planned(experiments__batch_size__batches=[1, 4])
-    kept = {name for name in planned if not name.startswith("draw")}
-    assert {"calibrate_batches:features//float64", "aggregate"} < kept
+    with world.edited(experiments__batch_size__batches=[1, 4]):
+        planned, found = world.snakemake("--dry-run"), runs(world).items()
     # A calibrated method depends on the costs of all batch sizes, the others on their own.
-    measured = [name.removeprefix("generate:").split("/") for name in kept if name.startswith("generate")]
-    assert len(measured) == len(kept) - 2 and {parts[0] for parts in measured} == {"batch_size"}
-    single = {parts[1] for parts in measured if not any(part.startswith("batch4") for part in parts)}
-    assert single == {"dynatree"}
+    batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
+    wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:features//float64", "aggregate"}
+    assert {name for name in planned if not name.startswith("draw")} == wanted
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,8 @@ def test_changed_batch_size_measures_batches_alone(world: World):
 )
 def test_changed_sizes_measure_again(world: World, key: str, value: int, rules: set[str]):
     """Guards against sizes that Snakemake does not compare: it drops what is not of Python's own types, silently."""
-    planned = world.planned(**{f"scales__tiny__{key}": value})
+    with world.edited(**{f"scales__tiny__{key}": value}):
+        planned = world.snakemake("--dry-run")
     assert {name.partition(":")[0] for name in planned} - {"aggregate", "draw", "draw_replay"} == rules
     measured = {name.removeprefix("generate:") for name in planned if name.startswith("generate:")}
     main = {folder for folder, run in runs(world).items() if run.top == "runs"}
@@ -162,7 +161,8 @@ def test_changed_sizes_measure_again(world: World, key: str, value: int, rules: 
 
 def test_changed_precision_measures_all_again(world: World):
     """Guards against passes that keep their old precision, and are refused beside the new runs after hours."""
-    planned = {name.partition(":")[0] for name in world.planned(dtype="float32")}
+    with world.edited(dtype="float32"):
+        planned = {name.partition(":")[0] for name in world.snakemake("--dry-run")}
     assert planned >= {"calibrate", "generate", "timeline", "memory", "drafter_report", "perplexity"}
 
 

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,13 +98,14 @@ class World:
         self.check()
         return jobs(self.run("snakemake", "--cores", 1, *options, target))
 
-    def planned(self, **changes: Any) -> Counter[str]:
-        """What Snakemake would run after such an `edit`, which is taken back."""
+    @contextmanager
+    def edited(self, **changes: Any) -> Iterator[None]:
+        """Within, params.yaml is as after such an `edit`."""
         path = self.folder / "params.yaml"
         before = path.read_text()
         self.edit(**changes)
         try:
-            return self.snakemake("--dry-run")
+            yield
         finally:
             path.write_text(before)
 
