@@ -1,5 +1,6 @@
 """Where a calibration of models that a user gave is kept, and on what text it is measured."""
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any
 
 from dynatree import files
 from dynatree.api.models import Loaded
-from dynatree.costs.calibration import COSTS, Calibration
+from dynatree.costs.calibration import COSTS, VERSION, Calibration, OldError
 from dynatree.engine import checkpoint
 from dynatree.errors import readable
 from dynatree.measuring.loading import calibration_beside
+
+log = logging.getLogger(__name__)
 
 # What a pair is calibrated on unless text is given: beginnings that a model goes on from in its own way.
 OPENINGS = (
@@ -25,7 +28,7 @@ OUTPUT_TOKENS, CONTEXTS, REPEATS = 64, (64, 512), 3
 def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
     """The calibration that was `given`, else what is kept of these models or stands beside them; None: there is none.
 
-    Raises UserError for one of other models.
+    Raises UserError for one of other models, and for one that was given and is of another version.
     """
     if isinstance(given, Calibration):
         return given
@@ -39,7 +42,13 @@ def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mappin
     # What the workflow or the command measured is of the folders' files.
     if loaded.folders and not of(home, prints):
         prints = checkpoint.fingerprints(loaded.folders)
-    return Calibration.read(home, prints, dict(machine))
+    try:
+        return Calibration.read(home, prints, dict(machine))
+    except OldError as error:
+        if given is not None:
+            raise
+        log.warning("%s", error)
+        return None
 
 
 def of(home: Path, fingerprints: Mapping[str, str]) -> bool:
@@ -51,6 +60,9 @@ def of(home: Path, fingerprints: Mapping[str, str]) -> bool:
 
 
 def folder(fingerprints: Mapping[str, str], machine: Mapping[str, Any]) -> Path:
-    """In the user's cache: of these models, on this machine, in the format that its description names."""
+    """In the user's cache: of these models, on this machine, in the format that its description names.
+
+    What an older version of this library kept is not looked at.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dynatree" / "calibration" / files.digest([dict(fingerprints), dict(machine)])
+    return base / "dynatree" / "calibration" / files.digest([dict(fingerprints), dict(machine), VERSION])

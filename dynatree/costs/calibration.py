@@ -17,20 +17,27 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 2
+VERSION = 3
 
 
-_DAMAGED = (OSError, LookupError, ValueError, TypeError, ValidationError)
+class OldError(UserError):
+    """A calibration whose numbers meant something else when they were written."""
+
+
+_DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 
 
 def read_rates(folder: Path) -> StepRates:
-    """What `Calibration.write` wrote of them. Raises UserError if it is missing, damaged or old."""
+    """What `Calibration.write` wrote of them. Raises UserError if it is missing or damaged, OldError if it is old."""
     try:
-        rates = StepRates(**files.read_json(folder / STEPS))
+        found = files.read_json(folder / STEPS)
+        version = found.get("version", 0)
+        # Before the rest, which another version has other parts of.
+        rates = StepRates(**found) if version == VERSION else None
     except _DAMAGED as error:
         raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
-    if rates.version != VERSION:
-        raise UserError(f"calibration {folder}: of version {rates.version}, this is {VERSION}; measure it again")
+    if rates is None:
+        raise OldError(f"calibration {folder}: of version {version}, this is {VERSION}; measure it again")
     return rates
 
 
@@ -43,6 +50,10 @@ class Calibration(NamedTuple):
     def shared(self, rows: int) -> "Calibration":
         """What it is for one of `rows` requests that are decoded together."""
         return self if rows == 1 else self._replace(costs=self.costs.shared(rows))
+
+    def of(self, temperature: float, processed: bool) -> "Calibration":
+        """What it is for text of this kind, as `StepRates.at`."""
+        return self._replace(step_rates=self.step_rates.at(temperature, processed))
 
     def write(self, folder: Path) -> None:
         """Write `costs.json`, `steps.json` and, if batches were measured, `batches.json`."""

@@ -27,10 +27,11 @@ _PRIOR_HITS, _MEMORY = 3.0, 0.97
 
 
 class SampledRates(Knobs):
-    """`ranks`, `lookup` and `successors` as of `StepRates`, of text drawn at `temperature`."""
+    """`ranks`, `rates`, `lookup` and `successors` as of `StepRates`, of text drawn at `temperature`."""
 
     temperature: float = Field(gt=0)
     ranks: list[tuple[float, float]] = Field(min_length=1)
+    rates: list[float] = Field(min_length=1)
     lookup: list[float]
     successors: list[tuple[float, float]] = Field(default_factory=list)
 
@@ -39,31 +40,34 @@ class StepRates(Knobs):
     """`ranks` [b][2]: intercept and slope of each rank's curve; later ranks take the last.
 
     `rates` [r]: how often the drafter's rank is right, along the target's greedy text. `lookup`: how often lookup's
-    proposals are, by the match's length (lookup.py); `lookup_processed`: the same where logits processors are on, which
-    keep text from looping (empty: as without). `successors` [b][2]: curves as `ranks` of a table of successors (empty:
-    there was none). `sampled`: the same of text that is drawn (empty: as of greedy text).
+    proposals are, by the match's length (lookup.py). `rates_processed`, `lookup_processed`: the same where logits
+    processors are on, which keep text from looping (empty: as without). `successors` [b][2]: curves as `ranks` of a
+    table of successors (empty: there was none). `sampled`: the same of text that is drawn (empty: as of greedy text).
     """
 
     ranks: list[tuple[float, float]] = Field(min_length=1)
     rates: list[float] = Field(min_length=1)
     lookup: list[float]
+    rates_processed: list[float] = Field(default_factory=list)
     lookup_processed: list[float] = Field(default_factory=list)
     successors: list[tuple[float, float]] = Field(default_factory=list)
     sampled: list[SampledRates] = Field(default_factory=list)
     version: int = 0
 
-    def at(self, temperature: float) -> "StepRates":
-        """Those of text drawn at this temperature, or at the nearest that was seen; 0: of greedy text."""
-        if not temperature:
-            return self
-        if not self.sampled:
+    def at(self, temperature: float, processed: bool = False) -> "StepRates":
+        """Those of text drawn at this temperature, or at the nearest that was seen; 0: of greedy text.
+
+        `processed`: where logits processors are on; of text that is drawn that changes little, and is not known.
+        """
+        if temperature and not self.sampled:
             _tell_once(temperature, None)
-            return self
+        if not temperature or not self.sampled:
+            known = {"rates": self.rates_processed or self.rates, "lookup": self.lookup_processed or self.lookup}
+            return self.model_copy(update=known) if processed else self
         nearest = min(self.sampled, key=lambda one: abs(one.temperature - temperature))
         if not math.isclose(nearest.temperature, temperature):
             _tell_once(temperature, nearest.temperature)
-        known = nearest.model_dump(include={"ranks", "lookup", "successors"})
-        return self.model_copy(update={**known, "lookup_processed": []})
+        return self.model_copy(update=nearest.model_dump(exclude={"temperature"}))
 
     @property
     def lookups(self) -> list[list[float]]:
@@ -73,8 +77,9 @@ class StepRates(Knobs):
 
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
-        if wrong := [p for rates in (self.rates, *self.lookups) for p in rates if not 0 <= p <= 1]:
-            raise ValueError(f"lookup, lookup_processed, rates, sampled: {wrong[0]} is no probability")
+        every = (self.rates, self.rates_processed, *(one.rates for one in self.sampled), *self.lookups)
+        if wrong := [p for rates in every for p in rates if not 0 <= p <= 1]:
+            raise ValueError(f"lookup, rates, sampled: {wrong[0]} is no probability")
         return self
 
     def calibrated(self, log_probs: Tensor) -> Tensor:

@@ -95,8 +95,7 @@ class Drafter:
         temperature = request.sampler.temperature if request.sampler else 0
         if self._rates is None:
             return PRIOR_NEW if request.processors.active or temperature >= _NEW_FROM else PRIOR
-        rates = self._rates.at(temperature)
-        return (request.processors.active and rates.lookup_processed) or rates.lookup
+        return self._rates.at(temperature, request.processors.active).lookup
 
     def _chain(self, request: Request, growth: Growth) -> TokenTree:
         tree = TokenTree.root(request.committed[-1])

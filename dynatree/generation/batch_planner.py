@@ -35,9 +35,11 @@ class BatchPlanner:
         if self._calibration and len(requests) > (most := self._calibration.costs.most_rows):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
         shared = self._shared(len(requests))
-        # The root is the last committed token, and not in the cache yet.
         for request in requests:
-            self._growths[request] = self._policy.start(shared, len(request.committed) - 1)
+            temperature = request.sampler.temperature if request.sampler else 0
+            known = shared and shared.of(temperature, request.processors.active)
+            # The root is the last committed token, and not in the cache yet.
+            self._growths[request] = self._policy.start(known, len(request.committed) - 1)
         self._priced = all(isinstance(self._growths[request], PricedGrowth) for request in requests)
 
     def retain(self, requests: Sequence[Request]) -> None:

@@ -165,7 +165,8 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
     found = {kind: hits(drafter, pairs, kind, target) for kind, pairs in texts.items()} if drafter else {}
     return StepRates(
         ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
-        rates=[round(rate, 4) for rate in found[GREEDY][1].float().mean(0).tolist()] if found else [0.0],
+        rates=_rates(found.get(GREEDY)),
+        rates_processed=_rates(found.get(PENALISED)),
         lookup=lookup.rates(greedy),
         lookup_processed=lookup.rates(new, processed=True),
         successors=_successor_ranks(table, target, texts, GREEDY, PENALISED),
@@ -173,6 +174,7 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
             SampledRates(
                 temperature=kind.temperature,
                 ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
+                rates=_rates(found.get(kind)),
                 lookup=lookup.rates(texts[kind], kind.temperature),
                 successors=_successor_ranks(table, target, texts, kind),
             )
@@ -182,6 +184,11 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
 
 
 NO_RANKS = [(0.0, 1.0)]
+
+
+def _rates(found: tuple[Tensor, Tensor] | None) -> list[float]:
+    """How often each rank was right, by what `hits` found."""
+    return [0.0] if found is None else [round(rate, 4) for rate in found[1].float().mean(0).tolist()]
 
 
 def _successor_ranks(

@@ -12,6 +12,7 @@ CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.1406
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import ClassVar, NamedTuple, Self
 
 import torch
@@ -27,10 +28,8 @@ from dynatree.tree import ROOT, TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
-# What a first draft yields before any was seen, and rounds without one after which one is tried anyway: twice as many
-# after each that was in vain, so often.
-_FIRST_YIELD = 0.4
-_PROBE_EVERY = 16
+# Rounds without a draft after which one is tried anyway: twice as many after each that was in vain, so often.
+_PROBE_EVERY = 64
 _PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
 # Steps of probability in the table of seconds a token.
@@ -100,14 +99,18 @@ class _Growth:
 
     def __init__(self, policy: Policy, calibration: Calibration, context: int):
         self._policy, self._most = policy, policy.most
-        # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means.
-        self._yield = [[_FIRST_YIELD] * policy.branch] * (policy.depth + 1)
+        # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means that
+        # begin with how often they were right on other text.
+        measured = [*accumulate(calibration.step_rates.rates)][: policy.branch]
+        self._yield = [self._each(measured)] * (policy.depth + 1)
         # What other children, which take no level, yield in place of them.
         self._offered = [0.0] * policy.branch
         # Rounds of this request, which those of a batch count alike, and those since its last draft.
         self._round = self._idle = 0
         # Drafts in a row that were tried though none was due, and whether this round's is one.
         self._in_vain, self._tried = 0, False
+        # Tokens that the next level has to feed the drafter: the root, and what came since the last one.
+        self._lag = 1
         self._context = context
         self.set_costs(calibration)
 
@@ -144,19 +147,21 @@ class _Growth:
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = None
 
+    def _each(self, together: Sequence[float]) -> list[float]:
+        """`together` of the best 1, 2, ... `branch` children, of which there may be fewer."""
+        return [*together, *[together[-1]] * (self.branch - len(together))]
+
     def offered(self, together: Sequence[float]) -> None:
-        most = [*together, *[together[-1]] * (self.branch - len(together))]
-        pairs = zip(self._offered, most, strict=True)
+        pairs = zip(self._offered, self._each(together), strict=True)
         self._offered = [new + _YIELD_FADE * (old - new) for old, new in pairs]
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
             steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
-            added = steps.exp().mean(0).cumsum(0).clamp(max=1).tolist()
-            before = self._yield[self._level]
             # A small vocabulary may have fewer children than `branch`.
-            added += added[-1:] * (len(before) - len(added))
-            self._yield[self._level] = [new + _YIELD_FADE * (old - new) for old, new in zip(before, added, strict=True)]
+            added = self._each(steps.exp().mean(0).cumsum(0).clamp(max=1).tolist())
+            pairs = zip(self._yield[self._level], added, strict=True)
+            self._yield[self._level] = [new + _YIELD_FADE * (old - new) for old, new in pairs]
             self._level += 1
         threshold = self._policy.threshold
         return log_probs >= math.log(threshold) if threshold else torch.ones(len(log_probs), dtype=torch.bool)
@@ -179,8 +184,9 @@ class _Growth:
         for node in order:
             share += max(0.0, room[node])
             worths.append([share * worth for worth in each])
-        # What the draft cache lacks besides the root would have to be fed sooner or later, so it is not charged here.
-        gains = [[worth - cost for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
+        # The prompt is fed once, and not charged; what came since the last level would not be fed without another.
+        fed = seconds.draft[min(self._lag, len(seconds.draft) - 1)] - seconds.draft[1] if self._level == 0 else 0.0
+        gains = [[worth - cost - fed for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
         n = 0
         if max(map(max, gains)) > 0:
             n = self._best(tree)
@@ -239,6 +245,7 @@ class _Growth:
         if self._level:
             self._in_vain = self._in_vain + 1 if self._tried else 0
         self._idle = 0 if self._level else self._idle + 1
+        self._lag = len(path) + (0 if self._level else self._lag)
         self._round += 1
         # The accepted tokens and one of the target's own.
         self._context += len(path)
