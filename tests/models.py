@@ -1,5 +1,6 @@
 """Tiny random models of every architecture that the tests cover."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -166,13 +167,18 @@ def with_twin_tokens() -> LanguageModel:
     return LanguageModel(model, name="twins")
 
 
-def calibration(node: float = 0.01, level: float = 0.05, drafting: bool = True) -> Calibration:
-    """A machine on which a target step costs 1 s, each further node `node` and a draft level `level`."""
+def calibration(
+    node: float = 0.01, level: float = 0.05, drafting: bool = True, rates: Sequence[float] = (0.6, 0.2, 0.1)
+) -> Calibration:
+    """A machine on which a target step costs 1 s, each further node `node` and a draft level `level`.
+
+    It draws twice as long over 128 tokens; `rates`: how often each of its ranks is right.
+    """
     counts = [1, 128]
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)
     draft = Curve(contexts=[16], tokens=counts, seconds=[[level, 2 * level]]) if drafting else None
     ranks = [(0.5, 0.8), (-1.0, 0.5)]
-    steps = StepRates(ranks=ranks, rates=[0.6, 0.2, 0.1], lookup=list(lookup.PRIOR), successors=ranks)
+    steps = StepRates(ranks=ranks, rates=[*rates], lookup=list(lookup.PRIOR), successors=ranks)
     return Calibration(CostTable(machine={}, models={}, verify=curve, draft=draft), steps)
 
 

@@ -24,31 +24,32 @@ from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import MOST_NODES, at_least
 from dynatree.generation.growth import Growth
 from dynatree.policies import PolicySettings
-from dynatree.tree import ROOT, TokenTree
+from dynatree.tree import TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
-# Rounds without a draft after which one is tried anyway: twice as many after each that was in vain, so often.
-_PROBE_EVERY = 64
+# Rounds without a draft after which one is tried anyway: twice as many after each that was in vain, so often. It feeds
+# the drafter all that came since, which takes 1 to 2 in 100 of the time that came then.
+_PROBE_EVERY = 256
 _PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
-# Steps of probability in the table of seconds a token.
-_GRID = 200
+# Steps of probability in the table of seconds a token, and what no probability is below where one is divided by it.
+_GRID, _TINY = 200, 1e-30
 
 
 class _Seconds(NamedTuple):
     """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more (cost_table.py). `curve`: `verify` as a tensor. Of a token: `tokens` where
+    `at_least`: of verifying n nodes or more (cost_table.py). `level`: of the cheapest draft. Of a token: `tokens` where
     chains come for nothing, `drafted` where each of theirs takes a level.
     """
 
     verify: list[float]
     at_least: list[float]
     draft: list[float] | None
+    level: float
     drafted: list[float]
-    curve: Tensor
-    tokens: Tensor
+    tokens: list[float]
 
 
 class Policy(PolicySettings):
@@ -101,10 +102,10 @@ class _Growth:
         self._policy, self._most = policy, policy.most
         # Of each level [branch]: how likely its best 1, 2, ... children are together, below one node, moving means that
         # begin with how often they were right on other text.
-        measured = [*accumulate(calibration.step_rates.rates)][: policy.branch]
+        measured = [min(1.0, hit) for hit in accumulate(calibration.step_rates.rates)][: policy.branch]
         self._yield = [self._each(measured)] * (policy.depth + 1)
-        # What other children, which take no level, yield in place of them.
-        self._offered = [0.0] * policy.branch
+        # What other children, which take no level, yield in place of them, a moving mean of so many rounds or more.
+        self._offered, self._offers = [0.0] * policy.branch, 0
         # Rounds of this request, which those of a batch count alike, and those since its last draft.
         self._round = self._idle = 0
         # Drafts in a row that were tried though none was due, and whether this round's is one.
@@ -138,14 +139,14 @@ class _Growth:
                 verify.tolist(),
                 at_least(verify).tolist(),
                 draft if draft is None else draft.tolist(),
+                0.0 if draft is None else float(draft[1:].min()),
                 [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
-                verify,
-                token,
+                token.tolist(),
             )
         self._seconds = self._by_context[near]
         self._level = 0
         # The last tree and what was found for it: it is asked again where no level is added.
-        self._ranked: tuple[TokenTree, tuple[Tensor, Tensor]] | None = None
+        self._ranked: tuple[TokenTree, tuple[list[int], list[float]]] | None = None
 
     def _each(self, together: Sequence[float]) -> list[float]:
         """`together` of the best 1, 2, ... `branch` children, of which there may be fewer."""
@@ -153,7 +154,10 @@ class _Growth:
 
     def offered(self, together: Sequence[float]) -> None:
         pairs = zip(self._offered, self._each(together), strict=True)
-        self._offered = [new + _YIELD_FADE * (old - new) for old, new in pairs]
+        # At first a mean of all: nothing would be a bad guess.
+        self._offers += 1
+        fade = min(_YIELD_FADE, 1 - 1 / self._offers)
+        self._offered = [new + fade * (old - new) for old, new in pairs]
 
     def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
         if len(expanded):
@@ -170,22 +174,26 @@ class _Growth:
         seconds = self._seconds
         if seconds.draft is None or not len(candidates) or not self._most:
             return candidates[:0]
+        hits = zip(self._yield[self._level], self._offered, strict=True)
+        # In seconds, by how many children of a node are verified.
+        each = [max(0.0, hit - other) * seconds.drafted[int(hit * _GRID)] for hit, other in hits]
+        # The prompt is fed once, and not charged; what came since the last level would not be fed without another.
+        fed = seconds.draft[min(self._lag, len(seconds.draft) - 1)] - seconds.draft[1] if self._level == 0 else 0.0
+        probed = self._level == 0 and len(tree) == 1 and self._probing
+        # Most often, on text that does not loop: not even if all of it were new.
+        if max(each) <= seconds.level + fed and not probed:
+            return candidates[:0]
         # Lists, not tensors: there are few nodes here, most often the root alone.
         v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
         order = sorted(candidates.tolist(), key=lambda node: -v[node])[: self._most]
-        # What a child adds: its share of what no child of that node claims yet,
+        # What a child adds is its share of what no child of that node claims yet.
         room = [*v]
         for node in range(1, len(tree)):
             room[parents[node]] -= v[node]
-        # in seconds, by how many children of each node are verified.
-        hits = zip(self._yield[self._level], self._offered, strict=True)
-        each = [max(0.0, hit - other) * seconds.drafted[int(hit * _GRID)] for hit, other in hits]
         share, worths = 0.0, []
         for node in order:
             share += max(0.0, room[node])
             worths.append([share * worth for worth in each])
-        # The prompt is fed once, and not charged; what came since the last level would not be fed without another.
-        fed = seconds.draft[min(self._lag, len(seconds.draft) - 1)] - seconds.draft[1] if self._level == 0 else 0.0
         gains = [[worth - cost - fed for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
         n = 0
         if max(map(max, gains)) > 0:
@@ -195,7 +203,6 @@ class _Growth:
             gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
         # Of equal gains the one of fewer nodes.
         gain, best = max((gain, -place) for place, row in enumerate(gains) for gain in row)
-        probed = self._level == 0 and len(tree) == 1 and self._probing
         if gain <= 0 and not probed:
             return candidates[:0]
         if self._level == 0:
@@ -212,33 +219,31 @@ class _Growth:
         return self._idle >= every or (self._idle >= every // 2 and self._round % every == 0)
 
     def savings(self, tree: TokenTree) -> Tensor:
-        if len(tree) == 1:
-            return -self._seconds.curve[: self._most + 1]
         worth = self._worth(tree)[1]
-        rest = worth[-1:].expand(self._most + 1 - len(worth))
-        return torch.cat([worth, rest]) - self._seconds.curve[: self._most + 1]
+        worth = worth + worth[-1:] * (self._most + 1 - len(worth))
+        pairs = zip(worth, self._seconds.verify, strict=True)
+        return torch.tensor([gained - taken for gained, taken in pairs], dtype=torch.float64)
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
-        return ROOT if len(tree) == 1 else torch.cat([ROOT, self._worth(tree)[0][:width].sort().values])
+        return torch.tensor([0, *sorted(self._worth(tree)[0][:width])])
 
     def select(self, tree: TokenTree) -> Tensor:
         return self.select_within(tree, self._best(tree))
 
     def _best(self, tree: TokenTree) -> int:
         """How many nodes to verify, of the nodes ranked by v."""
-        if len(tree) == 1:
-            return 0
-        worth = self._worth(tree)[1]
-        return int((worth - self._seconds.curve[: len(worth)]).argmax())
+        savings = [gained - taken for gained, taken in zip(self._worth(tree)[1], self._seconds.verify, strict=False)]
+        return savings.index(max(savings))
 
-    def _worth(self, tree: TokenTree) -> tuple[Tensor, Tensor]:
+    def _worth(self, tree: TokenTree) -> tuple[list[int], list[float]]:
         """The nodes [n] ranked by v, and what the best 0..n of them are worth together [n + 1], in seconds."""
         if self._ranked is None or self._ranked[0] is not tree:
-            ranking = tree.ranking()[: self._most]
-            log_v = tree.log_probs[ranking]
-            step = (log_v - tree.log_probs[tree.parents[ranking]]).exp().clamp(max=1)
-            worth = (log_v.exp() * self._seconds.tokens[(step * _GRID).long()]).cumsum(0)
-            self._ranked = tree, (ranking, torch.cat([torch.zeros(1), worth]))
+            ranking, worth = tree.ranking()[: self._most], [0.0]
+            v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
+            for node in ranking:
+                step = min(1.0, v[node] / max(v[parents[node]], _TINY))
+                worth.append(worth[-1] + v[node] * self._seconds.tokens[int(step * _GRID)])
+            self._ranked = tree, (ranking, worth)
         return self._ranked[1]
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:

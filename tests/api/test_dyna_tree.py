@@ -378,6 +378,24 @@ def test_a_calibration_is_kept_for_the_next_process(
         DynaTree(model, method="autoregressive").calibrate()
 
 
+def test_a_calibration_of_an_older_version_stops_nobody(
+    cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Guards who has measured and then upgraded: costs of old are not taken, and are measured again when asked."""
+    fresh = DynaTree.from_pretrained(folder)
+    home = calibrations.folder(fresh._loaded.fingerprints, fresh._machine)
+    models.calibration().write(home)
+    (home / "steps.json").write_text('{"version": 1}')
+    with pytest.raises(UserError, match="of version 1"):
+        DynaTree.from_pretrained(folder, calibration=home)
+    tree = DynaTree.from_pretrained(folder)
+    assert "of version 1" in caplog.text and "measure it again" in caplog.text
+    generated = tree.generate(PROMPT, max_new_tokens=2)
+    assert isinstance(generated, Generation) and len(generated.tokens) == 2
+    monkeypatch.setattr(calibrations, "VERSION", -1)
+    assert calibrations.folder(fresh._loaded.fingerprints, fresh._machine) != home
+
+
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 28_311_552, 2**31 + 7])
 def test_the_values_that_tell_weights_apart_are_there(count: int) -> None:
     """Guards against places beyond the end of a large embedding, where 32-bit floats leave out whole numbers."""

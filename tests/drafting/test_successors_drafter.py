@@ -222,9 +222,12 @@ def test_a_level_is_worth_what_the_table_has_not() -> None:
     growth = cost_aware.Policy(**LIMITS).start(models.calibration(level=0.3), 16)
     root = TokenTree.root(3)
     assert len(growth.expand(root, torch.tensor([0])))
-    for _ in range(40):
-        growth.offered([0.35, 0.4])
+    # From the first round on.
+    growth.offered([0.5, 0.8])
     assert not len(growth.expand(root, torch.tensor([0])))
+    for _ in range(40):
+        growth.offered([0.0, 0.0])
+    assert len(growth.expand(root, torch.tensor([0])))
 
 
 def test_without_a_table_it_is_refused(target: Build) -> None:

@@ -61,11 +61,12 @@ def test_selection_is_closed_under_parents_and_within_the_budget(tree: TokenTree
 
 @pytest.mark.parametrize(("level", "drafted"), [(0.2, True), (0.3, False)])
 def test_a_level_is_weighed_by_what_its_tokens_would_cost_otherwise(level: float, drafted: bool) -> None:
-    """Guards against drafts by the price of a chain that nobody has to draft: a first guess is right 0.4 of the time.
+    """Guards against drafts by the price of a chain that nobody has to draft, where guesses are right 0.4 of the time.
 
     One more node takes 0.15 of a step. Free chains at 0.4 give a token in 0.82 of a step, which would not pay for 0.35.
     """
-    growth = Policy(depth=4, branch=1, threshold=None, budget=8).start(models.calibration(0.15, level), 16)
+    machine = models.calibration(0.15, level, rates=[0.4])
+    growth = Policy(depth=4, branch=1, threshold=None, budget=8).start(machine, 16)
     assert bool(len(growth.expand(TokenTree.root(1), ROOT))) == drafted
     verify = torch.tensor([1.0, 1.15, 1.3])
     assert seconds_per_token(verify)[80] == pytest.approx(1.15 / 1.4)
@@ -85,13 +86,34 @@ def test_drafting_stops_where_it_does_not_pay_and_is_tried_again() -> None:
     root, tree = torch.zeros(1, dtype=torch.long), TokenTree.root(0)
     assert len(cheap.expand(tree, root)) == 1
     asked = []
-    for _ in range(200):
+    for _ in range(1800):
         asked.append(len(dear.expand(tree, root)))
         if asked[-1]:
             dear.children(tree, torch.full((3,), -9.0), root)
         dear.observe(tree, root)
     # More and more seldom, but always again.
-    assert [place for place, one in enumerate(asked) if one] == [16, 49, 114, 179]
+    assert [place for place, one in enumerate(asked) if one] == [256, 769, 1794]
+
+
+@pytest.mark.parametrize(("rates", "drafted"), [([0.5, 0.2], True), ([0.1, 0.05], False)])
+def test_the_first_level_goes_by_what_was_measured(rates: list[float], drafted: bool) -> None:
+    """Guards text that does not loop, where five levels on trust cost more than the tree brings later."""
+    growth = started(models.calibration(level=0.2, rates=rates))
+    assert bool(len(growth.expand(TokenTree.root(0), ROOT))) == drafted
+
+
+def test_what_has_to_be_fed_first_is_part_of_a_levels_price() -> None:
+    """Guards rounds that feed the drafter all that came since the last level, for one level more."""
+    growth, root = started(models.calibration(level=0.3, rates=[0.45]), budget=127), TokenTree.root(0)
+    assert len(growth.expand(root, ROOT)), "the prompt is fed once"
+    growth.observe(root, ROOT)
+    assert len(growth.expand(root, ROOT))
+    for _ in range(58):
+        growth.observe(root, ROOT)
+    assert not len(growth.expand(root, ROOT))
+    growth.children(root, torch.tensor([0.45]).log(), ROOT)
+    growth.observe(root, ROOT)
+    assert len(growth.expand(root, ROOT)), "after a level there is little to feed"
 
 
 def test_a_level_that_yields_nothing_is_dropped() -> None:

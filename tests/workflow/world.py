@@ -100,14 +100,16 @@ class World:
 
     @contextmanager
     def edited(self, **changes: Any) -> Iterator[None]:
-        """Within, params.yaml is as after such an `edit`."""
-        path = self.folder / "params.yaml"
-        before = path.read_text()
+        """Within, params.yaml is as after such an `edit`, and dvc.yaml of these parameters."""
+        paths = [self.folder / name for name in ("params.yaml", "dvc.yaml")]
+        before = [path.read_text() for path in paths]
         self.edit(**changes)
+        self.stages()
         try:
             yield
         finally:
-            path.write_text(before)
+            for path, text in zip(paths, before, strict=True):
+                path.write_text(text)
 
     def stages(self, *options: str, ok: bool = True) -> str:
         """`make dvc.yaml`, in a Python that is there already."""
@@ -119,10 +121,13 @@ class World:
         venv = BIN.parent
         self.run("make", f"--old-file={venv}/.ready", f"VENV={venv}", "touch")
 
-    def repro(self) -> dict[str, set[str]]:
-        """`dvc repro`: stages that ran, but for the check of dvc.yaml, and stages restored from the run cache."""
+    def repro(self, *options: str) -> dict[str, set[str]]:
+        """`dvc repro`: stages that ran, but for the check of dvc.yaml, and stages restored from the run cache.
+
+        With `--dry` those that would run by what has changed already, not those after them.
+        """
         self.check()
-        text = self.run("dvc", "repro")
+        text = self.run("dvc", "repro", *options)
         return {
             "ran": set(re.findall(r"^Running stage '([^']+)'", text, re.M)) - {"dvc_yaml"},
             "restored": set(re.findall(r"^Stage '([^']+)' is cached", text, re.M)),
