@@ -224,7 +224,9 @@ def test_the_cost_aware_policy_counts_with_its_share(target: Build, drafter: Dra
 def test_rows_that_leave_levels_out_are_exact(target: Build, drafter: Drafts) -> None:
     """Guards the draft caches of rows that sit out levels that others draft, and the rows' return to drafting."""
     costs, steps = models.calibration(node=0.1, level=0.3)
-    batch = BatchCosts(rows=5, verify=costs.verify, draft=Curve(contexts=[16], tokens=[1, 2], seconds=[[1.2, 1.6]]))
+    batch = BatchCosts(
+        rows=5, verify=costs.verify, draft=Curve(contexts=[16], tokens=[1, 2, 64], seconds=[[1.2, 1.6, 1.7]])
+    )
     table = costs.model_copy(update={"batches": [batch]})
     knobs = {**METHODS["cost aware"][1], "threshold": None}
     both = speculative.Decoder(target(), drafter("related"), Calibration(table, steps), **knobs)
