@@ -225,7 +225,7 @@ def test_rows_that_leave_levels_out_are_exact(target: Build, drafter: Drafts) ->
     """Guards the draft caches of rows that sit out levels that others draft, and the rows' return to drafting."""
     costs, steps = models.calibration(node=0.1, level=0.3)
     batch = BatchCosts(
-        rows=5, verify=costs.verify, draft=Curve(contexts=[16], tokens=[1, 2, 64], seconds=[[1.2, 1.6, 1.7]])
+        rows=5, verify=costs.verify, draft=Curve(contexts=[16], tokens=[1, 2, 64], seconds=[[0.1, 0.12, 0.2]])
     )
     table = costs.model_copy(update={"batches": [batch]})
     knobs = {**METHODS["cost aware"][1], "threshold": None}
