@@ -172,7 +172,7 @@ def calibration(
 ) -> Calibration:
     """A machine on which a target step costs 1 s, each further node `node` and a draft level `level`.
 
-    It draws twice as long over 128 tokens; `rates`: how often each of its ranks is right.
+    A level takes twice as long over 128 tokens; `rates`: how often each of its ranks is right.
     """
     counts = [1, 128]
     curve = Curve(contexts=[16, 64], tokens=counts, seconds=[[1 + node * (n - 1) for n in counts]] * 2)

@@ -67,7 +67,8 @@ class StepRates(Knobs):
         nearest = min(self.sampled, key=lambda one: abs(one.temperature - temperature))
         if not math.isclose(nearest.temperature, temperature):
             _tell_once(temperature, nearest.temperature)
-        return self.model_copy(update=nearest.model_dump(exclude={"temperature"}))
+        found = nearest.model_dump(exclude={"temperature"})
+        return self.model_copy(update={**found, "rates_processed": [], "lookup_processed": [], "sampled": []})
 
     @property
     def lookups(self) -> list[list[float]]:
@@ -79,7 +80,7 @@ class StepRates(Knobs):
     def _probabilities(self) -> Self:
         every = (self.rates, self.rates_processed, *(one.rates for one in self.sampled), *self.lookups)
         if wrong := [p for rates in every for p in rates if not 0 <= p <= 1]:
-            raise ValueError(f"lookup, rates, sampled: {wrong[0]} is no probability")
+            raise ValueError(f"lookup, rates, those processed, sampled: {wrong[0]} is no probability")
         return self
 
     def calibrated(self, log_probs: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class Decoder(RoundDecoder):
             policy = policy.without_costs()
             limits = ", ".join(f"{knob} {value}" for knob, value in policy.model_dump().items())
             self._untold = (
-                f"not calibrated: what these models' forwards cost here in {target.format} was never measured, so "
+                f"not calibrated: what these models' forwards cost here in {target.format} is not known, so "
                 f"trees grow by limits alone ({limits}); "
                 "`dynatree calibrate`, or calibrate() in Python, measures it in about a minute"
             )

@@ -28,8 +28,8 @@ from dynatree.tree import TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
 _YIELD_FADE = 0.9
-# Rounds without a draft after which one is tried anyway: twice as many after each that was in vain, so often. It feeds
-# the drafter all that came since, which takes 1 to 2 in 100 of the time that came then.
+# Rounds without a draft after which one is tried anyway: twice as many after each that was in vain, so often. Before it
+# the drafter is fed what came since, which takes 1 to 2 in 100 of the time that passed then.
 _PROBE_EVERY = 256
 _PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
@@ -55,7 +55,8 @@ class _Seconds(NamedTuple):
 class Policy(PolicySettings):
     """`depth`, `branch`, `threshold` (tau, on v) and `budget` (N) are limits; None: no threshold, or 127 nodes.
 
-    If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product.
+    If `calibrated`, the drafter's step probabilities are calibrated first, and v is their product. What a level yields
+    before any was seen is measured either way.
     """
 
     depth: int = Field(ge=0, le=MOST_NODES)
@@ -104,14 +105,16 @@ class _Growth:
         # begin with how often they were right on other text.
         measured = [min(1.0, hit) for hit in accumulate(calibration.step_rates.rates)][: policy.branch]
         self._yield = [self._each(measured)] * (policy.depth + 1)
-        # What other children, which take no level, yield in place of them, a moving mean of so many rounds or more.
+        # What other children, which take no level, yield in place of them: a moving mean, and of how many rounds.
         self._offered, self._offers = [0.0] * policy.branch, 0
         # Rounds of this request, which those of a batch count alike, and those since its last draft.
         self._round = self._idle = 0
         # Drafts in a row that were tried though none was due, and whether this round's is one.
         self._in_vain, self._tried = 0, False
-        # Tokens that the next level has to feed the drafter: the root, and what came since the last one.
-        self._lag = 1
+        # Tokens that the next level has to feed the drafter: at first the whole text and the root.
+        self._lag = context + 1
+        # What levels would have gained since the last one, had there been nothing else to feed.
+        self._forgone = 0.0
         self._context = context
         self.set_costs(calibration)
 
@@ -133,7 +136,7 @@ class _Growth:
         near = self._costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
         if near not in self._by_context:
             verify = self._costs.verify.at(context, 1 + self._most)[1:]
-            draft = draft_curve.at(context, max(1, self._most)) if draft_curve else None
+            draft = draft_curve.at(context, MOST_NODES) if draft_curve else None
             token = seconds_per_token(verify)
             self._by_context[near] = _Seconds(
                 verify.tolist(),
@@ -177,11 +180,9 @@ class _Growth:
         hits = zip(self._yield[self._level], self._offered, strict=True)
         # In seconds, by how many children of a node are verified.
         each = [max(0.0, hit - other) * seconds.drafted[int(hit * _GRID)] for hit, other in hits]
-        # The prompt is fed once, and not charged; what came since the last level would not be fed without another.
-        fed = seconds.draft[min(self._lag, len(seconds.draft) - 1)] - seconds.draft[1] if self._level == 0 else 0.0
         probed = self._level == 0 and len(tree) == 1 and self._probing
         # Most often, on text that does not loop: not even if all of it were new.
-        if max(each) <= seconds.level + fed and not probed:
+        if max(each) <= seconds.level and not probed:
             return candidates[:0]
         # Lists, not tensors: there are few nodes here, most often the root alone.
         v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
@@ -194,7 +195,7 @@ class _Growth:
         for node in order:
             share += max(0.0, room[node])
             worths.append([share * worth for worth in each])
-        gains = [[worth - cost - fed for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
+        gains = [[worth - cost for worth in row] for row, cost in zip(worths, seconds.draft[1:], strict=False)]
         n = 0
         if max(map(max, gains)) > 0:
             n = self._best(tree)
@@ -203,11 +204,25 @@ class _Growth:
             gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
         # Of equal gains the one of fewer nodes.
         gain, best = max((gain, -place) for place, row in enumerate(gains) for gain in row)
-        if gain <= 0 and not probed:
+        if self._level == 0:
+            self._forgone += max(0.0, gain)
+        if not probed and (gain <= 0 or (self._level == 0 and self._forgone < self._feeding)):
             return candidates[:0]
         if self._level == 0:
-            self._tried = gain <= 0
+            self._tried, self._forgone = gain <= 0, 0.0
         return torch.tensor(sorted(order[: 1 - best]))
+
+    @property
+    def _feeding(self) -> float:
+        """Seconds of feeding what the drafter lacks besides the root.
+
+        It is fed when levels would have gained as much: who never drafts never pays for it, and who drafts at last has
+        paid no more than twice what would have been best (ski rental; Karlin et al. 1988). As many tokens are counted
+        as the table is asked for, which is what is left of a text that outgrew a drafter's window.
+        """
+        draft = self._seconds.draft
+        assert draft is not None, "asked where levels have a price"
+        return max(0.0, draft[min(self._lag, len(draft) - 1)] - draft[1])
 
     @property
     def _probing(self) -> bool:
@@ -250,7 +265,8 @@ class _Growth:
         if self._level:
             self._in_vain = self._in_vain + 1 if self._tried else 0
         self._idle = 0 if self._level else self._idle + 1
-        self._lag = len(path) + (0 if self._level else self._lag)
+        # Of the accepted nodes those that were drafted below are fed already, but for a drafter that reads its target.
+        self._lag = max(1, len(path) - self._level + 1) if self._level else self._lag + len(path)
         self._round += 1
         # The accepted tokens and one of the target's own.
         self._context += len(path)

@@ -398,7 +398,7 @@ def test_the_command_works_from_another_folder(run: Run, folder: Path, tmp_path:
     good = options("dynatree", target=str(folder / "target"), drafter=str(folder / "drafter"))
     done = subprocess.run([*command, *good, "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (0, 1)
-    assert done.stderr.startswith("not calibrated: what these models' forwards cost here in float64 was never measured")
+    assert done.stderr.startswith("not calibrated: what these models' forwards cost here in float64 is not known")
     assert json.loads(done.stdout)["output_ids"] == as_json(run(*options(), "--json"))["output_ids"]
     failed = subprocess.run([*command, "--target", "x"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import BatchCosts, Curve
+from dynatree.costs.step_rates import SampledRates
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.policies import PolicySettings
@@ -90,6 +91,18 @@ def test_how_wide_a_forward_is(savings: list[list[float]], sizes: list[int]) -> 
     planner.start(requests)
     trees = planner.select(requests, [TREE] * len(savings))
     assert [len(tree) - 1 for tree in trees] == sizes
+
+
+def test_a_growth_begins_with_the_rates_of_its_text() -> None:
+    """Guards levels that are expected to yield what they do in greedy text, where text is drawn or processed."""
+    costs, steps = measured()
+    drawn = SampledRates(temperature=1.0, ranks=[(0.0, 1.0)], rates=[0.2], lookup=[0.1])
+    known = steps.model_copy(update={"rates": [0.6], "rates_processed": [0.4], "sampled": [drawn]})
+    policy = Given(Priced([0.0]), Priced([0.0]), Priced([0.0]))
+    kinds: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.2}, {"do_sample": True, "temperature": 1.0}]
+    BatchPlanner(policy, Calibration(costs, known)).start([models.request([1, 2], 8, **kind) for kind in kinds])
+    given = [calibration.step_rates.rates for calibration, _ in policy.started if calibration]
+    assert given == [[0.6], [0.4], [0.2]]
 
 
 def test_a_growth_without_costs_decides_for_itself() -> None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dynatree.costs.calibration import VERSION, Calibration, read_rates
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
-from dynatree.costs.step_rates import OnlineCorrection, StepRates
+from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
 from dynatree.engine.checkpoint import Pair
@@ -152,6 +152,9 @@ def test_measured_tables_cover_every_context_that_fits(target: Build, drafter: D
     assert len(steps.ranks) == forward_times.RANKS and len(steps.lookup) == len(PRIOR)
     # Where text does not loop, a match of one token is right less often.
     assert steps.lookup_processed[0] < PRIOR[0] <= steps.lookup[0]
+    # Of each kind by itself.
+    assert len(steps.rates_processed) == len(steps.rates) and steps.rates_processed != steps.rates
+    assert [len(one.rates) for one in steps.sampled] == [len(steps.rates)] * 2
 
 
 def test_of_two_measurements_the_smaller_counts(
@@ -305,6 +308,28 @@ def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> N
     small = DraftModel(models.language_model("gpt2", seed=3, n_positions=20))
     table = forward_times.costs(target(), small, [18], 1, {}, {})
     assert table.draft is not None and table.draft.contexts == [18]
+
+
+def test_rates_are_those_of_the_kind_of_text() -> None:
+    """Guards expectations of greedy text where text is drawn or processed, and a field that one kind lacks."""
+    drawn = [
+        SampledRates(temperature=t, ranks=[(t, 1.0)], rates=[t / 4], lookup=[t / 8], successors=[(t, 2.0)])
+        for t in (0.7, 1.0)
+    ]
+    greedy = StepRates(ranks=[(0.0, 1.0)], rates=[0.6], lookup=[0.5], rates_processed=[0.4], lookup_processed=[0.3])
+    every = greedy.model_copy(update={"sampled": drawn})
+    for rates in (greedy, every):
+        assert rates.at(0) is rates
+        assert (rates.at(0, True).rates, rates.at(0, True).lookup) == ([0.4], [0.3])
+    bare = greedy.model_copy(update={"rates_processed": [], "lookup_processed": []})
+    assert (bare.at(0, True).rates, bare.at(0, True).lookup) == ([0.6], [0.5])
+    assert greedy.at(1.0).rates == [0.6] and greedy.at(1.0, True).rates == [0.4]
+    for processed in (False, True):
+        found = every.at(0.75, processed)
+        assert (found.ranks, found.rates, found.lookup) == ([(0.7, 1.0)], [0.7 / 4], [0.7 / 8])
+        assert found.successors == [(0.7, 2.0)]
+    with pytest.raises(ValueError, match=r"1\.5 is no probability"):
+        StepRates(ranks=[(0.0, 1.0)], rates=[0.6], lookup=[], rates_processed=[1.5])
 
 
 def test_an_old_calibration_is_refused(tmp_path: Path) -> None:

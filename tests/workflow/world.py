@@ -103,9 +103,9 @@ class World:
         """Within, params.yaml is as after such an `edit`, and dvc.yaml of these parameters."""
         paths = [self.folder / name for name in ("params.yaml", "dvc.yaml")]
         before = [path.read_text() for path in paths]
-        self.edit(**changes)
-        self.stages()
         try:
+            self.edit(**changes)
+            self.stages()
             yield
         finally:
             for path, text in zip(paths, before, strict=True):
