@@ -92,10 +92,9 @@ class Drafter:
         pass  # what is held of a request is its text, and goes with it
 
     def _trusted(self, request: Request) -> Sequence[float]:
-        temperature = request.sampler.temperature if request.sampler else 0
         if self._rates is None:
-            return PRIOR_NEW if request.processors.active or temperature >= _NEW_FROM else PRIOR
-        return self._rates.at(temperature, request.processors.active).lookup
+            return PRIOR_NEW if request.processors.active or request.temperature >= _NEW_FROM else PRIOR
+        return self._rates.at(request.temperature, request.processors.active).lookup
 
     def _chain(self, request: Request, growth: Growth) -> TokenTree:
         tree = TokenTree.root(request.committed[-1])

@@ -65,11 +65,9 @@ class Drafter:
 
     def start(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            sampler = request.sampler
-            rates = self._rates and self._rates.at(sampler.temperature if sampler else 0)
-            self._followers[request] = Follower(
-                self._table, rates, request.processors, sampler if self._noise == "shared" else None
-            )
+            rates = self._rates and self._rates.at(request.temperature)
+            sampler = request.sampler if self._noise == "shared" else None
+            self._followers[request] = Follower(self._table, rates, request.processors, sampler)
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return [

@@ -36,8 +36,7 @@ class BatchPlanner:
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
         shared = self._shared(len(requests))
         for request in requests:
-            temperature = request.sampler.temperature if request.sampler else 0
-            known = shared and shared.of(temperature, request.processors.active)
+            known = shared and shared.of(request.temperature, request.processors.active)
             # The root is the last committed token, and not in the cache yet.
             self._growths[request] = self._policy.start(known, len(request.committed) - 1)
         self._priced = all(isinstance(self._growths[request], PricedGrowth) for request in requests)

@@ -55,6 +55,11 @@ class Request:
         return self._ids[self._padding : self._padding + len(self.committed)]
 
     @property
+    def temperature(self) -> float:
+        """That its tokens are drawn at; 0: they are not drawn."""
+        return self.sampler.temperature if self.sampler else 0
+
+    @property
     def remaining(self) -> int:
         """Tokens still wanted."""
         return self._limit - len(self.recorder.trace.output)

@@ -104,7 +104,9 @@ def test_changed_setting_runs_the_new_point_alone(world: World):
     """Guards against an experiment that starts again when a value is added."""
     listed = "experiments__tree_shape__settings__dynatree_threshold"
     with world.edited(**{listed: ["D2_B2_tau0.01_N16", "D4_B2_tau0.01_N16", "D4_B2_tau0.3_N16"]}):
-        planned, due = world.snakemake("--dry-run"), world.repro("--dry")["ran"]
+        planned = world.snakemake("--dry-run")
+        world.stages()
+        due = world.repro("--dry")["ran"]
     folder = f"tree_shape/dynatree_threshold/D4_B2_tau0.3_N16/{DATASET}"
     assert {name for name in planned if not name.startswith("draw")} == {f"generate:{folder}", "aggregate"}
     assert due == {f"tree_shape_dynatree_threshold@{DATASET}-D4_B2_tau0.3_N16", "aggregate"}
@@ -122,7 +124,9 @@ def test_changed_condition_runs_the_new_value_alone(world: World):
 def test_changed_batch_size_measures_batches_alone(world: World):
     """Guards against single requests that are calibrated and measured again when a batch size is added."""
     with world.edited(experiments__batch_size__batches=[1, 4]):
-        planned, due, found = world.snakemake("--dry-run"), world.repro("--dry")["ran"], runs(world).items()
+        planned, found = world.snakemake("--dry-run"), runs(world).items()
+        world.stages()
+        due = world.repro("--dry")["ran"]
     # A calibrated method depends on the costs of all batch sizes, the others on their own.
     batched = [f for f, run in found if run.batch == 4 or (run.top, run.method) == ("batch_size", "dynatree")]
     wanted = {f"generate:{folder}" for folder in batched} | {"calibrate_batches:features//float64", "aggregate"}

@@ -100,12 +100,11 @@ class World:
 
     @contextmanager
     def edited(self, **changes: Any) -> Iterator[None]:
-        """Within, params.yaml is as after such an `edit`, and dvc.yaml of these parameters."""
+        """Within, params.yaml is as after such an `edit`; afterwards it and dvc.yaml are as before."""
         paths = [self.folder / name for name in ("params.yaml", "dvc.yaml")]
         before = [path.read_text() for path in paths]
         try:
             self.edit(**changes)
-            self.stages()
             yield
         finally:
             for path, text in zip(paths, before, strict=True):
