@@ -394,6 +394,10 @@ def test_a_calibration_of_an_older_version_stops_nobody(
     assert isinstance(generated, Generation) and len(generated.tokens) == 2
     monkeypatch.setattr(calibrations, "VERSION", -1)
     assert calibrations.folder(fresh._loaded.fingerprints, fresh._machine) != home
+    # Beside the models, as the workflow has it, where an upgrade meets it first.
+    caplog.clear()
+    monkeypatch.setattr(calibrations, "calibration_beside", lambda folders, dtype: home)
+    assert DynaTree.from_pretrained(folder).calibrate() != home and "of version 1" in caplog.text
 
 
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 28_311_552, 2**31 + 7])
