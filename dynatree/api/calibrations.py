@@ -8,9 +8,9 @@ from typing import Any
 
 from dynatree import files
 from dynatree.api.models import Loaded
-from dynatree.costs.calibration import COSTS, VERSION, Calibration, OldError
+from dynatree.costs.calibration import COSTS, VERSION, Calibration
 from dynatree.engine import checkpoint
-from dynatree.errors import readable
+from dynatree.errors import UserError, readable
 from dynatree.measuring.loading import calibration_beside
 
 log = logging.getLogger(__name__)
@@ -28,27 +28,48 @@ OUTPUT_TOKENS, CONTEXTS, REPEATS = 64, (64, 512), 3
 def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
     """The calibration that was `given`, else what is kept of these models or stands beside them; None: there is none.
 
-    Raises UserError for one of other models, and for one that was given and is of another version.
+    Raises UserError for one that was given and is damaged, of other models or of another version; one that was not is
+    left alone then, with a warning.
     """
     if isinstance(given, Calibration):
         return given
-    kept = folder(loaded.fingerprints, machine)
-    beside = calibration_beside(loaded.folders, machine["dtype"]) if loaded.folders else None
-    home = kept if (kept / COSTS).is_file() else beside
-    home = Path(given) if given is not None else home
-    if home is None:
-        return None
-    prints = loaded.fingerprints
-    # What the workflow or the command measured is of the folders' files.
-    if loaded.folders and not of(home, prints):
-        prints = checkpoint.fingerprints(loaded.folders)
+    if given is not None:
+        return _read(Path(given), loaded, machine)
+    return kept(loaded, machine) or _beside(loaded, machine)
+
+
+def kept(loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
+    """What is kept of these models on this machine; None: nothing, or, with a warning, what cannot be used."""
+    home = folder(loaded.fingerprints, machine)
     try:
-        return Calibration.read(home, prints, dict(machine))
-    except OldError as error:
-        if given is not None:
-            raise
+        return _read(home, loaded, machine) if (home / COSTS).is_file() else None
+    except UserError as error:
         log.warning("%s", error)
         return None
+
+
+def _beside(loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
+    """The same of what the workflow measured beside the models' folders."""
+    try:
+        home = calibration_beside(loaded.folders, machine["dtype"]) if loaded.folders else None
+        return None if home is None else _read(home, loaded, machine)
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+
+
+def _read(home: Path, loaded: Loaded, machine: Mapping[str, Any]) -> Calibration:
+    """The calibration in `home`. Raises UserError for one that is missing, damaged, old or of other models."""
+    prints = loaded.fingerprints
+    if (home / COSTS).is_file() and not of(home, prints):
+        # What the workflow or the command measured is of the folders' files.
+        if not loaded.folders:
+            raise UserError(
+                f"calibration {home}: it is of other models, or of files: what `dynatree calibrate --out` or the "
+                "workflow measured is for models that are given as folders; give these, or take calibrate()"
+            )
+        prints = checkpoint.fingerprints(loaded.folders)
+    return Calibration.read(home, prints, dict(machine))
 
 
 def of(home: Path, fingerprints: Mapping[str, str]) -> bool:

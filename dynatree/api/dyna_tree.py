@@ -149,8 +149,9 @@ class DynaTree:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
         machine = self._machine
         kept = calibrations.folder(self._loaded.fingerprints, machine)
-        if text is None and not anew and calibrations.of(kept, self._loaded.fingerprints):
-            self._made = self._built(calibrations.find(kept, self._loaded, machine))
+        found = calibrations.kept(self._loaded, machine) if text is None and not anew else None
+        if found is not None:
+            self._made = self._built(found)
             return kept
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]

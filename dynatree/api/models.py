@@ -97,7 +97,9 @@ def _fingerprints(pair: checkpoint.Pair) -> dict[str, str]:
     if pair.drafter is not None:
         named, fusion = pair.drafter.vocabulary, pair.drafter.fusion
         parts = [pair.drafter.language_model.fingerprint, None if named is None else named.tolist()]
-        found["drafter"] = files.digest(parts if fusion is None else [*parts, language_model.fingerprint(fusion)])
+        parts += [] if fusion is None else [language_model.fingerprint(fusion)]
+        parts += [] if pair.drafter.successors is None else [pair.drafter.successors.fingerprint]
+        found["drafter"] = files.digest(parts)
     return found
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from queue import SimpleQueue
 from threading import Event, Thread
+from time import perf_counter
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -71,9 +72,13 @@ class Stream(Iterator[Piece]):
             self._streamer = None
 
     def _run(self, pieces: Pieces) -> Generator[Piece]:
+        start = perf_counter()
         for tokens, accepted, trace in self._commits:
             if trace is None:
+                # All that is known until it has ended, which it may never.
+                self._trace.first = self._trace.first or len(tokens)
                 self._trace.output += tokens
+                self._trace.commits.append(perf_counter() - start)
             else:
                 self._trace = trace
             if self._streamer is not None and tokens:

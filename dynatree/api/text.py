@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +24,7 @@ def is_one(prompt: Any) -> bool:
 
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """The token ids of one prompt; chat messages go through the tokenizer's template. Raises UserError."""
-    if isinstance(prompt, Tensor) and prompt.dim() > 1 and prompt.shape[0] != 1:
+    if isinstance(prompt, Tensor) and (prompt.dim() == 0 or (prompt.dim() > 1 and prompt.shape[0] != 1)):
         raise UserError(f"prompt: a tensor of shape {[*prompt.shape]}; this takes one prompt, [t] or [1, t]")
     given: Any = prompt.flatten().tolist() if isinstance(prompt, Tensor) else prompt
     if isinstance(given, Mapping):
@@ -33,7 +34,9 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[in
     if not isinstance(given, str) and len(given) and not isinstance(given[0], int | Mapping):
         raise UserError(f"prompt: a list of {type(given[0]).__name__}; this takes one prompt: a text, ids or messages")
     if not isinstance(given, str) and (not len(given) or isinstance(given[0], int)):
-        return [int(token) for token in given]
+        if odd := [token for token in given if not isinstance(token, int)]:
+            raise UserError(f"prompt: {odd[0]!r} among token ids; give whole numbers")
+        return list(given)
     if tokenizer is None:
         raise UserError("prompt: the model has no tokenizer; give token ids, or a tokenizer")
     if isinstance(given, str):
@@ -43,7 +46,11 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[in
     messages = [dict(message) for message in given]
     if wrong := next((message for message in messages if not {"role", "content"} <= set(message)), None):
         raise UserError(f"prompt: message {wrong}; each has `role` and `content`")
-    ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    try:
+        ids: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    except TemplateError as error:
+        # As by templates that want a user and an assistant in turn, or no system message.
+        raise UserError(f"prompt: the tokenizer's chat template refuses these messages: {error}") from error
     return [int(token) for token in ids]
 
 

@@ -20,15 +20,11 @@ COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 VERSION = 3
 
 
-class OldError(UserError):
-    """A calibration whose numbers meant something else when they were written."""
-
-
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 
 
 def read_rates(folder: Path) -> StepRates:
-    """What `Calibration.write` wrote of them. Raises UserError if it is missing or damaged, OldError if it is old."""
+    """What `Calibration.write` wrote of them. Raises UserError if it is missing, damaged or old."""
     try:
         found = files.read_json(folder / STEPS)
         version = found.get("version", 0)
@@ -37,7 +33,7 @@ def read_rates(folder: Path) -> StepRates:
     except _DAMAGED as error:
         raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
     if rates is None:
-        raise OldError(f"calibration {folder}: of version {version}, this is {VERSION}; measure it again")
+        raise UserError(f"calibration {folder}: of version {version}, this is {VERSION}; measure it again")
     return rates
 
 
@@ -57,10 +53,11 @@ class Calibration(NamedTuple):
 
     def write(self, folder: Path) -> None:
         """Write `costs.json`, `steps.json` and, if batches were measured, `batches.json`."""
-        files.write_json(folder / COSTS, self.costs.model_dump(mode="json", exclude={"batches"}))
+        files.write_json(folder / STEPS, {**self.step_rates.model_dump(mode="json"), "version": VERSION})
         if self.costs.batches:
             self.write_batches(folder)
-        files.write_json(folder / STEPS, {**self.step_rates.model_dump(mode="json"), "version": VERSION})
+        # Last: where it is, a calibration is looked for.
+        files.write_json(folder / COSTS, self.costs.model_dump(mode="json", exclude={"batches"}))
 
     def write_batches(self, folder: Path) -> None:
         """Write `batches.json` alone."""

@@ -1,5 +1,6 @@
 """Reaching the model and data hub, or saying quickly that it cannot be reached; its caches serve without it."""
 
+import importlib.util
 import os
 import threading
 import urllib.error
@@ -58,11 +59,15 @@ def _unreachable(endpoint: str) -> str | None:
 
 @contextmanager
 def _offline(wanted: bool) -> Iterator[None]:
-    """Have `datasets` and its client look in their caches only; both read the environment just once, at import."""
-    import datasets.config
+    """Have the hub's client and `datasets` look in their caches only; they read the environment once, at import."""
     import huggingface_hub.constants
 
-    places: list[Any] = [datasets.config, huggingface_hub.constants]
+    places: list[Any] = [huggingface_hub.constants]
+    # A model is had without it: it is of the extra `workflow`.
+    if importlib.util.find_spec("datasets"):
+        import datasets.config
+
+        places.append(datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:
         for place, value in zip(places, before, strict=True):

@@ -207,6 +207,8 @@ class RoundDecoder(ABC):
             for prompt in prompts:
                 target.check_prompt(prompt, options.max_new_tokens)
             follows, begun = (kept.last, kept.begin(prompts[0], target)) if kept else (None, None)
+            if begun is not None:
+                target.begin(1)
             caches = target.new_caches(len(prompts)) if begun is None else [begun]
             requests = [
                 Request(prompt, options, cache, on_commit, clock, padding, follows, place)

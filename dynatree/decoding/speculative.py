@@ -70,6 +70,8 @@ class Decoder(RoundDecoder):
         # 2. Select the nodes worth verifying.
         with clock.phase("select"):
             trees = self._planner.select(active, trees)
+            if not self._drawing:
+                trees = [within(tree, request.cache.nodes_left) for request, tree in zip(active, trees, strict=True)]
         # 3. Verify all trees in one target forward: accepted paths, and the target's own next tokens.
         with clock.phase("verify"):
             verified = self._verify(active, trees)
@@ -101,7 +103,9 @@ class Decoder(RoundDecoder):
         rows = self._target.forward_batch(feeds, reads=self._reads)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
-            path, token = self._accepted(request, tree, request.process(logits, tree))
+            # Processors write into what they are given, and the drafter learns what the target says without them.
+            scores = logits.clone() if request.processors.active else logits
+            path, token = self._accepted(request, tree, request.process(scores, tree))
             self._drafter.learn(request, tree, path, logits)
             request.states = states[path] if len(states) else states
             verified.append((path, token))
@@ -209,6 +213,11 @@ def _check_traversal(checked: Settings, policy: PolicySettings) -> None:
             f"policy: {checked.policy}; verification: traversal is for trees whose nodes are kept whatever is drafted "
             f"below them, choose one of {', '.join(fit)}"
         )
+
+
+def within(tree: TokenTree, most: int) -> TokenTree:
+    """`tree`, or its likeliest nodes if it has more than `most`, the root among them."""
+    return tree if len(tree) <= most else tree.subtree(tree.top(most - 1))
 
 
 def recorded(tree: TokenTree) -> dict[str, list[Any]]:

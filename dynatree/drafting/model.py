@@ -43,7 +43,7 @@ class Drafter:
         self._model, self._rates, self._noise = model, rates, noise
         # As long as a request is there: another may begin before it has ended.
         self._drafts: WeakKeyDictionary[Request, Draft] = WeakKeyDictionary()
-        self._forwards: dict[Request, int] = {}
+        self._forwards: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
@@ -71,12 +71,13 @@ class Drafter:
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
         trees, frontiers = [*trees], [ROOT] * len(requests)
-        self._forwards = dict.fromkeys(requests, 0)
+        self._forwards = WeakKeyDictionary(dict.fromkeys(requests, 0))
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:
                 allowed = frontiers[place] if level < levels[place] else ROOT[:0]
-                frontiers[place] = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
+                frontier = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
+                frontiers[place] = drafts[place].likeliest(trees[place], frontier)
             growing, level = [place for place in growing if len(frontiers[place])], level + 1
             if not growing:
                 return trees
@@ -186,6 +187,13 @@ class Draft:
         seen, limit = len(committed) - self._begin, self._model.context_limit
         # The root is the last committed token, and the last level is not forwarded.
         return 1 + min(self.cache.left(seen), 2**31 if limit is None else max(-1, limit - seen))
+
+    def likeliest(self, tree: TokenTree, frontier: Tensor) -> Tensor:
+        """Of `frontier` [f] as many as the cache still takes, in order."""
+        left = self.cache.nodes_left
+        if len(frontier) <= left:
+            return frontier
+        return frontier[tree.log_probs[frontier].topk(left).indices.sort().values]
 
     def draft_inputs(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.

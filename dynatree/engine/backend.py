@@ -29,6 +29,10 @@ class Cache(Protocol):
     def room(self) -> int:
         """Most levels that a tree may have below the next token, which a forward takes with it."""
 
+    @property
+    def nodes_left(self) -> int:
+        """Most nodes that forwards may still append behind what is committed, those of one tree together."""
+
     def left(self, length: int) -> int:
         """Most tokens of a path that forwards may append behind `length` committed ones."""
 
@@ -74,6 +78,9 @@ class Backend(Protocol):
 
     def new_caches(self, count: int) -> Sequence[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
+
+    def begin(self, requests: int) -> None:
+        """So many requests are about to be decoded together, with new caches or with one of before."""
 
     def join(self, fusion: Fusion) -> None:
         """From now on join the embedding of each token to a state, as `fusion` does, before the first layer."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -41,17 +42,39 @@ class _Count:
         self.forwards += 1
 
 
+class _Before:
+    """What a model was before anybody here changed it, and who holds it now: the last to leave puts that back."""
+
+    def __init__(self, model: PreTrainedModel):
+        self.holders: WeakSet[LanguageModel] = WeakSet()
+        self._attention = model.config._attn_implementation
+        # Names: the modules would keep the model alive.
+        self._training = {name for name, module in model.named_modules() if module.training}
+
+    def restore(self, model: PreTrainedModel) -> None:
+        unpack(model)
+        if model.config._attn_implementation != self._attention:
+            model.set_attn_implementation(self._attention)
+        for name, module in model.named_modules():
+            if name in self._training:
+                module.training = True
+
+
+# As long as a model is there.
+_before: WeakKeyDictionary[PreTrainedModel, _Before] = WeakKeyDictionary()
+
+
 class LanguageModel:
     """A decoder-only transformers model whose attention takes a 4-D mask, with its forwards counted.
 
     With `packed` the linear layers are packed for the CPU where that is possible (packing.py), the model changed in
     place; `rounded` allows that less exactly, for a drafter, whose proposals the target verifies. With `restorable` the
-    dense layers are held on to, and `release` puts the model back as it was. `format`: one of GRAPH_FORMATS, in which
-    it computes by a graph of its own (graph/), the model unchanged; None, or one of torch's where there is no graph of
-    its architecture: by torch, in the type of its weights. `exact`: what a tree's logits are to those of its paths
-    decoded token by token (compatibility.py, `probe`). Raises UserError for int8 and int4 of an architecture without a
-    graph, and for models that a tree cannot be verified with: encoder-decoders, sliding windows, recurrent state,
-    positions that do not come from `position_ids`.
+    dense layers are held on to, and the `release` of the last that holds the model puts it back as it was. `format`:
+    one of GRAPH_FORMATS, in which it computes by a graph of its own (graph/), the model unchanged; None, or one of
+    torch's where there is no graph of its architecture: by torch, in the type of its weights. `exact`: what a tree's
+    logits are to those of its paths decoded token by token (compatibility.py, `probe`). Raises UserError for int8 and
+    int4 of an architecture without a graph, and for models that a tree cannot be verified with: encoder-decoders,
+    sliding windows, recurrent state, positions that do not come from `position_ids`.
     """
 
     def __init__(
@@ -65,7 +88,7 @@ class LanguageModel:
         format: str | None = None,
     ):
         refuse_unsupported(model, name)
-        self._attention, self._training = model.config._attn_implementation, [m for m in model.modules() if m.training]
+        _before.setdefault(model, _Before(model)).holders.add(self)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
@@ -98,13 +121,18 @@ class LanguageModel:
         self.packed = pack(model, self.name, rounded, restorable) if packed and not self.in_graph else None
 
     def release(self) -> None:
-        """Put the model back as it was: layers, attention, training mode, no hook. It is of no use here afterwards."""
+        """Put the model back as it was, if nobody else holds it: layers, attention, training mode. No hook is left.
+
+        This object is of no use afterwards.
+        """
         self._hook.remove()
-        unpack(self.model)
-        if self.model.config._attn_implementation != self._attention:
-            self.model.set_attn_implementation(self._attention)
-        for module in self._training:
-            module.training = True
+        before = _before.get(self.model)
+        if before is None:
+            return
+        before.holders.discard(self)
+        if not before.holders:
+            del _before[self.model]
+            before.restore(self.model)
 
     @property
     def forwards(self) -> int:
@@ -213,6 +241,10 @@ class LanguageModel:
         if wrong := [layer for layer in layers if not 1 <= layer <= len(known)]:
             raise UserError(f"draft_reads: {wrong[0]}; {self.name} has layers 1 to {len(known)}")
         self._backend.expose(layers)
+
+    def begin(self, requests: int) -> None:
+        """So many requests are about to be decoded together; `new_caches` says so by itself."""
+        self._backend.begin(requests)
 
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""

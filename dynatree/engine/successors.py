@@ -4,6 +4,7 @@ Sources: bigrams of the target's own (N-Grammys, Stewart et al. 2024, 2411.03786
 which a tree is grown (Token Recycling, Luo et al. 2024, 2408.08696).
 """
 
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,14 @@ class Successors(NamedTuple):
 
     ids: NDArray[np.int64]  # [v, k]
     log_probs: NDArray[np.float32]  # [v, k]
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells the table apart."""
+        digest = hashlib.sha256()
+        for part in self:
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
 
 def counted(tokens: Tensor, ids: Tensor, probabilities: Tensor, vocabulary: int, kept: int) -> Successors:

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -28,7 +29,7 @@ from dynatree import DynaTree, Generation, files
 from dynatree.api import calibrations
 from dynatree.data import model_sources
 from dynatree.distil.student import shrink
-from dynatree.engine import checkpoint, fusion
+from dynatree.engine import checkpoint, fusion, successors
 from dynatree.engine.language_model import sampled
 from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError
@@ -110,6 +111,24 @@ def test_close_puts_everything_back(architecture: str) -> None:
     ids = torch.tensor([PROMPT])
     assert torch.equal(model.eval()(ids).logits, before.eval()(ids).logits)
     assert expected(model, PROMPT, 12) == expected(before, PROMPT, 12)
+
+
+@pytest.mark.parametrize("architecture", models.CONFIGS)
+@pytest.mark.parametrize("oldest_first", [True, False])
+def test_a_model_in_two_hands_is_put_back_by_the_last(architecture: str, oldest_first: bool) -> None:
+    """Guards against dropout and attention of its own in a model that somebody else still decodes with."""
+    model = models.random_model(architecture, dtype=torch.bfloat16).train()
+    attention = model.config._attn_implementation
+    trees = [DynaTree(model, method="autoregressive"), DynaTree(model)]
+    before = trees[0].generate(PROMPT, max_new_tokens=8).tokens
+    used = model.config._attn_implementation
+    first, second = trees if oldest_first else trees[::-1]
+    first.close()
+    first.close()
+    assert not model.training and model.config._attn_implementation == used
+    assert second.generate(PROMPT, max_new_tokens=8).tokens == before
+    second.close()
+    assert all(module.training for module in model.modules()) and model.config._attn_implementation == attention
 
 
 @pytest.mark.parametrize(
@@ -248,6 +267,9 @@ def test_text_chats_and_lists_of_them(folder: Path) -> None:
     assert isinstance(chat, Generation) and isinstance(same, Generation) and chat.tokens == same.tokens
     both = tree.generate(["a tree, Bäume", tokenizer.encode("<user>hi<a>")], max_new_tokens=12)
     assert isinstance(both, list) and [one.tokens for one in both] == [text.tokens[:12], same.tokens]
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(UserError, match="the tokenizer's chat template refuses these messages: roles must alternate"):
+        tree.generate([{"role": "user", "content": "hello"}], max_new_tokens=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -400,6 +422,46 @@ def test_a_calibration_of_an_older_version_stops_nobody(
     assert DynaTree.from_pretrained(folder).calibrate() != home and "of version 1" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["costs.json", "steps.json"])
+def test_a_damaged_calibration_that_nobody_named_stops_nobody(
+    cache: Path, folder: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """Guards who ran out of disk: what is kept in halves can be measured again, by `calibrate` itself."""
+    fresh = DynaTree.from_pretrained(folder)
+    home = calibrations.folder(fresh._loaded.fingerprints, fresh._machine)
+    models.calibration().write(home)
+    (home / name).write_text('{"costs"')
+    tree = DynaTree.from_pretrained(folder)
+    assert str(home) in caplog.text
+    assert tree.generate(PROMPT, max_new_tokens=2).tokens
+    assert tree.calibrate() == home
+    caplog.clear()
+    assert DynaTree.from_pretrained(folder).calibrate() == home and not caplog.text
+
+
+def test_costs_of_files_are_said_to_be_of_files(tmp_path: Path) -> None:
+    """Guards who has a model loaded and measured its folder: measuring again would give the same."""
+    models.calibration().write(tmp_path)
+    with pytest.raises(UserError, match="is for models that are given as folders"):
+        DynaTree(models.random_model(), calibration=tmp_path)
+
+
+def test_a_table_of_successors_tells_drafters_apart(folder: Path, tmp_path: Path) -> None:
+    """Guards rates of a table that is no longer there."""
+    found = []
+    for tables in (0, 1, 2):
+        copied = tmp_path / str(tables)
+        shutil.copytree(folder, copied)
+        if tables:
+            size = int(files.read_json(folder / "config.json")["vocab_size"])
+            ids = np.zeros((size, 1), dtype=np.int64)
+            successors.save(successors.Successors(ids, ids - np.float32(tables)), copied / files.SUCCESSORS)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        with DynaTree(model, require_tokenizer(folder), drafter=copied) as tree:
+            found.append(tree._loaded.fingerprints["drafter"])
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize("count", [1, 2, 63, 64, 65, 28_311_552, 2**31 + 7])
 def test_the_values_that_tell_weights_apart_are_there(count: int) -> None:
     """Guards against places beyond the end of a large embedding, where 32-bit floats leave out whole numbers."""
@@ -462,6 +524,9 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([[3], [4]], {"do_sample": True, "request_key": (1, 2, 3)}, "request_key: 3 keys for 2 prompts"),
         ({"input_ids": [[3]]}, {}, "prompt: a mapping; give its `input_ids`"),
         (None, {}, "prompt: NoneType; give a text, token ids, or chat messages"),
+        ([3, 4.9], {}, "prompt: 4.9 among token ids; give whole numbers"),
+        ([3, "x"], {}, "prompt: 'x' among token ids"),
+        ([*torch.tensor([3, 1])], {}, r"prompt: a tensor of shape \[\]; this takes one prompt"),
     ],
 )
 def test_bad_requests_are_one_clear_line(prompt: Any, options: dict[str, Any], complaint: str) -> None:

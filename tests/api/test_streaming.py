@@ -1,8 +1,11 @@
 """Pieces of text as they are committed: whose they are, where they end, and what an early end leaves behind."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ import torch
 from dynatree import DynaTree
 from dynatree.errors import UserError
 from dynatree.generation.prefix_cache import PrefixCache
+from dynatree.generation.request import Request
 from tests import models
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -55,6 +59,7 @@ def test_a_stream_that_is_closed_ends_there(tree: DynaTree) -> None:
     stream.close()
     found = stream.generation
     assert 0 < len(found.tokens) < 40 and found.tokens == whole[: len(found.tokens)]
+    assert found.finish_reason == "stop" and 0 < found.trace.commits[0] <= found.seconds and found.trace.first > 0
     assert list(stream) == [] and threading.active_count() == threads
     assert tree.generate(PROMPT, max_new_tokens=40).tokens == whole
 
@@ -167,6 +172,35 @@ def test_kept_keys_and_values_are_of_one_stream_at_a_time() -> None:
             list(first)
         list(second)
         assert second.generation.tokens == wanted and kept.last is not None and kept.last.follows is None
+
+
+def test_a_conversation_is_announced_as_any_request_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the graphs of fixed shapes, which are made before a request when they have paid for themselves."""
+    begun: list[int] = []
+    with DynaTree(models.random_model(dtype=torch.float32), method="autoregressive") as tree:
+        backend = tree._target._backend
+        begin = backend.begin
+        monkeypatch.setattr(backend, "begin", lambda requests: (begun.append(requests), begin(requests)))
+        kept = PrefixCache()
+        for turns in (1, 2, 3):
+            list(tree.stream(PROMPT, max_new_tokens=3, kept=kept))
+            assert begun == [1] * turns
+
+
+def test_a_decoded_request_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards memory between two generations: keys and values of the last one, the target's and the drafter's."""
+    made: list[weakref.ref[Request]] = []
+    init = Request.__init__
+
+    def noted(self: Request, *given: Any) -> None:
+        init(self, *given)
+        made.append(weakref.ref(self))
+
+    monkeypatch.setattr(Request, "__init__", noted)
+    with DynaTree(models.random_model(), drafter=models.random_model(seed=0), method="linear") as tree:
+        tree.generate([PROMPT, [7]], max_new_tokens=8)
+        gc.collect()
+        assert len(made) == 2 and [one() for one in made] == [None, None]
 
 
 def test_kept_keys_and_values_are_of_one_model() -> None:

@@ -30,9 +30,9 @@ TABLE = Successors(AFTER, np.log(np.full(AFTER.shape, STEPS, dtype=np.float32)))
 LIMITS: dict[str, Any] = {"depth": 6, "branch": 3, "threshold": None, "budget": 30}
 
 
-def tabled(target: Build) -> DraftModel:
+def tabled(target: Build, dtype: torch.dtype = torch.float64) -> DraftModel:
     """A drafter with the table above."""
-    made = models.related(target())
+    made = models.related(target(dtype=dtype))
     made.successors = TABLE
     return made
 
@@ -176,9 +176,16 @@ def test_a_row_is_drawn_to_what_the_target_says(target: Build) -> None:
     assert [token for token, step in follower.begin([4, 9], 3) if math.exp(step) > 0.01] == [40, 10, 11]
 
 
-def test_decoding_learns_what_calibration_follows(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the curves: they are fitted to claims that decoding makes, each after as much was learnt as there."""
-    drafter, options = tabled(target), models.wanted(30, repetition_penalty=1.3)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_decoding_learns_what_calibration_follows(
+    target: Build, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Guards the curves: they are fitted to claims that decoding makes, each after as much was learnt as there.
+
+    And from logits that no processor has written into, which they do in float32.
+    """
+    model = target(dtype=dtype)
+    drafter, options = tabled(target, dtype), models.wanted(30, repetition_penalty=1.3)
     claims: dict[int, list[tuple[int, float]]] = {}
     begin = successors.Follower.begin
 
@@ -189,15 +196,15 @@ def test_decoding_learns_what_calibration_follows(target: Build, monkeypatch: py
 
     monkeypatch.setattr(successors.Follower, "begin", told)
     knobs = {"policy": "threshold", "drafting": "successors", "depth": 1, "branch": 8, "threshold": None, "budget": 8}
-    trace = Decoder(target(), drafter, None, **knobs).decode([3, 1, 4], options)
+    trace = Decoder(model, drafter, None, **knobs).decode([3, 1, 4], options)
     assert any(one.accepted for one in trace.rounds) and len(trace.rounds) > 3
     seen, claims = claims, {}
-    followed(TABLE, [([3, 1, 4], trace.output)], options, target())
+    followed(TABLE, [([3, 1, 4], trace.output)], options, model)
     for place, found in seen.items():
         assert [token for token, _ in found] == [token for token, _ in claims[place]]
         assert [step for _, step in found] == pytest.approx([step for _, step in claims[place]], abs=1e-3)
     monkeypatch.setattr(successors.Drafter, "learn", lambda *_: None)
-    blind = Decoder(target(), drafter, None, **knobs).decode([3, 1, 4], options)
+    blind = Decoder(model, drafter, None, **knobs).decode([3, 1, 4], options)
     assert blind.output == trace.output and len(blind.rounds) > len(trace.rounds)
 
 

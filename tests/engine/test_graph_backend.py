@@ -541,6 +541,24 @@ def test_drafts_end_with_a_block_of_the_drafter_s(depth: int) -> None:
     assert found.tokens == wanted and found.tokens_per_round > 2
 
 
+@pytest.mark.parametrize(
+    ("drafting", "knobs"),
+    [
+        ("the drafter's block", {"branch": 4, "budget": 250}),
+        ("the target's", {"branch": 7, "depth": 4, "budget": 1024}),
+    ],
+)
+def test_trees_are_as_large_as_products_allow(drafting: str, knobs: dict[str, Any]) -> None:
+    """Guards against an error in the midst of an output, for a budget that was accepted before it."""
+    wanted: list[int] = []
+    for method, asked in (("autoregressive", {}), ("dynatree_threshold", {"threshold": None, **knobs})):
+        with DynaTree(model("llama"), drafter=copied(model("llama")), method=method, dtype="int8", **asked) as tree:
+            found = tree.generate(TEXT[:200].tolist(), max_new_tokens=60)
+        wanted = wanted or found.tokens
+    assert found.tokens == wanted
+    assert max(len(fact.tree["tokens"]) for fact in found.trace.rounds) > 240
+
+
 def test_a_layer_with_an_adapter_is_computed_as_it_is() -> None:
     """Guards against a graph of the weights below an adapter, whose part would be lost."""
 

@@ -36,6 +36,9 @@ class EagerBackend:
         """Empty caches of `count` sequences that one forward may append to."""
         return KeyValueCache.rows(count)
 
+    def begin(self, requests: int) -> None:
+        """See `Backend`: nothing is made ready."""
+
     def join(self, fusion: Fusion) -> None:
         """From now on join the embedding of each token to a state, or to zeros."""
         self._fusion = fusion

@@ -126,6 +126,11 @@ class KeyValueCache:
         """A path may be of any length."""
         return 2**31
 
+    @property
+    def nodes_left(self) -> int:
+        """And a tree of any size."""
+        return 2**31
+
     def left(self, length: int) -> int:
         """Likewise."""
         return 2**31

@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import gpt_neox, llama, parts
-from dynatree.engine.graph.block_cache import BLOCK, BlockCache
+from dynatree.engine.graph.block_cache import BLOCK, MOST, BlockCache
 from dynatree.engine.graph.compiled import Given, Graph
 from dynatree.engine.graph.parts import States, Weights
 from dynatree.errors import UserError
 
 BUILDERS = (llama, gpt_neox)
-# Products longer than this are summed in parts, whose ends depend on the length.
-MOST = 512
 
 
 def refusal(model: Any, name: str) -> str | None:
@@ -70,9 +68,13 @@ class GraphBackend:
 
     def new_caches(self, count: int) -> list[BlockCache]:
         """Empty caches of `count` sequences, which one forward may be for."""
-        for graph in self._graphs.values():
-            graph.begin(count)
+        self.begin(count)
         return [BlockCache(self._layers, self._shape.groups, self._shape.size) for _ in range(count)]
+
+    def begin(self, requests: int) -> None:
+        """See `Backend`: graphs are made that have paid for themselves."""
+        for graph in self._graphs.values():
+            graph.begin(requests)
 
     def prepare(self, requests: int) -> None:
         """Have all graphs at once that forwards would pay for in time: what is timed is to be the same throughout."""

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 256
+# Longer products, over the current block and nodes behind it, are summed in parts, whose ends depend on the length.
+MOST = 512
 # Columns that the values have besides their own: the first is of ones and sums up the weights of attention.
 EXTRA = 16
 
@@ -40,6 +42,11 @@ class BlockCache:
     def room(self) -> int:
         """Levels that a tree below the next token may have: no path crosses the end of a block."""
         return BLOCK - 1 - self.committed % BLOCK
+
+    @property
+    def nodes_left(self) -> int:
+        """Nodes that still fit behind what the block holds; of a block that has room, as if it were full."""
+        return MOST - self.block[0].shape[2]
 
     def left(self, length: int) -> int:
         """Tokens that the block still takes behind `length` committed ones, or the next block where it is full."""
