@@ -49,10 +49,14 @@ def test_every_scale_fits_the_models_that_it_is_for(scale: str, context: int) ->
 def test_a_scale_adds_lengths_of_its_own() -> None:
     """Guards against a length that only one scale can afford, or none."""
     lengths = {
-        scale: {run.prompt_tokens for run in grid.expand(params.check({**RAW, "scale": scale})).values()}
-        for scale in ("laptop", "study")
+        scale: {
+            run.prompt_tokens
+            for run in grid.expand(params.check({**RAW, "scale": scale})).values()
+            if run.top == "prompt_length"
+        }
+        for scale in ("laptop", "paper")
     }
-    assert lengths["study"] - lengths["laptop"] == {100, 500, 4096} and lengths["study"] > lengths["laptop"]
+    assert lengths["paper"] - lengths["laptop"] == {100, 500} and lengths["paper"] > lengths["laptop"]
 
 
 def test_headline_and_experiments_have_their_own_sizes() -> None:
@@ -130,11 +134,11 @@ def test_a_changed_knob_is_another_folder() -> None:
 
 
 def test_a_scale_has_further_settings() -> None:
-    """Guards against the study running the laptop's few settings, or the laptop all of the study's."""
+    """Guards against a large scale running the laptop's few settings, or the laptop all of a large one's."""
     counts = {}
-    for scale in ("laptop", "study"):
+    for scale in ("laptop", "paper"):
         found = grid.expand(params.check({**RAW, "scale": scale}))
         counts[scale] = sum(run.top == "tree_shape" and run.method == "dynatree_threshold" for run in found.values())
     usual = RAW["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
-    more = RAW["scales"]["study"]["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
-    assert counts == {"laptop": len(usual), "study": len(usual) + len(more)}
+    more = RAW["scales"]["paper"]["experiments"]["tree_shape"]["settings"]["dynatree_threshold"]
+    assert counts == {"laptop": len(usual), "paper": len(usual) + len(more)}

@@ -94,9 +94,9 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("scales.tiny.experiments.magic", {"prompts": 1, "output_tokens": 2}, ["tiny.experiments: no 'magic'"]),
         ("scales.study.experiments.tree_shape.settings", {"linear": []}, ["tree_shape.settings: no 'linear'"]),
         (
-            "scales.study.experiments.tree_shape.settings.dynatree_threshold",
+            "scales.paper.experiments.tree_shape.settings.dynatree_threshold",
             ["D8_B3_tau0.03_N64"],
-            ["scales.study.experiments.tree_shape.settings.dynatree_threshold: D8_B3_tau0.03_N64 stands there twice"],
+            ["scales.paper.experiments.tree_shape.settings.dynatree_threshold: D8_B3_tau0.03_N64 stands there twice"],
         ),
         ("scales.tiny.experiments", {}, ["scales.tiny.experiments: no 'default'"]),
         ("memory", ["linear", "linear"], ["memory:", "twice"]),
