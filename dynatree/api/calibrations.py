@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,21 +42,26 @@ def find(given: str | Path | Calibration | None, loaded: Loaded, machine: Mappin
 def kept(loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
     """What is kept of these models on this machine; None: nothing, or, with a warning, what cannot be used."""
     home = folder(loaded.fingerprints, machine)
-    try:
+    with _warned():
         return _read(home, loaded, machine) if (home / COSTS).is_file() else None
-    except UserError as error:
-        log.warning("%s", error)
-        return None
+    return None
 
 
 def _beside(loaded: Loaded, machine: Mapping[str, Any]) -> Calibration | None:
     """The same of what the workflow measured beside the models' folders."""
-    try:
+    with _warned():
         home = calibration_beside(loaded.folders, machine["dtype"]) if loaded.folders else None
         return None if home is None else _read(home, loaded, machine)
+    return None
+
+
+@contextmanager
+def _warned() -> Iterator[None]:
+    """Within, what cannot be read is told and left alone: nobody has named it."""
+    try:
+        yield
     except UserError as error:
         log.warning("%s", error)
-        return None
 
 
 def _read(home: Path, loaded: Loaded, machine: Mapping[str, Any]) -> Calibration:

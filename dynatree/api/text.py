@@ -1,7 +1,7 @@
 """Prompts of every kind to token ids, and committed tokens to text, piece by piece. Knows no decoder."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 from jinja2 import TemplateError
 from torch import Tensor
@@ -34,9 +34,9 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None) -> list[in
     if not isinstance(given, str) and len(given) and not isinstance(given[0], int | Mapping):
         raise UserError(f"prompt: a list of {type(given[0]).__name__}; this takes one prompt: a text, ids or messages")
     if not isinstance(given, str) and (not len(given) or isinstance(given[0], int)):
-        if odd := [token for token in given if not isinstance(token, int)]:
+        if odd := [token for token in given if not isinstance(token, SupportsIndex)]:
             raise UserError(f"prompt: {odd[0]!r} among token ids; give whole numbers")
-        return list(given)
+        return [int(token) for token in given]
     if tokenizer is None:
         raise UserError("prompt: the model has no tokenizer; give token ids, or a tokenizer")
     if isinstance(given, str):

@@ -19,7 +19,6 @@ COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
 VERSION = 3
 
-
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 
 

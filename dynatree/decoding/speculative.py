@@ -70,6 +70,7 @@ class Decoder(RoundDecoder):
         # 2. Select the nodes worth verifying.
         with clock.phase("select"):
             trees = self._planner.select(active, trees)
+            # What was drawn is verified whole, or its text would have another distribution.
             if not self._drawing:
                 trees = [within(tree, request.cache.nodes_left) for request, tree in zip(active, trees, strict=True)]
         # 3. Verify all trees in one target forward: accepted paths, and the target's own next tokens.

@@ -542,13 +542,11 @@ def test_drafts_end_with_a_block_of_the_drafter_s(depth: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drafting", "knobs"),
-    [
-        ("the drafter's block", {"branch": 4, "budget": 250}),
-        ("the target's", {"branch": 7, "depth": 4, "budget": 1024}),
-    ],
+    "knobs",
+    [{"branch": 4, "budget": 250}, {"branch": 7, "depth": 4, "budget": 1024}],
+    ids=["the drafter's block", "the target's"],
 )
-def test_trees_are_as_large_as_products_allow(drafting: str, knobs: dict[str, Any]) -> None:
+def test_trees_are_as_large_as_products_allow(knobs: dict[str, Any]) -> None:
     """Guards against an error in the midst of an output, for a budget that was accepted before it."""
     wanted: list[int] = []
     for method, asked in (("autoregressive", {}), ("dynatree_threshold", {"threshold": None, **knobs})):

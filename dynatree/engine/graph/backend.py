@@ -198,7 +198,7 @@ class GraphBackend:
         cache = _blocks(feed)
         cache.settle()
         begin = cache.length
-        if cache.block[0].shape[2] + len(tokens) > MOST:
+        if len(tokens) > cache.nodes_left:
             nodes = begin - cache.committed + len(tokens)
             raise UserError(f"a tree of {nodes} nodes; {self.format} takes at most {MOST - BLOCK}: lower the budget")
         positions = torch.arange(begin, begin + len(tokens)) if positions is None else positions
