@@ -412,8 +412,10 @@ def test_a_damaged_table_is_an_error(
 
 @pytest.mark.parametrize("content", JUNK)
 @pytest.mark.parametrize("place", ["given", "beside the models"])
-def test_a_damaged_calibration(home: Path, call: Call, content: bytes, place: str) -> None:
-    """Guards against costs that are none, whether they are named or found."""
+def test_a_damaged_calibration(
+    home: Path, call: Call, caplog: pytest.LogCaptureFixture, content: bytes, place: str
+) -> None:
+    """Guards against costs that are none: an error where they are named, a warning where they were only found."""
     shutil.copytree(home / "target", home / "models/target", dirs_exist_ok=True)
     found = home / "results/calibration/float32"
     for name in ("costs.json", "steps.json", "batches.json"):
@@ -422,11 +424,12 @@ def test_a_damaged_calibration(home: Path, call: Call, content: bytes, place: st
     given = ("--calibration", "results/calibration/float32") if place == "given" else ()
     outcome = call(*generate("dynatree", "models/target"), "--prompt", "The tree", *given)
     shutil.rmtree(home / "results")
-    # An object without measurements is of no model, so that nothing was found beside these.
-    if place != "given" and content == b"{}":
-        assert outcome[0] == 0
-    else:
+    if place == "given":
         refused(outcome)
+    else:
+        assert outcome[0] == 0
+        # An object without measurements is of no model, so that nothing was found beside these.
+        assert content == b"{}" or f"{found / 'costs.json'} cannot be read" in caplog.text
 
 
 @pytest.mark.parametrize("content", JUNK)
