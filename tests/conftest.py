@@ -1,5 +1,6 @@
 """What all tests share: one thread, one hypothesis profile without a clock or a database, and models built once."""
 
+import gc
 import tempfile
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,6 +23,8 @@ settings.register_profile(
 )
 settings.load_profile("dynatree")
 torch.set_num_threads(1)
+# What is imported stays: no collection has to look at it again.
+gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -354,7 +354,7 @@ def test_the_page_of_figures_shows_them_all_by_section() -> None:
     shown = {
         name: section
         for section, content in zip(sections[1::2], sections[2::2], strict=True)
-        for name in re.findall(r"\]\(\.\./(?:published/\w+/)?figures/(\w+)\.png\)", content)
+        for name in re.findall(r"\]\(\.\./(?:published/\w+/)?figures/(\w+)\.(?:png|svg)\)", content)
     }
     drawn = [*params.read(ROOT / "params.yaml").figures, *APART]
     assert shown == {name: plugins.load("figures", name).SECTION for name in drawn}

@@ -69,12 +69,12 @@ def test_little_lies_there_and_nothing_twice() -> None:
     found = [path for path in (ROOT / "published").rglob("*") if path.is_file()]
     assert len(found) <= 200
     assert sum(path.stat().st_size for path in found) <= 15 * MIB
-    assert not [path for path in found if path.suffix in (".sha256", ".md5", ".html", ".svg")]
-    pictures = {path for path in found if path.suffix == ".png"}
+    assert not [path for path in found if path.suffix in (".sha256", ".md5", ".html", ".png")]
+    pictures = {path for path in found if path.suffix == ".svg"}
     for folder in PUBLISHED:
         shown = {folder / name for name in PUBLISH["shown"](folder.name, ROOT)}
         assert {path for path in pictures if path.is_relative_to(folder)} == shown
-    contents = [path.read_bytes() for path in (*pictures, *(ROOT / "figures").glob("*.png"))]
+    contents = [path.read_bytes() for path in (*pictures, *(ROOT / "figures").glob("*.svg"))]
     assert len(set(contents)) == len(contents)
 
 

@@ -100,7 +100,8 @@ def columns_exist(available: Iterable[str], wanted: Iterable[str | None], place:
 def write_table(path: str | Path, table: pa.Table) -> None:
     """Write a table as Parquet, atomically; equal tables give equal bytes."""
     with replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", store_schema=True)
+        # The tables of a study are published: a fifth less for a few seconds.
+        pq.write_table(table, temporary, compression="zstd", compression_level=19, store_schema=True)
 
 
 def read_table(path: str | Path, schema: pa.Schema) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Models that stay for what the same process does next, as the jobs of a job graph do (workflow/scripts/worker.py)."""
 
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ def pair(folders: Mapping[str, Path], dtype: str, device: str, requests: int = 1
     """
     where = dtype, device, torch.get_num_threads()
     asked = {role: (str(folders[role].resolve()), checkpoint.fingerprint(folders[role]), *where) for role in folders}
+    if not gc.get_freeze_count():
+        # What is imported stays, too: no collection, of which each timed output has one, has to look at it again.
+        gc.freeze()
     if asked["target"] not in _TARGET:
         # First: there may be no room for both.
         _TARGET.clear()

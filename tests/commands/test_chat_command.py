@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,15 @@ def test_bad_input_is_one_line(
     assert (status, out, len(err)) == (2, [], 1) and complaint in err[0]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as at a terminal: what is started in the background ignores it, and so does what that starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_an_answer_and_not_the_program(home: Path) -> None:
     """Guards Ctrl-C on a terminal: within an answer, and at the prompt, where it takes the line back."""
     controller, terminal = pty.openpty()
@@ -175,6 +185,7 @@ def test_an_interrupt_ends_an_answer_and_not_the_program(home: Path) -> None:
     assert "(stopped)" in seen and 0 < tokens < 400
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_is_raised() -> None:
     """Guards a way out of a long prefill, which no commit ends."""
     with chat._interruptible() as interrupted:

@@ -16,7 +16,7 @@ import vl_convert
 from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.figures.shared import captions, queries, theme
-from dynatree.figures.shared.render import render
+from dynatree.figures.shared.render import render, write
 from dynatree.tables.schema import TABLES
 
 FIGURES = plugins.names("figures")
@@ -210,6 +210,16 @@ def apart(one: str, other: str) -> float:
 def test_rendering_twice_gives_the_same_bytes(figure: ModuleType, tmp_path) -> None:
     """Guards against identifiers from a running counter, which make unchanged figures look changed."""
     written = []
+    for place in ("first", "second"):
+        tables, path = synthetic.make(), tmp_path / f"{place}.svg"
+        write(figure.draw(tables), path, figure.caption(tables))
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
+
+
+def test_a_picture_and_a_page_have_the_same_bytes_twice(tmp_path) -> None:
+    """The same for the other kinds of files, which are made of the same specification."""
+    figure, written = plugins.load("figures", "datasets"), []
     for folder in ("first", "second"):
         tables = synthetic.make()
         render(figure.draw(tables), tmp_path / folder, "figure", figure.caption(tables))

@@ -101,22 +101,35 @@ def conditionals(size: int) -> dict[tuple[int, ...], torch.Tensor]:
     return {text: torch.log_softmax(1.5 * torch.randn(size, generator=generator), 0) for text in texts}
 
 
+@pytest.fixture(scope="module")
+def noise() -> torch.Tensor:
+    """[seeds, LENGTH, 4] of many seeds; its beginning is that of a smaller vocabulary."""
+    rows = [[Noise(seed, 0).at(position, 4) for position in range(LENGTH)] for seed in range(100_000)]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def drawn(known: dict[tuple[int, ...], torch.Tensor], noise: torch.Tensor) -> Counter[tuple[int, ...]]:
+    """How often each text comes of `noise` [seeds, LENGTH, size], token by token."""
+    seeds, _, size = noise.shape
+    texts = {at: [*product(range(size), repeat=at)] for at in range(LENGTH + 1)}
+    place = torch.zeros(seeds, dtype=torch.long)  # among the texts of a length, which are in order
+    for at in range(LENGTH):
+        after = torch.stack([known[text] for text in texts[at]])
+        place = size * place + (after[place] + noise[:, at]).argmax(1)
+    counts = place.bincount(minlength=size**LENGTH).tolist()
+    return Counter(dict(zip(texts[LENGTH], counts, strict=True)))
+
+
 @pytest.mark.parametrize("size", [3, 4])
-def test_sequences_have_their_exact_probabilities(size: int) -> None:
+def test_sequences_have_their_exact_probabilities(noise: torch.Tensor, size: int) -> None:
     """Guards the distribution, by enumeration; noise that two positions share must be found out."""
     known = conditionals(size)
     expected = {
         text: float(torch.stack([known[text[:at]][text[at]] for at in range(LENGTH)]).sum().exp())
         for text in product(range(size), repeat=LENGTH)
     }
-    for positions, seeds, wrong in (((0, 1, 2), 100_000, False), ((0, 1, 1), 10_000, True)):
-        counts: Counter[tuple[int, ...]] = Counter()
-        for seed in range(seeds):
-            noise, text = Noise(seed, 0), ()
-            for position in positions:
-                text += (int((known[text] + noise.at(position, size)).argmax()),)  # type: ignore[assignment]
-            counts[text] += 1
-        assert too_far(counts, expected) == wrong
+    assert not too_far(drawn(known, noise[..., :size]), expected)
+    assert too_far(drawn(known, noise[:10_000, [0, 1, 1], :size]), expected)
 
 
 def test_decoding_has_the_distribution_of_transformers_sampling() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from dynatree import files, plugins
 from dynatree.engine.machine import describe_machine
-from dynatree.figures.shared.render import render
+from dynatree.figures.shared.render import SUFFIXES, write
 from dynatree.study import params
 from tests.figures import tables
 from tests.workflow.world import ROOT, World
@@ -46,8 +46,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     for name in (*known.figures, BENCHMARK):
         figure = plugins.load("figures", name)
         caption = figure.caption(content)
-        render(figure.draw(content), made.folder / "figures", name, caption)
-        files.write_text(made.folder / f"figures/{name}.caption.txt", caption + "\n")
+        picture = made.folder / f"figures/{name}.svg"
+        write(figure.draw(content), picture, caption)
+        files.write_text(picture.with_suffix(".caption.txt"), caption + "\n")
+        # Of the same job, and no part of the report.
+        for suffix in {*SUFFIXES} - {".svg"}:
+            picture.with_suffix(suffix).touch()
     reached = {method: {dataset: {"speedup": 1.25} for dataset in known.datasets} for method in known.methods}
     machine = describe_machine("float32", "cpu") | {"processor": PROCESSOR}
     files.write_json(made.folder / "results/metrics.json", reached | {"machine": machine})

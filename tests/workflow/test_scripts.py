@@ -150,8 +150,8 @@ def test_what_the_lock_names_is_published(
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], check=True)
     shutil.copy(ROOT / "params.yaml", tmp_path)
     outs = {}
-    left_out = ("figures/b.html", "figures/c.png", "results/library/d.sha256", "models/e/config.json")
-    for name in ("results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.png", *left_out):
+    left_out = ("figures/b.html", "figures/b.png", "results/library/d.sha256", "models/e/config.json")
+    for name in ("results/runs/a/outputs.jsonl", "figures/b.svg", "figures/c.svg", *left_out):
         files.write_text(name, name)
         outs[name] = hashlib.md5(name.encode()).hexdigest()
     stage = {"cmd": "true", "outs": [{"path": path, "md5": md5} for path, md5 in outs.items()]}
@@ -162,7 +162,7 @@ def test_what_the_lock_names_is_published(
     files.write_text(
         "dvc.yaml", json.dumps({"stages": {"check": {"cmd": "true"}, "one": {"cmd": "true", "outs": list(outs)}}})
     )
-    files.write_text("docs/shown.md", "![A picture](../published/laptop/figures/b.png)")
+    files.write_text("docs/shown.md", "![A picture](../published/laptop/figures/b.svg)")
     files.write_text("published/laptop/results/old.json", "")
     kept = {f"results/benchmark/{name}" for name in ("current.json", "home/machine.json", "home/greedy-d/a.json")}
     kept |= {"results/benchmark.parquet", "figures/benchmark.svg"}
@@ -173,12 +173,12 @@ def test_what_the_lock_names_is_published(
     archive.pack(Path("published/laptop", archive.RECORDS), {name: Path("before", name) for name in kept})
     without_torch("publish", "--out published", tmp_path)
     published = {path.relative_to("published/laptop").as_posix() for path in Path("published").rglob("*.*")}
-    assert published == {archive.RECORDS, "params.yaml", "figures/b.png"} | {
+    assert published == {archive.RECORDS, "params.yaml", "figures/b.svg"} | {
         name for name in kept if name.endswith("parquet")
     }
     archive.unfold(Path("published/laptop"), Path("shown"))
     shown = {path.relative_to("shown").as_posix() for path in Path("shown").rglob("*.*")}
-    made = {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg", "figures/b.png"}
+    made = {"params.yaml", "dvc.yaml", "dvc.lock", "results/runs/a/outputs.jsonl", "figures/b.svg", "figures/c.svg"}
     assert shown == made | kept
     assert Path("shown/figures/benchmark.svg").read_text() == "figures/benchmark.svg"
     assert yaml.safe_load(Path("shown/dvc.lock").read_text()) == {

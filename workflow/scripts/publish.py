@@ -27,7 +27,7 @@ STATE = ("params.yaml", "dvc.yaml", "dvc.lock")
 READ = re.compile(
     r"params\.yaml|results/\w+\.parquet|results/(metrics|pace)\.json|results/plots/.+|figures/.+\.caption\.txt"
 )
-# Made again in seconds: interactive pages, checksums of code, and pictures that the archive has as drawings.
+# Made again in seconds: interactive pages, checksums of code, and pictures that are there as drawings.
 LEFT_OUT = re.compile(r"figures/.+\.(html|png)|results/library/.+")
 
 
@@ -69,7 +69,7 @@ def apart(root: Path, name: str) -> list[Path]:
 def shown(scale: str, root: Path) -> set[str]:
     """Pictures of this scale that the documents of the checkout `root` show as published."""
     texts = [path.read_text(encoding="utf-8") for path in (*root.glob("*.md"), *root.glob("docs/**/*.md"))]
-    return {name for text in texts for name in re.findall(rf"published/{scale}/(figures/\w+\.png)", text)}
+    return {name for text in texts for name in re.findall(rf"published/{scale}/(figures/\w+\.svg)", text)}
 
 
 def publish(content: Mapping[str, Path], pictures: set[str], out: Path) -> None:
