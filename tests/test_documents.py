@@ -257,9 +257,11 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
             parquet.write_table(table, f"results/{name}.parquet")
     elif arguments[0] not in ("report", "estimate"):
         arguments += ["--threads", "1"]
+    if arguments[0] == "calibrate" and "--text" in arguments:
+        arguments += ["--repeats", "1", "--output-tokens", "16"]
     if "--calibration" in arguments and not Path("my-costs").is_dir():
         pair = ["--target", "my-model", "--drafter", "my-drafter", "--text", "essays.txt", "--out", "my-costs"]
-        cli.main(["calibrate", *pair, "--threads", "1"])
+        cli.main(["calibrate", *pair, "--threads", "1", "--repeats", "1", "--output-tokens", "16"])
     cli.main(arguments)
     out, err = capsys.readouterr()
     assert out or arguments[0] in ("distil", "calibrate")

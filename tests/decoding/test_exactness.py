@@ -62,9 +62,10 @@ def decode(
     return trace
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", models.CONFIGS)
-@pytest.mark.parametrize("kind", models.DRAFTERS)
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [*((kind, torch.float64) for kind in models.DRAFTERS), ("related", torch.float32)], ids=str
+)
 def test_output_is_that_of_generate(
     target: Build, drafter: Drafts, architecture: str, dtype: torch.dtype, kind: str
 ) -> None:
@@ -97,7 +98,7 @@ def test_a_drafter_that_reads_its_target_changes_no_output(
 ) -> None:
     """Guards the promise where the target gives states besides, in trees of all kinds and in batches."""
     model, prompts = target(architecture, dtype=dtype), ([3, 1, 4, 1, 5], [7], [1] * 12)
-    for window in ({}, {"draft_window": 5}):
+    for window in ({}, {"draft_window": 5})[: 1 + (architecture == "llama" and dtype == torch.float64)]:
         helper = models.reading(model, **window)
         for name, knobs in TREES.items():
             decoder = plugins.load("decoding", "speculative").Decoder(model, helper, models.calibration(), **knobs)

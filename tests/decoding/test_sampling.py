@@ -50,9 +50,9 @@ def test_every_tree_draws_what_plain_sampling_draws(
 ) -> None:
     """Guards the promise itself, for drafters that are right always, often, seldom and never."""
     model = target(architecture)
-    # Two ways each, so that every way meets every architecture and every drafter.
+    # In turn, so that every way meets most architectures and drafters; both that a drafter is often right in.
     place = list(models.CONFIGS).index(architecture) + 2 * list(models.DRAFTERS).index(kind)
-    for way in (WAYS[place % len(WAYS)], WAYS[(place + 3) % len(WAYS)]):
+    for way in (WAYS[place % len(WAYS)], WAYS[(place + 3) % len(WAYS)])[: 1 + (kind == "related")]:
         plain = sample("autoregressive", model, None, [*PROMPT], 16, **way)
         assert plain.target_forwards == 15
         for method in TREES:

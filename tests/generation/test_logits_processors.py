@@ -54,7 +54,7 @@ def test_each_node_is_processed_as_if_its_path_were_committed(
 
 
 @pytest.mark.parametrize("processors", CASES, ids=str)
-@pytest.mark.parametrize("kind", ["related", "same", "wrong"])
+@pytest.mark.parametrize("kind", ["related", "wrong"])
 def test_every_method_equals_generate_with_the_same_processors(
     target: Build, drafter: Drafts, processors: LogitsProcessors, kind: str
 ) -> None:
