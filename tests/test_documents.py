@@ -41,6 +41,8 @@ TINY = {
     "distil": "layers=[0] vocabulary=200 tokens=256 length=16 dtype=float32 labels.tokens=300 labels.rows=4 "
     "labels.prompt_tokens=8 labels.new_tokens=8",
 }
+# Of what a calibration measures.
+FEW = ["--repeats", "1", "--output-tokens", "16"]
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 WORKFLOW = "runs the job graph: tests/workflow does, on the tiny pair"
 DRILL = "needs a finished run: tests/drills/drill_experiments.py"
@@ -258,10 +260,10 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
     elif arguments[0] not in ("report", "estimate"):
         arguments += ["--threads", "1"]
     if arguments[0] == "calibrate" and "--text" in arguments:
-        arguments += ["--repeats", "1", "--output-tokens", "16"]
+        arguments += FEW
     if "--calibration" in arguments and not Path("my-costs").is_dir():
         pair = ["--target", "my-model", "--drafter", "my-drafter", "--text", "essays.txt", "--out", "my-costs"]
-        cli.main(["calibrate", *pair, "--threads", "1", "--repeats", "1", "--output-tokens", "16"])
+        cli.main(["calibrate", *pair, "--threads", "1", *FEW])
     cli.main(arguments)
     out, err = capsys.readouterr()
     assert out or arguments[0] in ("distil", "calibrate")

@@ -59,7 +59,9 @@ def test_the_same_as_generate(architecture: str, options: str) -> None:
         for method in ("dynatree", "linear", "autoregressive"):
             with DynaTree(model, drafter=helper, method=method) as tree:
                 found = called(model, inputs, OPTIONS[options], custom_generate=tree)
+                whole = called(model, inputs, OPTIONS[options], custom_generate=tree, return_dict_in_generate=True)
             assert torch.equal(found, wanted), method
+            assert torch.equal(whole.sequences, wanted) and whole.scores is None
 
 
 def test_criteria_are_asked_token_by_token() -> None:

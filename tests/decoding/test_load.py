@@ -16,8 +16,8 @@ from tests.decoding.test_exactness import METHODS
 STATM = Path("/proc/self/statm")
 PROMPTS = [[(7 * number + 3 * place * place) % 50 + 1 for place in range(3 + number)] for number in range(8)]
 TOKENS = 8
-ROUNDS = 24
-WARM = 10  # rounds over all prompts, until caches and the allocator's pools have their size
+ROUNDS = 40
+WARM = 15  # rounds over all prompts, until caches and the allocator's pools have their size
 GROWTH = 8 * 2**20  # bytes; one leaked cache of these models a generation would be 25 MiB and more
 
 
