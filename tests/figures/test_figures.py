@@ -1,6 +1,5 @@
 """Every file in dynatree/figures keeps the contract: it draws, it speaks from the data, it refuses empty tables."""
 
-import json
 import math
 import re
 import subprocess
@@ -62,17 +61,13 @@ def figure(request: pytest.FixtureRequest) -> ModuleType:
     return plugins.load("figures", request.param)
 
 
-@cache
-def rendered(specification: str) -> str:
-    """The drawing of a specification; of equal ones, which some shapes of the tables give, once."""
-    return vl_convert.vegalite_to_svg(specification)
-
-
 def svg(figure: ModuleType, tables: dict) -> str:
-    return rendered(json.dumps(figure.draw(tables).to_dict()))
+    return vl_convert.vegalite_to_svg(figure.draw(tables).to_dict())
 
 
+@cache
 def whole(figure: ModuleType) -> str:
+    """The drawing of all tables, made once."""
     return svg(figure, synthetic.make())
 
 
