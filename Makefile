@@ -116,13 +116,13 @@ prune: $(STAMP) ## remove runs that the parameters no longer ask for
 clean: ## remove .venv and build
 	rm -rf $(VENV) build
 
-# The stamp is written last: an interrupted set-up starts again.
+# The stamp is written last: an interrupted set-up starts again. Of thousands of modules few are ever imported, and compiled.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
 	@echo "setting up $(VENV): some two minutes, and 2 GB"
-	$(BIN)/python -m pip install --quiet --editable '.[$(INSTALLED)]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[$(INSTALLED)]'
 	@touch $(STAMP)
 
 $(SITE): $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[docs]'
 	@touch $(SITE)

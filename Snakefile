@@ -31,7 +31,7 @@ localrules:
     models,
     library,
     library_of_source,
-    library_of_rule,
+    library_of_rules,
     data,
     runs,
 
@@ -41,7 +41,7 @@ rule all:
     input:
         "results/metrics.json",
         "results/drafter_report.json",
-        expand("results/library/rules/{rule}.sha256", rule=MADE_BY),
+        list(RULE_SUMS.values()),
         expand("figures/{figure}.{suffix}", figure=PARAMS.figures, suffix=FIGURE_FILES),
         ["figures/replay.svg"] if TIMELINE else [],
 

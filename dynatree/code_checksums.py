@@ -7,22 +7,33 @@ Python differ in which empty fields `ast.dump` shows and in how `ast.unparse` qu
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dynatree.files import sha256
+from dynatree.files import read_json, sha256, write_json
 
 PACKAGE, LAZY, IMPORTS = "dynatree", ("__getattr__", "__dir__"), (ast.Import, ast.ImportFrom)
 
 
-class Checkout:
-    """The code below the folder `root` as it stands: each file is read once."""
+class Facts(NamedTuple):
+    """Of a file of code: its checksum, and the modules that it imports."""
 
-    def __init__(self, root: Path):
-        self.root = root
-        self._imports: dict[Path, list[Path]] = {}
+    checksum: str
+    modules: list[str]
+
+
+class Checkout:
+    """The code below the folder `root` as it stands: each file is read once.
+
+    What a file holds is kept by its content in the folder `kept`, if one is given: to parse all of them takes a second
+    or two, and a job graph is made for every stage.
+    """
+
+    def __init__(self, root: Path, kept: Path | None = None):
+        self.root, self._kept = root, kept
+        self._facts: dict[Path, Facts] = {}
         self._modules: dict[str, list[Path]] = {}
 
     def used(self, script: str, modules: Iterable[str] = ()) -> list[str]:
@@ -36,13 +47,20 @@ class Checkout:
                 waiting += self._imported(path)
         return sorted(path.relative_to(self.root).as_posix() for path in found)
 
+    def listing(self, paths: Iterable[str]) -> str:
+        """As `listing`, of `paths` below the root."""
+        return listing(paths, self._checksum)
+
+    def _checksum(self, path: Path) -> str:
+        return self._read(self.root / path).checksum if path.suffix == ".py" else checksum(self.root / path)
+
     def _imported(self, path: Path) -> list[Path]:
-        if path not in self._imports:
-            package = path.parent.relative_to(self.root).parts
-            statements = [node for node in ast.walk(ast.parse(path.read_bytes())) if isinstance(node, IMPORTS)]
-            modules = {name for node in statements for name in _names(node, package)}
-            self._imports[path] = [other for module in modules for other in self._files(module)]
-        return self._imports[path]
+        return [other for module in self._read(path).modules for other in self._files(module)]
+
+    def _read(self, path: Path) -> Facts:
+        if path not in self._facts:
+            self._facts[path] = _facts(path.read_bytes(), path.parent.relative_to(self.root).parts, self._kept)
+        return self._facts[path]
 
     def _files(self, module: str) -> list[Path]:
         """The files of a module and of the packages that it lies in, if they count; none for what is no module here."""
@@ -64,9 +82,22 @@ def counts(path: Path) -> bool:
     return path.name != "__init__.py" or not all(_only_names(node) for node in ast.parse(path.read_bytes()).body)
 
 
-def listing(paths: Iterable[str | Path]) -> str:
-    """A line a file, as `sha256sum` writes them: checksum and path."""
-    return "".join(f"{checksum(Path(path))}  {path}\n" for path in paths)
+def _facts(code: bytes, package: tuple[str, ...], kept: Path | None) -> Facts:
+    """What code in a package holds: by this file as it stands, or as it was `kept` by one that stood so."""
+    if kept is None:
+        tree = ast.parse(code)
+        statements = [node for node in ast.walk(tree) if isinstance(node, IMPORTS)]
+        return Facts(_of_tree(tree), sorted({name for node in statements for name in _names(node, package)}))
+    own = Path(__file__).read_bytes()
+    place = kept / hashlib.sha256(b"\0".join([own, "/".join(package).encode(), code])).hexdigest()
+    if not place.is_file():
+        write_json(place, _facts(code, package, None))
+    return Facts(*read_json(place))
+
+
+def listing(paths: Iterable[str | Path], of: Callable[[Path], str] | None = None) -> str:
+    """A line a file, as `sha256sum` writes them: checksum, that which `of` gives in place of `checksum`, and path."""
+    return "".join(f"{(of or checksum)(Path(path))}  {path}\n" for path in paths)
 
 
 def checksum(path: Path) -> str:
@@ -78,7 +109,11 @@ def checksum(path: Path) -> str:
 @cache
 def of_code(code: bytes) -> str:
     """SHA-256, in hexadecimal, of Python code without comments and docstrings."""
-    return hashlib.sha256(_written(ast.parse(code)).encode()).hexdigest()
+    return _of_tree(ast.parse(code))
+
+
+def _of_tree(tree: ast.Module) -> str:
+    return hashlib.sha256(_written(tree).encode()).hexdigest()
 
 
 def _written(value: Any) -> str:

@@ -7,6 +7,7 @@ part is read as Python, so that comments, docstrings and line breaks do not coun
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from textwrap import dedent
 
@@ -25,6 +26,11 @@ def files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.glob("*.smk")):
         found |= dict.fromkeys(re.findall(r"^ *rule (\w+):$", path.read_text(encoding="utf-8"), re.M), path)
     return found
+
+
+def counted(folder: Path) -> dict[str, Path]:
+    """Of those, the rules that make something of the study, not checksums."""
+    return {rule: path for rule, path in files(folder).items() if not rule.startswith("library")}
 
 
 def files_of(rule: str, folder: Path) -> str:
@@ -72,6 +78,8 @@ def _directives(rule: str, text: str) -> Iterator[tuple[str, ast.expr]]:
             yield name, ast.parse(f"{name}({arguments}\n)", mode="eval").body
 
 
+# A file of helpers is read for each rule.
+@cache
 def _helpers(text: str) -> dict[str, ast.stmt]:
     """Functions and constants that a file defines at its top, by name."""
     found: dict[str, ast.stmt] = {}

@@ -1,6 +1,7 @@
 """Which code a result depends on: files by what they do, not by what they say."""
 
 import ast
+import shutil
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,28 @@ def test_a_script_uses_what_it_imports_and_its_plug_ins(checkout: Path) -> None:
     assert Checkout(checkout).used("scripts/run.py") == [*rules, "dynatree/tree.py", "scripts/run.py"]
     with_plug_in = Checkout(checkout).used("scripts/say.py", ["dynatree.rules.extra"])
     assert with_plug_in == [*rules, "dynatree/rules/extra.py", "dynatree/tree.py", "scripts/say.py"]
+
+
+def test_what_is_kept_of_code_is_found_by_its_content(checkout: Path) -> None:
+    """Guards against imports and checksums of yesterday's code, and of the same text in another package."""
+    kept = checkout / "kept"
+
+    def told(folder: Path | None) -> tuple[list[str], str]:
+        code = Checkout(checkout, folder)
+        used = code.used("scripts/run.py", ["dynatree.rules.same", "dynatree.deep.same"])
+        return used, code.listing(used)
+
+    (checkout / "dynatree/rules/same.py").write_text("from . import base, model\n", encoding="utf-8")
+    first = told(kept)
+    assert first == told(None)
+    before = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
+    assert told(kept) == first and len(before) == len(first[0])
+    shutil.copy(checkout / "dynatree/rules/same.py", checkout / "dynatree/deep/same.py")
+    (checkout / "dynatree/tree.py").write_text("SIZE = 3\n", encoding="utf-8")
+    second = told(kept)
+    assert second == told(None) != first
+    assert "dynatree/deep/model.py" in second[0] and "dynatree/deep/model.py" not in first[0]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_the_library_imports_every_name_from_its_own_module() -> None:

@@ -201,8 +201,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (home / "letters").mkdir()
     for name in ("essay.txt", "essays.txt", "unseen.txt", "corpus/a.txt", "corpus/b.txt", "letters/a.txt"):
         number = len(name)
-        sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(100)]
-        (home / name).write_text(" ".join(sentences if name != "essay.txt" else sentences[:10]), encoding="utf-8")
+        # A few sentences where each token costs seconds; one text is to be short.
+        most = {"essay.txt": 10, "unseen.txt": 30}.get(name, 100)
+        sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(most)]
+        (home / name).write_text(" ".join(sentences), encoding="utf-8")
     guides = {name: blocks(GUIDES / f"{name}.md") for name in ("own_models", "own_text", "own_policy")}
     (policy,) = (content for language, content in guides["own_policy"] if language == "python")
     entries = [yaml.safe_load(text) for guide in guides.values() for language, text in guide if language == "yaml"]
@@ -360,7 +362,7 @@ def test_the_page_of_figures_shows_them_all_by_section() -> None:
         for section, content in zip(sections[1::2], sections[2::2], strict=True)
         for name in re.findall(r"\]\(\.\./(?:published/\w+/)?figures/(\w+)\.(?:png|svg)\)", content)
     }
-    drawn = [*params.read(ROOT / "params.yaml").figures, *APART]
+    drawn = [*params.load(ROOT / "params.yaml")["figures"], *APART]
     assert shown == {name: plugins.load("figures", name).SECTION for name in drawn}
 
 

@@ -14,6 +14,7 @@ from dynatree.commands import options
 from dynatree.commands.arguments import check_out, check_texts, quieten
 from dynatree.config import explain
 from dynatree.errors import UserError
+from dynatree.files import features_of
 from dynatree.study import params
 
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
@@ -49,7 +50,7 @@ def register(
     source.add_argument("--part", type=Path, metavar="FOLDER", help="a trained part, such as drafters/smollm2")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="a trained part to begin the training with")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="drafter to write")
-    parser.add_argument("--recipe", metavar="NAME", help="a pair of params.yaml whose recipe is taken (default: pair)")
+    parser.add_argument("--recipe", metavar="NAME", help="of a pair of params.yaml (default: pair), or PAIR-features")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe, as layers=[0]"
     )
@@ -86,13 +87,7 @@ def recipe(values: dict[str, Any], assignments: list[str]) -> Any:
 
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
-    pair = arguments.recipe or known.pair
-    if pair not in known.pairs:
-        raise UserError(f"--recipe: no pair {pair!r}; choose one of {', '.join(known.pairs)}")
-    values = known.pairs[pair].drafter
-    if values["kind"] != "distil":
-        raise UserError(f"--recipe: the drafter of {pair} is of kind {values['kind']}; choose a pair that trains one")
-    chosen = recipe(values, arguments.set)
+    chosen = recipe(_named(known, arguments.recipe or known.pair), arguments.set)
     if arguments.start and arguments.part:
         raise UserError("--start: begins a training, and with --part nothing is trained; leave one of them out")
     check_texts(arguments.text or [])
@@ -117,6 +112,18 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         trained = make(folder, datasets, chosen, command=command, **keys)
     part.assemble(trained, folder, arguments.out)
     print(f"{arguments.out}: a drafter for {arguments.target}; its trained part is in {trained}", file=sys.stderr)
+
+
+def _named(known: params.Params, name: str) -> dict[str, Any]:
+    """The values of a recipe: of a pair's drafter, by the pair's name, or of its features, by their model's."""
+    recipes = {pair: entry.drafter for pair, entry in known.pairs.items()}
+    recipes |= {features_of(pair): entry.features for pair, entry in known.pairs.items() if entry.features}
+    if name not in recipes:
+        raise UserError(f"--recipe: no {name!r}; choose one of {', '.join(recipes)}")
+    if recipes[name]["kind"] != "distil":
+        kind = recipes[name]["kind"]
+        raise UserError(f"--recipe: the drafter of {name} is of kind {kind}; choose one that is trained")
+    return recipes[name]
 
 
 def _pieces(path: Path, folder: Path) -> list[Any]:

@@ -256,6 +256,8 @@ class Params(Knobs):
         return self.model_copy(update={**given, "tuning": tuning, "experiments": experiments})
 
     def without_what_is_left_out(self) -> "Params":
-        """With the experiments alone that the active scale is for."""
-        left = {title: each for title, each in self.experiments.items() if title not in self.sizes.leaves_out}
-        return self.model_copy(update={"experiments": left})
+        """With the experiments alone that the active scale is for, and without the figures that have their names."""
+        gone = self.sizes.leaves_out
+        left = {title: each for title, each in self.experiments.items() if title not in gone}
+        drawn = [name for name in self.figures if name not in gone]
+        return self.model_copy(update={"experiments": left, "figures": drawn})

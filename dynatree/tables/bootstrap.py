@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Sequence
+from functools import cache
 
 RESAMPLES = 2000
 MINIMUM_PROMPTS = 10
@@ -37,17 +38,23 @@ def interval(
     """
     by_group: dict[str, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
-        by_group.setdefault(group, []).append(value)
-    names = sorted(by_group)
-    if len(names) < MINIMUM_GROUPS:
+        by_group.setdefault(group, []).append(math.log(value) if geometric else value)
+    drawn = [by_group[name] for name in sorted(by_group)]
+    if len(drawn) < MINIMUM_GROUPS:
         return None
-    generator = random.Random(0)
     means = sorted(
-        mean([v for name in generator.choices(names, k=len(names)) for v in by_group[name]], geometric)
-        for _ in range(RESAMPLES)
+        mean([value for place in places for value in drawn[place]], geometric=False) for places in _draws(len(drawn))
     )
     tail = (1 - level) / 2
-    return means[round(tail * (RESAMPLES - 1))], means[round((1 - tail) * (RESAMPLES - 1))]
+    low, high = means[round(tail * (RESAMPLES - 1))], means[round((1 - tail) * (RESAMPLES - 1))]
+    return (math.exp(low), math.exp(high)) if geometric else (low, high)
+
+
+@cache
+def _draws(groups: int) -> list[list[int]]:
+    """Which of so many groups each resample is of."""
+    generator = random.Random(0)
+    return [generator.choices(range(groups), k=groups) for _ in range(RESAMPLES)]
 
 
 def significant(ends: tuple[float, float] | None, prompts: int) -> bool:

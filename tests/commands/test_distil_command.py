@@ -76,8 +76,8 @@ def test_text_becomes_a_drafter_and_a_report(folder: Path, capsys: pytest.Captur
         (["--text", "corpus", "--text", "corpus/../corpus"], "are both called 'corpus'; rename one"),
         (["--text", "corpus", "--set", "layers"], "--set layers: write KEY=VALUE"),
         (["--text", "corpus", "--set", "lairs=[0]"], "recipe: lairs: Extra inputs are not permitted"),
-        (["--text", "corpus", "--recipe", "nobody"], "--recipe: no pair 'nobody'; choose one of"),
-        (["--text", "corpus", "--recipe", "pythia-2.8b"], "is of kind hub; choose a pair that trains one"),
+        (["--text", "corpus", "--recipe", "nobody"], "--recipe: no 'nobody'; choose one of smollm2, "),
+        (["--text", "corpus", "--recipe", "pythia-2.8b"], "is of kind hub; choose one that is trained"),
         (["--part", "corpus"], "corpus: no record.json"),
     ],
 )

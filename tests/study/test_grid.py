@@ -46,6 +46,15 @@ def test_every_scale_fits_the_models_that_it_is_for(scale: str, context: int) ->
         assert (run.prompt_tokens or known.sizes.prompt_tokens) + run.output_tokens <= context, run.folder
 
 
+def test_a_scale_leaves_experiments_out_with_their_figures() -> None:
+    """Guards against a figure that is asked for, and whose runs nobody makes."""
+    laptop = {**RAW["scales"]["laptop"], "leaves_out": ["precision", "penalised"]}
+    known = params.check({**RAW, "scales": {**RAW["scales"], "laptop": laptop}})
+    assert {*RAW["experiments"]} - {*known.experiments} == {"precision", "penalised"}
+    assert {*RAW["figures"]} - {*known.figures} == {"precision"}
+    assert not {run.top for run in grid.expand(known).values()} & {"precision", "penalised"}
+
+
 def test_a_scale_adds_lengths_of_its_own() -> None:
     """Guards against a length that only one scale can afford, or none."""
     lengths = {

@@ -89,7 +89,7 @@ def test_each_stage_names_exactly_what_its_job_reads(planned, stages):
         (rule,) = {job.rule for job in planned if job.outputs <= outs}
         if rule.startswith("library"):
             rules = {path for path in dependencies if path.startswith("workflow/rules/")}
-            assert {"workflow/rules/common.smk", "workflow/rules/library.smk"} <= rules or rule == "library_of_rule"
+            assert {"workflow/rules/common.smk", "workflow/rules/library.smk"} <= rules or rule == "library_of_rules"
         else:
             rules = {f"results/library/rules/{rule}.sha256"}
             assert rules <= dependencies, name
@@ -190,7 +190,7 @@ def test_dvc_yaml_is_what_the_rules_and_parameters_give():
 def changed(folder: Path, **changes: Any) -> World:
     """The checkout's files as they are, but for keys of params.yaml."""
     world = World(folder)
-    world.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", folder, cwd=ROOT)
+    world.copy()
     for name in ("params.yaml", "dvc.yaml"):
         (folder / name).write_text((ROOT / name).read_text())
     world.edit(**changes)
@@ -284,7 +284,7 @@ def test_bad_parameters_stop_before_any_job():
 def test_mended_words_make_nothing_stale(tmp_path):
     """Guards against a comment that measures anew, in Snakemake, which follows a job that was run to what it feeds."""
     world, made = World(tmp_path), "data/documents/tiny_articles.parquet"
-    world.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", tmp_path, cwd=ROOT)
+    world.copy()
     world.snakemake(target=made)
     for path in ("dynatree/data/documents.py", "workflow/scripts/download_data.py"):
         with (tmp_path / path).open("a") as file:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -36,11 +37,15 @@ class World:
     def copy(self) -> None:
         """The checkout's files, with the parameters of `make quick`: every experiment and figure, two data sets."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
+        # What is known of code, by its content.
+        if (ROOT / ".cache/code").is_dir():
+            shutil.copytree(ROOT / ".cache/code", self.folder / ".cache/code", dirs_exist_ok=True)
 
     def shrink(self) -> None:
         """Fewer experiments and figures: enough to tell what a change recomputes."""
         experiments = {name: self.params["experiments"][name] for name in ("tree_shape", "prompt_length", "batch_size")}
         experiments["prompt_length"]["methods"] = ["autoregressive", "prompt_lookup", "dynatree"]
+        experiments["prompt_length"]["prompt_tokens"] = [12]
         figures = ["datasets", "tree_shape", "memory"]
         # In a type that torch computes: hundreds of jobs would each make a graph, and say no more of the job graph.
         kept = {"experiments": experiments, "figures": figures, "dtype": "float64"}

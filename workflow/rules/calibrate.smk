@@ -53,7 +53,7 @@ rule calibrate_batches:
         "results/calibration/{reading}{dtype}/batches.json",
     log:
         "logs/calibrate/{reading}{dtype}/batches.log",
-    priority: lambda w: turn(w.dtype, 2)
+    priority: lambda w: turn(w.dtype, MANY)
     conda:
         "../envs/dynatree.yaml"
     resources:

@@ -83,11 +83,17 @@ FORMATS = [dtype for dtype in ORDER if dtype in CALIBRATED]
 
 # The priority of what takes seconds and has others wait for it.
 FIRST = 1_000_000
+# Requests of no batch: what times batches comes before their runs.
+MANY = 500
 
 
 def turn(dtype, requests=1):
-    """A job's priority: after one of the same models it need not load them, nor compile their graphs, again."""
-    return 1000 * (len(ORDER) - ORDER.index(dtype)) - requests
+    """A job's priority: after one of the same models it need not load them, nor compile their graphs, again.
+
+    Graphs for several requests are kept for one number of them: batches are decoded from the largest, by which
+    those that are timed for calibration end.
+    """
+    return 1000 * (len(ORDER) - ORDER.index(dtype)) - (MANY - min(requests, MANY) if requests > 1 else 0)
 
 
 MACHINE = machine(PARAMS.dtype)
@@ -104,7 +110,6 @@ wildcard_constraints:
     place="|".join(sorted({run.place for run in RUNS.values()})),
     length="[^/]+",
     group="[^/]+",
-    rule="[^/]+",
     dtype="[^/]+",
     reading=f"({READING}/)?",
 
@@ -114,10 +119,10 @@ def library(script, *plugged):
     return f"results/library/{'-'.join([Path(script).stem, *plugged])}.sha256"
 
 
-CODE = code_checksums.Checkout(Path.cwd())
+CODE = code_checksums.Checkout(Path.cwd(), Path(".cache/code"))
 RULES = Path("workflow/rules")
-# Those that make something of the study, but for checksums.
-MADE_BY = [rule for rule in rule_checksums.files(RULES) if not rule.startswith("library")]
+# Of those that make something of the study, each a file.
+RULE_SUMS = {rule: f"results/library/rules/{rule}.sha256" for rule in rule_checksums.counted(RULES)}
 
 
 @cache
@@ -132,21 +137,22 @@ def source_files(dataset):
     return CODE.used("workflow/scripts/download_data.py", [f"dynatree.data.sources.{PARAMS.sources[dataset].kind}"])
 
 
-def changed(files, listing, taken):
-    """`files`, as inputs that make nothing stale where only words have changed since their checksums were `taken`."""
-    same = Path(taken).is_file() and Path(taken).read_text(encoding="utf-8") == listing
+def changed(files, listings):
+    """`files`, as inputs that make nothing stale where only words have changed: `listings` are their checksums, by the
+    file that has what they were."""
+    same = all(Path(file).is_file() and Path(file).read_text(encoding="utf-8") == now for file, now in listings.items())
     return ancient(files) if same else files
 
 
 def changed_code(files, taken):
     """`changed` of files of code."""
-    return changed(files, code_checksums.listing(files), taken)
+    return changed(files, {taken: CODE.listing(files)})
 
 
-def changed_rule(rule):
-    """`changed` of the files that a rule is written in."""
-    files = sorted({str(RULES / rule_checksums.COMMON), str(rule_checksums.files(RULES)[rule])})
-    return changed(files, rule_checksums.listing(rule, RULES), f"results/library/rules/{rule}.sha256")
+def changed_rules():
+    """The files that rules are written in, as `changed` has them of all."""
+    files = sorted({str(RULES / rule_checksums.COMMON), *map(str, rule_checksums.counted(RULES).values())})
+    return changed(files, {taken: rule_checksums.listing(rule, RULES) for rule, taken in RULE_SUMS.items()})
 
 
 def decoding_library(script, method):

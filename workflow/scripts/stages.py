@@ -22,8 +22,8 @@ from dynatree.errors import UserError, reported
 from dynatree.files import READING, replacing
 from dynatree.study import grid, params, preflight, sections, shape
 
-# Their items are made together, each a small file.
-TOGETHER = ("library", "library_of_rule")
+# Its items are made together, each a small file.
+TOGETHER = "library"
 # Stops `dvc repro` where the other stages are not those of the parameters.
 CHECK = {
     "cmd": "python workflow/scripts/stages.py --quick",
@@ -43,7 +43,7 @@ ITEM = "${item.dataset}"
 READ: dict[str, tuple[str, ...]] = {
     "library": (),
     "library_of_source": ("sources.${item.dataset}.kind",),
-    "library_of_rule": (),
+    "library_of_rules": (),
     "download_data": (f"sources.{ITEM}",),
     "download_model": ("seed", "pairs.${pair}.target"),
     "download_drafter": ("seed", "pairs.${pair}.drafter"),
@@ -292,7 +292,7 @@ def at_its_scale(known: sections.Params, written: Any) -> Any:
 def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> dict[str, Any]:
     """The stage as dvc.yaml has it. Raises UserError if its jobs do not give one template."""
     outputs = stage.jobs[0].outputs
-    if stage.rule in TOGETHER:
+    if stage.rule == TOGETHER:
         outputs = targets = [path for job in stage.jobs for path in job.outputs]
     elif any(job.outputs != outputs for job in stage.jobs):
         raise UserError(f"stage of {stage.rule}: its jobs differ in more than the items {', '.join(stage.matrix)}")
@@ -307,7 +307,7 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
     file = rules[stage.rule]
     if not stage.rule.startswith("library"):
         inputs.append(f"results/library/rules/{stage.rule}.sha256")
-    elif stage.rule != "library_of_rule":
+    elif stage.rule != "library_of_rules":
         inputs += ["workflow/rules/common.smk", file]
     deps = sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))
     written: dict[str, Any] = {"desc": views.TOLD[stage.rule], **({"matrix": stage.matrix} if stage.matrix else {})}
@@ -346,7 +346,8 @@ def dvc_yaml(root: Path) -> str:
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
     described = {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named}
     needs = preflight.check_once(known, root / ".cache/checked")
-    mark = f"{shape.MARK}{shape.checksum(root, known, needs, Checkout(root))}\n"
+    code = Checkout(root, root / ".cache/code")
+    mark = f"{shape.MARK}{shape.checksum(root, known, needs, code)}\n"
     body = {
         "stages": {"dvc_yaml": CHECK, **described},
         "plots": views.plots(known),
@@ -366,7 +367,7 @@ def main() -> None:
         if arguments.quick:
             known = params.read(arguments.root / "params.yaml")
             needs = preflight.check_once(known, arguments.root / ".cache/checked")
-            if shape.is_stale(arguments.root, known, needs, Checkout(arguments.root)):
+            if shape.is_stale(arguments.root, known, needs, Checkout(arguments.root, arguments.root / ".cache/code")):
                 raise UserError(shape.STALE)
             return
         text = dvc_yaml(arguments.root)

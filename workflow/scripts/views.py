@@ -10,7 +10,7 @@ from dynatree.tables import headline
 TOLD = {
     "library": "Take checksums of the code that each job runs",
     "library_of_source": "Take checksums of the code that reads a data set",
-    "library_of_rule": "Take checksums of the rules",
+    "library_of_rules": "Take checksums of the rules",
     "download_data": "Fetch the documents of a data set",
     "download_model": "Fetch or build the target",
     "download_drafter": "Fetch or build the drafter",

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dynatree.errors import UserError
 from dynatree.figures.shared import grammar, theme
@@ -24,7 +25,10 @@ def rows(tables: Mapping[str, pa.Table], name: str, **equal: Any) -> list[Row]:
     """Rows of the table `name` whose columns equal the given values. Raises UserError if there are none."""
     if name not in tables:
         raise UserError(f"figure needs the table {name!r}; got {', '.join(sorted(tables)) or 'none'}")
-    found = [row for row in tables[name].to_pylist() if all(row[key] == value for key, value in equal.items())]
+    table = tables[name]
+    for key, value in equal.items():
+        table = table.filter(pc.equal(table[key], value))
+    found = table.to_pylist()
     if not found:
         wanted = ", ".join(f"{key} = {value}" for key, value in equal.items())
         raise UserError(f"table {name!r} has no rows{' with ' + wanted if wanted else ''}; aggregate some runs first")
