@@ -15,8 +15,8 @@ import vl_convert
 
 from dynatree import plugins
 from dynatree.errors import UserError
-from dynatree.figures.shared import captions, queries, theme
-from dynatree.figures.shared.render import render
+from dynatree.figures.shared import captions, interactive, queries, theme
+from dynatree.figures.shared.render import render, write
 from dynatree.tables.schema import TABLES
 
 FIGURES = plugins.names("figures")
@@ -207,9 +207,22 @@ def apart(one: str, other: str) -> float:
     return math.dist(*both)
 
 
-def test_rendering_twice_gives_the_same_bytes(figure: ModuleType, tmp_path) -> None:
-    """Guards against identifiers from a running counter, which make unchanged figures look changed."""
-    written = []
+def test_drawing_twice_gives_the_same(figure: ModuleType, tmp_path) -> None:
+    """Guards against identifiers from a running counter, of the chart or of Vega, which make unchanged figures look
+    changed."""
+    drawn = []
+    for place in range(2):
+        chart = figure.draw(synthetic.make())
+        write(chart, tmp_path / f"{place}.svg", "Says.")
+        specification = chart.to_dict()
+        drawn.append([specification, interactive.interactive(specification), (tmp_path / f"{place}.svg").read_bytes()])
+    assert drawn[0] == drawn[1]
+
+
+@pytest.mark.parametrize("name", ["timeline", "tree_shape"])
+def test_rendering_twice_gives_the_same_bytes(name: str, tmp_path) -> None:
+    """The same for each kind of file, which is made of the drawing alone."""
+    figure, written = plugins.load("figures", name), []
     for folder in ("first", "second"):
         tables = synthetic.make()
         render(figure.draw(tables), tmp_path / folder, "figure", figure.caption(tables))
