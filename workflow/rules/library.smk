@@ -37,7 +37,7 @@ rule library_of_source:
 # Of each rule with the helpers that it uses, for DVC; Snakemake itself compares a job's command and parameters.
 rule library_of_rules:
     input:
-        changed_rules(),
+        lambda w: changed_rules(),
     output:
         list(RULE_SUMS.values()),
     log:
