@@ -27,8 +27,10 @@ from dynatree.tree import TokenTree
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 TOLERANCE_DOCUMENTS, TOLERANCE_TOKENS = 2, 256
 REPETITION_ORDER = 17
-# What was measured of a target over some texts, for a process that audits more than one run of it.
+# What was measured of a target over some texts, and the facts of outputs, for a process that audits more than one run
+# of it: methods that are exact give the same output, and the same tokens have the same logits.
 _MEASURED: WeakKeyDictionary[LanguageModel, dict[tuple[tuple[int, ...], ...], float]] = WeakKeyDictionary()
+_AUDITED: WeakKeyDictionary[LanguageModel, dict[tuple[Any, ...], dict[str, Any]]] = WeakKeyDictionary()
 
 
 def tolerance(target: LanguageModel, documents: Sequence[SplitDocument]) -> float:
@@ -80,8 +82,26 @@ def audit(
     Flips and gaps are of the processed logits, with the noise of `options`, those that the prompt was decoded by, if
     they sample; they are None for an output that is not `comparable`. The perplexity is of the target's own logits.
 
+    What was asked before of the same target is not computed again.
+
     Raises UserError if a token lies more than `eps` (logits) below the argmax.
     """
+    known = _AUDITED.setdefault(target, {})
+    asked = (*prompt,), (*output,), eps, options, comparable
+    if asked not in known:
+        known[asked] = _facts(target, prompt, output, eps, options, comparable)
+    return dict(known[asked])
+
+
+def _facts(
+    target: LanguageModel,
+    prompt: list[int],
+    output: list[int],
+    eps: float,
+    options: GenerationOptions,
+    comparable: bool,
+) -> dict[str, Any]:
+    """As `audit`, computed."""
     tokens = torch.tensor([*prompt, *output])
     # The logits before each emitted token; the last token's own are not needed.
     scores = target.score(tokens[:-1], last=len(output)).float().cpu()

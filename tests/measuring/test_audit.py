@@ -8,6 +8,7 @@ import torch
 from dynatree.data.prompts import Prompt
 from dynatree.data.splits import SplitDocument
 from dynatree.errors import UserError
+from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit
 from tests import models
 from tests.conftest import Build
@@ -54,6 +55,23 @@ def test_logits_that_are_no_numbers_fail(target: Build, monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "score", lambda tokens, last: torch.full((last, models.VOCABULARY), math.nan))
     with pytest.raises(UserError, match="logits are not numbers"):
         audit.audit(model, PROMPT, [1, 2], 1e-3)
+
+
+def test_what_was_audited_is_not_computed_again(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the minutes that equal outputs of several methods would take, and facts of another text, or by another
+    tolerance, in place of one's own."""
+    model, seen = target(), []
+    score = model.score
+    monkeypatch.setattr(model, "score", lambda tokens, last: seen.append(last) or score(tokens, last))
+    one, other = ([*models.generated(model, PROMPT, 9), token] for token in (1, 2))
+    drawn = {"options": GenerationOptions(max_new_tokens=10, do_sample=True), "comparable": False}
+    asked = [(one, 100.0, {}), (other, 100.0, {}), (one, 200.0, {}), (one, 100.0, drawn)]
+    first, again = ([audit.audit(model, PROMPT, output, eps, **more) for output, eps, more in asked] for _ in range(2))
+    assert first == again and seen == [10] * len(asked)
+    assert [facts["tolerance"] for facts in first] == [100.0, 100.0, 200.0, 100.0]
+    assert first[0]["perplexity"] != first[1]["perplexity"] and first[3]["flips"] is None
+    again[0]["flips"] = "changed"
+    assert audit.audit(model, PROMPT, one, 100.0) == first[0]
 
 
 def document(split: str, ids: list[int]) -> SplitDocument:

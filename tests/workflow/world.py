@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import yaml
 
 from dynatree.study import grid, params, preflight
+from tests.workflow import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -66,16 +68,18 @@ class World:
         """Standard output and error together; with a timing lock of the world's own, so that worlds do not wait."""
         temporary = self.folder / ".cache/tmp"
         temporary.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            [str(part) for part in command],
-            cwd=cwd or self.folder,
-            env=self.environment | {"TMPDIR": str(temporary)},
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        assert not ok or done.returncode == 0, done.stdout[-6000:]
-        return done.stdout
+        words, folder = [str(part) for part in command], cwd or self.folder
+        environment, output = self.environment | {"TMPDIR": str(temporary)}, temporary / f"said-{uuid4().hex}"
+        if words[0] in forked.PROGRAMS:
+            status = forked.run(words, folder, environment, output)
+        else:
+            with output.open("wb") as file:
+                done = subprocess.run(words, cwd=folder, env=environment, stdout=file, stderr=subprocess.STDOUT)
+            status = done.returncode
+        text = output.read_text(encoding="utf-8")
+        output.unlink()
+        assert not ok or status == 0, text[-6000:]
+        return text
 
     @property
     def params(self) -> dict[str, Any]:

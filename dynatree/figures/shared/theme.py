@@ -110,10 +110,13 @@ def on_white(chart: alt.Chart, dx: float) -> alt.LayerChart:
 
 def finish(chart: Any) -> Any:
     """The chart with the project's fonts, axes and white ground; applied once, to the whole."""
-    return (
-        chart.configure(background="white", font=FONT, padding=8)
-        .configure_view(stroke=None)
-        .configure_axis(
+    # At once: each `configure_...` copies all of the chart.
+    config = alt.Config(
+        background="white",
+        font=FONT,
+        padding=8,
+        view=alt.ViewConfig(stroke=None),
+        axis=alt.AxisConfig(
             labelFontSize=SMALL,
             titleFontSize=SMALL + 1,
             titleFontWeight="normal",
@@ -123,8 +126,9 @@ def finish(chart: Any) -> Any:
             tickColor=QUIET,
             gridColor=FAINT,
             labelLimit=260,
-        )
-        .configure_title(fontSize=TEXT, anchor="start", color=INK, subtitleColor=QUIET, subtitleFontSize=SMALL)
-        .configure_text(fontSize=SMALL)
-        .configure_concat(spacing=14)
+        ),
+        title=alt.TitleConfig(fontSize=TEXT, anchor="start", color=INK, subtitleColor=QUIET, subtitleFontSize=SMALL),
+        text=alt.MarkConfig(fontSize=SMALL),
+        concat=alt.CompositionConfig(spacing=14),
     )
+    return chart.properties(config=config)
