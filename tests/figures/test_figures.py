@@ -11,12 +11,11 @@ import experiments
 import pyarrow as pa
 import pytest
 import tables as synthetic
-import vl_convert
 
 from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.figures.shared import captions, interactive, queries, theme
-from dynatree.figures.shared.render import _renumbered, render
+from dynatree.figures.shared.render import render, svg
 from dynatree.tables.schema import TABLES
 
 FIGURES = plugins.names("figures")
@@ -70,8 +69,8 @@ def specification(figure: ModuleType, shape: str = "full") -> dict:
 
 @cache
 def drawing(figure: ModuleType, shape: str = "full") -> str:
-    """The same, as a picture whose parts are numbered anew, as in a file."""
-    return _renumbered(vl_convert.vegalite_to_svg(specification(figure, shape)))
+    """The same, as a picture."""
+    return svg(specification(figure, shape))
 
 
 def name(figure: ModuleType) -> str:
@@ -215,7 +214,7 @@ def test_drawing_twice_gives_the_same(figure: ModuleType) -> None:
     once, again = specification(figure), figure.draw(synthetic.make()).to_dict()
     assert again == once
     assert interactive.interactive(again) == interactive.interactive(once)
-    assert _renumbered(vl_convert.vegalite_to_svg(again)) == drawing(figure)
+    assert svg(again) == drawing(figure)
 
 
 @pytest.mark.parametrize("name", ["timeline", "tree_shape"])

@@ -29,7 +29,7 @@ def write(chart: alt.TopLevelMixin, path: Path, caption: str) -> None:
     """Write one file, atomically, as its suffix says: one of SUFFIXES."""
     specification = chart.to_dict() | {"description": caption}
     if path.suffix == ".svg":
-        write_text(path, _renumbered(vl_convert.vegalite_to_svg(specification)))
+        write_text(path, svg(specification))
     elif path.suffix == ".html":
         drawing = interactive.interactive(specification | {"description": ""})
         write_text(path, _page(vl_convert.vegalite_to_html(drawing, bundle=True), caption))
@@ -39,20 +39,23 @@ def write(chart: alt.TopLevelMixin, path: Path, caption: str) -> None:
             temporary.write_bytes(png)
 
 
-def drawing_of(page: str) -> dict[str, Any]:
-    """The Vega-Lite specification that a page of `write` draws, interactive."""
-    drawing: dict[str, Any] = json.JSONDecoder().raw_decode(page.rpartition(_SPECIFICATION)[2])[0]
-    return drawing
+def svg(specification: dict[str, Any]) -> str:
+    """The picture of a Vega-Lite specification, the same each time.
 
-
-def _renumbered(svg: str) -> str:
-    """Vega numbers clip paths and gradients by a counter that never starts again; number them by appearance."""
+    Vega numbers clip paths and gradients by a counter that never starts again; they are numbered by appearance.
+    """
     numbers: dict[str, str] = {}
     return re.sub(
         r'(?<=id=")(?:clip|gradient_)\d+(?=")|(?<=url\(#)(?:clip|gradient_)\d+(?=\))',
         lambda found: numbers.setdefault(found[0], f"part{len(numbers)}"),
-        svg,
+        vl_convert.vegalite_to_svg(specification),
     )
+
+
+def drawing_of(page: str) -> dict[str, Any]:
+    """The Vega-Lite specification that a page of `write` draws, interactive."""
+    drawing: dict[str, Any] = json.JSONDecoder().raw_decode(page.rpartition(_SPECIFICATION)[2])[0]
+    return drawing
 
 
 def _page(page: str, caption: str) -> str:
