@@ -71,11 +71,12 @@ docs: $(SITE) ## the documents as a site that works offline: build/site/index.ht
 drills: $(STAMP) ## what goes wrong on machines, tried out on a tiny pair
 	$(BIN)/python -m pytest -o python_files='drill_*.py' tests/drills
 
-# Its timings mean nothing, so timed jobs need not run alone: two at a time, of one thread each.
+# Its timings mean nothing, so timed jobs need not run alone: two at a time, of one thread each. Trainings have all cores:
+# their threads wait asleep, where spinning they would take the core from each other.
 quick: $(STAMP) ## the same rules on tiny random models, in a copy of the checkout under build/quick
 	$(BIN)/python workflow/scripts/sandbox.py --out build/quick
 	cd build/quick && "$(CURDIR)/$(BIN)/python" workflow/scripts/stages.py && "$(CURDIR)/$(BIN)/dvc" config --local core.no_scm true
-	cd build/quick && "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources exclusive=200 -- all
+	cd build/quick && OMP_WAIT_POLICY=passive "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources exclusive=200 -- all
 	@echo "figures: build/quick/figures"
 
 touch: $(STAMP) ## after dvc checkout or pull: what DVC finds unchanged counts as up to date for Snakemake, too
