@@ -201,7 +201,6 @@ class GraphBackend:
         if len(tokens) > cache.nodes_left:
             nodes = begin - cache.committed + len(tokens)
             raise UserError(f"a tree of {nodes} nodes; {self.format} takes at most {MOST - BLOCK}: lower the budget")
-        positions = torch.arange(begin, begin + len(tokens)) if positions is None else positions
         # No position is beyond the end of the current block.
         self._know(cache.done + BLOCK)
         # Asked for each time: a drafter may take its target's.
@@ -211,7 +210,8 @@ class GraphBackend:
         # All see the full blocks.
         sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
         wanted = 1 if last_only else len(tokens)
-        return Given(cache, embedded, self._cos[positions], self._sin[positions], sees, each_other, wanted)
+        places = slice(begin, begin + len(tokens)) if positions is None else positions
+        return Given(cache, embedded, self._cos[places], self._sin[places], sees, each_other, wanted)
 
     def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Output]:
         """What comes of each of `given`; keys and values go into the caches, as nodes or `committed`."""

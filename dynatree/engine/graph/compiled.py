@@ -5,6 +5,7 @@ over a single token. Such a graph takes seconds to make, which hundreds of forwa
 wanted as often, or when somebody asks (`prepare`). One that gives other bits is not used.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -264,16 +265,22 @@ def _shapes(graph: ov.Model, n: int, shape: Shape, places: int) -> dict[ov.Outpu
 
 
 class _Request:
-    """A graph compiled for so many `places` for requests, with the memory that its inputs point into."""
+    """A graph compiled for so many `places` for requests, with the memory that its inputs and outputs point into."""
 
     def __init__(self, compiled: ov.CompiledModel, shape: Shape, layers: int, places: int):
         self.compiled, self._request = compiled, compiled.create_infer_request()
-        self._outputs = len(compiled.outputs)
+        # Of the outputs behind the logits: keys, values, and states where layers are read.
+        self._columns = [output.partial_shape[-1].get_length() for output in compiled.outputs[1:]]
+        self._room = [torch.empty(0) for _ in self._columns]
         self._shape, self._layers, self._places = shape, layers, places
         # In a place that is left over.
         self._nobody = BlockCache(layers, shape.groups, shape.size)
         self._bound: list[tuple[Tensor, ...]] = [()] * places
         self._held: list[Tensor] = []
+        self._given: list[list[Tensor]] = [[] for _ in range(places)]
+        self._found: list[Tensor] = []
+        self._asked: list[range] = []
+        self._wanted = torch.empty(0)
         self._masks: list[Tensor] = [torch.empty(0, 0)] * places
 
     def infer(self, given: Sequence[Given], width: int, least: int = 1) -> list[Found]:
@@ -282,30 +289,19 @@ class _Request:
         The head has `least` rows or more.
         """
         self._hold(width)
-        x, cos, sin = (part.view(self._places, width, part.shape[-1]) for part in self._held[:3])
-        rows = []
+        counts = [len(one.embedded) for one in given]
         for place in range(self._places):
             one = given[place] if place < len(given) else None
             self._see(place, one, width)
             if one is not None:
-                n = len(one.embedded)
-                x[place, :n], cos[place, :n], sin[place, :n] = one.embedded, one.cos, one.sin
-                rows.append(torch.arange(place * width + n - one.wanted, place * width + n))
-        # Other rows at each forward, and may be fewer.
-        wanted = rows[0] if len(rows) == 1 else torch.cat(rows)
-        asked = len(wanted)
-        wanted = torch.cat([wanted, wanted[-1:].expand(least - asked)]) if asked < least else wanted
-        self._held[4] = wanted
-        self._point(4, wanted)
+                for held, new in zip(self._given[place], (one.embedded, one.cos, one.sin), strict=True):
+                    held[: counts[place]] = new
+        asked = self._ask([range(n - one.wanted, n) for n, one in zip(counts, given, strict=True)], width, least)
         self._request.infer()
-        logits, keys, values, *read = (
-            torch.from_numpy(self._request.get_output_tensor(k).data) for k in range(self._outputs)
-        )
-        shape = (self._layers, self._places, self._shape.groups, width, -1)
-        keys, values = keys.view(shape), values.view(shape)
+        keys, values, *read = self._found
+        logits = torch.from_numpy(self._request.get_output_tensor(0).data)
         # A copy: the next forward writes into the same memory.
         own = logits[:asked].clone().split([one.wanted for one in given])
-        counts = [len(one.embedded) for one in given]
         states = [read[0][place * width :][:n].clone() if read else NO_STATES for place, n in enumerate(counts)]
         return [
             Found(own[place], keys[:, place, :, :n], values[:, place, :, :n], states[place])
@@ -340,18 +336,48 @@ class _Request:
             for part, tensor in enumerate(past):
                 self._point(first + each * (self._places * layer + place) + part, tensor[layer])
 
+    def _ask(self, rows: list[range], width: int, least: int) -> int:
+        """Have logits of these `rows` of each request, of so many in all; how many are asked for."""
+        asked = sum(map(len, rows))
+        if rows == self._asked and len(self._wanted) == max(asked, least):
+            return asked
+        self._asked = rows
+        wanted = [place * width + row for place, each in enumerate(rows) for row in each]
+        self._wanted = torch.tensor(wanted + wanted[-1:] * (least - asked))
+        self._point(BEFORE_MASKS - 1, self._wanted)
+        return asked
+
     def _hold(self, width: int) -> None:
-        """Have memory for so many new tokens of each request."""
-        shape, rows = self._shape, self._places * width
-        if self._held and len(self._held[0]) == rows:
+        """Have memory for so many new tokens of each request, and for what comes of them."""
+        shape, places = self._shape, self._places
+        if self._held and len(self._held[0]) == places * width:
             return
         ones = torch.zeros(shape.groups, width, EXTRA)
         ones[..., 0] = 1
-        rotations = (torch.zeros(self._places, 1, width, shape.turned) for _ in range(2))
-        self._held = [torch.zeros(rows, shape.width), *rotations, ones, torch.empty(0)]
-        for place, tensor in enumerate(self._held[:4]):
+        rotations = (torch.zeros(places, 1, width, shape.turned) for _ in range(2))
+        self._held = [torch.zeros(places * width, shape.width), *rotations, ones]
+        for place, tensor in enumerate(self._held):
             self._point(place, tensor)
+        self._given = [[part.view(places, width, -1)[place] for part in self._held[:3]] for place in range(places)]
+        self._found, self._asked = [], []
+        kept = (self._layers, places, shape.groups, width)
+        for place, columns in enumerate(self._columns):
+            if place < 2:
+                self._found.append(self._output(place, math.prod(kept[:-1]), width, columns).view(*kept, columns))
+            else:
+                self._found.append(self._output(place, places * width, columns))
 
     def _point(self, place: int, tensor: Tensor) -> None:
-        # OpenVINO does not keep what its tensors point into: `_bound`, `_masks` and `_held` do.
+        # OpenVINO does not keep what its tensors point into: `_bound`, `_masks`, `_held`, `_wanted` and `_room` do.
         self._request.set_input_tensor(place, ov.Tensor(tensor.numpy(), shared_memory=True))
+
+    def _output(self, place: int, *shape: int) -> Tensor:
+        """Memory of this shape that the output is written into from now on; what was had for more is kept.
+
+        The logits are copied out of OpenVINO's own: where there are many, it writes elsewhere more slowly.
+        """
+        if self._room[place].numel() < math.prod(shape):
+            self._room[place] = torch.empty(math.prod(shape))
+        found = self._room[place][: math.prod(shape)].view(shape)
+        self._request.set_output_tensor(1 + place, ov.Tensor(found.numpy(), shared_memory=True))
+        return found
