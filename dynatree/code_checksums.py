@@ -7,12 +7,15 @@ Python differ in which empty fields `ast.dump` shows and in how `ast.unparse` qu
 
 import ast
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dynatree.files import read_json, sha256, write_json
+
+# What is known of code by its content, below a checkout.
+KEPT = ".cache/code"
 
 PACKAGE, LAZY, IMPORTS = "dynatree", ("__getattr__", "__dir__"), (ast.Import, ast.ImportFrom)
 
@@ -27,12 +30,12 @@ class Facts(NamedTuple):
 class Checkout:
     """The code below the folder `root` as it stands: each file is read once.
 
-    What a file holds is kept by its content in the folder `kept`, if one is given: to parse all of them takes a second
-    or two, and a job graph is made for every stage.
+    With `keeps` what a file holds is kept by its content in KEPT: to parse all of them takes a second or two, and a job
+    graph is made for every stage.
     """
 
-    def __init__(self, root: Path, kept: Path | None = None):
-        self.root, self._kept = root, kept
+    def __init__(self, root: Path, keeps: bool = False):
+        self.root, self._kept = root, root / KEPT if keeps else None
         self._facts: dict[Path, Facts] = {}
         self._modules: dict[str, list[Path]] = {}
 
@@ -49,10 +52,10 @@ class Checkout:
 
     def listing(self, paths: Iterable[str]) -> str:
         """As `listing`, of `paths` below the root."""
-        return listing(paths, self._checksum)
+        return "".join(_line(self._checksum(self.root / path), path) for path in paths)
 
     def _checksum(self, path: Path) -> str:
-        return self._read(self.root / path).checksum if path.suffix == ".py" else checksum(self.root / path)
+        return self._read(path).checksum if path.suffix == ".py" else checksum(path)
 
     def _imported(self, path: Path) -> list[Path]:
         return [other for module in self._read(path).modules for other in self._files(module)]
@@ -95,9 +98,13 @@ def _facts(code: bytes, package: tuple[str, ...], kept: Path | None) -> Facts:
     return Facts(*read_json(place))
 
 
-def listing(paths: Iterable[str | Path], of: Callable[[Path], str] | None = None) -> str:
-    """A line a file, as `sha256sum` writes them: checksum, that which `of` gives in place of `checksum`, and path."""
-    return "".join(f"{(of or checksum)(Path(path))}  {path}\n" for path in paths)
+def listing(paths: Iterable[str | Path]) -> str:
+    """A line a file, as `sha256sum` writes them: checksum and path."""
+    return "".join(_line(checksum(Path(path)), path) for path in paths)
+
+
+def _line(found: str, path: str | Path) -> str:
+    return f"{found}  {path}\n"
 
 
 def checksum(path: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dynatree.code_checksums import Checkout, checksum, counts, listing
+from dynatree.code_checksums import KEPT, Checkout, checksum, counts, listing
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -158,22 +158,22 @@ def test_a_script_uses_what_it_imports_and_its_plug_ins(checkout: Path) -> None:
 
 def test_what_is_kept_of_code_is_found_by_its_content(checkout: Path) -> None:
     """Guards against imports and checksums of yesterday's code, and of the same text in another package."""
-    kept = checkout / "kept"
+    kept = checkout / KEPT
 
-    def told(folder: Path | None) -> tuple[list[str], str]:
-        code = Checkout(checkout, folder)
+    def told(keeps: bool) -> tuple[list[str], str]:
+        code = Checkout(checkout, keeps)
         used = code.used("scripts/run.py", ["dynatree.rules.same", "dynatree.deep.same"])
         return used, code.listing(used)
 
     (checkout / "dynatree/rules/same.py").write_text("from . import base, model\n", encoding="utf-8")
-    first = told(kept)
-    assert first == told(None)
+    first = told(True)
+    assert first == told(False)
     before = {path: path.stat().st_mtime_ns for path in kept.iterdir()}
-    assert told(kept) == first and len(before) == len(first[0])
+    assert told(True) == first and len(before) == len(first[0])
     shutil.copy(checkout / "dynatree/rules/same.py", checkout / "dynatree/deep/same.py")
     (checkout / "dynatree/tree.py").write_text("SIZE = 3\n", encoding="utf-8")
-    second = told(kept)
-    assert second == told(None) != first
+    second = told(True)
+    assert second == told(False) != first
     assert "dynatree/deep/model.py" in second[0] and "dynatree/deep/model.py" not in first[0]
     assert {path: path.stat().st_mtime_ns for path in before} == before
 

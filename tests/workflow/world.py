@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import yaml
 
+from dynatree.code_checksums import KEPT
 from dynatree.study import grid, params, preflight
 from tests.workflow import forked
 
@@ -40,8 +41,8 @@ class World:
         """The checkout's files, with the parameters of `make quick`: every experiment and figure, two data sets."""
         self.run("python", ROOT / "workflow/scripts/sandbox.py", "--out", self.folder, cwd=ROOT)
         # What is known of code, by its content.
-        if (ROOT / ".cache/code").is_dir():
-            shutil.copytree(ROOT / ".cache/code", self.folder / ".cache/code", dirs_exist_ok=True)
+        if (ROOT / KEPT).is_dir():
+            shutil.copytree(ROOT / KEPT, self.folder / KEPT, dirs_exist_ok=True)
 
     def shrink(self) -> None:
         """Fewer experiments and figures: enough to tell what a change recomputes."""

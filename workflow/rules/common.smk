@@ -119,7 +119,7 @@ def library(script, *plugged):
     return f"results/library/{'-'.join([Path(script).stem, *plugged])}.sha256"
 
 
-CODE = code_checksums.Checkout(Path.cwd(), Path(".cache/code"))
+CODE = code_checksums.Checkout(Path.cwd(), keeps=True)
 RULES = Path("workflow/rules")
 # Of those that make something of the study, each a file.
 RULE_SUMS = {rule: f"results/library/rules/{rule}.sha256" for rule in rule_checksums.counted(RULES)}

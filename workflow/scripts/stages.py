@@ -346,7 +346,7 @@ def dvc_yaml(root: Path) -> str:
     named = sorted(stages.items(), key=lambda item: order.index(item[1].rule))
     described = {name: at_its_scale(known, describe(stage, rules, prefixes)) for name, stage in named}
     needs = preflight.check_once(known, root / ".cache/checked")
-    code = Checkout(root, root / ".cache/code")
+    code = Checkout(root, keeps=True)
     mark = f"{shape.MARK}{shape.checksum(root, known, needs, code)}\n"
     body = {
         "stages": {"dvc_yaml": CHECK, **described},
@@ -367,7 +367,7 @@ def main() -> None:
         if arguments.quick:
             known = params.read(arguments.root / "params.yaml")
             needs = preflight.check_once(known, arguments.root / ".cache/checked")
-            if shape.is_stale(arguments.root, known, needs, Checkout(arguments.root, arguments.root / ".cache/code")):
+            if shape.is_stale(arguments.root, known, needs, Checkout(arguments.root, keeps=True)):
                 raise UserError(shape.STALE)
             return
         text = dvc_yaml(arguments.root)
