@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -138,6 +139,14 @@ def _cut(tree: TokenTree, kept: Tensor) -> TokenTree:
     return replace(tree.subtree(kept.nonzero().squeeze(1)), numbers=None)
 
 
+class _Children(NamedTuple):
+    """Children of a node, likeliest first, and how likely each is; all together before the request's own correction."""
+
+    tokens: list[int]
+    probabilities: list[float]
+    stated: float
+
+
 class Follower:
     """What the table says in one request, and how far it is trusted there.
 
@@ -158,25 +167,26 @@ class Follower:
         # The committed tokens that were looked at, and what was proposed below the last of them.
         self._length = 0
         self._below_root: list[tuple[int, float]] = []
-        self._known: dict[tuple[int, int], tuple[list[int], list[float]]] = {}
+        self._stated = 0.0
+        self._known: dict[tuple[int, int], _Children] = {}
 
     def begin(self, committed: Sequence[int], branch: int) -> list[tuple[int, float]]:
         """The table's children of the root, likeliest first, at the beginning of a round; learn from what came."""
         if len(committed) == self._length:
             return self._below_root
         if self._below_root:
-            stated = sum(math.exp(step) for _, step in self._below_root)
-            self._online.observe(stated, committed[self._length] in [token for token, _ in self._below_root])
+            self._online.observe(self._stated, committed[self._length] in [token for token, _ in self._below_root])
         if self._seen is not None:
             self._seen[committed[self._length :]] = True
         self._length, self._known = len(committed), {}
         self._below_root = self.after(committed[-1], 0, branch, {})
+        self._stated = self._known[committed[-1], 0].stated
         return self._below_root
 
     def learn(self, token: int, logits: Tensor) -> None:
         """Note what the target's `logits` [vocabulary] say behind `token`, before any processor."""
         row = logits.float().cpu().numpy()
-        likely = np.flatnonzero(row > row.max() - _LEARNT)
+        (likely,) = (row > row.max() - _LEARNT).nonzero()
         self._noted.setdefault(token, []).append((likely, row[likely]))
 
     def _row(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -204,7 +214,7 @@ class Follower:
         found = self._known.get((token, depth))
         if found is None:
             found = self._known[token, depth] = self._looked_up(token, depth, branch)
-        tokens, probabilities = found
+        tokens, probabilities, _ = found
         if not claims:
             return [(one, math.log(p)) for one, p in zip(tokens, probabilities, strict=True)]
         agreed = sum(p for one, p in zip(tokens, probabilities, strict=True) if one in claims)
@@ -215,8 +225,8 @@ class Follower:
             if one not in claims
         ]
 
-    def _looked_up(self, token: int, depth: int, branch: int) -> tuple[list[int], list[float]]:
-        """The best `branch` tokens after `token`, and how likely each is. On arrays: torch's steps take 0.1 ms more."""
+    def _looked_up(self, token: int, depth: int, branch: int) -> _Children:
+        """The best `branch` tokens after `token`. On arrays: torch's steps take 0.1 ms more."""
         ids, scores = self._row(token)
         if self._seen is not None:
             level = scores + LEVEL
@@ -228,16 +238,17 @@ class Follower:
             order = np.argsort(-scores, kind="stable")[:branch]
             # Of what no processor and no noise changed, the rest is with tokens that the table does not have.
             scores, ids = scores[order] - np.logaddexp.reduce(scores), ids[order]
-        return ids[:branch].tolist(), self._trusted(scores[:branch].tolist())
-
-    def _trusted(self, stated: Sequence[float]) -> list[float]:
-        """Probabilities of `stated` log-probabilities, likeliest first, by the rates that were measured, if any."""
-        found = [min(1.0, math.exp(step)) for step in stated]
+        found = [min(1.0, math.exp(score)) for score in scores[:branch].tolist()]
+        ratio = 1.0
         if self._curves:
-            ratio = self._online.ratio
-            last = len(self._curves) - 1
+            ratio, last = self._online.ratio, len(self._curves) - 1
             # A curve may give what was never seen a chance.
-            found = [ratio * curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
-        found = [min(max(p, LEAST), MOST) for p in found]
-        total = max(1.0, sum(found))
-        return [p / total for p in found]
+            found = [curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
+        return _Children(ids[:branch].tolist(), _shared([ratio * p for p in found]), sum(_shared(found)))
+
+
+def _shared(found: Sequence[float]) -> list[float]:
+    """Probabilities of siblings, kept from 0 and 1, that sum to at most 1."""
+    kept = [min(max(p, LEAST), MOST) for p in found]
+    total = max(1.0, sum(kept))
+    return [p / total for p in kept]

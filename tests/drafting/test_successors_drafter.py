@@ -121,6 +121,18 @@ def test_what_is_right_less_often_than_measured_is_trusted_less(target: Build) -
     assert wrong < 0.5 * first and right > 1.5 * wrong
 
 
+def test_claims_come_to_be_as_often_right_as_they_say(target: Build) -> None:
+    """Guards against a correction that is measured by claims it has corrected itself: it goes half of the way."""
+    rates = StepRates(ranks=[(0.0, 1.0)], rates=[0.5], lookup=[], successors=[(0.0, 1.0)])
+    follower, text, claimed = successors.Follower(TABLE, rates, NO_PROCESSORS, None), [0], []
+    for place in range(400):
+        claimed.append(math.exp(follower.begin(text, 1)[0][1]))
+        # One in five is what the table says, which claims 0.6.
+        text.append((text[-1] + (1 if place % 5 == 0 else 30)) % models.VOCABULARY)
+    # Drawn to the claim by three hits in ten; by claims of its own it would be 0.37.
+    assert sum(claimed[200:]) / 200 == pytest.approx(0.27, abs=0.03)
+
+
 def test_what_was_never_seen_is_not_proposed(target: Build) -> None:
     """Guards against places of the table that hold nothing, to which a flat curve gives a chance: one token twice."""
     ids, log_probs = AFTER.copy(), TABLE.log_probs.copy()
