@@ -73,21 +73,21 @@ class TokenTree:
 
     def grown(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Tensor) -> "TokenTree":
         """As `extend` of several levels at once: `parents` [k] may be new nodes, too, each before its children."""
+        # In lists, and below in arrays: between two forwards torch's operations take twice as long.
         old, size = len(self), len(self) + len(tokens)
-        ancestors = torch.zeros(size, size, dtype=torch.bool)
-        ancestors[:old, :old] = self.ancestors
-        rows = ancestors.numpy()
+        ancestors = torch.zeros(size, size, dtype=torch.bool).numpy()
+        ancestors[:old, :old] = self.ancestors.numpy()
         depths = self.depths.tolist()
         for node, parent in enumerate(parents, old):
-            rows[node] = rows[parent]
-            rows[node, node] = True
+            ancestors[node] = ancestors[parent]
+            ancestors[node, node] = True
             depths.append(depths[parent] + 1)
         return TokenTree(
-            tokens=torch.cat([self.tokens, torch.tensor(tokens)]),
-            parents=torch.cat([self.parents, torch.tensor(parents)]),
+            tokens=torch.tensor([*self.tokens.tolist(), *tokens]),
+            parents=torch.tensor([*self.parents.tolist(), *parents]),
             depths=torch.tensor(depths),
             log_probs=torch.cat([self.log_probs, log_probs]),
-            ancestors=ancestors,
+            ancestors=torch.from_numpy(ancestors),
         )
 
     def graft(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
@@ -127,15 +127,20 @@ class TokenTree:
         """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order; it keeps `nodes`."""
         if len(nodes) == len(self):
             return self
-        number = torch.full((len(self),), -1)
-        number[nodes] = torch.arange(len(nodes))
-        parents = self.parents[nodes]
+        # In arrays: see `grown`.
+        kept = nodes.numpy()
+        # The last entry is for the parent of the root.
+        number = torch.full((len(self) + 1,), -1).numpy()
+        number[kept] = range(len(kept))
+        tokens, parents, depths, log_probs = (
+            part.numpy()[kept] for part in (self.tokens, self.parents, self.depths, self.log_probs)
+        )
         return TokenTree(
-            tokens=self.tokens[nodes],
-            parents=torch.where(parents < 0, parents, number[parents]),
-            depths=self.depths[nodes],
-            log_probs=self.log_probs[nodes],
-            ancestors=self.ancestors[nodes][:, nodes],
+            tokens=torch.from_numpy(tokens),
+            parents=torch.from_numpy(number[parents]),
+            depths=torch.from_numpy(depths),
+            log_probs=torch.from_numpy(log_probs),
+            ancestors=torch.from_numpy(self.ancestors.numpy()[kept][:, kept]),
             numbers=nodes,
         )
 

@@ -6,6 +6,7 @@ confidence of a proposed token depends on how long the match is by then, and is 
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import cycle, islice
 from weakref import WeakKeyDictionary
 
 import torch
@@ -48,7 +49,8 @@ class Confidence:
 
     def steps(self, matched: int, count: int) -> list[float]:
         """Probabilities [count] of the proposed tokens behind a match of `matched` tokens: each hit lengthens it."""
-        return [self._rates[bucket(matched + i)] for i in range(count)]
+        near = [self._rates[place] for place in _PLACES[matched : matched + count]]
+        return near + self._rates[-1:] * (count - len(near))
 
     def observe(self, matched: int, hit: bool) -> None:
         """One proposed token behind a match of `matched` tokens was right, or was not."""
@@ -59,6 +61,10 @@ class Confidence:
 def bucket(matched: int) -> int:
     """The match-length bucket of a match of `matched` tokens, at least 1."""
     return bisect_right(BUCKETS, matched) - 1
+
+
+# Of the lengths below the last bucket's: one is asked for with every token of every chain.
+_PLACES = [bucket(matched) for matched in range(BUCKETS[-1])]
 
 
 class Drafter:
@@ -123,9 +129,9 @@ class Lookup:
         self._learn(committed)
         self._index(committed)
         self.matched, source = self._longest_match(committed)
-        self._proposed_at, period = len(committed), len(committed) - source
+        self._proposed_at = len(committed)
         # A match that reaches the end of the text is a cycle: go around it.
-        self._proposed = [committed[source + i % period] for i in range(limit if self.matched else 0)]
+        self._proposed = [*islice(cycle(committed[source:]), limit)] if self.matched else []
         if not self._proposed:
             return torch.empty(0, dtype=torch.long), torch.empty(0)
         steps = torch.tensor(self._confidence.steps(self.matched, len(self._proposed)))

@@ -58,13 +58,13 @@ class BatchPlanner:
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
+        if all(len(tree) == 1 for tree in trees):
+            return [*trees]
         # Alone, and where nothing is weighed in seconds, each decides for itself.
         if not self._priced or len(requests) == 1:
             return [
                 tree.subtree(self._growths[request].select(tree)) for request, tree in zip(requests, trees, strict=True)
             ]
-        if all(len(tree) == 1 for tree in trees):
-            return [*trees]
         growths = self._priced_of(requests)
         width = self._width(growths, trees)
         return [tree.subtree(growth.select_within(tree, width)) for growth, tree in zip(growths, trees, strict=True)]

@@ -4,6 +4,7 @@ A node's row is processed as if its path had been committed. Definitions: transf
 (CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
 """
 
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -107,23 +108,24 @@ class LogitsProcessors(Knobs):
         return processed
 
     def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
+        # The text, whose end is the root, counts for all rows; of the tree's other nodes those on a row's path.
+        rows, nodes = visible.numpy()[:, 1:].nonzero()
+        everywhere, own = text.numpy(), tree.tokens.numpy()[1 + nodes]
+        if columns is not None:
+            known = columns.numpy()
+            everywhere, own = known[everywhere], known[own]
+            everywhere, rows, own = everywhere[everywhere >= 0], rows[own >= 0], own[own >= 0]
+        # In numpy on a CPU, where torch takes twice as long for it. Both take these indices.
+        on: Any = scores.numpy() if scores.is_cpu else scores
+        # Read before anything is written: a token may come twice, and is to be penalised once.
+        before = on[rows, own]
+        on[:, everywhere] = self._penalised(on[:, everywhere])
+        on[rows, own] = self._penalised(before)
+
+    def _penalised(self, found: Any) -> Any:
         penalty = self.repetition_penalty
-        tokens = text.expand(len(visible), -1)
-        if len(tree) > 1:
-            # A node that is not on the row's path counts as the root, which the text has already.
-            tokens = torch.cat([tokens, torch.where(visible, tree.tokens, text[-1])], dim=1)
-        places = (tokens if columns is None else columns[tokens]).to(scores.device)
-        found = scores.gather(1, places.clamp(min=0))
         # Above 1 a penalty lowers a logit of either sign, so the lower one is its own; below 1 the other way round.
-        either = found * penalty, found / penalty
-        penalised = torch.minimum(*either) if penalty > 1 else torch.maximum(*either)
-        if columns is None:
-            # Tokens may come twice: both times the same value is written.
-            scores.scatter_(1, places, penalised)
-        else:
-            # What stands nowhere writes back what it read at 0, and must not undo what belongs there.
-            penalised = penalised.where(places >= 0, found)
-            scores.scatter_reduce_(1, places.clamp(min=0), penalised, "amin" if penalty > 1 else "amax")
+        return (found * penalty).clip(**{"max" if penalty > 1 else "min": found / penalty})
 
     def _banned(self, text: Tensor) -> Tensor:
         size = self.no_repeat_ngram_size
@@ -138,18 +140,35 @@ class LogitsProcessors(Knobs):
 NO_PROCESSORS = LogitsProcessors()
 
 
-def greedy_tokens(logits: Tensor) -> Tensor:
-    """The argmax [n], on the CPU, of `logits` [n, vocabulary]: in float32, ties to the lowest id, as in `generate`.
+def greedy_token(logits: Tensor) -> int:
+    """The argmax of `logits` [vocabulary]: in float32, ties to the lowest id, as in `generate`.
 
-    Raises UserError if the first row holds NaN, as overflowing half precision gives: a drafted token that overflows
-    leaves its NaN in the whole tree, and the first row is the root, which any decoder would have fed.
+    Raises UserError if they hold NaN, as overflowing half precision gives.
     """
     scores = logits.float()
     # numpy's is several times as fast as torch's on a CPU, and it promises the first of equal ones.
-    best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.is_cpu else scores.argmax(-1).cpu()
-    # The largest is NaN where any is.
-    if len(best) and scores[0, best[0]].isnan():
-        raise UserError(
-            f"the target's logits are not numbers ({logits.dtype}): they overflow in half precision, or weights are bad"
-        )
+    on: Any = scores.numpy() if scores.is_cpu else scores
+    best = int(on.argmax())
+    _check(float(on[best]), logits.dtype)
     return best
+
+
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """The same [n], on the CPU, of `logits` [n, vocabulary].
+
+    Raises UserError if the first row holds NaN: a drafted token that overflows leaves its NaN in the whole tree, and
+    the first row is the root, which any decoder would have fed.
+    """
+    scores = logits.float()
+    best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.is_cpu else scores.argmax(-1).cpu()
+    if len(best):
+        _check(float(scores[0, best[0]]), logits.dtype)
+    return best
+
+
+def _check(largest: float, dtype: torch.dtype) -> None:
+    # The largest is NaN where any is.
+    if math.isnan(largest):
+        raise UserError(
+            f"the target's logits are not numbers ({dtype}): they overflow in half precision, or weights are bad"
+        )

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dynatree.engine.backend import NO_STATES, Cache
 from dynatree.generation.ending import Ending
-from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.logits_processors import greedy_token
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder
 from dynatree.tree import TokenTree
@@ -81,7 +81,7 @@ class Request:
         """The token after the text by the target's `logits` [1, vocabulary] there: the likeliest, or the one drawn."""
         scores = self.process(logits)
         if self.sampler is None:
-            return int(greedy_tokens(scores)[0])
+            return greedy_token(scores[0])
         return self.sampler.token(scores[0], len(self.committed))
 
     def prefilled(self, token: int) -> None:

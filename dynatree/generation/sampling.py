@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynatree.config import Knobs
-from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.logits_processors import greedy_token
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 TopK = Annotated[int, Field(ge=0)]
@@ -103,10 +103,10 @@ class Noise:
     def _gumbel(self, position: int, node: int, purpose: int, size: int) -> Tensor:
         bits = Philox(key=self._key, counter=_counter(position, node, purpose))
         words = bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
-        # 1 - u: the largest noise comes from the u next to 1, which float32 has no numbers for.
-        rest = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(2**-32).clamp_(max=1 - 2**-24)
+        # u - 1: the largest noise comes from the u next to 1, which float32 has no numbers for.
+        rest = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(-(2**-32)).clamp_(min=2**-24 - 1)
         # In place, by torch: it has a vector instruction's log1p where numpy computes number by number.
-        return rest.neg_().log1p_().neg_().log_().neg_()
+        return rest.log1p_().neg_().log_().neg_()
 
 
 def _counter(position: int, node: int, purpose: int) -> NDArray[np.uint64]:
@@ -193,12 +193,12 @@ class Sampler:
         if probability.isnan().any():
             # Nothing is possible: the token that greedy decoding takes.
             probability = torch.zeros_like(probability)
-            probability[greedy_tokens(scores[None])[0]] = 1
+            probability[greedy_token(scores)] = 1
         return probability
 
     def token(self, scores: Tensor, position: int) -> int:
         """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""
-        return int(greedy_tokens(self.perturbed(scores[None], [position]))[0])
+        return greedy_token(self.perturbed(scores[None], [position])[0])
 
     def gap(self, scores: Tensor, token: int, position: int, eps: float) -> float:
         """How far `token` is behind the best at `position`, by `scores` [v] that are right to within `eps`, warped.

@@ -19,7 +19,7 @@ from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.engine.compatibility import BITWISE
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.logits_processors import greedy_token
 from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.tree import TokenTree
 
@@ -138,7 +138,7 @@ def compare(
     # Row by row, as in decoding: the noise of a long output would be as large as its logits.
     for place, (row, token) in enumerate(zip(logits, output, strict=True)):
         perturbed = sampler.perturbed(row[None], [len(prompt) + place])[0] if sampler else row
-        if int(greedy_tokens(perturbed[None])[0]) != token:
+        if greedy_token(perturbed) != token:
             flips.append(place)
         gaps[place] = perturbed.max() - perturbed[token]
         if sampler and eps and gaps[place] > eps:

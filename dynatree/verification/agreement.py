@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.logits_processors import greedy_token, greedy_tokens
 from dynatree.generation.sampling import Sampler
 from dynatree.tree import TokenTree
 
@@ -15,6 +15,8 @@ def verify(tree: TokenTree, logits: Tensor, sampler: Sampler | None = None, posi
     `sampler`, the target's token after a node is the one that it draws; `position`: where the root's children stand.
     """
     if sampler is None:
-        return tree.accepted_path(greedy_tokens(logits).tolist().__getitem__)
+        # A device is waited for once; on a CPU only the rows along the path are looked through.
+        of_all = None if logits.is_cpu else greedy_tokens(logits).tolist()
+        return tree.accepted_path(of_all.__getitem__ if of_all else lambda node: greedy_token(logits[node]))
     depths = tree.depths.tolist()
     return tree.accepted_path(lambda node: sampler.token(logits[node], position + depths[node]))
