@@ -71,14 +71,13 @@ class Drafter:
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
         trees, frontiers = [*trees], [ROOT] * len(requests)
-        for request in requests:
-            self._forwards[request] = 0
+        self._forwards.update(dict.fromkeys(requests, 0))
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:
                 allowed = frontiers[place] if level < levels[place] else ROOT[:0]
                 frontier = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
-                frontiers[place] = drafts[place].likeliest(trees[place], frontier) if len(frontier) else frontier
+                frontiers[place] = drafts[place].likeliest(trees[place], frontier)
             growing, level = [place for place in growing if len(frontiers[place])], level + 1
             if not growing:
                 return trees

@@ -167,7 +167,6 @@ class Follower:
         # The committed tokens that were looked at, and what was proposed below the last of them.
         self._length = 0
         self._below_root: list[tuple[int, float]] = []
-        self._stated = 0.0
         self._known: dict[tuple[int, int], _Children] = {}
 
     def begin(self, committed: Sequence[int], branch: int) -> list[tuple[int, float]]:
@@ -175,12 +174,12 @@ class Follower:
         if len(committed) == self._length:
             return self._below_root
         if self._below_root:
-            self._online.observe(self._stated, committed[self._length] in [token for token, _ in self._below_root])
+            below = self._known[committed[self._length - 1], 0]
+            self._online.observe(below.stated, committed[self._length] in below.tokens)
         if self._seen is not None:
             self._seen[committed[self._length :]] = True
         self._length, self._known = len(committed), {}
         self._below_root = self.after(committed[-1], 0, branch, {})
-        self._stated = self._known[committed[-1], 0].stated
         return self._below_root
 
     def learn(self, token: int, logits: Tensor) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dynatree.generation.logits_processors import greedy_tokens
+from dynatree.generation.logits_processors import greedy_token
 from dynatree.generation.sampling import Draw, Sampler
 from dynatree.tree import TokenTree
 
@@ -37,7 +37,7 @@ def verify(
     `path` is root first. `draws`: of the nodes of the tree that this one was cut from, what was drawn below them;
     `position`: where the root's children stand. Raises UserError where the root's logits are not numbers.
     """
-    greedy_tokens(logits[:1])
+    greedy_token(logits[0])
     accepted = _Round(tree, logits, draws, sampler, position).visit(0, 1.0)
     assert accepted is not None, "the root has rate 1"
     return torch.tensor(accepted[0]), accepted[1]
