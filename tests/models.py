@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import (
@@ -23,6 +24,7 @@ from dynatree.costs.step_rates import StepRates
 from dynatree.distil.student import shrink
 from dynatree.drafting import lookup
 from dynatree.drafting.model import Draft
+from dynatree.engine.context import Context
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.fusion import Fusion
@@ -89,8 +91,17 @@ def tabled(drafter: DraftModel, model: LanguageModel) -> DraftModel:
         ids = torch.arange(model.vocabulary_size, device=model.device)
         logits = _unwrapped_copy(model)(ids[:, None]).logits[:, -1].float().cpu()
     best = torch.log_softmax(logits, -1).topk(min(8, model.vocabulary_size))
-    drafter.successors = Successors(best.indices.numpy(), best.values.numpy())
+    drafter.successors = Successors(best.indices.numpy(), best.values.numpy(), context(model))
     return drafter
+
+
+def context(model: LanguageModel, levels: int = 2, width: int = 5, rank: int = 3) -> Context:
+    """A context for a table of `model`'s, with weights that add a little to each log-probability."""
+    generator = torch.Generator().manual_seed(levels)
+    h, w, v = width, model.model.config.hidden_size, model.vocabulary_size
+    shapes = ((h, w), (h,), (h, w), (levels - 1, h, h), (levels - 1, h), (rank, h), (rank, w))
+    weights = [torch.randn(shape, generator=generator).numpy() * 0.1 for shape in shapes]
+    return Context(*weights, usual=np.full(v, -np.log(v), np.float32), unseen=np.full(v, -3.0, np.float32))
 
 
 def same(model: LanguageModel) -> DraftModel:

@@ -128,7 +128,7 @@ class RoundDecoder(ABC):
 
     audited: ClassVar[bool] = True
     _target: LanguageModel
-    # Layers of it whose states the drafter reads.
+    # Layers of it whose states the drafter and its table read.
     _reads: tuple[int, ...] = ()
 
     @property

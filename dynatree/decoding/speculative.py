@@ -139,8 +139,7 @@ class Decoder(RoundDecoder):
     ):
         checked = Settings(**knobs)
         if drafter is not None:
-            pair_up(target, drafter)
-            self._reads = drafter.reads
+            self._reads = pair_up(target, drafter)
             drafter = drafter if checked.draft_vocabulary else drafter.over_all_tokens()
         self._target = target
         policy = checked.build_policy()

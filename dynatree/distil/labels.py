@@ -21,7 +21,7 @@ from dynatree.distil.recipe import Labels
 from dynatree.distil.text import TrainingText, cut
 from dynatree.engine.eager.kv_cache import KeyValueCache
 from dynatree.engine.eager.layers import reading
-from dynatree.engine.successors import Successors, counted
+from dynatree.engine.successors import Successors, counted, everywhere, unseen
 from dynatree.files import replacing
 
 # Positions of one forward; positions whose logits over the whole vocabulary are held at once, few enough for a cache.
@@ -67,6 +67,17 @@ def write_shards(
 
 def successors_of(paths: Sequence[Path], vocabulary: int, kept: int) -> Successors:
     """What the shards hold as a table: of each token the `kept` likeliest after it (engine/successors.py)."""
+    return counted(*_labelled(paths), vocabulary, kept)
+
+
+def usual(paths: Sequence[Path], vocabulary: int) -> tuple[Tensor, Tensor]:
+    """`everywhere` and `unseen` [vocabulary] of that table."""
+    tokens, ids, probabilities = _labelled(paths)
+    return everywhere(ids, probabilities, vocabulary), unseen(tokens, vocabulary)
+
+
+def _labelled(paths: Sequence[Path]) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens [n], ids and probabilities [n, top] of all positions of the shards."""
     found: dict[str, list[Tensor]] = {"tokens": [], "ids": [], "probabilities": []}
     for path in paths:
         # Not the states, which are most of a shard.
@@ -74,7 +85,7 @@ def successors_of(paths: Sequence[Path], vocabulary: int, kept: int) -> Successo
             for name, parts in found.items():
                 parts.append(opened.get_tensor(name).flatten(0, 1))
     tokens, ids, probabilities = (torch.cat(parts) for parts in found.values())
-    return counted(tokens.long(), ids.long(), probabilities, vocabulary, kept)
+    return tokens.long(), ids.long(), probabilities
 
 
 def make_shard(

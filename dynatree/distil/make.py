@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from dynatree import files
 from dynatree.data.splits import TUNING, SplitDocument
-from dynatree.distil import labels, part
+from dynatree.distil import context, labels, part
 from dynatree.distil.dialogue import template
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import add_fusion, shrink
@@ -21,6 +21,7 @@ from dynatree.distil.training import Training, hidden_states
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine
 from dynatree.engine.tokenizer import require_tokenizer
+from dynatree.errors import UserError
 from dynatree.version import __version__
 
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
@@ -50,6 +51,7 @@ def make(
     _, place = checkpoint.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
     target = checkpoint.read(target_folder, torch.float32).eval()
+    reads = _labelled_with(recipe, target)
     chat = template(require_tokenizer(target_folder)) if recipe.labels and recipe.labels.dialogue_share else None
     identity: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -67,17 +69,27 @@ def make(
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
     if start is not None:
         order = part.load_start(start, drafter, order)
+    # As it is, and not as it is rounded for the teacher.
+    embedding = target.get_input_embeddings().weight.detach().float().cpu().clone()
     teacher = target.to(place, getattr(torch, recipe.dtype))
     watch = _watch(teacher, drafter, text, recipe, order, seed)
     training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps, start is None)
     training.on_text()
     labelled, labelling, table = 0, 0.0, None
+    in_context: dict[str, Any] = {}
     if recipe.labels:
         folder = work / "labels"
-        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, recipe.reads, chat)
+        shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, reads, chat)
         training.on_labels(shards)
         if recipe.labels.successors:
             table = labels.successors_of(shards, len(order), recipe.labels.successors)
+            if recipe.labels.context:
+                learning = context.Training(recipe.labels.context, table, embedding, shards, work, seed)
+                table = table._replace(context=learning.run())
+                generator = torch.Generator().manual_seed(seed + 7)
+                rows = _held_out(teacher, text, recipe.length, reads, generator)
+                agreement = {name: context.agreement(table, embedding, held) for name, held in rows.items()}
+                in_context = {"seconds": round(learning.seconds), "steps": learning.step, **agreement}
         labelled, labelling = map(sum, zip(*map(labels.measure, shards), strict=True))
     record = {
         **identity,
@@ -86,10 +98,34 @@ def make(
         "seconds": {"training": round(training.seconds), "labelling": round(labelling)},
         "agreement": training.curve[-1],
         "curve": training.curve,
+        **({"context": in_context} if in_context else {}),
         "versions": {"dynatree": __version__, **describe_machine(recipe.dtype, device)},
     }
     part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part", table)
     return work / "part"
+
+
+def _labelled_with(recipe: Recipe, target: PreTrainedModel) -> tuple[int, ...]:
+    """The layers whose states go into the shards. Raises UserError where a context would not have the last."""
+    last = (target.config.num_hidden_layers,)
+    in_context = recipe.labels is not None and recipe.labels.context is not None
+    if in_context and recipe.reads and recipe.reads[-1:] != last:
+        raise UserError(
+            f"reads: {list(recipe.reads)}; labels.context reads what is behind the target's last layer, {last[0]}; "
+            "let that be the last of them"
+        )
+    return recipe.reads or (last if in_context else ())
+
+
+def _held_out(
+    teacher: PreTrainedModel, text: TrainingText, length: int, reads: Sequence[int], generator: torch.Generator
+) -> dict[str, dict[str, Tensor]]:
+    """By data set labelled rows of what is only measured on."""
+    rows = {
+        name: cut({name: ids}, {name: 1.0}, _WATCHED_ROWS // 2, length, generator)
+        for name, ids in text.held_out.items()
+    }
+    return {name: labels.score(teacher, tokens, 1, reads) for name, tokens in rows.items()}
 
 
 def _describe(text: TrainingText) -> dict[str, Any]:
@@ -113,10 +149,7 @@ def _watch(
 ) -> Callable[[], dict[str, float]]:
     """A function that measures top-1 and top-3 agreement on held-out tuning text and on continuations of it."""
     generator = torch.Generator().manual_seed(seed + 7)
-    held: dict[str, tuple[dict[str, Tensor], int]] = {}
-    for name, ids in text.held_out.items():
-        rows = cut({name: ids}, {name: 1.0}, _WATCHED_ROWS // 2, recipe.length, generator)
-        held[name] = labels.score(teacher, rows, 1, recipe.reads), 0
+    held = {name: (rows, 0) for name, rows in _held_out(teacher, text, recipe.length, recipe.reads, generator).items()}
     prompts = cut(text.held_out, text.weights, _WATCHED_ROWS, recipe.length // 2, generator)
     greedy = torch.zeros(_WATCHED_ROWS)
     written = labels.continuations(teacher, prompts, _WATCHED_TOKENS, greedy, 1, generator, recipe.reads)

@@ -7,6 +7,16 @@ from pydantic import Field, model_validator
 from dynatree.config import Knobs
 
 
+class ContextLabels(Knobs):
+    """A network that says which of a token's successors fit the target's state (engine/context.py)."""
+
+    width: int = Field(256, ge=1)  # of its hidden state
+    rank: int = Field(128, ge=1)  # of what it says of successors
+    levels: int = Field(2, ge=1)  # of a tree that it is trained for
+    passes: int = Field(8, ge=1)  # over all labels
+    learning_rate: float = Field(3e-3, gt=0)
+
+
 class Labels(Knobs):
     """The target's own probabilities, kept on disk: over tuning text, and over what the target writes itself."""
 
@@ -24,12 +34,15 @@ class Labels(Knobs):
     penalties: tuple[float, ...] = Field((1.0,), min_length=1)  # repetition penalties, likewise; 1: none
     passes: int = Field(2, ge=1)  # over all labels
     successors: int = Field(0, ge=0)  # of each token in a table made of the labels; 0: no table
+    context: ContextLabels | None = None  # what goes with that table; None: it goes by the token alone
     argmax_weight: float = Field(0.25, ge=0, le=1)  # of the label moved to the target's greedy choice
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if wrong := [penalty for penalty in self.penalties if not penalty > 0]:
             raise ValueError(f"labels.penalties: {wrong[0]}; choose more than 0, 1 for none")
+        if self.context and not self.successors:
+            raise ValueError("labels.context: it goes with a table of successors; give labels.successors, 32 say")
         if self.text_share + self.dialogue_share > 1:
             raise ValueError(f"labels.dialogue_share: {self.dialogue_share}; with text_share {self.text_share} above 1")
         return self

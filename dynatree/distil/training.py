@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -159,7 +160,9 @@ class Training:
             path, rows = batches[step - start]
             with safe_open(path, "pt") as shard:
                 # A row at a time: with states a shard is large.
-                parts = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+                # States may be there for the table alone (context.py).
+                wanted = set(shard.keys()) - (set() if self.recipe.reads else {"states"})
+                parts = {name: shard.get_slice(name) for name in sorted(wanted)}
                 found = {
                     name: torch.cat([part[row : row + 1] for row in rows.tolist()]) for name, part in parts.items()
                 }
@@ -261,11 +264,16 @@ class Training:
             torch.save(state, temporary)
 
     def _resume(self) -> None:
-        try:
-            state = torch.load(self.path, map_location=self.drafter.device, weights_only=True)
-        except (RuntimeError, EOFError, OSError) as error:
-            raise UserError(f"{self.path}: not a checkpoint of this training; remove it to start again") from error
+        state = read_checkpoint(self.path, self.drafter.device)
         load_trained_part(self.drafter, state["trained"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.tokens, self.seconds, self.curve, self.ends = json.loads(state["progress"])
         print(f"distil: going on from step {self.step:,} ({self.tokens:,} tokens)", file=sys.stderr)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What a training wrote to `path`. Raises UserError if it is damaged."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, EOFError, OSError, IndexError, UnpicklingError) as error:
+        raise UserError(f"{path}: not a checkpoint of this training; remove it to start again") from error

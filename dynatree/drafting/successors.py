@@ -1,7 +1,9 @@
 """A tree out of a table of what the target puts after each token (engine/successors.py), without any forward.
 
 The table begins as it was made on other text and learns from this one: what the target's logits say behind a token that
-was accepted is what that token's row is drawn to.
+was accepted is what that token's row is drawn to. Where it has a context (engine/context.py), the target's state at the
+position before says which of the table's tokens fit; and where tokens are drawn, those that the noise prefers stand
+beside them.
 
 Sources: Token Recycling (Luo et al. 2024, 2408.08696), N-Grammys (Stewart et al. 2024, 2411.03786). Theirs are trees of
 one shape, or many chains; here a tree grows best first by how likely its paths are. Where tokens are drawn, children
@@ -23,6 +25,7 @@ from torch import Tensor
 
 from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, curve
 from dynatree.drafting import most_levels
+from dynatree.engine.context import InContext
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
@@ -46,6 +49,8 @@ _LEARNT = 4.6
 _NOTHING = 1e-30
 # A row is the mean of what the table has, as if seen once, and of what came since; of more than so many the last count.
 _REMEMBERED = 4
+# Tokens that the noise of a position prefers, about so many, stand beside a row's.
+_PREFERRED = 64
 # Scores are logits but for a constant, which a penalty does not pass over: the target's lie about so far above 0.
 LEVEL = 8.0
 
@@ -60,7 +65,7 @@ class Drafter:
                 f"{model.name}: it has no {SUCCESSORS}, which `dynatree distil --set labels.successors=32` writes; "
                 "take drafting: model or lookup"
             )
-        self._table, self._rates, self._noise = model.successors, rates, noise
+        self._table, self._context, self._rates, self._noise = model.successors, model.in_context, rates, noise
         # As long as a request is there: another may begin before it has ended.
         self._followers: WeakKeyDictionary[Request, Follower] = WeakKeyDictionary()
 
@@ -68,7 +73,9 @@ class Drafter:
         for request in requests:
             rates = self._rates and self._rates.at(request.temperature)
             sampler = request.sampler if self._noise == "shared" else None
-            self._followers[request] = Follower(self._table, rates, request.processors, sampler)
+            follower = Follower(self._table, rates, request.processors, sampler, self._context)
+            follower.read(request.states)
+            self._followers[request] = follower
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
         return [
@@ -85,7 +92,8 @@ class Drafter:
             follower.learn(token, logits[node])
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
-        pass  # the next round compares its proposal with what was committed
+        # The next round compares its proposal with what was committed.
+        self._followers[request].read(request.states)
 
     def retain(self, requests: Sequence[Request]) -> None:
         pass  # what is held of a request goes with it
@@ -103,6 +111,8 @@ class Drafter:
         tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
         values, depths = tree.log_probs.tolist(), tree.depths.tolist()
         children: dict[int, list[int]] = {}
+        # Of a node that is looked at, the tokens from below the root to it.
+        paths: dict[int, tuple[int, ...]] = {0: ()}
         # How likely each node is whose child is none that is there.
         open_ends = [math.exp(value) for value in values]
         for node in range(1, len(tree)):
@@ -117,7 +127,7 @@ class Drafter:
         while heap and len(tokens) < len(tree) + _MOST:
             _, node = heappop(heap)
             claims = {tokens[child]: math.exp(values[child] - values[node]) for child in children.get(node, ())}
-            for token, step in follower.after(tokens[node], depths[node], growth.branch, claims):
+            for token, step in follower.after(_path(node, tokens, parents, paths), growth.branch, claims):
                 value = values[node] + step
                 if value < _ADDED:
                     continue
@@ -134,6 +144,13 @@ class Drafter:
         return grown if kept.all() else _cut(grown, torch.cat([torch.ones(len(tree), dtype=torch.bool), kept]))
 
 
+def _path(node: int, tokens: list[int], parents: list[int], known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens from below the root to `node`; those of `known` nodes are, and become, known."""
+    if node not in known:
+        known[node] = (*_path(parents[node], tokens, parents, known), tokens[node])
+    return known[node]
+
+
 def _cut(tree: TokenTree, kept: Tensor) -> TokenTree:
     """The nodes `kept` [n] of `tree`, as one that was never larger."""
     return replace(tree.subtree(kept.nonzero().squeeze(1)), numbers=None)
@@ -147,6 +164,17 @@ class _Children(NamedTuple):
     stated: float
 
 
+class _Said(NamedTuple):
+    """What the target said behind a token in this text: a mean, with how much of it is `left` for the table."""
+
+    mean: dict[int, float]
+    left: float
+    times: int
+
+
+_NOTHING_SAID = _Said({}, 1.0, 0)
+
+
 class Follower:
     """What the table says in one request, and how far it is trusted there.
 
@@ -154,32 +182,51 @@ class Follower:
     """
 
     def __init__(
-        self, table: Successors, rates: StepRates | None, processors: LogitsProcessors, sampler: Sampler | None
+        self,
+        table: Successors,
+        rates: StepRates | None,
+        processors: LogitsProcessors,
+        sampler: Sampler | None,
+        context: InContext | None = None,
     ):
-        self._table, self._sampler = table, sampler
+        self._table, self._sampler, self._context = table, sampler, context
         self._curves = rates.successors if rates else []
         self._penalty = processors.repetition_penalty
         self._seen = np.zeros(len(table.ids), dtype=bool) if self._penalty != 1 else None
-        # By token: the row that came of the table's with how often it was seen, and what is not in it yet.
-        self._rows: dict[int, tuple[NDArray[np.int64], NDArray[np.float32], int]] = {}
+        # By token what was said behind it, and what is not in that yet.
+        self._heard: dict[int, _Said] = {}
         self._noted: dict[int, list[tuple[NDArray[np.int64], NDArray[np.float32]]]] = {}
         self._online = OnlineCorrection()
-        # The committed tokens that were looked at, and what was proposed below the last of them.
-        self._length = 0
+        # The committed tokens that were looked at, the last of them, and what was proposed below it.
+        self._length, self._root = 0, -1
         self._below_root: list[tuple[int, float]] = []
-        self._known: dict[tuple[int, int], _Children] = {}
+        # By the tokens from below the root to a node: its children, and the context's hidden state there.
+        self._known: dict[tuple[int, ...], _Children] = {}
+        self._hidden: dict[tuple[int, ...], NDArray[np.float32]] = {}
+        # The target's state before the root, and by level the tokens that noise prefers.
+        self._state: NDArray[np.float32] | None = None
+        self._preferred: dict[int, NDArray[np.int64]] = {}
+
+    def read(self, states: Tensor) -> None:
+        """The target's `states` [n, ...] behind its last layer, side by side with others, ending before the next root.
+
+        None of them: it stays unknown, and the table speaks alone.
+        """
+        if self._context is not None:
+            self._state = states[-1, -self._context.width :].cpu().numpy() if len(states) else None
 
     def begin(self, committed: Sequence[int], branch: int) -> list[tuple[int, float]]:
         """The table's children of the root, likeliest first, at the beginning of a round; learn from what came."""
         if len(committed) == self._length:
             return self._below_root
         if self._below_root:
-            below = self._known[committed[self._length - 1], 0]
+            below = self._known[()]
             self._online.observe(below.stated, committed[self._length] in below.tokens)
         if self._seen is not None:
             self._seen[committed[self._length :]] = True
-        self._length, self._known = len(committed), {}
-        self._below_root = self.after(committed[-1], 0, branch, {})
+        self._length, self._root = len(committed), committed[-1]
+        self._known, self._hidden, self._preferred = {}, {}, {}
+        self._below_root = self.after((), branch, {})
         return self._below_root
 
     def learn(self, token: int, logits: Tensor) -> None:
@@ -188,31 +235,31 @@ class Follower:
         (likely,) = (row > row.max() - _LEARNT).nonzero()
         self._noted.setdefault(token, []).append((likely, row[likely]))
 
-    def _row(self, token: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The tokens after `token` and their scores: the table's, drawn to what was noted."""
-        ids, scores, seen = self._rows.get(token) or (self._table.ids[token], self._table.log_probs[token], 0)
+    def _said(self, token: int) -> _Said:
+        """What was noted behind `token`."""
+        found = self._heard.get(token, _NOTHING_SAID)
         # Here, and not where it is noted: most tokens of a text do not come again.
         for likely, logits in self._noted.pop(token, ()):
-            seen = min(seen + 1, _REMEMBERED)
-            probability = np.exp(logits - np.logaddexp.reduce(logits)) / (1 + seen)
+            times = min(found.times + 1, _REMEMBERED)
+            kept = times / (1 + times)
             # In a dictionary: numpy takes twice as long to find what both have.
-            mean = dict(zip(ids.tolist(), (np.exp(scores) * (seen / (1 + seen))).tolist(), strict=True))
+            mean = {one: p * kept for one, p in found.mean.items()}
+            probability = np.exp(logits - np.logaddexp.reduce(logits)) * (1 - kept)
             for one, p in zip(likely.tolist(), probability.tolist(), strict=True):
                 mean[one] = mean.get(one, 0.0) + p
             first = sorted(mean.items(), key=lambda item: -item[1])[: self._table.ids.shape[1]]
-            ids, scores = np.array([one for one, _ in first]), np.array([p for _, p in first], dtype=np.float32)
-            scores = np.log(scores.clip(min=_NOTHING))
-            self._rows[token] = ids, scores, seen
-        return ids, scores
+            found = self._heard[token] = _Said(dict(first), found.left * kept, times)
+        return found
 
-    def after(self, token: int, depth: int, branch: int, claims: Mapping[int, float]) -> list[tuple[int, float]]:
-        """Children of a node at `depth` with this `token`: their tokens and steps' log-probabilities, likeliest first.
+    def after(self, path: tuple[int, ...], branch: int, claims: Mapping[int, float]) -> list[tuple[int, float]]:
+        """Children of the node to which the tokens `path` lead from below the root: their tokens and steps'
+        log-probabilities, likeliest first.
 
         `claims`: how likely its children are that are there already; the others share the rest.
         """
-        found = self._known.get((token, depth))
+        found = self._known.get(path)
         if found is None:
-            found = self._known[token, depth] = self._looked_up(token, depth, branch)
+            found = self._known[path] = self._looked_up(path, branch)
         tokens, probabilities, _ = found
         if not claims:
             return [(one, math.log(p)) for one, p in zip(tokens, probabilities, strict=True)]
@@ -224,9 +271,18 @@ class Follower:
             if one not in claims
         ]
 
-    def _looked_up(self, token: int, depth: int, branch: int) -> _Children:
-        """The best `branch` tokens after `token`. On arrays: torch's steps take 0.1 ms more."""
-        ids, scores = self._row(token)
+    def _looked_up(self, path: tuple[int, ...], branch: int) -> _Children:
+        """The best `branch` tokens behind `path`. On arrays: torch's steps take 0.1 ms more."""
+        token, depth = path[-1] if path else self._root, len(path)
+        ids, scores = self._table.ids[token], self._table.log_probs[token]
+        if self._context is not None and self._state is not None and depth < self._context.levels:
+            ids, scores = self._read(path, token, ids, scores)
+        if (said := self._said(token)).times:
+            mean = dict(zip(ids.tolist(), (np.exp(scores) * said.left).tolist(), strict=True))
+            for one, p in said.mean.items():
+                mean[one] = mean.get(one, 0.0) + p
+            ids, scores = np.array([*mean]), np.array([*mean.values()], dtype=np.float32)
+            scores = np.log(scores.clip(min=_NOTHING))
         if self._seen is not None:
             level = scores + LEVEL
             lowered = np.where(level > 0, level / self._penalty, level * self._penalty) - LEVEL
@@ -234,16 +290,47 @@ class Follower:
         if self._sampler is not None:
             scores = self._sampler.perturbed_some(scores, self._length + depth, ids, len(self._table.ids))
         if self._sampler is not None or self._seen is not None:
-            order = np.argsort(-scores, kind="stable")[:branch]
-            # Of what no processor and no noise changed, the rest is with tokens that the table does not have.
-            scores, ids = scores[order] - np.logaddexp.reduce(scores), ids[order]
-        found = [min(1.0, math.exp(score)) for score in scores[:branch].tolist()]
+            # Of what neither changed, the rest is with tokens that the row does not have.
+            scores = scores - np.logaddexp.reduce(scores)
+        # No more than the table has of each token, whatever stands beside them.
+        order = np.argsort(-scores, kind="stable")[: min(branch, self._table.ids.shape[1])]
+        ids, scores = ids[order], scores[order]
+        found = [min(1.0, math.exp(score)) for score in scores.tolist()]
         ratio = 1.0
         if self._curves:
             ratio, last = self._online.ratio, len(self._curves) - 1
             # A curve may give what was never seen a chance.
             found = [curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
-        return _Children(ids[:branch].tolist(), _shared([ratio * p for p in found]), sum(_shared(found)))
+        return _Children(ids.tolist(), _shared([ratio * p for p in found]), sum(_shared(found)))
+
+    def _read(
+        self, path: tuple[int, ...], token: int, ids: NDArray[np.int64], scores: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The row of `token` as the context has it, and with it what noise prefers; together as likely as before."""
+        context, depth = self._context, len(path)
+        assert context is not None, "asked for where there is one"
+        if self._sampler is not None:
+            preferred = self._preferred.get(depth)
+            if preferred is None:
+                noise = self._sampler.noise(self._length + depth, len(self._table.ids))
+                preferred = context.likeliest(noise, self._sampler.temperature, _PREFERRED)
+                self._preferred[depth] = preferred
+            further, less = context.beside(token, ids, preferred)
+            ids, scores = np.concatenate([ids, further]), np.concatenate([scores, less])
+        read = scores + context.added(self._hidden_at(path), ids)
+        together: NDArray[np.float32] = np.logaddexp.reduce(scores) - np.logaddexp.reduce(read)
+        return ids, read + together
+
+    def _hidden_at(self, path: tuple[int, ...]) -> NDArray[np.float32]:
+        """The context's hidden state at the node behind `path`."""
+        found = self._hidden.get(path)
+        if found is None:
+            context = self._context
+            assert context is not None and self._state is not None, "asked for where both are there"
+            above = self._hidden_at(path[:-1]) if path else None
+            before = context.begin(self._state) if above is None else context.deeper(above, len(path) - 1)
+            found = self._hidden[path] = context.hidden(before, path[-1] if path else self._root)
+        return found
 
 
 def _shared(found: Sequence[float]) -> list[float]:

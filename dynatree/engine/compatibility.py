@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dynatree.config import QUANTISED
+from dynatree.engine.eager.layers import blocks
 from dynatree.errors import UserError
 from dynatree.tree import TokenTree
 
@@ -124,8 +125,9 @@ def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
     return bool(fitting)
 
 
-def pair_up(target: "LanguageModel", drafter: "DraftModel") -> None:
-    """Make `target` ready to give the states that `drafter` reads, if any.
+def pair_up(target: "LanguageModel", drafter: "DraftModel") -> tuple[int, ...]:
+    """Make `target` ready to give the states that `drafter` and its table of successors read, if any: behind which
+    layers. The table's are the last of them.
 
     Raises UserError unless both read the same token ids, by equal vocabulary sizes and equal tokenizers, and unless
     the target has such states.
@@ -147,9 +149,27 @@ def pair_up(target: "LanguageModel", drafter: "DraftModel") -> None:
             f"drafter {drafter.name} has a vocabulary of {drafter.vocabulary_size}, target {target.name} one of "
             f"{target.vocabulary_size}; take one with as many embeddings, trained with the target's tokenizer"
         )
-    if drafter.fusion is not None and (width := target.model.config.hidden_size) != drafter.fusion.width:
-        raise UserError(
-            f"drafter {drafter.name} reads states of width {drafter.fusion.width}, target {target.name} has {width}; "
-            "take a drafter trained for this target"
-        )
+    config = target.model.config
+    fusion, context = drafter.fusion, drafter.successors.context if drafter.successors else None
+    for reader, what in ((fusion, "reads states"), (context, "has a table of successors that reads states")):
+        if reader is not None and reader.width != config.hidden_size:
+            raise UserError(
+                f"drafter {drafter.name} {what} of width {reader.width}, target {target.name} has "
+                f"{config.hidden_size}; take a drafter trained for this target"
+            )
     target.expose(drafter.reads)
+    last = last_layer(target) if context else ()
+    if drafter.reads and last and drafter.reads[-1:] != last:
+        raise UserError(
+            f"drafter {drafter.name}: draft_reads in its config is {[*drafter.reads]}, and its table of successors "
+            f"reads what is behind layer {last[0]} of {target.name}; train it with that as the last of them"
+        )
+    reads = drafter.reads or last
+    target.expose(reads)
+    return reads
+
+
+def last_layer(target: "LanguageModel") -> tuple[int, ...]:
+    """The last layer of `target`, as `LanguageModel.expose` takes it; none where its layers are not known."""
+    layers = blocks(target.model)
+    return () if layers is None else (len(layers),)

@@ -8,12 +8,14 @@ embedding and of the states at the position before, or of its own output there w
 import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dynatree.engine.backend import Begin, Cache, End, Feed, Head, Output
+from dynatree.engine.context import InContext
 from dynatree.engine.eager.packing import PackedLinear, pack_rounded, weight_sizes
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.language_model import LanguageModel
@@ -110,6 +112,13 @@ class DraftModel:
     def new_caches(self, count: int) -> list[Cache]:
         """Empty caches of `count` sequences that one forward may append to."""
         return self.language_model.new_caches(count)
+
+    @cached_property
+    def in_context(self) -> InContext | None:
+        """What its table of successors makes of the target's states; None: it reads none."""
+        context = self.successors.context if self.successors else None
+        embedding: Any = self.language_model.model.get_input_embeddings()
+        return context and InContext(context, embedding.weight)
 
     def over_all_tokens(self) -> "DraftModel":
         """A drafter over the whole vocabulary, on the same model."""

@@ -172,8 +172,13 @@ class Sampler:
         self, scores: NDArray[np.float32], position: int, ids: NDArray[np.int64], size: int
     ) -> NDArray[np.float32]:
         """The same of one row, with `scores` of the tokens `ids` alone."""
-        noise = self._noise.at(position, size).numpy()[ids]
+        noise = self.noise(position, size)[ids]
         found: NDArray[np.float32] = self.warpers.warped(torch.from_numpy(scores)[None])[0].numpy() + noise
+        return found
+
+    def noise(self, position: int, size: int) -> NDArray[np.float32]:
+        """That of the tokens 0 to before `size` at `position`."""
+        found: NDArray[np.float32] = self._noise.at(position, size).numpy()
         return found
 
     def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:

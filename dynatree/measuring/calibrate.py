@@ -17,8 +17,9 @@ from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup, successors
 from dynatree.drafting.model import first_seen
 from dynatree.engine import checkpoint, kept
-from dynatree.engine.backend import Feed
-from dynatree.engine.compatibility import pair_up
+from dynatree.engine.backend import NO_STATES, Feed
+from dynatree.engine.compatibility import last_layer, pair_up
+from dynatree.engine.context import InContext
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.machine import describe_machine
@@ -161,7 +162,6 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
     but what it is asked for is the rest. There a short match of lookup's is right half as often.
     """
     greedy, new = texts[GREEDY], texts[PENALISED]
-    table = drafter.successors if drafter else None
     found = {kind: hits(drafter, pairs, kind, target) for kind, pairs in texts.items()} if drafter else {}
     return StepRates(
         ranks=fit_ranks(*_joined(found[GREEDY], found[PENALISED])) if found else NO_RANKS,
@@ -169,14 +169,14 @@ def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel |
         rates_processed=_rates(found.get(PENALISED)),
         lookup=lookup.rates(greedy),
         lookup_processed=lookup.rates(new, processed=True),
-        successors=_successor_ranks(table, target, texts, GREEDY, PENALISED),
+        successors=_successor_ranks(drafter, target, texts, GREEDY, PENALISED),
         sampled=[
             SampledRates(
                 temperature=kind.temperature,
                 ranks=fit_ranks(*_joined(found[kind])) if found else NO_RANKS,
                 rates=_rates(found.get(kind)),
                 lookup=lookup.rates(texts[kind], kind.temperature),
-                successors=_successor_ranks(table, target, texts, kind),
+                successors=_successor_ranks(drafter, target, texts, kind),
             )
             for kind in SAMPLED
         ],
@@ -192,28 +192,39 @@ def _rates(found: tuple[Tensor, Tensor] | None) -> list[float]:
 
 
 def _successor_ranks(
-    table: Successors | None, target: LanguageModel | None, texts: Texts, *kinds: GenerationOptions
+    drafter: DraftModel | None, target: LanguageModel | None, texts: Texts, *kinds: GenerationOptions
 ) -> list[tuple[float, float]]:
-    """Curves of the children that `table` has along the outputs of these `kinds`; none without a table."""
-    if table is None:
+    """Curves of the children that the `drafter`'s table has along the outputs of these `kinds`; none without one."""
+    if drafter is None or drafter.successors is None:
         return []
-    return fit_ranks(*_joined(*(followed(table, texts[kind], kind, target) for kind in kinds)))
+    table, context = drafter.successors, drafter.in_context
+    return fit_ranks(*_joined(*(followed(table, texts[kind], kind, target, context) for kind in kinds)))
 
 
 @torch.inference_mode()
 def followed(
-    table: Successors, pairs: Continuations, kind: GenerationOptions, target: LanguageModel | None = None
+    table: Successors,
+    pairs: Continuations,
+    kind: GenerationOptions,
+    target: LanguageModel | None = None,
+    context: InContext | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `teacher_forced`, of all of `pairs`, what a table of successors says that learns from the `target`, if any."""
+    """As `teacher_forced`, of all of `pairs`, what a table of successors says that learns from the `target`, if any,
+    and by its `context` reads its states."""
     stated, right = [], []
     for key, (prompt, output) in enumerate(pairs):
         options = kind.keyed([key])
-        follower = successors.Follower(table, None, options.processors, options.sampler())
-        logits = None if target is None else target.score(torch.tensor([*prompt, *output[:-1]]), len(output))
+        follower = successors.Follower(table, None, options.processors, options.sampler(), context)
+        fed = torch.tensor([*prompt, *output[:-1]])
+        logits = None if target is None else target.score(fed, len(output))
+        layers = last_layer(target) if target and context else ()
+        states = target.states(fed, layers) if target and layers else NO_STATES
         for place, token in enumerate(output):
             # As in decoding, where the prompt's last token is not one of a tree.
             if logits is not None and place > 1:
                 follower.learn(output[place - 2], logits[place - 1])
+            # Behind the token before the root.
+            follower.read(states[: len(prompt) + place - 1])
             children = follower.begin([*prompt, *output[:place]], forward_times.RANKS)
             stated.append([step for _, step in children])
             right.append([child == token for child, _ in children])

@@ -45,6 +45,7 @@ def test_the_record_says_how_it_was_made(made: Path) -> None:
     assert record["recipe"] == recipe().model_dump(mode="json")
     assert record["command"] == "the command"
     assert record["tokens"]["labelled"] >= 700
+    assert {"steps", "seconds", "articles", "books"} == set(record["context"])
     assert {"articles_top1", "books_top3", "continuations_top1"} <= set(record["agreement"])
     for name, data in record["data"].items():
         assert data["split"] == "tuning"
@@ -71,7 +72,8 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
     shards = sorted((made.parent / "labels").iterdir())
     counted = labels.successors_of(shards, len(table.ids), recipe().labels.successors)
     assert (table.ids == counted.ids).all()
-    assert (checkpoint.load_drafter(tmp_path / "drafter").successors.ids == table.ids).all()
+    loaded = checkpoint.load_drafter(tmp_path / "drafter")
+    assert (loaded.successors.ids == table.ids).all() and loaded.in_context.levels == 2
     before = checkpoint.fingerprint(tmp_path / "drafter")
     (tmp_path / "drafter" / files.SUCCESSORS).unlink()
     assert checkpoint.fingerprint(tmp_path / "drafter") != before
@@ -114,7 +116,11 @@ def test_a_part_without_the_table_that_its_recipe_asks_for_is_refused(made: Path
 def test_no_table_where_none_is_asked_for(target: Path, tmp_path: Path) -> None:
     """Guards those who want a drafter as small as can be."""
     made = make(
-        target, DATASETS, recipe(labels={**recipe().labels.model_dump(), "successors": 0}), seed=0, work=tmp_path
+        target,
+        DATASETS,
+        recipe(labels={**recipe().labels.model_dump(), "successors": 0, "context": None}),
+        seed=0,
+        work=tmp_path,
     )
     assert not (made / files.SUCCESSORS).exists()
     part.assemble(made, target, tmp_path / "drafter")

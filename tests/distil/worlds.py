@@ -37,6 +37,7 @@ def recipe(**changes: Any) -> Recipe:
         "tokens": 700,
         "top": 5,
         "successors": 4,
+        "context": {"width": 8, "rank": 4, "passes": 2},
         "rows": 4,
         "prompt_tokens": 8,
         "new_tokens": 8,
