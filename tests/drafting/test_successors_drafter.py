@@ -11,6 +11,7 @@ from dynatree import decoding
 from dynatree.costs.step_rates import StepRates
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting import successors
+from dynatree.engine.context import InContext
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.successors import NEVER, Successors
 from dynatree.errors import UserError
@@ -188,16 +189,19 @@ def test_a_row_is_drawn_to_what_the_target_says(target: Build) -> None:
     assert [token for token, step in follower.begin([4, 9], 3) if math.exp(step) > 0.01] == [40, 10, 11]
 
 
+@pytest.mark.parametrize("kind", [{"repetition_penalty": 1.3}, {"do_sample": True, "temperature": 0.8}], ids=str)
+@pytest.mark.parametrize("reads", [False, True], ids=["tokens", "states"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_decoding_learns_what_calibration_follows(
-    target: Build, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+    target: Build, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, reads: bool, kind: dict[str, Any]
 ) -> None:
-    """Guards the curves: they are fitted to claims that decoding makes, each after as much was learnt as there.
+    """Guards the curves: they are fitted to claims that decoding makes, after as much was learnt and read as there.
 
     And from logits that no processor has written into, which they do in float32.
     """
     model = target(dtype=dtype)
-    drafter, options = tabled(target, dtype), models.wanted(30, repetition_penalty=1.3)
+    drafter, options = tabled(target, dtype), models.wanted(30, **kind)
+    table = drafter.successors = TABLE._replace(context=models.context(model) if reads else None)
     claims: dict[int, list[tuple[int, float]]] = {}
     begin = successors.Follower.begin
 
@@ -211,13 +215,55 @@ def test_decoding_learns_what_calibration_follows(
     trace = Decoder(model, drafter, None, **knobs).decode([3, 1, 4], options)
     assert any(one.accepted for one in trace.rounds) and len(trace.rounds) > 3
     seen, claims = claims, {}
-    followed(TABLE, [([3, 1, 4], trace.output)], options, model)
+    followed(table, [([3, 1, 4], trace.output)], options.keyed([0]), model, drafter.in_context)
     for place, found in seen.items():
         assert [token for token, _ in found] == [token for token, _ in claims[place]]
         assert [step for _, step in found] == pytest.approx([step for _, step in claims[place]], abs=1e-3)
     monkeypatch.setattr(successors.Drafter, "learn", lambda *_: None)
     blind = Decoder(model, drafter, None, **knobs).decode([3, 1, 4], options)
     assert blind.output == trace.output and len(blind.rounds) > len(trace.rounds)
+
+
+def test_the_targets_state_says_which_successors_fit(target: Build) -> None:
+    """Guards what is read: the last layer's last state, at two levels and not below; together as likely as before."""
+    model = target()
+    context = InContext(models.context(model), model.model.get_input_embeddings().weight)
+    alone, read = (successors.Follower(TABLE, None, NO_PROCESSORS, None, of) for of in (None, context))
+    text, states = [4, 9], model.states(torch.tensor([4, 9, 2]), [1, 2])
+    assert read.begin(text, 3) == alone.begin(text, 3)
+    for follower in (alone, read):
+        follower.read(states[:2])
+    root, others = (dict(follower.begin([*text, 2], 3)) for follower in (alone, read))
+    width = states.shape[1] // 2
+    hidden = context.hidden(context.begin(states[1, width:].numpy().astype(np.float32)), 2)
+    added = context.added(hidden, np.array([3, 4, 5]))
+    wanted = np.log(np.array(STEPS)) + added
+    wanted += math.log(sum(STEPS)) - np.logaddexp.reduce(wanted)
+    assert [others[token] for token in (3, 4, 5)] == pytest.approx(wanted.tolist(), abs=1e-4)
+    assert others != root and sum(map(math.exp, others.values())) == pytest.approx(sum(STEPS))
+    for path, differs in (((3,), True), ((3, 4), False)):
+        assert (dict(read.after(path, 3, {})) != dict(alone.after(path, 3, {}))) == differs
+    # Unknown again.
+    read.read(states[:0])
+    assert read.begin([*text, 2, 5], 3) == alone.begin([*text, 2, 5], 3)
+
+
+def test_what_noise_prefers_stands_beside_a_row(target: Build) -> None:
+    """Guards text that is drawn: a token that no row has is proposed where its noise is great."""
+    model, options = target(), models.wanted(5, do_sample=True, temperature=1.0, seed=3)
+    context = InContext(models.context(model), model.model.get_input_embeddings().weight)
+    sampler = options.sampler()
+    assert sampler is not None
+    follower = successors.Follower(TABLE, None, NO_PROCESSORS, sampler, context)
+    text, beyond = [4, 9], 0
+    for length in range(2, 40):
+        follower.read(model.states(torch.tensor(text), [2]))
+        (first, _), *_ = follower.begin([*text, 7], 3)
+        noise = sampler.noise(length + 1, models.VOCABULARY)
+        beyond += first not in (8, 9, 10)
+        assert first in (8, 9, 10) or noise[first] > noise[[8, 9, 10]].max()
+        text.append(7)
+    assert 0 < beyond < 20
 
 
 def test_hybrid_takes_both_where_nodes_are_priced(target: Build, drafter: Drafts) -> None:
