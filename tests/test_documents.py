@@ -252,9 +252,7 @@ def test_a_command_works(world: Path, here: None, capsys: pytest.CaptureFixture[
     if "--part" in arguments:
         pytest.skip("needs the real target: a part is good for its own alone (tests/distil/test_shipped.py)")
     if arguments[0] == "distil":
-        tiny = TINY["distil"].split() + (
-            ["reads=[1,2]", "tokens=0", "labels.dialogue_share=0"] if "reads=" in line else []
-        )
+        tiny = TINY["distil"].split() + (["reads=[1,3]", "tokens=0"] if "reads=" in line else [])
         given = [part for change in tiny for part in ("--set", change)]
         arguments += [*given, "--threads", "1", "--work", str(world / "work")]
     elif arguments[0] == "replay":

@@ -70,10 +70,27 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def from_nothing(record: Mapping[str, Any]) -> Recipe:
+    """The recipe that makes one like the part of this record with no other to begin with: of its first sitting.
+
+    Its table is of the last one's labels, and so are their keys.
+    """
+    first = record
+    while "start" in first:
+        first = first["start"]
+    recipe, last = dict(first["recipe"]), record["recipe"].get("labels") or {}
+    if recipe.get("labels"):
+        recipe["labels"] = recipe["labels"] | {key: last[key] for key in ("successors", "context") if key in last}
+    return Recipe(**recipe)
+
+
 def check(folder: Path, recipe: Recipe, datasets: Mapping[str, Sequence[SplitDocument]]) -> None:
-    """Raise UserError if the part was trained by another recipe, or on what is evaluation text of `datasets` now."""
+    """Raise UserError if the part was trained by another recipe, or on what is evaluation text of `datasets` now.
+
+    Of a part that went on from others the recipe is that `from_nothing`.
+    """
     record, retrain = read_record(folder), "distil.retrain: true trains one afresh"
-    asked, had = recipe.model_dump(), Recipe(**record["recipe"]).model_dump()
+    asked, had = recipe.model_dump(), from_nothing(record).model_dump()
     if differing := [key for key in asked if asked[key] != had[key]]:
         key = differing[0]
         raise UserError(f"{folder}: trained with {key} {had[key]}, the parameters say {asked[key]}; {retrain}")

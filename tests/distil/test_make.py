@@ -145,6 +145,10 @@ def test_a_training_goes_on_from_a_part(target: Path, tmp_path: Path, reads: boo
     record = part.read_record(second)
     assert record["start"]["recipe"] == wanted.model_dump(mode="json")
     assert record["start"]["tokens"] == part.read_record(first)["tokens"]
+    # It is as good where the first one's recipe is asked for, and the second one's is nothing to begin with.
+    part.check(second, wanted, DATASETS)
+    with pytest.raises(UserError, match=r"trained with learning_rate 0\.005, the parameters say 1e-09"):
+        part.check(second, small, DATASETS)
 
 
 def test_a_start_of_another_model_is_refused(target: Path, made: Path, tmp_path: Path) -> None:
