@@ -11,12 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from dynatree.distil import labels
 from dynatree.distil.recipe import ContextLabels
-from dynatree.distil.training import read_checkpoint
+from dynatree.distil.training import LEVEL_DECAY, read_checkpoint
 from dynatree.engine.context import COMMON, Context, InContext, normed
 from dynatree.engine.successors import NEVER, Successors
 from dynatree.errors import UserError
@@ -26,8 +25,6 @@ _WARM_UP = 50  # steps
 _REPORTS = 20  # lines of progress, at most
 _ROWS = 16  # of a step
 _CHECKPOINT = 200  # steps
-# A level counts so much of the one before it, since it is drafted only behind that one's hits.
-_LEVEL_DECAY = 0.8
 # Least log-probability of a token that was never likely.
 _LEAST = -18.0
 
@@ -100,13 +97,13 @@ class Training:
 
     def run(self) -> Context:
         """All steps; what was learnt."""
-        batches = self._batches()
+        batches = labels.batches(self.shards, self.knobs.passes, self.seed, lambda _: _ROWS)
         begun = time.monotonic() - self.seconds
         while self.step < len(batches):
             rate = min(1.0, (self.step + 1) / _WARM_UP) * max(0.02, 1 - self.step / len(batches))
             for group in self.optimiser.param_groups:
                 group["lr"] = self.knobs.learning_rate * rate
-            loss = self._loss(*self._read(*batches[self.step]))
+            loss = self._loss(labels.read_rows(*batches[self.step], states=True))
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()
@@ -125,29 +122,9 @@ class Training:
             raise UserError("distil: a weight of the context does not fit float16; lower labels.context.learning_rate")
         return Context(**learnt, usual=self.usual.numpy(), unseen=self.unseen.numpy())
 
-    def _batches(self) -> list[tuple[Path, Tensor]]:
-        """(shard, its rows) of every step, in the order of the seed."""
-        found = []
-        for turn in range(self.knobs.passes):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-            batches = []
-            for path in self.shards:
-                with safe_open(path, "pt") as opened:
-                    (rows, _) = opened.get_slice("tokens").get_shape()
-                batches += [(path, part) for part in torch.randperm(rows, generator=generator).split(_ROWS)]
-            found += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return found
-
-    def _read(self, path: Path, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of some rows of a shard tokens [r, n], ids and probabilities [r, n, k] of labels, states [r, n, w]."""
-        width = self.embedding.shape[1]
-        with safe_open(path, "pt") as shard:
-            parts = [shard.get_slice(name) for name in ("tokens", "ids", "probabilities", "states")]
-            found = [torch.cat([part[row : row + 1] for row in rows.tolist()]) for part in parts]
-        tokens, ids, probabilities, states = found
-        return tokens.long(), ids.long(), probabilities.float(), states[..., -width:].float()
-
-    def _loss(self, tokens: Tensor, ids: Tensor, probabilities: Tensor, states: Tensor) -> Tensor:
+    def _loss(self, rows: dict[str, Tensor]) -> Tensor:
+        tokens, ids, probabilities = rows["tokens"], rows["ids"], rows["probabilities"].float()
+        states = rows["states"][..., -self.embedding.shape[1] :].float()
         network, total, weights = self.network, torch.zeros(()), 0.0
         successors = network.successor(self.embedding[self.common])
         # A label stands behind its token; the token's state is that of the position before.
@@ -155,7 +132,7 @@ class Training:
         for level in range(self.knobs.levels):
             here = tokens[:, 1 + level :]
             hidden = nn.functional.silu(before + network.token(self.embedding[here]))
-            weight = _LEVEL_DECAY**level
+            weight = LEVEL_DECAY**level
             of = here.flatten(), ids[:, 1 + level :].flatten(0, 1), probabilities[:, 1 + level :].flatten(0, 1)
             total = total + weight * self._of(network.hidden(hidden.flatten(0, 1)), successors, *of)
             weights += weight

@@ -7,7 +7,7 @@ the target's states there.
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -86,6 +86,30 @@ def _labelled(paths: Sequence[Path]) -> tuple[Tensor, Tensor, Tensor]:
                 parts.append(opened.get_tensor(name).flatten(0, 1))
     tokens, ids, probabilities = (torch.cat(parts) for parts in found.values())
     return tokens.long(), ids.long(), probabilities
+
+
+def batches(paths: Sequence[Path], passes: int, seed: int, rows_of: Callable[[int], int]) -> list[tuple[Path, Tensor]]:
+    """(shard, its rows) of every step, in the order of `seed`; `rows_of`: how many of a shard, by their length."""
+    found = []
+    for turn in range(passes):
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + turn)
+        parts: list[tuple[Path, Tensor]] = []
+        for path in paths:
+            with safe_open(path, "pt") as opened:
+                rows, length = opened.get_slice("tokens").get_shape()
+            parts += [(path, part) for part in torch.randperm(rows, generator=generator).split(rows_of(length))]
+        found += [parts[i] for i in torch.randperm(len(parts), generator=generator).tolist()]
+    return found
+
+
+def read_rows(path: Path, rows: Tensor, states: bool) -> dict[str, Tensor]:
+    """These `rows` of a shard: whole numbers as int64, all else as it is. `states`: with them, where it has any."""
+    with safe_open(path, "pt") as shard:
+        names = [name for name in shard.keys() if states or name != "states"]  # noqa: SIM118
+        # A row at a time: with states a shard is large.
+        parts = {name: shard.get_slice(name) for name in names}
+        found = {name: torch.cat([part[row : row + 1] for row in rows.tolist()]) for name, part in parts.items()}
+    return {name: value if value.is_floating_point() else value.long() for name, value in found.items()}
 
 
 def make_shard(

@@ -69,8 +69,9 @@ def make(
     order = vocabulary_order(text, target.get_input_embeddings().weight.shape[0], recipe.order_prior)
     if start is not None:
         order = part.load_start(start, drafter, order)
-    # As it is, and not as it is rounded for the teacher.
-    embedding = target.get_input_embeddings().weight.detach().float().cpu().clone()
+    asked = recipe.labels.context if recipe.labels else None
+    # As it is, and not as it is rounded for the teacher; nobody else wants a copy of it.
+    embedding = target.get_input_embeddings().weight.detach().float().cpu().clone() if asked else None
     teacher = target.to(place, getattr(torch, recipe.dtype))
     watch = _watch(teacher, drafter, text, recipe, order, seed)
     training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps, start is None)
@@ -83,8 +84,8 @@ def make(
         training.on_labels(shards)
         if recipe.labels.successors:
             table = labels.successors_of(shards, len(order), recipe.labels.successors)
-            if recipe.labels.context:
-                learning = context.Training(recipe.labels.context, table, embedding, shards, work, seed)
+            if asked and embedding is not None:
+                learning = context.Training(asked, table, embedding, shards, work, seed)
                 table = table._replace(context=learning.run())
                 generator = torch.Generator().manual_seed(seed + 7)
                 rows = _held_out(teacher, text, recipe.length, reads, generator)

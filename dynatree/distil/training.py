@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dynatree.distil import labels
 from dynatree.distil.recipe import Recipe
 from dynatree.distil.student import load_trained_part, trained_part
 from dynatree.distil.text import TrainingText, cut, repeat_span
@@ -31,7 +32,7 @@ _REPORTS = 40  # lines of progress, at most
 _SCALED = 8  # rows whose states say how large states are
 
 # A level's loss counts so much of the one's before it, since it is drafted only behind that one's hits.
-_LEVEL_DECAY = 0.8
+LEVEL_DECAY = 0.8
 
 # Of rows [rows, length]: tokens, and for each position the ids and probabilities [rows, length, k] of its labels; for a
 # drafter that reads, also states [rows, length, reads * width].
@@ -84,8 +85,8 @@ class Loss:
             ]
         for level, (first, logits) in enumerate(found):
             here = ids[:, first:].flatten(0, 1), probabilities[:, first:].flatten(0, 1)
-            total = total + _LEVEL_DECAY**level * self._of(logits, *here, soft)
-            weights += _LEVEL_DECAY**level
+            total = total + LEVEL_DECAY**level * self._of(logits, *here, soft)
+            weights += LEVEL_DECAY**level
         return total / weights
 
     def _of(self, logits: Tensor, ids: Tensor, wanted: Tensor, soft: bool) -> Tensor:
@@ -149,24 +150,20 @@ class Training:
 
     def on_labels(self, shards: Sequence[Path]) -> None:
         """The second phase: `passes` over all shards in batches from one shard each; the rate falls to 0."""
-        batches = self._label_batches(shards)
-        if self.recipe.reads and self.fresh and not self.step:
+        recipe = self.recipe
+        assert recipe.labels is not None
+        batches = labels.batches(
+            shards, recipe.labels.passes, self.seed, lambda length: max(1, recipe.batch * recipe.length // length)
+        )
+        if recipe.reads and self.fresh and not self.step:
             with safe_open(shards[0], "pt") as shard:
                 cast(Fusion, self.drafter.fusion).scale(shard.get_slice("states")[:_SCALED].flatten(0, 1))
-        phase = 1 if self.recipe.tokens else 0
+        phase = 1 if recipe.tokens else 0
         start = self.ends[0][0] if phase else 0
 
         def batch(step: int, _: torch.Generator) -> Labelled:
-            path, rows = batches[step - start]
-            with safe_open(path, "pt") as shard:
-                # A row at a time: with states a shard is large.
-                # States may be there for the table alone (context.py).
-                wanted = set(shard.keys()) - (set() if self.recipe.reads else {"states"})
-                parts = {name: shard.get_slice(name) for name in sorted(wanted)}
-                found = {
-                    name: torch.cat([part[row : row + 1] for row in rows.tolist()]) for name, part in parts.items()
-                }
-            return {name: value if value.is_floating_point() else value.long() for name, value in found.items()}
+            # States may be there for the table alone (context.py).
+            return labels.read_rows(*batches[step - start], states=bool(recipe.reads))
 
         self._run(phase, batch, len(batches), soft=True, falling=True, share=1.0)
 
@@ -176,22 +173,6 @@ class Training:
         if torch.rand((), generator=generator) < recipe.repeat_share:
             rows = repeat_span(rows, generator)
         return {"tokens": rows[:, :-1], "ids": rows[:, 1:, None], "probabilities": torch.ones(*rows[:, 1:].shape, 1)}
-
-    def _label_batches(self, shards: Sequence[Path]) -> list[tuple[Path, Tensor]]:
-        """(shard, its rows) of every step, in the order of the seed."""
-        labels = self.recipe.labels
-        assert labels is not None
-        found = []
-        for turn in range(labels.passes):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-            batches = []
-            for path in shards:
-                with safe_open(path, "pt") as opened:
-                    rows, length = opened.get_slice("tokens").get_shape()
-                size = max(1, self.recipe.batch * self.recipe.length // length)
-                batches += [(path, part) for part in torch.randperm(rows, generator=generator).split(size)]
-            found += [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return found
 
     def _run(
         self,
