@@ -127,6 +127,8 @@ class TokenTree:
         """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order; it keeps `nodes`."""
         if len(nodes) == len(self):
             return self
+        if len(nodes) == 1:
+            return replace(TokenTree.root(int(self.tokens[0])), numbers=nodes)
         # In arrays: see `grown`.
         kept = nodes.numpy()
         # The last entry is for the parent of the root.

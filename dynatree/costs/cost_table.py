@@ -3,13 +3,15 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.config import Knobs
+
+NotNegative = Annotated[float, Field(ge=0)]
 
 # Besides the root: no table tells what larger trees cost.
 MOST_NODES = 127
@@ -102,6 +104,8 @@ class CostTable(Knobs):
 
     `models`: fingerprint (engine/language_model.py) of `target` and, if there is one, `drafter`. `handling`,
     `surcharge`: what `draft` has besides forwards, for a row's own work and for what a level takes more in decoding.
+    `looking`: what a round takes in which nodes are looked for, though none are found, of one request and of each
+    further one (0: not measured, and taken to be nothing).
     `batches`: the same for several requests at once, where that was measured.
     """
 
@@ -111,6 +115,7 @@ class CostTable(Knobs):
     draft: Curve | None = None
     handling: float = Field(default=0.0, ge=0)
     surcharge: float = Field(default=0.0, ge=0)
+    looking: tuple[NotNegative, NotNegative] = (0.0, 0.0)
     batches: list[BatchCosts] = Field(default_factory=list)
 
     @property
@@ -133,6 +138,11 @@ class CostTable(Knobs):
             verify = verify_low.between(verify, share)
             draft = draft_low and draft and draft_low.between(draft, share)
         return self.model_copy(update={"verify": verify.share(counted), "draft": draft and draft.share(counted)})
+
+    def looked(self, rows: int) -> float:
+        """Seconds that a round takes more where nodes are looked for below each of `rows` roots."""
+        first, further = self.looking
+        return first + (rows - 1) * further
 
     @model_validator(mode="after")
     def _all_draft_or_none(self) -> Self:

@@ -105,9 +105,11 @@ class Decoder(RoundDecoder):
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
             # Processors write into what they are given, and the drafter learns what the target says without them.
-            scores = logits.clone() if request.processors.active else logits
+            learns = self._drafter.learns
+            scores = logits.clone() if learns and request.processors.active else logits
             path, token = self._accepted(request, tree, request.process(scores, tree))
-            self._drafter.learn(request, tree, path, logits)
+            if learns:
+                self._drafter.learn(request, tree, path, logits)
             request.states = states[path] if len(states) else states
             verified.append((path, token))
         return verified

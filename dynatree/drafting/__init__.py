@@ -32,6 +32,10 @@ class Drafter(Protocol):
     def forwards(self, request: Request) -> int:
         """Draft forwards of the last `propose` that `request` took part in."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether it makes anything of what the target says in this round."""
+
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
         """What the target says of the nodes of the verified `tree`, of which those of `path` are about to be accepted:
         its `logits` [nodes, vocabulary], before any processor. They are freed afterwards.

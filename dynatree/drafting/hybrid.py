@@ -2,6 +2,8 @@
 new, and a table of successors, where the drafter has one, what takes no forward: below the likeliest nodes, or where
 levels were drafted below the last one.
 
+Where what model and table find does not save the time that it takes, rounds rest, and have lookup's nodes alone.
+
 Where two speak of one node, lookup's claim stands for its own token (or the model's, if larger) and the model shares
 out the rest: siblings never sum to more than 1.
 """
@@ -21,6 +23,9 @@ from dynatree.generation.sampling import DraftNoise
 from dynatree.tree import TokenTree
 
 MODEL = "optional"
+
+# Tokens that a match has at least in a round that rests: the next one is seldom right behind fewer.
+_AT_REST = 2
 
 
 class Drafter:
@@ -45,7 +50,13 @@ class Drafter:
             drafter.start(requests)
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
-        trees, table = self._lookup.propose(requests, planner), self._successors
+        model, table = self._model, self._successors
+        if not model:
+            return self._lookup.propose(requests, planner)
+        if not planner.looks(requests):
+            self._followed = False
+            return model.grow(requests, self._lookup.matched(requests, planner, _AT_REST), planner, levels=0)
+        found = self._lookup.propose(requests, planner)
         # Only a policy that weighs costs has the table's nodes.
         growths = [planner.priced(request) for request in requests] if table else []
         priced = [(place, growth) for place, growth in enumerate(growths) if growth]
@@ -53,16 +64,20 @@ class Drafter:
         if table:
             for place, growth in priced:
                 growth.offered(table.below_root(requests[place], growth))
-        if self._model:
-            trees = self._model.grow(requests, trees, planner, share_out)
+        trees = model.grow(requests, found, planner, share_out)
         if table:
             for place, growth in priced:
                 request = requests[place]
                 trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
+        planner.looked(requests, found, trees)
         return trees
 
     def forwards(self, request: Request) -> int:
         return self._model.forwards(request) if self._model else 0
+
+    @property
+    def learns(self) -> bool:
+        return self._followed
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
         if self._successors and self._followed:

@@ -41,6 +41,10 @@ _LONGEST_MATCH = 64
 _CANDIDATES = 12
 
 
+# Tokens and steps.
+NOTHING = ROOT[:0], torch.empty(0)
+
+
 class Confidence:
     """Probability that the next proposed token is right, by the match's length in tokens; learnt online."""
 
@@ -70,6 +74,9 @@ _PLACES = [bucket(matched) for matched in range(BUCKETS[-1])]
 class Drafter:
     """Proposes one chain a round to each request; grows no levels."""
 
+    # It goes by what is committed.
+    learns = False
+
     def __init__(self, model: DraftModel | None = None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         self._rates = rates
         for found in rates.lookups if rates else ():
@@ -83,13 +90,17 @@ class Drafter:
             self._lookups[request] = Lookup(self._trusted(request))
 
     def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
-        return [self._chain(request, planner.growth(request)) for request in requests]
+        return self.matched(requests, planner)
+
+    def matched(self, requests: Sequence[Request], planner: BatchPlanner, least: int = 1) -> list[TokenTree]:
+        """As `propose`, behind matches of `least` tokens or more."""
+        return [self._chain(request, planner.growth(request), least) for request in requests]
 
     def forwards(self, request: Request) -> int:
         return 0
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
-        pass  # it goes by what is committed
+        pass
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         pass  # the next round compares its proposal with what was committed
@@ -102,9 +113,9 @@ class Drafter:
             return PRIOR_NEW if request.processors.active or request.temperature >= _NEW_FROM else PRIOR
         return self._rates.at(request.temperature, request.processors.active).lookup
 
-    def _chain(self, request: Request, growth: Growth) -> TokenTree:
+    def _chain(self, request: Request, growth: Growth, least: int) -> TokenTree:
         tree = TokenTree.root(request.committed[-1])
-        tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth))
+        tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth), least)
         if not len(tokens):
             return tree
         # Path probabilities fall along a chain, so what is kept is its beginning.
@@ -124,16 +135,19 @@ class Lookup:
         self._proposed: list[int] = []
         self._proposed_at = 0
 
-    def propose(self, committed: Sequence[int], limit: int) -> tuple[Tensor, Tensor]:
-        """Tokens [k] and step log-probabilities [k], k <= `limit`, of the chain that follows `committed`."""
+    def propose(self, committed: Sequence[int], limit: int, least: int = 1) -> tuple[Tensor, Tensor]:
+        """Tokens [k] and step log-probabilities [k], k <= `limit`, of the chain that follows `committed`.
+
+        None behind a match of fewer than `least` tokens.
+        """
         self._learn(committed)
         self._index(committed)
         self.matched, source = self._longest_match(committed)
         self._proposed_at = len(committed)
         # A match that reaches the end of the text is a cycle: go around it.
-        self._proposed = [*islice(cycle(committed[source:]), limit)] if self.matched else []
+        self._proposed = [*islice(cycle(committed[source:]), limit)] if self.matched >= least else []
         if not self._proposed:
-            return torch.empty(0, dtype=torch.long), torch.empty(0)
+            return NOTHING
         steps = torch.tensor(self._confidence.steps(self.matched, len(self._proposed)))
         return torch.tensor(self._proposed), steps.clamp(min=1e-4, max=1).log()
 

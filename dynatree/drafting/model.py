@@ -38,6 +38,9 @@ class Drafter:
     `noise` says.
     """
 
+    # It goes by what is committed.
+    learns = False
+
     def __init__(self, model: DraftModel | None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         assert model is not None, "the decoder refuses a drafter model that is missing"
         self._model, self._rates, self._noise = model, rates, noise
@@ -62,12 +65,17 @@ class Drafter:
         trees: Sequence[TokenTree],
         planner: BatchPlanner,
         adjust: Adjust | None = None,
+        levels: int | None = None,
     ) -> list[TokenTree]:
-        """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step."""
+        """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step.
+
+        `levels`: at most so many, whatever their growths would have; None: as they decide.
+        """
         growths = [planner.growth(request) for request in requests]
         drafts = [self._drafts[request] for request in requests]
-        levels = [
-            min(most_levels(request, growth), draft.begin_round(request.committed))
+        most = 2**31 if levels is None else levels
+        allowed = [
+            min(most, most_levels(request, growth), draft.begin_round(request.committed))
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
         trees, frontiers = [*trees], [ROOT] * len(requests)
@@ -75,8 +83,8 @@ class Drafter:
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:
-                allowed = frontiers[place] if level < levels[place] else ROOT[:0]
-                frontier = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
+                open_ends = frontiers[place] if level < allowed[place] else ROOT[:0]
+                frontier = growths[place].expand(trees[place], open_ends) if len(open_ends) else open_ends
                 frontiers[place] = drafts[place].likeliest(trees[place], frontier)
             growing, level = [place for place in growing if len(frontiers[place])], level + 1
             if not growing:
@@ -101,7 +109,7 @@ class Drafter:
         return self._drafts[request].draws
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
-        pass  # it goes by what is committed
+        pass
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         self._drafts[request].accept(tree.before_the_cut(path), request.states)

@@ -58,6 +58,8 @@ LEVEL = 8.0
 class Drafter:
     """Without step rates the table's own probabilities are taken."""
 
+    learns = True
+
     def __init__(self, model: DraftModel | None, rates: StepRates | None = None, noise: DraftNoise = "shared"):
         assert model is not None, "the decoder refuses a drafter model that is missing"
         if model.successors is None:

@@ -1,7 +1,9 @@
-"""The growths of requests that are decoded together, and what they decide together: how many nodes they verify.
+"""The growths of requests that are decoded together, and what they decide together: how many nodes they verify, and
+whether nodes are looked for at all.
 
 A target forward is as wide as its widest tree: where growths weigh nodes against seconds (PricedGrowth), the width that
-saves most over all requests is chosen for all of them.
+saves most over all requests is chosen for all of them. The wider a forward is by itself, the less a tree saves, while
+each request's nodes take their time to be found: where they do not save it, requests rest.
 """
 
 import logging
@@ -13,11 +15,47 @@ import torch
 from torch import Tensor
 
 from dynatree.costs.calibration import Calibration
+from dynatree.costs.step_rates import LEAST, MOST
 from dynatree.generation.growth import Growth, GrowthPolicy, PricedGrowth
 from dynatree.generation.request import Request
 from dynatree.tree import TokenTree
 
 log = logging.getLogger(__name__)
+
+# Roots below which nodes were looked for before it is said whether that pays, and what such a root's savings keep of
+# their weight with each that is looked at after it.
+_EVIDENCE, _FADE = 20, 0.95
+# Rounds without looking: twice as many each time that looking again was in vain, so often.
+_REST, _DOUBLED = 32, 3
+
+
+class _Looking:
+    """Whether the rounds of a batch look for nodes: as long as those that are found save the time that it takes.
+
+    It goes by what the cost table says, not by a clock, so that a trace is reproducible.
+    """
+
+    def __init__(self, expected: float) -> None:
+        """`expected`: seconds that a round is to gain by it, by what is known of other text."""
+        self._gain, self._seen, self._in_vain = 0.0, 0, 0
+        self._left = 0 if expected >= 0 else 1 + _REST
+
+    def due(self) -> bool:
+        """Whether the round that begins looks."""
+        self._left = max(0, self._left - 1)
+        return not self._left
+
+    def observe(self, gain: float, roots: int) -> None:
+        """A round looked below so many `roots`, and was to gain so many seconds by it: less than none, to lose them."""
+        self._gain, self._seen = self._gain * _FADE**roots + gain, self._seen + roots
+        if self._seen < _EVIDENCE:
+            return
+        if self._gain >= 0:
+            # Not in vain this time.
+            self._in_vain = 0 if self._seen >= 2 * _EVIDENCE else self._in_vain
+            return
+        self._gain, self._seen, self._left = 0.0, 0, 1 + (_REST << self._in_vain)
+        self._in_vain = min(self._in_vain + 1, _DOUBLED)
 
 
 class BatchPlanner:
@@ -27,6 +65,7 @@ class BatchPlanner:
         self._policy, self._calibration = policy, calibration
         # As long as a request is there: another may begin before it has ended.
         self._growths: WeakKeyDictionary[Request, Growth] = WeakKeyDictionary()
+        self._looking: WeakKeyDictionary[Request, _Looking] = WeakKeyDictionary()
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
         self._priced = False
 
@@ -40,6 +79,7 @@ class BatchPlanner:
             # The root is the last committed token, and not in the cache yet.
             self._growths[request] = self._policy.start(known, len(request.committed) - 1)
         self._priced = all(isinstance(self._growths[request], PricedGrowth) for request in requests)
+        self._look_from_now_on(requests)
 
     def retain(self, requests: Sequence[Request]) -> None:
         """The requests that go on; each now pays a larger share of a forward."""
@@ -47,6 +87,7 @@ class BatchPlanner:
         if shared and self._priced:
             for growth in self._priced_of(requests):
                 growth.set_costs(shared)
+            self._look_from_now_on(requests)
 
     def growth(self, request: Request) -> Growth:
         """How the tree of `request` grows."""
@@ -55,6 +96,16 @@ class BatchPlanner:
     def priced(self, request: Request) -> PricedGrowth | None:
         """The same where it weighs nodes against seconds; None: it does not."""
         return cast("PricedGrowth", self._growths[request]) if self._priced else None
+
+    def looks(self, requests: Sequence[Request]) -> bool:
+        """Whether this round looks for nodes that take time to be found. Asked once a round."""
+        return not self._price(requests) or self._looking[requests[0]].due()
+
+    def looked(self, requests: Sequence[Request], before: Sequence[TokenTree], after: Sequence[TokenTree]) -> None:
+        """It has looked, and made of the trees `before` those `after`."""
+        if price := self._price(requests):
+            gain = self._saved(requests, after) - self._saved(requests, before) - price
+            self._looking[requests[0]].observe(gain, len(requests))
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
@@ -78,10 +129,44 @@ class BatchPlanner:
 
     def _width(self, growths: Sequence[PricedGrowth], trees: Sequence[TokenTree]) -> int:
         """Nodes that each request may verify."""
+        savings = self._savings(growths, trees)
+        return savings.index(max(savings))
+
+    def _savings(self, growths: Sequence[PricedGrowth], trees: Sequence[TokenTree]) -> list[float]:
+        """Seconds saved over all requests by a forward over 0, 1, ... nodes of each."""
         # No tree is larger than `most`, and a forward that is not that wide does not cost what a wider one does.
         most = max(len(tree) for tree in trees) - 1
-        savings = [growth.savings(tree) for growth, tree in zip(growths, trees, strict=True)]
-        return int(torch.stack(savings).sum(0)[: most + 1].argmax())
+        each = [growth.savings(tree, most) for growth, tree in zip(growths, trees, strict=True)]
+        # Lists: there are few nodes, and tensors of them took longer.
+        return [sum(saved) for saved in zip(*each, strict=True)]
+
+    def _saved(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> float:
+        """Seconds that the nodes of `trees` save which are worth verifying."""
+        if all(len(tree) == 1 for tree in trees):
+            return 0.0
+        return max(self._savings(self._priced_of(requests), trees))
+
+    def _look_from_now_on(self, requests: Sequence[Request]) -> None:
+        """Begin to look, or to rest: by how often a drafter is right below a root of such text."""
+        if not (price := self._price(requests)):
+            return
+        assert self._calibration, "what has a price was measured"
+        trees = []
+        for request in requests:
+            rates = self._calibration.of(request.temperature, request.processors.active).step_rates.rates
+            steps = torch.tensor(rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
+            trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps))
+        looking = _Looking(self._saved(requests, trees) - price)
+        self._looking.update(dict.fromkeys(requests, looking))
+
+    def _price(self, requests: Sequence[Request]) -> float:
+        """Seconds that looking takes; 0: it is not known, or nothing is weighed.
+
+        Nothing is of one request alone, which loses more by what it does not find than it gains (docs/tried.md).
+        """
+        if len(requests) == 1 or self._calibration is None or not self._priced:
+            return 0.0
+        return self._calibration.costs.looked(len(requests))
 
     def _shared(self, requests: int) -> Calibration | None:
         return self._calibration and self._calibration.shared(requests)

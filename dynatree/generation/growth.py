@@ -47,10 +47,10 @@ class PricedGrowth(Growth, Protocol):
     def offered(self, together: Sequence[float]) -> None:
         """What is to be had below the root without a level: how likely its best 1, 2, ... children are together."""
 
-    def savings(self, tree: TokenTree) -> Tensor:
-        """Seconds saved by a forward over 0, 1, ... nodes of `tree` besides the root, by this request alone.
+    def savings(self, tree: TokenTree, most: int) -> list[float]:
+        """Seconds saved by a forward over 0, 1, ... `most` nodes of `tree` besides the root, by this request alone.
 
-        Equally many for every request, whatever the size of its tree.
+        `most` may be more than the tree has; fewer where the growth allows no more.
         """
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:

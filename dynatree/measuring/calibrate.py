@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynatree import decoding
 from dynatree.costs.calibration import Calibration
-from dynatree.costs.cost_table import CostTable
+from dynatree.costs.cost_table import BatchCosts, CostTable
 from dynatree.costs.step_rates import SampledRates, StepRates, log_odds
 from dynatree.drafting import lookup, successors
 from dynatree.drafting.model import first_seen
@@ -37,6 +37,10 @@ RATED = 8
 
 # What decoding is watched with: a level in each round, so that the drafter never lacks more than two tokens.
 DECODING = {"policy": "chain", "drafting": "model", "draft_tokens": 1}
+# By what nodes are looked for: the default method, which verifies those that pay.
+LOOKING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
+# Requests that are decoded together to see what looking takes, and tokens of each.
+_TOGETHER, _LOOKED = 4, 32
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]
@@ -110,6 +114,7 @@ def loaded(
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
             table = table.drafting_plus(beyond)
+            table = table.model_copy(update={"looking": looking(target, drafter, prompts, Calibration(table, rates))})
     return Calibration(table, rates)
 
 
@@ -151,6 +156,33 @@ def while_decoding(
                 beyond.append(taken[number] - float(costs.draft.at(context, fed)[fed]))
         tell(f"{target.name} and {drafter.name} decoded {len(trace.output)} tokens")
     return max(0.0, statistics.median(beyond or [0.0]))
+
+
+def looking(
+    target: LanguageModel, drafter: DraftModel, prompts: Sequence[list[int]], calibration: Calibration
+) -> tuple[float, float]:
+    """Median seconds of looking for nodes between two target forwards, without a level: below one root, and below each
+    further one of a batch, whose turn finds code and data in the processor's caches."""
+    together, costs = prompts[:_TOGETHER], calibration.costs
+    # Batches are measured later: as if theirs took as long.
+    shared = [BatchCosts(rows=max(2, len(together)), verify=costs.verify, draft=costs.draft)]
+    known = calibration._replace(costs=costs.model_copy(update={"batches": shared}))
+    decoder = decoding.build(target, drafter, "speculative", LOOKING, known)
+
+    def taken(some: Sequence[list[int]]) -> float:
+        clock = Clock(instrumented=True)
+        traces = decoding.decode_together(decoder, some, lasting(PENALISED, _LOOKED), clock)
+        drafted = {number for trace in traces for number, fact in enumerate(trace.rounds) if fact.draft_forwards}
+        found: dict[int, float] = {}
+        # Of the rounds that all of them took part in.
+        rounds = min(len(trace.rounds) for trace in traces)
+        for number, phase, start, end in clock.spans:
+            if phase in ("draft", "select") and 0 <= number < rounds and number not in drafted:
+                found[number] = found.get(number, 0.0) + end - start
+        return statistics.median(found.values() or [0.0])
+
+    first = statistics.median([taken([prompt]) for prompt in together])
+    return first, max(0.0, taken(together) - first) / (len(together) - 1) if len(together) > 1 else first
 
 
 def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel | None = None) -> StepRates:

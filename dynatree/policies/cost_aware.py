@@ -233,11 +233,10 @@ class _Growth:
         every = _PROBE_EVERY << min(self._in_vain, _PROBE_DOUBLED)
         return self._idle >= every or (self._idle >= every // 2 and self._round % every == 0)
 
-    def savings(self, tree: TokenTree) -> Tensor:
+    def savings(self, tree: TokenTree, most: int) -> list[float]:
         worth = self._worth(tree)[1]
-        worth = worth + worth[-1:] * (self._most + 1 - len(worth))
-        pairs = zip(worth, self._seconds.verify, strict=True)
-        return torch.tensor([gained - taken for gained, taken in pairs], dtype=torch.float64)
+        worth = worth + worth[-1:] * (most + 1 - len(worth))
+        return [gained - taken for gained, taken in zip(worth[: most + 1], self._seconds.verify, strict=False)]
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
         return torch.tensor([0, *sorted(self._worth(tree)[0][:width])])

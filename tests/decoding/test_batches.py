@@ -265,4 +265,5 @@ def test_a_row_fills_the_width_that_is_paid_for() -> None:
     tree = TokenTree.root(0).chain(torch.arange(4), torch.tensor([0.9, 0.3, 0.3, 0.3]).log())
     assert len(chosen.select(tree)) == 2
     assert [len(chosen.select_within(tree, width)) for width in (0, 1, 3, 8)] == [1, 2, 4, 5]
-    assert chosen.savings(tree).argmax() == 1 and len(chosen.savings(tree)) == 9
+    saved = chosen.savings(tree, 20)
+    assert saved.index(max(saved)) == 1 and len(saved) == 9 and chosen.savings(tree, 2) == saved[:3]

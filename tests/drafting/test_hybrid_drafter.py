@@ -1,5 +1,6 @@
 """Lookup and model in one tree."""
 
+import pytest
 import torch
 
 from dynatree.decoding.speculative import Decoder
@@ -7,11 +8,13 @@ from dynatree.drafting.hybrid import share_out
 from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
+from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
 
 ROOT = torch.zeros(1, dtype=torch.long)
+LIMITS = {"depth": 8, "branch": 3, "threshold": 0.01, "budget": 16}
 
 
 def proposed(target: LanguageModel, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
@@ -53,3 +56,24 @@ def test_without_a_model_it_is_lookup(target: Build) -> None:
     hybrid = Decoder(target(), None, None, drafting="hybrid", **knobs).decode(prompt, models.wanted(24))
     assert hybrid.rounds == lookup.rounds and hybrid.draft_forwards == 0
     assert any(round.drafted for round in hybrid.rounds)
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_a_round_at_rest_has_lookups_nodes_alone(target: Build, monkeypatch: pytest.MonkeyPatch, table: bool) -> None:
+    """Guards what resting is for: no draft forward, nothing of the table, no match of one token; the same text."""
+    known, knobs = models.calibration(level=0.01), {"policy": "cost_aware", **LIMITS}
+    helper = models.related(target())
+    helper.successors = helper.successors if table else None
+
+    def drafted(prompt: list[int], looks: bool, drafting: str = "hybrid") -> tuple[float, int]:
+        """Nodes a round, and draft forwards."""
+        monkeypatch.setattr(BatchPlanner, "looks", lambda *_: looks)
+        trace = Decoder(target(), helper, known, drafting=drafting, **knobs).decode(prompt, models.wanted(24))
+        assert trace.output == models.generated(target(), prompt, 24)
+        return sum(one.drafted for one in trace.rounds) / len(trace.rounds), trace.draft_forwards
+
+    looking, resting, lookup = (drafted([3, 1, 4, 1, 5], *how) for how in ((True,), (False,), (True, "lookup")))
+    assert looking[0] > lookup[0] > resting[0] and resting[1] == 0
+    assert table or looking[1] > 0
+    # What looping text has by lookup it keeps.
+    assert drafted([2, 7] * 6, False)[0] > 1

@@ -352,13 +352,26 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     assert not seen
     caches = made.new_caches(3)
     assert seen == [(least, 1)]
-    # Of four places, which two requests would leave half empty.
+    # Of four places, of which two requests fill half: enough over a token each.
     for count in (3, 2, 2, 2, 3, 3, 2, 1):
         made.forward([Feed(TEXT[:1], cache) for cache in caches[:count]])
     assert seen == [(least, 1), (least, 4)]
     # What is prepared for others takes its place.
     made.prepare(2)
     assert {places for places, _ in made._graphs[None]._requests} == {1, 2}
+
+
+def test_how_empty_a_graph_for_several_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards forwards that work for nobody, and requests decoded one by one that would take less together."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    monkeypatch.setattr(compiled, "EARNED_TOGETHER", 0)
+    made, together = fresh("int8"), []
+    infer = compiled.Graph.infer
+    monkeypatch.setattr(compiled.Graph, "infer", lambda self, given: together.append(len(given)) or infer(self, given))
+    caches = made.new_caches(4)
+    for count, tokens in ((4, 1), (3, 1), (2, 1), (4, 2), (3, 2), (2, 2)):
+        made.forward([Feed(TEXT[:tokens], cache) for cache in caches[:count]])
+    assert together == [4, 3, 2, 4, 3, 1, 1]
 
 
 @pytest.mark.parametrize("format", parts.FORMATS)

@@ -1,6 +1,7 @@
 """What requests of a batch decide together: how wide their forward is, by costs of their number."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class Priced:
     branch = depth = 1
 
     def __init__(self, savings: list[float]):
-        self._savings = torch.tensor(savings, dtype=torch.float64)
+        self._savings = [float(saved) for saved in savings]
         self.costs: list[Calibration] = []
 
     def offered(self, together: Sequence[float]) -> None:
@@ -39,7 +40,7 @@ class Priced:
         raise NotImplementedError
 
     def select(self, tree: TokenTree) -> Tensor:
-        return torch.arange(1 + int(self._savings.argmax()))
+        return torch.arange(1 + self._savings.index(max(self._savings)))
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
         raise NotImplementedError
@@ -47,8 +48,8 @@ class Priced:
     def set_costs(self, calibration: Calibration) -> None:
         self.costs.append(calibration)
 
-    def savings(self, tree: TokenTree) -> Tensor:
-        return self._savings
+    def savings(self, tree: TokenTree, most: int) -> list[float]:
+        return self._savings[: most + 1]
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
         return torch.arange(width + 1)
@@ -67,11 +68,35 @@ class Given:
         return growth
 
 
-def measured() -> Calibration:
+def measured(looking: tuple[float, float] = (0, 0)) -> Calibration:
     """Of up to three requests."""
     costs, steps = models.calibration()
     batches = [BatchCosts(rows=rows, verify=VERIFY, draft=VERIFY) for rows in (2, 3)]
-    return Calibration(costs.model_copy(update={"batches": batches}), steps)
+    return Calibration(costs.model_copy(update={"batches": batches, "looking": looking}), steps)
+
+
+class Batch:
+    """`rows` requests, each of which would save `saved` seconds by a node that is looked for."""
+
+    def __init__(self, rows: int, saved: float, looking: tuple[float, float] = (2, 1)):
+        self.growths = [Priced([0, saved]) for _ in range(rows)]
+        self.requests = [models.request([1, 2], 8) for _ in range(rows)]
+        self.planner = BatchPlanner(Given(*self.growths), measured(looking))
+        self.planner.start(self.requests)
+
+    def rounds(self, count: int) -> list[bool]:
+        """Of each of so many rounds whether it looked."""
+        looks = []
+        for _ in range(count):
+            looks.append(self.planner.looks(self.requests))
+            if looks[-1]:
+                trees = [TokenTree.root(1)] * len(self.requests)
+                self.planner.looked(self.requests, trees, [TREE] * len(self.requests))
+        return looks
+
+    def spells(self, count: int) -> list[int]:
+        """The lengths of spells of rounds that look, and of those that do not, which are negative."""
+        return [(1 if looked else -1) * len([*same]) for looked, same in groupby(self.rounds(count))]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +136,45 @@ def test_a_growth_without_costs_decides_for_itself() -> None:
     planner = BatchPlanner(Given(*[PolicySettings()] * 2), None)
     planner.start(requests)
     assert [len(tree) for tree in planner.select(requests, [TREE, TREE])] == [4, 4]
+
+
+def test_a_batch_looks_for_nodes_as_long_as_they_save_what_it_takes() -> None:
+    """Guards batches that are slower than without drafting, by what each request is looked at in vain."""
+    assert all(Batch(2, 1.6).rounds(200))
+    rests = Batch(2, 1.4)
+    # As is to be expected of such text, it rests from the first round on, and tries again: 10 rounds of two.
+    assert rests.spells(32 + 10 + 32 + 10 + 64 + 10 + 128) == [-32, 10, -32, 10, -64, 10, -128]
+    # Text changes: once it pays, and lasts, the next rest is a short one again.
+    for growth in rests.growths:
+        growth._savings = [0, 9]
+    assert all(rests.rounds(40))
+    for growth in rests.growths:
+        growth._savings = [0, 0]
+    looked, *spells = rests.spells(100)
+    assert 5 < looked < 30 and spells[:2] == [-32, 10]
+
+
+def test_nobody_rests_alone_or_where_it_is_not_known_what_looking_takes() -> None:
+    """Guards text that is slower for what was not looked for, and calibrations of before."""
+    assert all(Batch(1, 0.0).rounds(100)) and all(Batch(3, 0.0, (0, 0)).rounds(100))
+    # What is left of a batch begins anew.
+    batch = Batch(3, 1.2)
+    assert not any(batch.rounds(8))
+    del batch.requests[0]
+    batch.planner.retain(batch.requests)
+    assert not any(batch.rounds(32)) and all(batch.rounds(10))
+    del batch.requests[0]
+    batch.planner.retain(batch.requests)
+    assert all(batch.rounds(50))
+
+
+def test_what_lookup_found_is_not_what_looking_saves() -> None:
+    """Guards loops, in which chains save much, and all that is looked for beside them nothing."""
+    batch = Batch(2, 9.0)
+    for _ in range(10):
+        assert batch.planner.looks(batch.requests)
+        batch.planner.looked(batch.requests, [TREE] * 2, [TREE] * 2)
+    assert not any(batch.rounds(32))
 
 
 def test_costs_are_those_of_as_many_requests_as_there_are() -> None:

@@ -17,6 +17,7 @@ from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
 from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
+from dynatree.drafting.successors import Follower
 from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
@@ -295,6 +296,27 @@ def test_levels_cost_what_they_take_while_decoding(
     assert calibrate.while_decoding(target(), drafter("same"), [[3, 1, 4, 1]], 12, costs) == 0
 
 
+@pytest.mark.parametrize("prompts", [[[3, 1, 4, 1]], [[3, 1, 4, 1], [2, 7], [1, 5, 9]]])
+def test_what_looking_takes_is_measured_between_forwards(
+    target: Build, drafter: Drafts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
+) -> None:
+    """Guards batches that look for nodes where that takes longer than they save."""
+    looked_up = Follower._looked_up
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.005)
+        return looked_up(*arguments)
+
+    monkeypatch.setattr(Follower, "_looked_up", slow)
+    known = models.calibration(level=9.0)
+    first, further = calibrate.looking(target(), drafter("related"), prompts, known)
+    assert 0.005 < first < 0.1 and 0.004 < further < 0.1
+    table = known.costs.model_copy(update={"looking": (first, further)})
+    known._replace(costs=table).write(tmp_path)
+    assert Calibration.read(tmp_path, {}, {}).costs.looked(3) == pytest.approx(first + 2 * further)
+    assert known.costs.looked(3) == 0
+
+
 def test_a_slower_level_is_kept_for_batches() -> None:
     """Guards against a surcharge that the costs of batches, measured later, would lack."""
     costs = models.calibration().costs
@@ -354,7 +376,7 @@ def test_rates_of_another_format_are_taken_as_they_are(
         Pair(target(), drafter("related")), {}, [[3, 1, 4]], 8, [16], 1, {}, tell=lambda _: None, rates=known
     )
     assert found.step_rates is known and known.ranks == models.calibration().step_rates.ranks
-    assert found.costs.draft is not None
+    assert found.costs.draft is not None and min(found.costs.looking) > 0
     (tmp_path / "steps.json").write_text("{")
     with pytest.raises(UserError, match="measure it again"):
         read_rates(tmp_path)

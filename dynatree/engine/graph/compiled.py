@@ -153,8 +153,9 @@ class Graph:
         if len(given) == 1:
             width = next((width for width in self._static if width >= n), None) if _whole(given[0]) else None
             return (1, width) if self._wants(1, width) else (1, None)
-        # Of a graph that is half empty the work for nobody takes more than the others would one by one.
-        if not self._places >= len(given) > self._places // 2:
+        # Of a graph that is emptier the work for nobody takes more than the others would one by one, over several
+        # tokens each even of one that is half empty.
+        if not self._places >= len(given) >= self._places // 2 + (n > 1):
             return None
         wide = next(wide for wide in self._together if wide is None or wide >= n)
         if not self._wants(self._places, wide) and self._wanted[self._places, wide] >= EARNED_TOGETHER:
