@@ -37,8 +37,8 @@ class Drafter(Protocol):
         """Whether it makes anything of what the target says in this round."""
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
-        """What the target says of the nodes of the verified `tree`, of which those of `path` are about to be accepted:
-        its `logits` [nodes, vocabulary], before any processor. They are freed afterwards.
+        """Asked where it `learns`: what the target says of the nodes of the verified `tree`, of which those of `path`
+        are about to be accepted: its `logits` [nodes, vocabulary], before any processor. They are freed afterwards.
         """
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:

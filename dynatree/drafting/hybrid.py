@@ -55,7 +55,7 @@ class Drafter:
             return self._lookup.propose(requests, planner)
         if not planner.looks(requests):
             self._followed = False
-            return model.grow(requests, self._lookup.matched(requests, planner, _AT_REST), planner, levels=0)
+            return model.grow(requests, self._lookup.propose(requests, planner, _AT_REST), planner, most=0)
         found = self._lookup.propose(requests, planner)
         # Only a policy that weighs costs has the table's nodes.
         growths = [planner.priced(request) for request in requests] if table else []
@@ -80,7 +80,7 @@ class Drafter:
         return self._followed
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
-        if self._successors and self._followed:
+        if self._successors:
             self._successors.learn(request, tree, path, logits)
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:

@@ -89,11 +89,8 @@ class Drafter:
         for request in requests:
             self._lookups[request] = Lookup(self._trusted(request))
 
-    def propose(self, requests: Sequence[Request], planner: BatchPlanner) -> list[TokenTree]:
-        return self.matched(requests, planner)
-
-    def matched(self, requests: Sequence[Request], planner: BatchPlanner, least: int = 1) -> list[TokenTree]:
-        """As `propose`, behind matches of `least` tokens or more."""
+    def propose(self, requests: Sequence[Request], planner: BatchPlanner, least: int = 1) -> list[TokenTree]:
+        """See `Drafter`; nothing behind a match of fewer than `least` tokens."""
         return [self._chain(request, planner.growth(request), least) for request in requests]
 
     def forwards(self, request: Request) -> int:

@@ -27,6 +27,9 @@ from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
 
+# More levels than any tree has.
+_ANY = 2**31
+
 # Step log-probabilities [f, b] of children `tokens` [f, b] of `frontier` [f] in a tree, from the model's own [f, b].
 Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
 
@@ -65,16 +68,15 @@ class Drafter:
         trees: Sequence[TokenTree],
         planner: BatchPlanner,
         adjust: Adjust | None = None,
-        levels: int | None = None,
+        most: int = _ANY,
     ) -> list[TokenTree]:
         """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step.
 
-        `levels`: at most so many, whatever their growths would have; None: as they decide.
+        They have `most` levels, whatever their growths would have.
         """
         growths = [planner.growth(request) for request in requests]
         drafts = [self._drafts[request] for request in requests]
-        most = 2**31 if levels is None else levels
-        allowed = [
+        levels = [
             min(most, most_levels(request, growth), draft.begin_round(request.committed))
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
@@ -83,8 +85,8 @@ class Drafter:
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:
-                open_ends = frontiers[place] if level < allowed[place] else ROOT[:0]
-                frontier = growths[place].expand(trees[place], open_ends) if len(open_ends) else open_ends
+                allowed = frontiers[place] if level < levels[place] else ROOT[:0]
+                frontier = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
                 frontiers[place] = drafts[place].likeliest(trees[place], frontier)
             growing, level = [place for place in growing if len(frontiers[place])], level + 1
             if not growing:
@@ -194,7 +196,7 @@ class Draft:
             self.cache.crop(0)
         seen, limit = len(committed) - self._begin, self._model.context_limit
         # The root is the last committed token, and the last level is not forwarded.
-        return 1 + min(self.cache.left(seen), 2**31 if limit is None else max(-1, limit - seen))
+        return 1 + min(self.cache.left(seen), _ANY if limit is None else max(-1, limit - seen))
 
     def likeliest(self, tree: TokenTree, frontier: Tensor) -> Tensor:
         """Of `frontier` [f] as many as the cache still takes, in order."""

@@ -51,8 +51,8 @@ class _Looking:
         if self._seen < _EVIDENCE:
             return
         if self._gain >= 0:
-            # Not in vain this time.
-            self._in_vain = 0 if self._seen >= 2 * _EVIDENCE else self._in_vain
+            if self._seen >= 2 * _EVIDENCE:
+                self._in_vain = 0
             return
         self._gain, self._seen, self._left = 0.0, 0, 1 + (_REST << self._in_vain)
         self._in_vain = min(self._in_vain + 1, _DOUBLED)
@@ -142,8 +142,6 @@ class BatchPlanner:
 
     def _saved(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> float:
         """Seconds that the nodes of `trees` save which are worth verifying."""
-        if all(len(tree) == 1 for tree in trees):
-            return 0.0
         return max(self._savings(self._priced_of(requests), trees))
 
     def _look_from_now_on(self, requests: Sequence[Request]) -> None:

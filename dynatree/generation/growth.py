@@ -50,7 +50,7 @@ class PricedGrowth(Growth, Protocol):
     def savings(self, tree: TokenTree, most: int) -> list[float]:
         """Seconds saved by a forward over 0, 1, ... `most` nodes of `tree` besides the root, by this request alone.
 
-        `most` may be more than the tree has; fewer where the growth allows no more.
+        No nodes save 0. `most` may be more than the tree has; fewer where the growth allows no more.
         """
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:

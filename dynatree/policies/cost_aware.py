@@ -235,8 +235,8 @@ class _Growth:
 
     def savings(self, tree: TokenTree, most: int) -> list[float]:
         worth = self._worth(tree)[1]
-        worth = worth + worth[-1:] * (most + 1 - len(worth))
-        return [gained - taken for gained, taken in zip(worth[: most + 1], self._seconds.verify, strict=False)]
+        worth, verify = worth + worth[-1:] * (most + 1 - len(worth)), self._seconds.verify
+        return [gained - (taken - verify[0]) for gained, taken in zip(worth[: most + 1], verify, strict=False)]
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
         return torch.tensor([0, *sorted(self._worth(tree)[0][:width])])

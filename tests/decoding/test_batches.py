@@ -267,3 +267,5 @@ def test_a_row_fills_the_width_that_is_paid_for() -> None:
     assert [len(chosen.select_within(tree, width)) for width in (0, 1, 3, 8)] == [1, 2, 4, 5]
     saved = chosen.savings(tree, 20)
     assert saved.index(max(saved)) == 1 and len(saved) == 9 and chosen.savings(tree, 2) == saved[:3]
+    # What is saved is saved over a forward without nodes: a tree that is a root alone saves nothing.
+    assert saved[0] == 0 and chosen.savings(TokenTree.root(0), 2) == pytest.approx([0, -0.4, -0.8])

@@ -13,7 +13,7 @@ from dynatree.costs.cost_table import BatchCosts, Curve
 from dynatree.costs.step_rates import SampledRates
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
-from dynatree.policies import PolicySettings
+from dynatree.policies import PolicySettings, cost_aware
 from dynatree.tree import TokenTree
 from tests import models
 
@@ -166,6 +166,25 @@ def test_nobody_rests_alone_or_where_it_is_not_known_what_looking_takes() -> Non
     del batch.requests[0]
     batch.planner.retain(batch.requests)
     assert all(batch.rounds(50))
+
+
+def test_the_default_policy_rests_by_what_nodes_save() -> None:
+    """Guards a batch that rests whatever is found, by savings that are those of no other forward."""
+    policy = cost_aware.Policy(depth=8, branch=3, threshold=None, budget=8)
+    root = TokenTree.root(1)
+    sure = root.chain(torch.arange(2), torch.tensor([0.9, 0.9]).log())
+    for found, looks in ((sure, True), (root, False)):
+        requests = [models.request([1, 2], 8) for _ in range(2)]
+        costs, steps = models.calibration()
+        batches = [BatchCosts(rows=2, verify=costs.verify, draft=costs.draft)]
+        known = Calibration(costs.model_copy(update={"batches": batches, "looking": (0.1, 0.1)}), steps)
+        planner = BatchPlanner(policy, known)
+        planner.start(requests)
+        # By its rates, 0.6 for the first child, looking is worth 0.2 of a step.
+        for _ in range(10):
+            assert planner.looks(requests)
+            planner.looked(requests, [root] * 2, [found] * 2)
+        assert planner.looks(requests) == looks
 
 
 def test_what_lookup_found_is_not_what_looking_saves() -> None:
