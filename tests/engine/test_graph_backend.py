@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTr
 
 from dynatree import DynaTree, decoding
 from dynatree.engine.backend import Feed
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.graph import codes, compiled, parts
 from dynatree.engine.graph.backend import GraphBackend
@@ -20,6 +21,7 @@ from dynatree.engine.graph.block_cache import BLOCK, EXTRA, BlockCache
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
+from dynatree.measuring import forward_times
 from tests import models
 
 VOCABULARY, CONTEXT = 97, 1024
@@ -631,6 +633,29 @@ def test_a_tree_too_large_for_one_product_is_refused() -> None:
     mask = torch.cat([torch.ones(300, 5, dtype=torch.bool), torch.eye(300, dtype=torch.bool)], 1)
     with pytest.raises(UserError, match="a tree of 300 nodes; int8 takes at most 256: lower the budget"):
         made.forward([Feed(TEXT[:300], cache, torch.full((300,), 5), mask)])
+
+
+def test_costs_are_measured_behind_any_context() -> None:
+    """Guards against a chain that passes a block's end, beyond the positions that are known."""
+    target = LanguageModel(model("llama"), format="int8")
+    found = forward_times.costs(target, None, [BLOCK * 2 - 6], 1, {}, {}, tell=lambda _: None)
+    assert found.verify.tokens[-1] == 128
+
+
+def test_a_level_of_a_batch_is_timed_as_one_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards costs of batches that hold forwards which no draft takes: text that passes a block's end is split."""
+    helper = DraftModel(LanguageModel(model("llama"), format="int8"))
+    forwards: list[int] = []
+    infer = compiled.Graph.infer
+    monkeypatch.setattr(compiled.Graph, "infer", lambda self, given: forwards.append(len(given)) or infer(self, given))
+    caches = helper.new_caches(4)
+    for row, one in enumerate(caches):
+        helper.language_model.forward(TEXT[: BLOCK - row], one, last_only=True)
+    helper.prepare(4)
+    for n in (1, 2, 8):
+        forwards.clear()
+        forward_times._level(helper, caches, n)
+        assert forwards == [4] and [one.length for one in caches] == [BLOCK - row for row in range(4)]
 
 
 def test_what_has_no_graph_is_refused_in_few_bits() -> None:

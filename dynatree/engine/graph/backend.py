@@ -201,8 +201,8 @@ class GraphBackend:
         if len(tokens) > cache.nodes_left:
             nodes = begin - cache.committed + len(tokens)
             raise UserError(f"a tree of {nodes} nodes; {self.format} takes at most {MOST - BLOCK}: lower the budget")
-        # No position is beyond the end of the current block.
-        self._know(cache.done + BLOCK)
+        # In decoding no position is beyond the end of the current block.
+        self._know(max(cache.done + BLOCK, begin + len(tokens)))
         # Asked for each time: a drafter may take its target's.
         embedded = self._model.get_input_embeddings()(tokens).detach().float()
         if self._states.fusion is not None:
