@@ -128,7 +128,7 @@ class TokenTree:
         if len(nodes) == len(self):
             return self
         if len(nodes) == 1:
-            return replace(TokenTree.root(int(self.tokens[0])), numbers=nodes)
+            return replace(TokenTree.root(int(self.tokens[0])), numbers=self.before_the_cut(nodes))
         # In arrays: see `grown`.
         kept = nodes.numpy()
         # The last entry is for the parent of the root.
@@ -143,7 +143,7 @@ class TokenTree:
             depths=torch.from_numpy(depths),
             log_probs=torch.from_numpy(log_probs),
             ancestors=torch.from_numpy(self.ancestors.numpy()[kept][:, kept]),
-            numbers=nodes,
+            numbers=self.before_the_cut(nodes),
         )
 
     def before_the_cut(self, path: Tensor) -> Tensor:

@@ -67,6 +67,16 @@ def test_subtree_renumbers_every_field(tree: TokenTree, count: int) -> None:
         assert small.ancestors[new].nonzero().flatten().tolist() == [number[ancestor] for ancestor in line(tree, old)]
 
 
+@given(trees(), st.integers(0, 30), st.integers(0, 30))
+def test_a_tree_cut_twice_knows_its_nodes_before_the_first_cut(tree: TokenTree, count: int, fewer: int) -> None:
+    """Guards a draft cache that keeps other nodes' keys as those of the accepted path."""
+    once = tree.subtree(tree.top(count))
+    twice = once.subtree(once.top(fewer))
+    numbers = twice.before_the_cut(torch.arange(len(twice)))
+    assert torch.equal(tree.tokens[numbers], twice.tokens) and torch.equal(tree.depths[numbers], twice.depths)
+    assert torch.equal(tree.log_probs[numbers], twice.log_probs)
+
+
 def naive_path(tree: TokenTree, next_tokens: Tensor) -> list[int]:
     """Follow the target from the root for as long as a child carries its token."""
     path = [0]
