@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 3
+VERSION = 4
 
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 
@@ -67,17 +67,19 @@ class Calibration(NamedTuple):
         """What `write` wrote, for the pair with these fingerprints.
 
         Raises UserError if it is missing, damaged, old, or of other models; a table of another machine is used with a
-        warning, since it may choose trees badly but never changes an output. Batches measured with other models than
-        the rest are left out, with a warning: theirs is a file of its own.
+        warning, since it may choose trees badly but never changes an output. Batches measured with other models or on
+        another machine than the rest are left out, with a warning: theirs is a file of its own.
         """
         try:
             table = files.read_json(folder / COSTS)
             if (folder / BATCHES).is_file():
                 batched = BatchTable(**files.read_json(folder / BATCHES))
-                if batched.models == table["models"]:
+                other = _differing(batched.machine, table["machine"])
+                if batched.models == table["models"] and not other:
                     table["batches"] = batched.batches
                 else:
-                    log.warning("calibration %s: %s is of other models, and not used", folder, BATCHES)
+                    what = f"another {', '.join(other)}" if other else "other models"
+                    log.warning("calibration %s: %s is of %s, and not used", folder, BATCHES, what)
             costs = CostTable(**table)
         except _DAMAGED as error:
             raise UserError(f"calibration {folder}: {str(error).splitlines()[0]}; measure it again") from error
@@ -89,8 +91,12 @@ class Calibration(NamedTuple):
                     f"calibration {folder}: it was measured with {role} {measured.get(role, 'none')[:12]}, "
                     f"this one is {fingerprint[:12]}; measure it again"
                 )
-        differing = [key for key in _DECISIVE if calibration.costs.machine.get(key) != machine.get(key)]
-        if differing:
+        if differing := _differing(calibration.costs.machine, machine):
             there, here = ([m.get(key) for key in differing] for m in (calibration.costs.machine, machine))
             log.warning("calibration %s: measured with %s %s, here %s", folder, ", ".join(differing), there, here)
         return calibration
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What of two machines moves a table."""
+    return [key for key in _DECISIVE if one.get(key) != other.get(key)]

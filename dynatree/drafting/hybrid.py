@@ -69,8 +69,13 @@ class Drafter:
             for place, growth in priced:
                 request = requests[place]
                 trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
-        planner.looked(requests, found, trees)
+        if planner.may_rest(requests):
+            planner.looked(requests, [self._at_rest(*pair) for pair in zip(requests, found, strict=True)], trees)
         return trees
+
+    def _at_rest(self, request: Request, found: TokenTree) -> TokenTree:
+        """Of what lookup `found`, what a round that rests would have."""
+        return found if self._lookup.matched(request) >= _AT_REST else TokenTree.root(request.committed[-1])
 
     def forwards(self, request: Request) -> int:
         return self._model.forwards(request) if self._model else 0

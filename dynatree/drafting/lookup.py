@@ -93,6 +93,10 @@ class Drafter:
         """See `Drafter`; nothing behind a match of fewer than `least` tokens."""
         return [self._chain(request, planner.growth(request), least) for request in requests]
 
+    def matched(self, request: Request) -> int:
+        """Tokens of the match that the last proposal was made of."""
+        return self._lookups[request].matched
+
     def forwards(self, request: Request) -> int:
         return 0
 

@@ -101,11 +101,17 @@ class BatchPlanner:
         """Whether this round looks for nodes that take time to be found. Asked once a round."""
         return not self._price(requests) or self._looking[requests[0]].due()
 
+    def may_rest(self, requests: Sequence[Request]) -> bool:
+        """Whether it makes use of being told what looking found for these requests."""
+        return self._price(requests) > 0
+
     def looked(self, requests: Sequence[Request], before: Sequence[TokenTree], after: Sequence[TokenTree]) -> None:
-        """It has looked, and made of the trees `before` those `after`."""
-        if price := self._price(requests):
-            gain = self._saved(requests, after) - self._saved(requests, before) - price
-            self._looking[requests[0]].observe(gain, len(requests))
+        """It has looked, and has the trees `after` where a round that rests would have those `before`."""
+        if not (price := self._price(requests)):
+            return
+        levels = sum(growth.drafting for growth in self._priced_of(requests))
+        gain = self._saved(requests, after) - self._saved(requests, before) - levels - price
+        self._looking[requests[0]].observe(gain, len(requests))
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
@@ -151,9 +157,11 @@ class BatchPlanner:
         assert self._calibration, "what has a price was measured"
         trees = []
         for request in requests:
-            rates = self._calibration.of(request.temperature, request.processors.active).step_rates.rates
-            steps = torch.tensor(rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
+            known = self._calibration.of(request.temperature, request.processors.active).step_rates
+            steps = torch.tensor(known.rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
             trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps))
+            # A table of successors has its nodes for nothing else; a model's take a level.
+            price += 0.0 if known.successors else self._priced_of([request])[0].level
         looking = _Looking(self._saved(requests, trees) - price)
         self._looking.update(dict.fromkeys(requests, looking))
 

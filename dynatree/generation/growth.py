@@ -41,6 +41,14 @@ class Growth(Protocol):
 class PricedGrowth(Growth, Protocol):
     """A growth that weighs nodes against the seconds of a forward, which several requests may share."""
 
+    @property
+    def level(self) -> float:
+        """Seconds of the cheapest level of drafting; 0: none is to be had."""
+
+    @property
+    def drafting(self) -> float:
+        """Seconds of the levels of this round so far, by the table."""
+
     def set_costs(self, calibration: Calibration) -> None:
         """Costs from now on: fewer requests than before share a forward."""
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ DECODING = {"policy": "chain", "drafting": "model", "draft_tokens": 1}
 LOOKING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
 # Requests that are decoded together to see what looking takes, and tokens of each.
 _TOGETHER, _LOOKED = 4, 32
+# Seconds of looking at which requests rest from their first round on.
+_TOO_DEAR = 1e6
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]
@@ -161,15 +163,16 @@ def while_decoding(
 def looking(
     target: LanguageModel, drafter: DraftModel, prompts: Sequence[list[int]], calibration: Calibration
 ) -> tuple[float, float]:
-    """Median seconds of looking for nodes between two target forwards, without a level: below one root, and below each
-    further one of a batch, whose turn finds code and data in the processor's caches."""
-    together, costs = prompts[:_TOGETHER], calibration.costs
+    """Median seconds that looking for nodes takes more between two target forwards than a round that rests, without a
+    level: below one root, and below each further one of a batch, whose turn finds code and data in the processor's
+    caches."""
+    alone, together, costs = prompts[:_TOGETHER], [*islice(cycle(prompts), _TOGETHER)], calibration.costs
     # Batches are measured later: as if theirs took as long.
-    shared = [BatchCosts(rows=max(2, len(together)), verify=costs.verify, draft=costs.draft)]
-    known = calibration._replace(costs=costs.model_copy(update={"batches": shared}))
-    decoder = decoding.build(target, drafter, "speculative", LOOKING, known)
+    shared = [BatchCosts(rows=_TOGETHER, verify=costs.verify, draft=costs.draft)]
 
-    def taken(some: Sequence[list[int]]) -> float:
+    def taken(some: Sequence[list[int]], price: float) -> float:
+        known = costs.model_copy(update={"batches": shared, "looking": (price, price)})
+        decoder = decoding.build(target, drafter, "speculative", LOOKING, calibration._replace(costs=known))
         clock = Clock(instrumented=True)
         traces = decoding.decode_together(decoder, some, lasting(PENALISED, _LOOKED), clock)
         drafted = {number for trace in traces for number, fact in enumerate(trace.rounds) if fact.draft_forwards}
@@ -181,8 +184,10 @@ def looking(
                 found[number] = found.get(number, 0.0) + end - start
         return statistics.median(found.values() or [0.0])
 
-    first = statistics.median([taken([prompt]) for prompt in together])
-    return first, max(0.0, taken(together) - first) / (len(together) - 1) if len(together) > 1 else first
+    first = statistics.median([taken([prompt], 0) for prompt in alone])
+    further = (taken(together, 0) - first) / (_TOGETHER - 1)
+    at_rest = taken(together, _TOO_DEAR) / _TOGETHER
+    return max(0.0, first - at_rest), max(0.0, further - at_rest)
 
 
 def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel | None = None) -> StepRates:

@@ -126,6 +126,14 @@ class _Growth:
     def depth(self) -> int:
         return self._policy.depth
 
+    @property
+    def level(self) -> float:
+        return self._seconds.level
+
+    @property
+    def drafting(self) -> float:
+        return self._drafting
+
     def set_costs(self, calibration: Calibration) -> None:
         self._costs = calibration.costs
         self._by_context: dict[tuple[int, int], _Seconds] = {}
@@ -147,7 +155,7 @@ class _Growth:
                 token.tolist(),
             )
         self._seconds = self._by_context[near]
-        self._level = 0
+        self._level, self._drafting = 0, 0.0
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[list[int], list[float]]] | None = None
 
@@ -210,6 +218,7 @@ class _Growth:
             return candidates[:0]
         if self._level == 0:
             self._tried, self._forgone = gain <= 0, 0.0
+        self._drafting += seconds.draft[1 - best]
         return torch.tensor(sorted(order[: 1 - best]))
 
     @property

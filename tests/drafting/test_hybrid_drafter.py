@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from dynatree.decoding.speculative import Decoder
+from dynatree.drafting import hybrid
 from dynatree.drafting.hybrid import share_out
 from dynatree.drafting.model import Draft
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.policies import cost_aware
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
@@ -77,3 +79,22 @@ def test_a_round_at_rest_has_lookups_nodes_alone(target: Build, monkeypatch: pyt
     assert table or looking[1] > 0
     # What looping text has by lookup it keeps.
     assert drafted([2, 7] * 6, False)[0] > 1
+
+
+@pytest.mark.parametrize(("prompt", "came", "kept"), [([5, 1, 9, 1], 9, False), ([5, 1, 9, 3, 1, 9], 3, True)])
+def test_what_a_rest_would_have_is_told(
+    target: Build, monkeypatch: pytest.MonkeyPatch, prompt: list[int], came: int, kept: bool
+) -> None:
+    """Guards rests that are chosen by nodes which they would not have: those behind matches of one token."""
+    told: list[tuple[TokenTree, TokenTree]] = []
+    monkeypatch.setattr(BatchPlanner, "may_rest", lambda *_: True)
+    monkeypatch.setattr(BatchPlanner, "looked", lambda _, requests, before, after: told.append((before[0], after[0])))
+    helper, request = models.related(target()), models.request(prompt, 8)
+    planner = BatchPlanner(cost_aware.Policy(**LIMITS), models.calibration(level=1e3))
+    drafter = hybrid.Drafter(helper)
+    planner.start([request])
+    drafter.start([request])
+    (found,) = drafter.propose([request], planner)
+    ((before, after),) = told
+    assert after is found and came in after.tokens[after.parents == 0].tolist()
+    assert (len(before) > 1) == kept

@@ -25,6 +25,7 @@ class Priced:
     """A growth that would save `savings`, takes what there is room for, and notes its costs."""
 
     branch = depth = 1
+    level = drafting = 0.0
 
     def __init__(self, savings: list[float]):
         self._savings = [float(saved) for saved in savings]
@@ -185,6 +186,30 @@ def test_the_default_policy_rests_by_what_nodes_save() -> None:
             assert planner.looks(requests)
             planner.looked(requests, [root] * 2, [found] * 2)
         assert planner.looks(requests) == looks
+
+
+def test_levels_are_part_of_what_a_rest_spares() -> None:
+    """Guards batches that draft in every round what their levels take again."""
+    batch = Batch(2, 2.0)
+    for growth in batch.growths:
+        growth.drafting = 0.4
+    assert all(batch.rounds(100))
+    for growth in batch.growths:
+        growth.drafting = 0.6
+    assert not all(batch.rounds(100))
+
+
+@pytest.mark.parametrize(("table", "begins"), [(True, True), (False, False)])
+def test_what_is_to_be_expected_of_a_model_takes_a_level(table: bool, begins: bool) -> None:
+    """Guards batches that begin with drafts which other text says will not pay."""
+    requests, growths = [models.request([1, 2], 8) for _ in range(2)], [Priced([0, 2.0]) for _ in range(2)]
+    for growth in growths:
+        growth.level = 0.6
+    costs, steps = measured((2, 1))
+    steps = steps.model_copy(update={"successors": [(0.0, 1.0)] if table else []})
+    planner = BatchPlanner(Given(*growths), Calibration(costs, steps))
+    planner.start(requests)
+    assert planner.looks(requests) == begins
 
 
 def test_what_lookup_found_is_not_what_looking_saves() -> None:
