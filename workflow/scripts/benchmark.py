@@ -109,7 +109,7 @@ def main() -> None:
         # What the numbers depend on: records of anything else lie in another folder.
         read = [*(folder / name for folder in measured for name in (COSTS, STEPS)), *a.decoding]
         read += [Path(module) for module in (__file__, benchmark.__file__, llama_cpp.__file__, draft_gguf.__file__)]
-        asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, len(tuning)]
+        asked = [a.methods, a.grids, a.output_tokens, a.prompt_tokens, a.seed, [prompt.ids for prompt in tuning]]
         asked += [
             a.tuning_output_tokens,
             [*fingerprints.values()],
