@@ -35,7 +35,7 @@ demo: models ## see it work, in minutes: two texts with DynaTree and without dra
 
 models: $(STAMP) ## the target and its drafters alone, nothing timed: enough for `dynatree generate`
 	$(call alone,$(SNAKEMAKE) --quiet rules host reason -- models)
-	@echo "built: models/smollm2, models/smollm2-drafter, models/smollm2-features; next: source .venv/bin/activate, dynatree generate --help"
+	@echo "built: those of params.yaml's pair, in models/; next: source .venv/bin/activate, dynatree generate --help"
 
 # The benchmark's figures, too, where it was run.
 report: all ## every figure with its caption, the numbers, parameters and machine in one page that works offline

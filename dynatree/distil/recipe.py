@@ -41,6 +41,8 @@ class Labels(Knobs):
     def _possible(self) -> Self:
         if wrong := [penalty for penalty in self.penalties if not penalty > 0]:
             raise ValueError(f"labels.penalties: {wrong[0]}; choose more than 0, 1 for none")
+        if self.successors > self.top:
+            raise ValueError(f"labels.successors: {self.successors}; labels say {self.top} of each token (labels.top)")
         if self.context and not self.successors:
             raise ValueError("labels.context: it goes with a table of successors; give labels.successors, 32 say")
         if self.text_share + self.dialogue_share > 1:

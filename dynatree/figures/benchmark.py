@@ -52,7 +52,8 @@ def _along(rows: Sequence[queries.Row], texts: Sequence[str]) -> list[alt.Concat
         # A logarithmic axis has few ticks on a short range.
         wide = max(row["value"] for row in here) > 2.5 * min(row["value"] for row in here)
         axis = axes.values("speedup (×)", here, one=True, log=wide)
-        columns.append(panels.lines(here, axes.percents(), axis, (WIDTH * 0.75, HEIGHT), title=text, one=True))
+        size, title = (WIDTH * 0.75, HEIGHT), f"{text}, along the output"
+        columns.append(panels.lines(here, axes.percents(), axis, size, title=title, one=True))
     return [alt.concat(*columns, columns=ABREAST, spacing=24)]
 
 

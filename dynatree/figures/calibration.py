@@ -23,7 +23,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     scale = alt.Scale(domain=[0, 1], nice=False)
     charts = []
     for method, rows in found.items():
-        title = alt.TitleParams(theme.display(method), subtitle=f"error {_error(rows):.1%}, {_count(rows)} nodes")
+        told = f"calibration error {_error(rows):.1%}, {_count(rows)} nodes"
+        title = alt.TitleParams(theme.display(method), subtitle=told)
         x = alt.X("stated:Q", scale=scale, axis=alt.Axis(title="stated probability", format="%", tickCount=5))
         y = alt.Y("observed:Q", scale=scale, axis=alt.Axis(title="observed hits", format="%", tickCount=5))
         ends = alt.Chart(
@@ -77,5 +78,5 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
         bias = sum(row["count"] * (row["stated"] - row["observed"]) for row in rows) / total
         way = "is overconfident" if bias > 0.02 else "is underconfident" if bias < -0.02 else "is calibrated on average"
         parts.append(f"{theme.display(method)} {way} (expected calibration error {_error(rows):.1%}).")
-    parts.append("A dot: how often drafted tokens after an accepted one were right, by the probability stated.")
+    parts.append("A dot, larger for more nodes: how often drafted tokens after an accepted one were right.")
     return captions.short(parts)

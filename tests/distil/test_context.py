@@ -81,6 +81,14 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
         learning(world, tmp_path / "stopped")
 
 
+def test_a_table_of_more_successors_than_labels_have_is_refused() -> None:
+    """Guards rows that are padded: what pads them stands for a token that may be there."""
+    keys = recipe().labels.model_dump()
+    with pytest.raises(ValidationError, match=r"labels\.successors: 9; labels say 8 of each token \(labels\.top\)"):
+        Labels(**{**keys, "top": 8, "successors": 9})
+    assert Labels(**{**keys, "top": 8, "successors": 8}).successors == 8
+
+
 def test_a_context_that_cannot_be_is_refused(tmp_path: Path) -> None:
     """Guards the hours of labelling: what would fail behind them is said before."""
     keys = {**recipe().labels.model_dump(), "successors": 0}

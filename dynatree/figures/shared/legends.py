@@ -33,6 +33,7 @@ SIGNIFICANCE = [
 PLAIN = Entry("no comparison", theme.QUIET, theme.QUIET, "circle", marks.PLAIN)
 BASELINE = PLAIN._replace(label="baseline")
 SINGLE = Entry("one prompt", theme.QUIET, theme.QUIET, "circle", marks.SINGLE / 2)
+TOGETHER = SINGLE._replace(label="one prompt, or one batch")
 
 
 def significance(rows: Sequence[queries.Row], singles: Sequence[queries.Row] = ()) -> list[Entry]:
@@ -41,7 +42,7 @@ def significance(rows: Sequence[queries.Row], singles: Sequence[queries.Row] = (
     return [
         *(SIGNIFICANCE if compared - {None} else []),
         *([PLAIN] if None in compared else []),
-        *([SINGLE] if singles else []),
+        *([TOGETHER if any(row.get("batch", 1) > 1 for row in singles) else SINGLE] if singles else []),
     ]
 
 

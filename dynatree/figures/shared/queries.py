@@ -14,7 +14,7 @@ Row = dict[str, Any]
 AUTOREGRESSIVE = "autoregressive"
 AGAIN = "autoregressive_again"
 # Methods that draft nothing: what the others are measured by.
-UNDRAFTED = (AUTOREGRESSIVE, AGAIN, "transformers")
+UNDRAFTED = (AUTOREGRESSIVE, AGAIN, "transformers", "transformers_torch")
 # Parts of an output by kind of text.
 KINDS = ("loops", "new text")
 # Which round of which run a node's tree was verified in.
