@@ -66,6 +66,8 @@ class BatchPlanner:
         # As long as a request is there: another may begin before it has ended.
         self._growths: WeakKeyDictionary[Request, Growth] = WeakKeyDictionary()
         self._looking: WeakKeyDictionary[Request, _Looking] = WeakKeyDictionary()
+        # By how many requests there are what it is for each: the same object, by which growths know it again.
+        self._by_rows: dict[int, Calibration] = {}
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
         self._priced = False
 
@@ -175,4 +177,8 @@ class BatchPlanner:
         return self._calibration.costs.looked(len(requests))
 
     def _shared(self, requests: int) -> Calibration | None:
-        return self._calibration and self._calibration.shared(requests)
+        if self._calibration is None:
+            return None
+        if requests not in self._by_rows:
+            self._by_rows[requests] = self._calibration.shared(requests)
+        return self._by_rows[requests]

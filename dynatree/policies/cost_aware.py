@@ -11,6 +11,7 @@ CAST (2510.26577), Yggdrasil (2512.23858), SmartSpec (Liu et al. 2024, 2406.1406
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import ClassVar, NamedTuple, Self
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from dynatree import plugins
 from dynatree.costs.calibration import Calibration
-from dynatree.costs.cost_table import MOST_NODES, at_least
+from dynatree.costs.cost_table import MOST_NODES, CostTable, at_least
 from dynatree.generation.growth import Growth
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
@@ -50,6 +51,42 @@ class _Seconds(NamedTuple):
     level: float
     drafted: list[float]
     tokens: list[float]
+
+
+class _Table:
+    """The seconds of `costs` near each context, for up to `most` nodes."""
+
+    def __init__(self, costs: CostTable, most: int):
+        self.costs, self.most = costs, most
+        self._known: dict[tuple[int, int], _Seconds] = {}
+
+    def near(self, context: int) -> _Seconds:
+        draft_curve = self.costs.draft
+        place = self.costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
+        if place not in self._known:
+            verify = self.costs.verify.at(context, 1 + self.most)[1:]
+            draft = draft_curve.at(context, MOST_NODES) if draft_curve else None
+            self._known[place] = _Seconds(
+                verify.tolist(),
+                at_least(verify).tolist(),
+                draft if draft is None else draft.tolist(),
+                0.0 if draft is None else float(draft[1:].min()),
+                [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
+                seconds_per_token(verify).tolist(),
+            )
+        return self._known[place]
+
+
+# Of the last costs that were asked for: a batch's requests go by the same, and a table takes most of a millisecond.
+_TABLES: deque[_Table] = deque(maxlen=16)
+
+
+def _table_of(costs: CostTable, most: int) -> _Table:
+    # A copy: another thread may add to it.
+    known = next((one for one in tuple(_TABLES) if one.costs is costs and one.most == most), None)
+    if known is None:
+        _TABLES.append(known := _Table(costs, most))
+    return known
 
 
 class Policy(PolicySettings):
@@ -135,26 +172,11 @@ class _Growth:
         return self._drafting
 
     def set_costs(self, calibration: Calibration) -> None:
-        self._costs = calibration.costs
-        self._by_context: dict[tuple[int, int], _Seconds] = {}
+        self._table = _table_of(calibration.costs, self._most)
         self._begin_round()
 
     def _begin_round(self) -> None:
-        context, draft_curve = self._context, self._costs.draft
-        near = self._costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
-        if near not in self._by_context:
-            verify = self._costs.verify.at(context, 1 + self._most)[1:]
-            draft = draft_curve.at(context, MOST_NODES) if draft_curve else None
-            token = seconds_per_token(verify)
-            self._by_context[near] = _Seconds(
-                verify.tolist(),
-                at_least(verify).tolist(),
-                draft if draft is None else draft.tolist(),
-                0.0 if draft is None else float(draft[1:].min()),
-                [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
-                token.tolist(),
-            )
-        self._seconds = self._by_context[near]
+        self._seconds = self._table.near(self._context)
         self._level, self._drafting = 0, 0.0
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[list[int], list[float]]] | None = None

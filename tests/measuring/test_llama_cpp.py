@@ -183,7 +183,9 @@ def test_the_engine_is_asked_for_what_it_has(tmp_path: Path, monkeypatch: pytest
 @pytest.fixture
 def engines(tmp_path: Path) -> tuple[Path, DraftFile]:
     """A model over all of its tokens as a file, which is a target, too."""
-    pytest.importorskip("llama_cpp")
+    library = pytest.importorskip("llama_cpp")
+    if b"AMX_INT8 = 1" in library.llama_print_system_info():
+        pytest.skip("llama.cpp's AMX kernels compute rows of 32 wrongly, which no model of use has")
     folder = saved(tmp_path / "model", vocabulary=None)
     return folder, draft_gguf.written(folder, tmp_path / "cache")
 

@@ -188,3 +188,14 @@ def test_without_a_table_threshold_takes_over_and_says_so(
     assert "threshold" in caplog.text
     threshold = Decoder(target(), drafter("related"), None, policy="threshold", **{**knobs, "depth": 8})
     assert found == threshold.decode(PROMPT, models.wanted(20)).rounds
+
+
+def test_requests_of_the_same_costs_share_what_follows_from_them() -> None:
+    """Guards batches that work out the same seconds for each request, and requests that go by those of other costs."""
+    one, other = models.calibration(), models.calibration(node=0.5)
+    policy, fewer = (Policy(depth=4, branch=2, threshold=None, budget=budget) for budget in (8, 4))
+    growths = [policy.start(one, 20), policy.start(one, 70), fewer.start(one, 20), policy.start(other, 20)]
+    tables = [growth._table for growth in growths]
+    assert tables[0] is tables[1] and len({id(table) for table in tables}) == 3
+    assert [len(table.near(20).verify) for table in tables] == [9, 9, 5, 9]
+    assert tables[3].near(20).verify[1] > tables[0].near(20).verify[1]
