@@ -1,6 +1,5 @@
 """Memory on huge pages."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from dynatree.engine.graph import huge_pages
 from dynatree.engine.graph.huge_pages import Allocated, beyond
 
 MIB = 2**20
-THERE = bool(huge_pages.page_size())
 
 
 @pytest.mark.parametrize(
@@ -41,7 +39,7 @@ def huge(tensor: torch.Tensor) -> int:
     return 0
 
 
-@pytest.mark.skipif(not THERE or sys.platform != "linux", reason="no huge pages to be had here")
+@pytest.mark.skipif(not huge_pages.page_size(), reason="no huge pages to be had here")
 def test_what_is_allocated_within_is_gathered() -> None:
     """Guards weights that stay on small pages, and other memory that is touched."""
     before, memory = torch.full((32 * MIB,), 7, dtype=torch.uint8), Allocated(32 * MIB)
