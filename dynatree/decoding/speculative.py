@@ -70,9 +70,6 @@ class Decoder(RoundDecoder):
         # 2. Select the nodes worth verifying.
         with clock.phase("select"):
             trees = self._planner.select(active, trees)
-            # What was drawn is verified whole, or its text would have another distribution.
-            if not self._drawing:
-                trees = [within(tree, request.cache.nodes_left) for request, tree in zip(active, trees, strict=True)]
         # 3. Verify all trees in one target forward: accepted paths, and the target's own next tokens.
         with clock.phase("verify"):
             verified = self._verify(active, trees)
@@ -215,11 +212,6 @@ def _check_traversal(checked: Settings, policy: PolicySettings) -> None:
             f"policy: {checked.policy}; verification: traversal is for trees whose nodes are kept whatever is drafted "
             f"below them, choose one of {', '.join(fit)}"
         )
-
-
-def within(tree: TokenTree, most: int) -> TokenTree:
-    """`tree`, or its likeliest nodes if it has more than `most`, the root among them."""
-    return tree if len(tree) <= most else tree.subtree(tree.top(most - 1))
 
 
 def recorded(tree: TokenTree) -> dict[str, list[Any]]:

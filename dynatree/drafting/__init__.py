@@ -57,4 +57,4 @@ class DrawingDrafter(Drafter, Protocol):
 
 def most_levels(request: Request, growth: Growth) -> int:
     """Levels that a tree may have: a round emits one token more than the path it accepts."""
-    return min(growth.depth, request.remaining - 1, request.cache.room)
+    return min(growth.depth, request.remaining - 1)

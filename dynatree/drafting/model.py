@@ -86,8 +86,7 @@ class Drafter:
         while True:
             for place in growing:
                 allowed = frontiers[place] if level < levels[place] else ROOT[:0]
-                frontier = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
-                frontiers[place] = drafts[place].likeliest(trees[place], frontier)
+                frontiers[place] = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
             growing, level = [place for place in growing if len(frontiers[place])], level + 1
             if not growing:
                 return trees
@@ -196,14 +195,7 @@ class Draft:
             self.cache.crop(0)
         seen, limit = len(committed) - self._begin, self._model.context_limit
         # The root is the last committed token, and the last level is not forwarded.
-        return 1 + min(self.cache.left(seen), _ANY if limit is None else max(-1, limit - seen))
-
-    def likeliest(self, tree: TokenTree, frontier: Tensor) -> Tensor:
-        """Of `frontier` [f] as many as the cache still takes, in order."""
-        left = self.cache.nodes_left
-        if len(frontier) <= left:
-            return frontier
-        return frontier[tree.log_probs[frontier].topk(left).indices.sort().values]
+        return _ANY if limit is None else 1 + max(-1, limit - seen)
 
     def draft_inputs(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.

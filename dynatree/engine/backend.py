@@ -25,17 +25,6 @@ class Cache(Protocol):
     def length(self) -> int:
         """Slots in use: committed tokens plus what forwards appended and nobody kept or cropped yet."""
 
-    @property
-    def room(self) -> int:
-        """Most levels that a tree may have below the next token, which a forward takes with it."""
-
-    @property
-    def nodes_left(self) -> int:
-        """Most nodes that forwards may still append behind what is committed, those of one tree together."""
-
-    def left(self, length: int) -> int:
-        """Most tokens of a path that forwards may append behind `length` committed ones."""
-
     def crop(self, length: int) -> None:
         """Forget every slot from `length` on."""
 

@@ -97,10 +97,10 @@ def probe(model: "LanguageModel") -> str:
     return BITWISE if model.in_graph and _bitwise(model, generator) else ROUNDING
 
 
-# Nodes below the root of the tree that is compared to the bit, by their parents; and tokens before it: few, and across
-# a block's end.
+# Nodes below the root of the tree that is compared to the bit, by their parents; and tokens before it: few, and such
+# that its paths pass a block's end.
 _PARENTS = (0, 0, 1, 1, 2, 3, 3)
-_COMMITTED = (5, 270)
+_COMMITTED = (5, 286)
 
 
 def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:

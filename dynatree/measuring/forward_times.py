@@ -153,9 +153,6 @@ def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     tokens = torch.arange(n) % drafter.vocabulary_size
     own = torch.ones(n, drafter.fusion.width) if drafter.fusion else None
     feeds = [Feed(tokens, cache, states=own) for cache in caches]
-    if len(caches) > 1:
-        # As nodes, which pass no end of a block: further text that does is in two forwards, a row by itself.
-        feeds = [feed._replace(positions=torch.arange(n) + length) for feed, length in zip(feeds, lengths, strict=True)]
     drafter.draft_batch(feeds)
     for cache, length in zip(caches, lengths, strict=True):
         cache.crop(length)

@@ -121,20 +121,6 @@ class KeyValueCache:
         """Slots in use: committed tokens plus what the last forward appended and nobody cropped yet."""
         return self._shared.lengths[self._row]
 
-    @property
-    def room(self) -> int:
-        """A path may be of any length."""
-        return 2**31
-
-    @property
-    def nodes_left(self) -> int:
-        """And a tree of any size."""
-        return 2**31
-
-    def left(self, length: int) -> int:
-        """Likewise."""
-        return 2**31
-
     @staticmethod
     def place(caches: Sequence["KeyValueCache"], counts: Sequence[int], columns: Tensor | None = None) -> None:
         """The next forward appends `counts` [b] tokens to `caches` [b], rows of one batch, padded to the most.

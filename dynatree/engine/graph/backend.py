@@ -1,30 +1,37 @@
 """One OpenVINO graph a forward, for CPUs: whatever the tree, a node's logits are autoregressive decoding's, to the bit.
 
-Measured and explained in docs/exactness.md. A request's attention is its own, so that alone and among others it has the
-same bits, too.
+Measured and explained in docs/exactness.md. A row's attention is its own, so that it has the same bits alone and among
+others, of its request or of others.
 """
 
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import openvino as ov
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import gpt_neox, llama, parts
-from dynatree.engine.graph.block_cache import BLOCK, MOST, BlockCache
-from dynatree.engine.graph.compiled import Given, Graph
-from dynatree.engine.graph.parts import States, Weights
-from dynatree.errors import UserError
+from dynatree.engine.graph.block_cache import BlockCache, Pool
+from dynatree.engine.graph.compiled import MOST_ROWS, Given, Graph
+from dynatree.engine.graph.parts import Size, States, Weights
 
 BUILDERS = (llama, gpt_neox)
+# Those that OpenVINO's paged attention is for, by their names.
+_PROCESSORS = ("x86_64", "amd64")
+# Tokens of a long text that one forward takes.
+_PIECE = 256
 
 
 def refusal(model: Any, name: str) -> str | None:
     """Why there is no graph of `model`, if there is none."""
+    if platform.machine().lower() not in _PROCESSORS:
+        return f"is for {_PROCESSORS[0]} processors; this is {platform.machine()}"
     builder = _builder(model)
     if builder is None:
         known = ", ".join(kind for builder in BUILDERS for kind in builder.TYPES)
@@ -42,6 +49,17 @@ def _blocks(feed: Feed) -> BlockCache:
     return cast(BlockCache, feed.cache)
 
 
+def _parents(nodes: int, count: int, sees: Tensor | None) -> list[int]:
+    """The parent of each of `count` nodes behind so many others: the last of those before it that it sees; -1: none.
+
+    `sees` [count, nodes + count]; None: each sees all before it. A path's nodes stand in its order.
+    """
+    if sees is None:
+        return [*range(nodes - 1, nodes + count - 1)]
+    rows = enumerate(sees.tolist(), nodes)
+    return [next((place for place in range(own - 1, -1, -1) if row[place]), -1) for own, row in rows]
+
+
 def _total(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(used for used, _ in sizes), sum(held for _, held in sizes)
 
@@ -57,7 +75,9 @@ class GraphBackend:
         config = model.config
         self.device = torch.device("cpu")
         self._model, self._builder, self.format = model, _builder(model), format
+        self._embedding = model.get_input_embeddings()
         self._shape, self._layers = parts.shape(model), config.num_hidden_layers
+        self._pool = Pool(self._layers, self._shape.groups, self._shape.size)
         self._graphs: dict[int | None, Graph] = {}
         self._states = States()
         self._watchers: list[tuple[Begin, End]] = []
@@ -69,7 +89,7 @@ class GraphBackend:
     def new_caches(self, count: int) -> list[BlockCache]:
         """Empty caches of `count` sequences, which one forward may be for."""
         self.begin(count)
-        return [BlockCache(self._layers, self._shape.groups, self._shape.size) for _ in range(count)]
+        return [BlockCache(self._pool) for _ in range(count)]
 
     def begin(self, requests: int) -> None:
         """See `Backend`: graphs are made that have paid for themselves."""
@@ -121,13 +141,13 @@ class GraphBackend:
 
     def weights(self, head: int | None = None) -> dict[Any, int]:
         """Bytes of the embedding, and of the weights of the graph with the model's own head, or with `head`."""
-        codes, embedding = self._graph(head).weights, self._model.get_input_embeddings().weight
+        codes, embedding = self._graph(head).weights, self._embedding.weight
         return {embedding.data_ptr(): embedding.nbytes, id(codes): codes.bytes}
 
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
         (cache,) = self.new_caches(1)
-        return self._continue(Feed(tokens, cache), last, self._graph(None)).logits
+        return self._piecewise(Feed(tokens, cache), last, self._graph(None)).logits
 
     def _of(self, states: Tensor, reads: Sequence[int]) -> Tensor:
         """Those behind the layers `reads` of `states` [n, ...], which are behind all that are exposed."""
@@ -143,82 +163,66 @@ class GraphBackend:
         weight = self._model.get_output_embeddings().weight.detach()
         rows = weight if head is None else weight[self._heads[head]]
 
-        def make(requests: int) -> ov.Model:
-            return self._builder.graph(self._model, weights.again(), rows, requests, self._states)
+        def make(size: Size) -> ov.Model:
+            return self._builder.graph(self._model, weights.again(), rows, size, self._states)
 
         fed = self._shape._replace(width=self._states.fed(self._shape.width))
-        return Graph(make, weights, fed, self._layers, self._threads)
+        return Graph(make, weights, fed, self._pool, self._threads)
 
     def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Output]:
-        """What comes of each of `feeds`, of several in one forward where that is faster."""
-        found: list[Output | None] = [None] * len(feeds)
-        waiting: list[int] = []
+        """What comes of each of `feeds`, of short ones in one forward."""
+        found: dict[int, Output] = {}
+        short: list[int] = []
         for place, feed in enumerate(feeds):
-            cache = _blocks(feed)
-            cache.settle()
-            beyond = cache.length + len(feed.tokens) - cache.done > BLOCK
-            if len(feeds) == 1 or (beyond and feed.mask is None and feed.positions is None):
-                found[place] = self._one(feed, graph)
+            if len(feed.tokens) > _PIECE and feed.mask is None and feed.positions is None:
+                found[place] = self._piecewise(feed, 1 if feed.last_only else len(feed.tokens), graph)
+            elif short and len(feed.tokens) + sum(len(feeds[other].tokens) for other in short) > MOST_ROWS:
+                found |= zip(short, self._infer([feeds[other] for other in short], graph), strict=True)
+                short = [place]
             else:
-                waiting.append(place)
-        given = [self._tokens(feeds[place]) for place in waiting]
-        plain = [feeds[place].mask is None and feeds[place].positions is None for place in waiting]
-        for group in graph.groups(given):
-            now, committed = [given[index] for index in group], [plain[index] for index in group]
-            for index, output in zip(group, self._infer(now, committed, graph), strict=True):
-                found[waiting[index]] = output
-        return [output for output in found if output is not None]
+                short.append(place)
+        if short:
+            found |= zip(short, self._infer([feeds[other] for other in short], graph), strict=True)
+        return [found[place] for place in range(len(feeds))]
 
-    def _one(self, feed: Feed, graph: Graph) -> Output:
-        if feed.mask is None and feed.positions is None:
-            return self._continue(feed, 1 if feed.last_only else len(feed.tokens), graph)
-        return self._infer([self._tokens(feed)], [False], graph)[0]
-
-    def _continue(self, feed: Feed, wanted: int, graph: Graph) -> Output:
-        """What comes of further text, logits of its last `wanted` tokens, in pieces that end with a block."""
-        tokens, cache, begin = feed.tokens, _blocks(feed), 0
-        logits: list[Tensor] = []
-        states: list[Tensor] = []
-        while begin < len(tokens):
-            cache.settle()
-            count = min(len(tokens) - begin, BLOCK - cache.length % BLOCK)
+    def _piecewise(self, feed: Feed, wanted: int, graph: Graph) -> Output:
+        """What comes of further text, logits of its last `wanted` tokens."""
+        tokens, logits, states = feed.tokens, list[Tensor](), list[Tensor]()
+        for begin in range(0, len(tokens), _PIECE):
+            end = min(begin + _PIECE, len(tokens))
+            joined = None if feed.states is None else feed.states[begin:end]
             # Of the whole text the last ones are wanted.
-            rows = max(0, min(count, wanted - (len(tokens) - begin - count)))
-            joined = None if feed.states is None else feed.states[begin : begin + count]
-            piece = Feed(tokens[begin : begin + count], cache, states=joined)
-            (output,) = self._infer([self._tokens(piece)._replace(wanted=max(1, rows))], [True], graph)
-            logits += [output.logits] if rows else []
-            states.append(output.states)
-            begin += count
-        return output if len(states) == 1 else Output(torch.cat(logits), torch.cat(states))
+            rows = max(0, end - max(begin, len(tokens) - wanted))
+            piece = Feed(tokens[begin:end], feed.cache, states=joined)
+            ((logits_of, states_of),) = self._infer([piece], graph, max(1, rows))
+            logits += [logits_of] if rows else []
+            states.append(states_of)
+        return Output(torch.cat(logits), torch.cat(states))
 
-    def _tokens(self, feed: Feed) -> Given:
-        """What a graph takes of tokens that do not pass the end of the current block."""
+    def _infer(self, feeds: Sequence[Feed], graph: Graph, wanted: int | None = None) -> list[Output]:
+        """What comes of each of `feeds`, in one forward; logits of the last `wanted`, or as they say."""
+        found = graph.infer([self._given(feed, wanted) for feed in feeds])
+        return [Output(one.logits, one.states) for one in found]
+
+    def _given(self, feed: Feed, wanted: int | None) -> Given:
+        """What a graph takes of `feed`, for which the cache makes room."""
         tokens, _, positions, mask, last_only, states = feed
-        cache = _blocks(feed)
-        cache.settle()
+        cache, count = _blocks(feed), len(feed.tokens)
         begin = cache.length
-        if len(tokens) > cache.nodes_left:
-            nodes = begin - cache.committed + len(tokens)
-            raise UserError(f"a tree of {nodes} nodes; {self.format} takes at most {MOST - BLOCK}: lower the budget")
-        # In decoding no position is beyond the end of the current block.
-        self._know(max(cache.done + BLOCK, begin + len(tokens)))
-        # Asked for each time: a drafter may take its target's.
-        embedded = self._model.get_input_embeddings()(tokens).detach().float()
+        self._know(begin + count if positions is None else int(positions.max()) + 1)
+        # Its weight is asked for each time: a drafter may take its target's.
+        embedded = F.embedding(tokens, self._embedding.weight.detach()).float()
         if self._states.fusion is not None:
             embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states.float()], 1)
-        # All see the full blocks.
-        sees, each_other = (None, None) if mask is None else (mask[:, cache.done : begin], mask[:, begin:])
-        wanted = 1 if last_only else len(tokens)
-        places = slice(begin, begin + len(tokens)) if positions is None else positions
-        return Given(cache, embedded, self._cos[places], self._sin[places], sees, each_other, wanted)
-
-    def _infer(self, given: Sequence[Given], committed: Sequence[bool], graph: Graph) -> list[Output]:
-        """What comes of each of `given`; keys and values go into the caches, as nodes or `committed`."""
-        found = graph.infer(given)
-        for one, keeps, of in zip(given, committed, found, strict=True):
-            one.cache.append(of.keys, of.values, keeps)
-        return [Output(of.logits, of.states) for of in found]
+        if mask is None and positions is None:
+            seats, further = cache.append_text(count)
+        else:
+            nodes = begin - cache.committed
+            sees = None if mask is None else mask[:, cache.committed :]
+            seats, further = cache.append_nodes(_parents(nodes, count, sees))
+        places = slice(begin, begin + count) if positions is None else positions
+        wanted = wanted or (1 if last_only else count)
+        return Given(embedded, self._cos[places], self._sin[places], seats, further, wanted)
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them."""

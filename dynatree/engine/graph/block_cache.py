@@ -1,117 +1,229 @@
-"""Keys and values of one sequence in blocks of 256 positions: full ones, the current one, and nodes not kept yet.
+"""Keys and values in blocks of 32 positions: a pool of them, and which of them hold one sequence, a tree's nodes too.
 
-That a node's sums come out the same to the bit whatever stands beside it rests on this: full blocks are one product,
-the current block and new nodes another, each summed in order of its positions, and no path crosses the end of a block.
+A row of a forward sees the positions of its path and nothing else, by the blocks that they stand in (vLLM, Kwon et al.,
+SOSP 2023, 2309.06180). Full blocks are shared by all paths. Behind them each path has blocks of its own, strands: what
+of the text and of the path is not in full blocks is there again.
 """
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from torch import Tensor
 
-BLOCK = 256
-# Longer products, over the current block and nodes behind it, are summed in parts, whose ends depend on the length.
-MOST = 512
-# Columns that the values have besides their own: the first is of ones and sums up the weights of attention.
-EXTRA = 16
+# Positions of a block, which OpenVINO's kernel has fixed.
+BLOCK = 32
+# Blocks of a new pool: as many as come to these bytes, within these bounds. Memory is taken when it is written to.
+_BYTES, _FEWEST, _MOST = 2**31, 64, 512
+# Rows that are nobody's write here.
+NOBODY = 0
 
-# Keys and values.
-Buffers = tuple[Tensor, Tensor]
+
+class Seat(NamedTuple):
+    """Of a row: positions before it, and blocks; those and its own are in the first past // BLOCK + 1 of them."""
+
+    past: int
+    blocks: Sequence[int]
+
+
+# Those of rows, and further ones, each with the place of its row.
+Seats = tuple[list[Seat], list[tuple[int, Seat]]]
+
+
+class Pool:
+    """`keys` and `values` [layers, blocks, heads, BLOCK, size], all finite; in time there may be more blocks."""
+
+    def __init__(self, layers: int, heads: int, size: int):
+        # Of keys and values together.
+        self.block_bytes = 2 * layers * heads * BLOCK * size * 4
+        self._layers, self._block = layers, (heads, BLOCK, size)
+        count = max(_FEWEST, min(_MOST, _BYTES // self.block_bytes))
+        self.keys, self.values = self._new(count), self._new(count)
+        self._free = [*range(count - 1, NOBODY, -1)]
+
+    def _new(self, count: int) -> Any:
+        # These take no memory before they are written to, where torch's zeros do.
+        return np.zeros((self._layers, count, *self._block), np.float32)
+
+    def __len__(self) -> int:
+        return int(self.keys.shape[1])
+
+    def take(self) -> int:
+        """A block that is nobody else's."""
+        if not self._free:
+            before = len(self)
+            keys, values = self._new(2 * before), self._new(2 * before)
+            keys[:, :before], values[:, :before] = self.keys, self.values
+            self.keys, self.values = keys, values
+            self._free = [*range(2 * before - 1, before - 1, -1)]
+        block: int = self._free.pop()
+        return block
+
+    def give(self, blocks: list[int]) -> None:
+        """Take `blocks` back, which is empty then."""
+        self._free += reversed(blocks)
+        blocks.clear()
+
+    def copy(self, source: int, target: int, at: int, to: int, count: int) -> None:
+        """Have what `source` has at so many places from `at` on in `target`, too, from `to` on."""
+        for held in (self.keys, self.values):
+            held[:, target, :, to : to + count] = held[:, source, :, at : at + count]
+
+
+class _Node(NamedTuple):
+    """Where a node's keys and values are."""
+
+    position: int
+    strand: "_Strand"
+
+
+class _Strand:
+    """`blocks`, from the `first` block of the text on, and the `nodes` in them behind the text, a path."""
+
+    def __init__(self, first: int) -> None:
+        self.first, self.blocks, self.nodes = first, list[int](), list[int]()
+        # Up to here the text is in them.
+        self.known = 0
+
+    def block(self, position: int) -> int:
+        return self.blocks[position // BLOCK - self.first]
 
 
 class BlockCache:
-    """`full`: keys [layers, heads, f, size] and values [layers, heads, f, size + EXTRA] of the first `done` = f
-    positions, whole blocks; `block`: the same of the current one: committed tokens, and nodes that are not kept yet.
-    It has the size of a block, or as much more as there are nodes that do not fit.
-    """
+    """One sequence in `pool`: `committed` tokens, and nodes behind them."""
 
-    def __init__(self, layers: int, heads: int, size: int):
-        self._shape = layers, heads, size
-        self.full, self.block = self._buffers(0), self._buffers(BLOCK)
-        self._own = self.block
-        self.done = self.committed = self.length = 0
-
-    def _buffers(self, positions: int) -> Buffers:
-        layers, heads, size = self._shape
-        keys = torch.zeros(layers, heads, positions, size)
-        values = torch.zeros(layers, heads, positions, size + EXTRA)
-        values[..., size] = 1
-        return keys, values
+    def __init__(self, pool: Pool):
+        self._pool = pool
+        self.committed = 0
+        self._nodes: list[_Node] = []
+        self._text = _Strand(0)
+        self._others: list[_Strand] = []
+        weakref.finalize(self, pool.give, self._text.blocks)
 
     @property
-    def room(self) -> int:
-        """Levels that a tree below the next token may have: no path crosses the end of a block."""
-        return BLOCK - 1 - self.committed % BLOCK
+    def length(self) -> int:
+        """See `Cache`."""
+        return self.committed + len(self._nodes)
 
-    @property
-    def nodes_left(self) -> int:
-        """Nodes that still fit behind what the block holds; of a block that has room, as if it were full."""
-        return MOST - self.block[0].shape[2]
+    def append_text(self, count: int) -> Seats:
+        """The seats of so many further tokens, which are committed; no further ones."""
+        assert not self._nodes, "text below nodes"
+        seats = [Seat(position, self._text.blocks) for position in range(self.committed, self.committed + count)]
+        self.committed += count
+        self._reach(self._text, self.committed - 1)
+        return seats, []
 
-    def left(self, length: int) -> int:
-        """Tokens that the block still takes behind `length` committed ones, or the next block where it is full."""
-        return BLOCK - length % BLOCK
+    def append_nodes(self, parents: Sequence[int]) -> Seats:
+        """The seats of new nodes, whose `parents` are nodes before them, the first of all 0, or -1: the text.
 
-    def append(self, keys: Tensor, values: Tensor, committed: bool) -> None:
-        """Further `keys` [layers, heads, n, size] and `values` [layers, heads, n, size + EXTRA]: `committed`, which do
-        not pass the end of the block, or nodes.
+        Also the seats where some of them are to stand once more, each with the place of the node among the new ones.
         """
-        at, count = self.length - self.done, keys.shape[2]
-        fit = max(0, min(count, BLOCK - at))
-        for own, new in zip(self._own, (keys, values), strict=True):
-            own[:, :, at : at + fit] = new[:, :, :fit]
-        if fit < count:
-            keys_left, values_left = keys[:, :, fit:], values[:, :, fit:]
-            self.block = torch.cat([self.block[0], keys_left], 2), torch.cat([self.block[1], values_left], 2)
-        self.length += count
-        if committed:
-            assert self.committed + count == self.length and fit == count, "committed tokens follow committed tokens"
-            self.committed = self.length
+        seats, further, old = list[Seat](), list[tuple[int, Seat]](), len(self._nodes)
+        for parent in parents:
+            position, strand = self.committed, self._text
+            if parent >= 0:
+                before = self._nodes[parent]
+                position, strand = before.position + 1, before.strand
+            if self.committed + len(strand.nodes) != position:
+                # Another node stands there.
+                path = strand.nodes[: position - self.committed]
+                strand = self._branch(path, old)
+                new = [node for node in path if node >= old]
+                further += [(node - old, self._alone(strand, self._nodes[node].position)) for node in new]
+            strand.nodes.append(len(self._nodes))
+            self._reach(strand, position)
+            self._nodes.append(_Node(position, strand))
+            shared = [] if strand is self._text else self._text.blocks[: strand.first]
+            seats.append(Seat(position, shared + strand.blocks if shared else strand.blocks))
+        return seats, further
 
-    def settle(self) -> None:
-        """Let a current block that is full of committed tokens join the others."""
-        if self.committed - self.done < BLOCK:
-            return
-        assert self.length == self.committed, "nodes below a full block"
-        full = [torch.cat(pair, 2) for pair in zip(self.full, self._own, strict=True)]
-        self.full, self.done = (full[0], full[1]), self.committed
+    def _branch(self, path: list[int], stored: int) -> _Strand:
+        """A strand with the text and `path`, of which the nodes before `stored` are somewhere already."""
+        first = self.committed // BLOCK
+        strand = next((strand for strand in self._others if not strand.nodes), None)
+        if strand is None:
+            self._others.append(strand := _Strand(first))
+            weakref.finalize(self, self._pool.give, strand.blocks)
+        # Blocks that are full of text by now are those of all.
+        full = strand.blocks[: first - strand.first]
+        del strand.blocks[: len(full)]
+        self._pool.give(full)
+        strand.first = first
+        self._reach(strand, self.committed + len(path))
+        begin = max(strand.known, first * BLOCK)
+        if begin < self.committed:
+            self._copy(self._text, strand, begin, self.committed)
+        strand.known = self.committed
+        for node in path:
+            strand.nodes.append(node)
+            if node < stored:
+                position, where = self._nodes[node]
+                self._copy(where, strand, position, position + 1)
+        return strand
 
-    def crop(self, length: int) -> None:
-        """Forget every slot from `length` on."""
-        if length < self.done:
-            self.done = length // BLOCK * BLOCK
-            for own, full in zip(self._own, self.full, strict=True):
-                own.copy_(full[:, :, self.done : self.done + BLOCK])
-            self.full = self.full[0][:, :, : self.done].clone(), self.full[1][:, :, : self.done].clone()
-        self._shrink(length - self.done)
-        self.length, self.committed = length, min(self.committed, length)
+    def _reach(self, strand: _Strand, position: int) -> None:
+        """Have blocks up to that of `position`."""
+        while len(strand.blocks) <= position // BLOCK - strand.first:
+            strand.blocks.append(self._pool.take())
 
-    def _shrink(self, used: int) -> None:
-        """Hold no more slots behind the block's end than the first `used` need."""
-        if self.block is not self._own:
-            wide = max(used, BLOCK)
-            self.block = (self.block[0][:, :, :wide].contiguous(), self.block[1][:, :, :wide].contiguous())
-            self.block = self._own if wide == BLOCK else self.block
-
-    def keep(self, prefix_length: int, kept: Tensor) -> None:
-        """Of the slots behind `prefix_length` keep those at offsets `kept` [m] (ascending), moved together."""
-        assert self.done <= prefix_length <= self.committed, "nodes stand in or behind the current block"
-        if not len(kept) or int(kept[-1]) == len(kept) - 1:
-            # The first ones, as of a chain, stand where they are to stand.
-            self.crop(prefix_length + len(kept))
-            self.committed = self.length
-            return
-        slots = kept + (prefix_length - self.done)
-        keys, values = self.block[0][:, :, slots], self.block[1][:, :, slots]
-        self.crop(prefix_length)
-        self.append(keys, values, committed=True)
-
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of the slots in use, and of all that are held."""
-        layers, heads, size = self._shape
-        held = {tensor.data_ptr(): tensor.nbytes for tensor in (*self.full, *self._own, *self.block)}
-        return self.length * layers * heads * (2 * size + EXTRA) * self._own[0].itemsize, sum(held.values())
+    def _copy(self, source: _Strand, target: _Strand, begin: int, end: int) -> None:
+        """Of the positions from `begin` to `end`, which are in one block."""
+        place = begin % BLOCK
+        self._pool.copy(source.block(begin), target.block(begin), place, place, end - begin)
 
     @staticmethod
-    def retain(caches: Sequence["BlockCache"]) -> None:
-        """Each sequence has tensors of its own: nothing is held of those that left."""
+    def _alone(strand: _Strand, position: int) -> Seat:
+        """Where a row at `position` writes; what it reads is of no use, and therefore little."""
+        return Seat(position % BLOCK, [strand.block(position)])
+
+    def crop(self, length: int) -> None:
+        """See `Cache`."""
+        if length < self.committed:
+            self.committed = length
+            self._leave(self._text, -(-length // BLOCK))
+            # What stood behind the text may begin earlier now.
+            for strand in self._others:
+                self._leave(strand, 0)
+                strand.known = 0
+        self._forget(max(0, length - self.committed))
+
+    def _leave(self, strand: _Strand, count: int) -> None:
+        last = strand.blocks[count:]
+        del strand.blocks[count:]
+        self._pool.give(last)
+
+    def _forget(self, count: int) -> None:
+        """Have the first `count` nodes alone."""
+        del self._nodes[count:]
+        for strand in (self._text, *self._others):
+            while strand.nodes and strand.nodes[-1] >= count:
+                strand.nodes.pop()
+
+    def keep(self, prefix_length: int, kept: Tensor) -> None:
+        """See `Cache`: of nodes, which stand behind the committed text."""
+        assert prefix_length == self.committed, "nodes stand behind the text"
+        path: list[int] = kept.tolist()
+        used = {id(self._nodes[node].strand): self._nodes[node].strand for node in path}
+        for offset, node in enumerate(path):
+            position, strand = self._nodes[node]
+            if strand is not self._text or position != self.committed + offset:
+                self._reach(self._text, self.committed + offset)
+                source, target = strand.block(position), self._text.block(self.committed + offset)
+                self._pool.copy(source, target, position % BLOCK, (self.committed + offset) % BLOCK, 1)
+        known = self.committed + len(path)
+        for strand in used.values():
+            # It has the text as far as its own path was kept.
+            if strand.nodes[: len(path)] == path:
+                strand.known = known
+        self.committed = known
+        self._forget(0)
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the slots in use, and of all blocks that are held."""
+        held = sum(len(strand.blocks) for strand in (self._text, *self._others))
+        return self.length * (self._pool.block_bytes // BLOCK), held * self._pool.block_bytes
+
+    @staticmethod
+    def retain(caches: Iterable["BlockCache"]) -> None:
+        """Each sequence has blocks of its own: they are given back with it."""

@@ -7,25 +7,24 @@ from openvino import opset13 as op
 from torch import Tensor
 
 from dynatree.engine.graph import parts
-from dynatree.engine.graph.parts import States, Weights
+from dynatree.engine.graph.parts import Size, States, Weights
 
 TYPES = ("llama", "mistral", "qwen2")
 ACTIVATION = "silu"
 
 
-def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: States) -> ov.Model:
+def graph(model: Any, weights: Weights, head: Tensor, size: Size, states: States) -> ov.Model:
     """Inputs and outputs as parts.py says; `head` [v, width]: the rows of the output layer that are wanted."""
     config, base = model.config, model.base_model
     shape = parts.shape(model)
-    inputs, nodes = parts.inputs(shape, requests, states)
-    y, kept, behind = parts.joined(inputs[0], weights, states), [], []
+    inputs, nodes = parts.inputs(shape, size, states)
+    y, behind = parts.joined(inputs[0], weights, states), []
     for layer in base.layers:
-        attention, past = layer.self_attn, parts.past(shape, requests)
-        inputs += past
+        attention, pool = layer.self_attn, parts.pool(shape, size)
+        inputs += pool
         z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
-        mixed, new = parts.attention(shape, nodes, z, past)
-        kept += new
+        mixed = parts.attention(shape, size, nodes, z, pool)
         y = op.add(y, weights.linear(mixed, attention.o_proj))
         z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)
@@ -33,5 +32,5 @@ def graph(model: Any, weights: Weights, head: Tensor, requests: int, states: Sta
         gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
         y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
         behind.append(y)
-    y = parts.rms_norm(op.gather(y, nodes.wanted, op.constant(0)), base.norm.weight, config.rms_norm_eps)
-    return parts.model(weights.head(y, head), kept, parts.read(behind, states), inputs)
+    y = parts.rms_norm(parts.asked(y, nodes), base.norm.weight, config.rms_norm_eps)
+    return ov.Model([weights.head(y, head), *parts.read(behind, states)], inputs)

@@ -1,14 +1,12 @@
 """What the graphs of all architectures are made of: products with weights in each format, norms, bitwise attention.
 
-A graph takes n new tokens of each of r requests, one request after the other: their embeddings x [r * n, width], with
-a fusion beside them the states to which they are joined [r * n, 2 * width]; cos and sin [r, 1, n, turned] of their
-positions; ones [groups, n, EXTRA], of which the first of each EXTRA is one and the others are zero; the rows [w] of
-which logits are wanted; of each request a mask [share * n, c + n] (0 or -inf; all rows once for each query of a
-group) over c slots of its current block with nodes that are not kept yet, and its new tokens; of each layer the keys
-and values of each request's full blocks, which all its new tokens see, and of its current one (block_cache.py). It
-gives logits [w, v], and of each layer and request the new keys [layers * r * groups, n, size] and values [layers * r
-* groups, n, size + EXTRA]; where layers are read, also what is behind them [r * n, reads * width]. Products with
-weights are over all rows; attention is a request's own.
+A graph takes n rows, new tokens of any number of requests: their embeddings x [n, width], with a fusion beside them the
+states to which they are joined [n, 2 * width]. Attention takes m of them, in the order in which `spread` [m] names
+them: first each once, then those whose keys and values are wanted in a further place. Of each of these there are cos
+and sin [m, 1, 1, turned] of its position, and its seat (block_cache.py): how many positions are before it (`past`), and
+in which blocks they and its own keys and values are. Of each layer there are the keys and values of the pool [blocks,
+groups, BLOCK, size], which it writes into. The graph gives logits [w, v] of the rows that are wanted; where layers are
+read, also what is behind them [n, reads * width].
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +17,31 @@ import openvino as ov
 import torch
 from openvino import PartialShape, Type
 from openvino import opset13 as op
+from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
 
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import codes
-from dynatree.engine.graph.block_cache import EXTRA
+from dynatree.engine.graph.block_cache import BLOCK
 
 # In float32 a graph is the model's own forward but for rounding; float16 is the type of its weights alone.
 FORMATS = ("float32", "float16", "int8", "int4")
 
-# Inputs of a graph before the masks of its requests.
-BEFORE_MASKS = 5
+
+class Size(NamedTuple):
+    """Of a graph: its rows, the further places of keys and values among them, and the blocks of the pool.
+
+    With no number of rows it takes any, is told which are wanted, and the pool may have any number of blocks.
+    """
+
+    rows: int | None = None
+    further: int = 0
+    blocks: int = -1
+
+    @property
+    def places(self) -> int | None:
+        """Rows of attention."""
+        return None if self.rows is None else self.rows + self.further
 
 
 class Shape(NamedTuple):
@@ -40,11 +52,6 @@ class Shape(NamedTuple):
     size: int
     turned: int
     width: int
-
-    @property
-    def share(self) -> int:
-        """Queries of a group."""
-        return self.heads // self.groups
 
 
 class States(NamedTuple):
@@ -59,13 +66,20 @@ class States(NamedTuple):
 
 
 class Nodes(NamedTuple):
-    """Inputs of a graph that its layers share."""
+    """Inputs of a graph that its layers share; None: all rows in their order."""
 
     cos: Any
     sin: Any
-    ones: Any
+    seats: list[Any]
+    spread: Any
+    own: Any
     wanted: Any
-    masks: list[Any]
+
+
+# Sequences of no token behind those of the rows, see `attention`.
+EMPTY = 1
+# Inputs of a graph before those of the layers, the last three where they are wanted.
+X, COS, SIN, PAST, BEGINS, BLOCKS, BLOCK_BEGINS, LONGEST, SPREAD, OWN, WANTED = range(11)
 
 
 def shape(model: Any) -> Shape:
@@ -82,72 +96,83 @@ def whole(*values: int) -> Any:
     return op.constant(np.array(values, dtype=np.int64))
 
 
-def inputs(shape: Shape, requests: int, states: States) -> tuple[list[Any], Nodes]:
+def inputs(shape: Shape, size: Size, states: States) -> tuple[list[Any], Nodes]:
     """The inputs before those of the layers, and what the layers use of them."""
-    x = op.parameter(PartialShape([-1, states.fed(shape.width)]), Type.f32)
-    cos, sin = (op.parameter(PartialShape([requests, 1, -1, shape.turned]), Type.f32) for _ in range(2))
-    ones = op.parameter(PartialShape([shape.groups, -1, EXTRA]), Type.f32)
-    wanted = op.parameter(PartialShape([-1]), Type.i64)
-    masks = [op.parameter(PartialShape([-1, -1]), Type.f32) for _ in range(requests)]
-    nodes = Nodes(cos, sin, ones, wanted, masks)
-    return [x, cos, sin, ones, wanted, *masks], nodes
+    rows, places = (-1 if count is None else count for count in (size.rows, size.places))
+    x = op.parameter(PartialShape([rows, states.fed(shape.width)]), Type.f32)
+    cos, sin = (op.parameter(PartialShape([places, 1, 1, shape.turned]), Type.f32) for _ in range(2))
+    # Past, begins of rows, blocks, and begins of theirs; the longest.
+    sequences = places + EMPTY
+    counts = (-1,) * 4 if size.rows is None else (sequences, sequences + 1, blocks_held(size), sequences + 1)
+    seats = [op.parameter(PartialShape([count]), Type.i32) for count in counts]
+    seats.append(op.parameter(PartialShape([]), Type.i32))
+    spread, own, wanted = (op.parameter(PartialShape([count]), Type.i64) for count in (places, -1, -1))
+    if size.rows is not None:
+        own = wanted = None
+        spread = spread if size.further else None
+    told = [one for one in (spread, own, wanted) if one is not None]
+    return [x, cos, sin, *seats, *told], Nodes(cos, sin, seats, spread, own, wanted)
 
 
-def past(shape: Shape, requests: int) -> list[Any]:
-    """A layer's inputs: of each request keys and values of the full blocks, keys and values of the current one."""
-    sizes = (shape.size, shape.size + EXTRA) * 2 * requests
-    return [op.parameter(PartialShape([shape.groups, -1, size]), Type.f32) for size in sizes]
+def blocks_held(size: Size) -> int:
+    """Numbers of blocks that a graph with a number of rows takes: each row may see them all, a further place one."""
+    return (size.rows or 0) * size.blocks + size.further
 
 
-def attention(shape: Shape, nodes: Nodes, z: Any, past: list[Any]) -> tuple[Any, list[Any]]:
-    """What the heads read [r * n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
+def pool(shape: Shape, size: Size) -> list[Any]:
+    """A layer's inputs: keys and values of all blocks."""
+    return [op.parameter(PartialShape([size.blocks, shape.groups, BLOCK, shape.size]), Type.f32) for _ in range(2)]
 
-    z [r * n, (heads + 2 groups) * size]; also each request's new keys and values.
+
+def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any]) -> Any:
+    """What the heads read [n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
+
+    z [n, (heads + 2 groups) * size]. Each row is a sequence of its own of one new token: its sums are then over the
+    positions of its path, in order and one after the other, whatever else is computed. A sequence of no token at the
+    end keeps OpenVINO from the kernel that cuts sums in as many parts as there are threads, where there are few rows.
     """
-    requests, heads, groups = len(nodes.masks), shape.heads, shape.groups
-    z = op.reshape(z, whole(requests, -1, heads + 2 * groups, shape.size), False)
-    qk, v = op.variadic_split(z, whole(2), whole(heads + groups, groups)).outputs()
-    # In this order OpenVINO makes one kernel of turning and rotating.
-    qk, v = rotated(shape, nodes, op.transpose(qk, whole(0, 2, 1, 3))), op.transpose(v, whole(0, 2, 1, 3))
-    q, k = op.variadic_split(qk, whole(1), whole(heads, groups)).outputs()
-    q, k, v = (op.reshape(part, whole(requests * groups, -1, shape.size), False) for part in (q, k, v))
-    if requests == 1:
-        mixed, kept = _attention(shape, nodes, nodes.masks[0], q, k, v, past)
-        return mixed, [kept]
-    qs, ks, vs = (op.split(rows, op.constant(0), requests).outputs() for rows in (q, k, v))
-    found = [
-        _attention(shape, nodes, nodes.masks[place], qs[place], ks[place], vs[place], past[4 * place : 4 * place + 4])
-        for place in range(requests)
-    ]
-    return op.concat([mixed for mixed, _ in found], 0), [kept for _, kept in found]
+    heads, groups, wide = shape.heads, shape.groups, shape.size
+    if nodes.spread is not None:
+        z = op.gather(z, nodes.spread, op.constant(0))
+    qk, v = op.variadic_split(z, whole(1), whole((heads + groups) * wide, groups * wide)).outputs()
+    # In this shape OpenVINO makes one kernel of turning and rotating, and a row needs no transposition.
+    qk = rotated(shape, nodes, op.reshape(qk, whole(-1, heads + groups, 1, wide), False))
+    qk = op.reshape(qk, whole(-1, (heads + groups) * wide), False)
+    q, k = op.variadic_split(qk, whole(1), whole(heads * wide, groups * wide)).outputs()
+    mixed = _paged(shape, [q, k, v, *pool, *nodes.seats])
+    if nodes.own is not None:
+        return op.gather(mixed, nodes.own, op.constant(0))
+    if size.further:
+        mixed, _ = op.variadic_split(mixed, whole(0), whole(size.rows or 0, size.further)).outputs()
+    return mixed
 
 
-def _attention(
-    shape: Shape, nodes: Nodes, mask: Any, q: Any, k: Any, v: Any, past: list[Any]
-) -> tuple[Any, tuple[Any, Any]]:
-    """The same of one request.
+def _paged(shape: Shape, given: list[Any]) -> Any:
+    """PagedAttentionExtension of `given`: queries to blocks' begins, and the longest text; all else left out.
 
-    Each sum runs over positions in order: exp(s - max) times the values, with a column of ones for the denominator.
-    Zeros between the nodes of a path add nothing, whichever they are. No shape here is computed in the graph: a forward
-    would wait there until all before it is done.
+    It writes keys and values where the seats say and attends then (vLLM, Kwon et al., SOSP 2023, 2309.06180).
     """
-    keys, values, block_keys, block_values = past
-    v = op.concat([v, nodes.ones], 2)
-    s_full = op.matmul(q, keys, False, True)
-    # New keys stay in a product with a block's: one of a single column would take another kernel.
-    s_block = op.add(op.matmul(q, op.concat([block_keys, k], 1), False, True), mask)
-    most = op.maximum(op.reduce_max(s_full, np.array([2]), True), op.reduce_max(s_block, np.array([2]), True))
-    mixed = op.add(
-        op.matmul(exponential(shape, s_full, most), values, False, False),
-        op.matmul(exponential(shape, s_block, most), op.concat([block_values, v], 1), False, False),
-    )
-    a, denominator, _ = op.variadic_split(mixed, whole(2), whole(shape.size, 1, EXTRA - 1)).outputs()
-    a = op.reshape(op.divide(a, denominator), whole(shape.heads, -1, shape.size), False)
-    return op.reshape(op.transpose(a, whole(1, 0, 2)), whole(-1, shape.heads * shape.size), False), (k, v)
+
+    def nothing(type: Any, *shape: int) -> Any:
+        return op.constant(np.zeros(shape, type))
+
+    *before, longest = given
+    scale, window = op.constant(np.float32(shape.size**-0.5)), nothing(np.int32)
+    given = [*before, scale, window, nothing(np.float32, 0), longest]
+    # Score aggregation, rotated blocks (3), sparse attention (3), sinks, eviction (4), token types, biases (2).
+    given += [nothing(np.int32, 0)] * 3 + [nothing(np.float32, 0)] * 2 + [nothing(np.int32)] * 2
+    given += [nothing(np.float32, 0, 0, 0, 0), nothing(np.int32), *[nothing(np.int32, 0)] * 4]
+    given += [nothing(np.uint8, 0), nothing(np.int32, 0)]
+    node = PagedAttention([one if isinstance(one, ov.Output) else one.output(0) for one in given])
+    for name, value in (("k_head_size", shape.size), ("v_head_size", shape.size)):
+        node.set_rt_info(value, name)
+    for name in ("num_k_heads", "num_v_heads"):
+        node.set_rt_info(shape.groups, name)
+    return node.output(0)
 
 
 def rotated(shape: Shape, nodes: Nodes, x: Any) -> Any:
-    """x [r, heads, n, size], the first `turned` of each head rotated."""
+    """x [m, heads, 1, size], the first `turned` of each head rotated."""
     rest = None
     if shape.turned < shape.size:
         x, rest = op.variadic_split(x, whole(3), whole(shape.turned, shape.size - shape.turned)).outputs()
@@ -158,7 +183,7 @@ def rotated(shape: Shape, nodes: Nodes, x: Any) -> Any:
 
 
 def joined(x: Any, weights: "Weights", states: States) -> Any:
-    """The rows [r * n, width] that go into the first layer, as `Fusion.joined` makes them."""
+    """The rows [n, width] that go into the first layer, as `Fusion.joined` makes them."""
     weights.fed(x)
     fusion = states.fusion
     if fusion is None:
@@ -171,19 +196,13 @@ def joined(x: Any, weights: "Weights", states: States) -> Any:
 
 
 def read(behind: Sequence[Any], states: States) -> list[Any]:
-    """Of what is `behind` each layer [r * n, width] those that are read, as one output, or none."""
+    """Of what is `behind` each layer [n, width] those that are read, as one output, or none."""
     return [op.concat([behind[layer - 1] for layer in states.reads], 1)] if states.reads else []
 
 
-def model(logits: Any, kept: list[Any], read: list[Any], inputs: list[Any]) -> ov.Model:
-    """The graph, with the new keys and values of all layers and requests in one output each."""
-    keys, values = (op.concat(list(parts), 0) for parts in zip(*kept, strict=True))
-    return ov.Model([logits, keys, values, *read], inputs)
-
-
-def exponential(shape: Shape, scores: Any, most: Any) -> Any:
-    """exp(scale (s - max)) of `scores` [groups, rows, positions]: what softmax has above its denominator."""
-    return op.exp(op.multiply(op.subtract(scores, most), op.constant(np.float32(shape.size**-0.5))))
+def asked(y: Any, nodes: Nodes) -> Any:
+    """The rows of y [n, width] whose logits are wanted."""
+    return y if nodes.wanted is None else op.gather(y, nodes.wanted, op.constant(0))
 
 
 def layer_norm(x: Any, norm: nn.LayerNorm) -> Any:
