@@ -39,9 +39,12 @@ from dynatree.engine.graph.parts import (
     blocks_held,
 )
 
-# Numbers of rows that have a graph of their own, the most useful first, as long as all fit in so many bytes.
-WIDTHS = (1, 8, 4, 16, 2, 32, 64)
-STATIC_BYTES = 800 * 2**20
+# Numbers of rows that have a graph of their own, the most useful first, as long as all fit in so many bytes; a single
+# one would not be worth its weights.
+WIDTHS = (1, 8, 4, 2, 16)
+STATIC_BYTES = 850 * 2**20
+# Rows that a graph has at most where their number is fixed.
+_WIDEST = 64
 # Of several requests that are decoded together, rows of each that there is a graph for.
 TOGETHER_WIDTHS = (1, 4, 8)
 # Rows of one forward at most: of more, each takes as long alone.
@@ -59,7 +62,7 @@ SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
 # Committed tokens that are looked back to where graphs are compared.
 _SEEN = 40
 # What a compiled graph takes, in sizes of its weights: they are packed, and much is made around them.
-_COPIES = 2
+_COPIES = 1.6
 # Rows that are nobody's.
 _NOBODY = Seat(0, (NOBODY,))
 # Positions that attention has memory for at first; for longer texts as many again, and kernels are made anew.
@@ -112,8 +115,8 @@ class Graph:
         self._requests: dict[int, _Request | None] = {}
         self._wanted: Counter[int | None] = Counter()
         self._least = 1 if self._one_row_is_like_two() else 2
-        affordable = WIDTHS[: STATIC_BYTES // (_COPIES * weights.bytes)] if weights.bytes >= STATIC_FROM else ()
-        self._static = self._from_least(affordable)
+        count = int(STATIC_BYTES / (_COPIES * weights.bytes)) if weights.bytes >= STATIC_FROM else 0
+        self._static = self._from_least(WIDTHS[:count] if count > 1 else ())
         # Of several requests, while they are decoded together.
         self._together: list[int] = []
 
@@ -128,7 +131,7 @@ class Graph:
     def begin(self, requests: int) -> None:
         """Before so many requests are decoded together: make the graphs that have paid for themselves."""
         if requests > 1 and self._static:
-            self._together = [rows for width in TOGETHER_WIDTHS if (rows := requests * width) <= WIDTHS[-1]]
+            self._together = [rows for width in TOGETHER_WIDTHS if (rows := requests * width) <= _WIDEST]
             # Those for another number of requests would keep their memory for nothing.
             for other in {*self._requests} - {*self._widths}:
                 del self._requests[other]
@@ -196,7 +199,7 @@ class Graph:
         (*_, last), _ = text.append_text(_SEEN)
         for held in (self._pool.keys, self._pool.values):
             held[:, last.blocks] = some(*held[:, last.blocks].shape)
-        shape, most = self._shape, WIDTHS[-1]
+        shape, most = self._shape, _WIDEST
         x, cos, sin = (
             torch.from_numpy(some(most, columns)[:n]) for columns in (shape.width, shape.turned, shape.turned)
         )
