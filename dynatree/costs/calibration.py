@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 5
+VERSION = 6
 
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 

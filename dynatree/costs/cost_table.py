@@ -69,6 +69,20 @@ class Curve(Knobs):
         """The curve of a forward that takes `seconds` more."""
         return self.model_copy(update={"seconds": [[value + seconds for value in row] for row in self.seconds]})
 
+    def beyond(self, one: float, more: float) -> "Curve":
+        """The curve of forwards that take so many seconds more over `one` token and over `more`; less than none: less.
+
+        No forward takes less than half of what it did.
+        """
+        seconds = [
+            [
+                max(value / 2, value + (one if tokens == 1 else more))
+                for tokens, value in zip(self.tokens, row, strict=True)
+            ]
+            for row in self.seconds
+        ]
+        return self.model_copy(update={"seconds": seconds})
+
     def share(self, rows: int) -> "Curve":
         """The curve of one of `rows` that share the forward."""
         return self.model_copy(update={"seconds": [[value / rows for value in row] for row in self.seconds]})
@@ -104,8 +118,10 @@ class CostTable(Knobs):
 
     `models`: fingerprint (engine/language_model.py) of `target` and, if there is one, `drafter`. `handling`,
     `surcharge`: what `draft` has besides forwards, for a row's own work and for what a level takes more in decoding.
-    `looking`: what a round takes in which nodes are looked for, though none are found, of one request and of each
-    further one (0: not measured, and taken to be nothing).
+    `switch`: what a forward over several tokens takes more behind many over one, which have other weights in the
+    processor's caches. `beside`: what a round takes besides its forward where no nodes are looked for; `looking`: what
+    it takes more where they are, though none are found, of one request and of each further one. (0: not measured, and
+    taken to be nothing.)
     `batches`: the same for several requests at once, where that was measured.
     """
 
@@ -115,6 +131,8 @@ class CostTable(Knobs):
     draft: Curve | None = None
     handling: float = Field(default=0.0, ge=0)
     surcharge: float = Field(default=0.0, ge=0)
+    switch: NotNegative = 0.0
+    beside: NotNegative = 0.0
     looking: tuple[NotNegative, NotNegative] = (0.0, 0.0)
     batches: list[BatchCosts] = Field(default_factory=list)
 
@@ -137,7 +155,9 @@ class CostTable(Knobs):
             share, (verify_low, draft_low) = (counted - low) / (high - low), measured[low]
             verify = verify_low.between(verify, share)
             draft = draft_low and draft and draft_low.between(draft, share)
-        return self.model_copy(update={"verify": verify.share(counted), "draft": draft and draft.share(counted)})
+        known = {"verify": verify.share(counted), "draft": draft and draft.share(counted)}
+        # Of several nothing is known of switching.
+        return self.model_copy(update=known | ({"switch": 0.0} if counted > 1 else {}))
 
     def looked(self, rows: int) -> float:
         """Seconds that a round takes more where nodes are looked for below each of `rows` roots."""

@@ -76,28 +76,32 @@ class Decoder(RoundDecoder):
         # 4. Accept: keep the paths in the caches of target and drafter, and learn from them.
         with clock.phase("cache"):
             for request, tree, (path, _) in zip(active, trees, verified, strict=True):
-                request.cache.keep(request.cache.length - len(tree), path)
+                if len(tree) > 1:
+                    request.cache.keep(request.cache.length - len(tree), path)
                 self._drafter.accept(request, tree, path)
-                self._planner.observe(request, tree, path)
+            self._planner.observe(active, trees, [path for path, _ in verified])
         # 5. Commit: the paths and the target's own tokens, which are the next roots.
         for request, tree, (path, token) in zip(active, trees, verified, strict=True):
+            nodes = path.tolist()
             request.commit(
-                [*tree.tokens[path[1:]].tolist(), token],
+                [*(tree.nodes.tokens[node] for node in nodes[1:]), token],
                 accepted=len(path) - 1,
                 drafted=len(tree) - 1,
                 depth=tree.depth,
                 draft_forwards=self._drafter.forwards(request),
                 tree=recorded(tree),
-                path=path.tolist(),
+                path=nodes,
             )
 
     def _verify(self, active: Sequence[Request], trees: Sequence[TokenTree]) -> list[tuple[Tensor, int]]:
         """The accepted path of each tree, and the token after it; all logits are freed on return."""
         feeds = []
         for request, tree in zip(active, trees, strict=True):
-            prefix = request.cache.length
-            mask = tree.attention_mask(prefix) if len(tree) > 1 else None
-            feeds.append(Feed(tree.tokens, request.cache, tree.positions(prefix), mask))
+            feed = Feed(request.text[-1:], request.cache)
+            if len(tree) > 1:
+                prefix = request.cache.length
+                feed = Feed(tree.tokens, request.cache, tree.positions(prefix), tree.attention_mask(prefix))
+            feeds.append(feed)
         rows = self._target.forward_batch(feeds, reads=self._reads)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
@@ -217,7 +221,7 @@ def _check_traversal(checked: Settings, policy: PolicySettings) -> None:
 def recorded(tree: TokenTree) -> dict[str, list[Any]]:
     """The tree as a round's record has it: node 0 is the root."""
     return {
-        "tokens": tree.tokens.tolist(),
-        "parents": tree.parents.tolist(),
-        "log_probs": [round(value, 6) for value in tree.log_probs.tolist()],
+        "tokens": tree.nodes.tokens,
+        "parents": tree.nodes.parents,
+        "log_probs": [round(value, 6) for value in tree.nodes.log_probs],
     }

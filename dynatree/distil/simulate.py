@@ -124,8 +124,7 @@ def own_lookup() -> Propose:
     found = lookup.Lookup()
 
     def propose(text: list[int], most: int) -> list[int]:
-        tokens: list[int] = found.propose(text, most)[0].tolist()
-        return tokens
+        return found.propose(text, most)[0]
 
     return propose
 

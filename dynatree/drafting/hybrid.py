@@ -70,7 +70,7 @@ class Drafter:
                 request = requests[place]
                 trees[place] = table.extended(request, trees[place], growth, below_leaves=self.forwards(request) > 0)
         if planner.may_rest(requests):
-            planner.looked(requests, [self._at_rest(*pair) for pair in zip(requests, found, strict=True)], trees)
+            planner.looked(requests, [self._at_rest(*pair) for pair in zip(requests, found, strict=True)])
         return trees
 
     def _at_rest(self, request: Request, found: TokenTree) -> TokenTree:

@@ -4,15 +4,16 @@ Sources: prompt lookup (Saxena 2023), REST (He et al. 2023, 2311.08252), SAM-Dec
 confidence of a proposed token depends on how long the match is by then, and is learnt while decoding.
 """
 
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import cycle, islice
+from itertools import accumulate, cycle, islice
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from dynatree.costs.step_rates import StepRates
+from dynatree.costs.step_rates import LEAST, StepRates
 from dynatree.drafting import most_levels
 from dynatree.engine.draft_model import DraftModel
 from dynatree.errors import UserError
@@ -39,10 +40,6 @@ _PACE = 0.05
 _LONGEST_MATCH = 64
 # Earlier places of the last two tokens that are compared, latest first.
 _CANDIDATES = 12
-
-
-# Tokens and steps.
-NOTHING = ROOT[:0], torch.empty(0)
 
 
 class Confidence:
@@ -117,11 +114,12 @@ class Drafter:
     def _chain(self, request: Request, growth: Growth, least: int) -> TokenTree:
         tree = TokenTree.root(request.committed[-1])
         tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth), least)
-        if not len(tokens):
+        if not tokens:
             return tree
+        log_probs = [*accumulate(steps)]
         # Path probabilities fall along a chain, so what is kept is its beginning.
-        kept = int(growth.children(tree, steps.cumsum(0), ROOT[:0]).sum())
-        return tree.chain(tokens[:kept], steps[:kept]) if kept else tree
+        kept = sum(growth.children(tree, torch.tensor(log_probs), ROOT[:0]).tolist())
+        return tree.grown(range(kept), tokens[:kept], log_probs[:kept]) if kept else tree
 
 
 class Lookup:
@@ -136,8 +134,8 @@ class Lookup:
         self._proposed: list[int] = []
         self._proposed_at = 0
 
-    def propose(self, committed: Sequence[int], limit: int, least: int = 1) -> tuple[Tensor, Tensor]:
-        """Tokens [k] and step log-probabilities [k], k <= `limit`, of the chain that follows `committed`.
+    def propose(self, committed: Sequence[int], limit: int, least: int = 1) -> tuple[list[int], list[float]]:
+        """Tokens and step log-probabilities, at most `limit`, of the chain that follows `committed`.
 
         None behind a match of fewer than `least` tokens.
         """
@@ -147,10 +145,8 @@ class Lookup:
         self._proposed_at = len(committed)
         # A match that reaches the end of the text is a cycle: go around it.
         self._proposed = [*islice(cycle(committed[source:]), limit)] if self.matched >= least else []
-        if not self._proposed:
-            return NOTHING
-        steps = torch.tensor(self._confidence.steps(self.matched, len(self._proposed)))
-        return torch.tensor(self._proposed), steps.clamp(min=1e-4, max=1).log()
+        steps = self._confidence.steps(self.matched, len(self._proposed))
+        return self._proposed, [math.log(max(LEAST, step)) for step in steps]
 
     def _learn(self, committed: Sequence[int]) -> None:
         # Scored against what was committed, verified or not, so that a distrusted bucket can recover.
@@ -197,7 +193,7 @@ def rates(
         while at < len(text):
             tokens, _ = lookup.propose(text[:at], len(text) - at)
             accepted = 0
-            for proposed, token in zip(tokens.tolist(), text[at:], strict=False):
+            for proposed, token in zip(tokens, text[at:], strict=False):
                 place = bucket(lookup.matched + accepted)
                 seen[place] += 1
                 if proposed != token:

@@ -82,6 +82,8 @@ class Drafter:
         ]
         trees, frontiers = [*trees], [ROOT] * len(requests)
         self._forwards.update(dict.fromkeys(requests, 0))
+        if not any(levels):
+            return trees
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:

@@ -12,7 +12,6 @@ are ranked by the noise that the target's choice will have, as a drafter model's
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
 from typing import NamedTuple
@@ -90,8 +89,8 @@ class Drafter:
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
         follower = self._followers[request]
-        for node, token in zip(path.tolist(), tree.tokens[path].tolist(), strict=True):
-            follower.learn(token, logits[node])
+        for node in path.tolist():
+            follower.learn(tree.nodes.tokens[node], logits[node])
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
         # The next round compares its proposal with what was committed.
@@ -110,8 +109,7 @@ class Drafter:
         follower, most = self._followers[request], most_levels(request, growth)
         follower.begin(request.committed, growth.branch)
         # Lists, not tensors: nodes are looked at one by one.
-        tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
-        values, depths = tree.log_probs.tolist(), tree.depths.tolist()
+        tokens, parents, depths, values = ([*part] for part in tree.nodes)
         children: dict[int, list[int]] = {}
         # Of a node that is looked at, the tokens from below the root to it.
         paths: dict[int, tuple[int, ...]] = {0: ()}
@@ -141,7 +139,7 @@ class Drafter:
                 depths.append(depths[node] + 1)
         if len(tokens) == len(tree):
             return tree
-        grown = tree.grown(parents[len(tree) :], tokens[len(tree) :], torch.tensor(values[len(tree) :]))
+        grown = tree.grown(parents[len(tree) :], tokens[len(tree) :], values[len(tree) :])
         kept = growth.children(tree, grown.log_probs[len(tree) :], ROOT[:0])
         return grown if kept.all() else _cut(grown, torch.cat([torch.ones(len(tree), dtype=torch.bool), kept]))
 
@@ -155,7 +153,7 @@ def _path(node: int, tokens: list[int], parents: list[int], known: dict[int, tup
 
 def _cut(tree: TokenTree, kept: Tensor) -> TokenTree:
     """The nodes `kept` [n] of `tree`, as one that was never larger."""
-    return replace(tree.subtree(kept.nonzero().squeeze(1)), numbers=None)
+    return TokenTree(tree.subtree(kept.nonzero().squeeze(1)).nodes)
 
 
 class _Children(NamedTuple):

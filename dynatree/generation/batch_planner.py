@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 _EVIDENCE, _FADE = 20, 0.95
 # Rounds without looking: twice as many each time that looking again was in vain, so often.
 _REST, _DOUBLED = 32, 3
+# Stands behind the last one of a path.
+_NO_TOKEN = -1
 
 
 class _Looking:
@@ -68,6 +70,8 @@ class BatchPlanner:
         self._looking: WeakKeyDictionary[Request, _Looking] = WeakKeyDictionary()
         # By how many requests there are what it is for each: the same object, by which growths know it again.
         self._by_rows: dict[int, Calibration] = {}
+        # Of a round that looked what that took, and what trees it would have had without.
+        self._spent: tuple[float, list[TokenTree]] | None = None
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
         self._priced = False
 
@@ -107,13 +111,11 @@ class BatchPlanner:
         """Whether it makes use of being told what looking found for these requests."""
         return self._price(requests) > 0
 
-    def looked(self, requests: Sequence[Request], before: Sequence[TokenTree], after: Sequence[TokenTree]) -> None:
-        """It has looked, and has the trees `after` where a round that rests would have those `before`."""
-        if not (price := self._price(requests)):
-            return
-        levels = sum(growth.drafting for growth in self._priced_of(requests))
-        gain = self._saved(requests, after) - self._saved(requests, before) - levels - price
-        self._looking[requests[0]].observe(gain, len(requests))
+    def looked(self, requests: Sequence[Request], at_rest: Sequence[TokenTree]) -> None:
+        """It has looked, where a round that rests would have the trees `at_rest`."""
+        if price := self._price(requests):
+            levels = sum(growth.drafting for growth in self._priced_of(requests))
+            self._spent = price + levels, [*at_rest]
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
@@ -128,9 +130,15 @@ class BatchPlanner:
         width = self._width(growths, trees)
         return [tree.subtree(growth.select_within(tree, width)) for growth, tree in zip(growths, trees, strict=True)]
 
-    def observe(self, request: Request, tree: TokenTree, path: Tensor) -> None:
-        """The round of `request` is over: its verified `tree` and accepted path."""
-        self._growths[request].observe(tree, path)
+    def observe(self, requests: Sequence[Request], trees: Sequence[TokenTree], paths: Sequence[Tensor]) -> None:
+        """The round is over: the verified `trees` and accepted `paths`."""
+        if self._spent:
+            spent, at_rest = self._spent
+            saved = self._saved(requests, trees, paths) - self._saved_at_rest(requests, at_rest, trees, paths)
+            self._looking[requests[0]].observe(saved - spent, len(requests))
+            self._spent = None
+        for request, tree, path in zip(requests, trees, paths, strict=True):
+            self._growths[request].observe(tree, path)
 
     def _priced_of(self, requests: Sequence[Request]) -> list[PricedGrowth]:
         return [cast("PricedGrowth", self._growths[request]) for request in requests]
@@ -148,9 +156,26 @@ class BatchPlanner:
         # Lists: there are few nodes, and tensors of them took longer.
         return [sum(saved) for saved in zip(*each, strict=True)]
 
-    def _saved(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> float:
-        """Seconds that the nodes of `trees` save which are worth verifying."""
-        return max(self._savings(self._priced_of(requests), trees))
+    def _saved(self, requests: Sequence[Request], trees: Sequence[TokenTree], paths: Sequence[Tensor]) -> float:
+        """Seconds that the accepted `paths` of the verified `trees` saved."""
+        width = max(len(tree) for tree in trees) - 1
+        rows = zip(self._priced_of(requests), trees, paths, strict=True)
+        return sum(growth.saved(tree, path, width) for growth, tree, path in rows)
+
+    def _saved_at_rest(
+        self,
+        requests: Sequence[Request],
+        at_rest: Sequence[TokenTree],
+        trees: Sequence[TokenTree],
+        paths: Sequence[Tensor],
+    ) -> float:
+        """The same, had the trees `at_rest` been verified: of them what is on those `paths` is accepted."""
+        if all(len(tree) == 1 for tree in at_rest):
+            return 0.0
+        growths = self._priced_of(requests)
+        width = self._width(growths, at_rest)
+        kept = [tree.subtree(growth.select_within(tree, width)) for growth, tree in zip(growths, at_rest, strict=True)]
+        return self._saved(requests, kept, [_along(*row) for row in zip(kept, trees, paths, strict=True)])
 
     def _look_from_now_on(self, requests: Sequence[Request]) -> None:
         """Begin to look, or to rest: by how often a drafter is right below a root of such text."""
@@ -161,18 +186,15 @@ class BatchPlanner:
         for request in requests:
             known = self._calibration.of(request.temperature, request.processors.active).step_rates
             steps = torch.tensor(known.rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
-            trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps))
+            trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps.tolist()))
             # A table of successors has its nodes for nothing else; a model's take a level.
             price += 0.0 if known.successors else self._priced_of([request])[0].level
-        looking = _Looking(self._saved(requests, trees) - price)
+        looking = _Looking(max(self._savings(self._priced_of(requests), trees)) - price)
         self._looking.update(dict.fromkeys(requests, looking))
 
     def _price(self, requests: Sequence[Request]) -> float:
-        """Seconds that looking takes; 0: it is not known, or nothing is weighed.
-
-        Nothing is of one request alone, which loses more by what it does not find than it gains (docs/tried.md).
-        """
-        if len(requests) == 1 or self._calibration is None or not self._priced:
+        """Seconds that looking takes; 0: it is not known, or nothing is weighed."""
+        if self._calibration is None or not self._priced:
             return 0.0
         return self._calibration.costs.looked(len(requests))
 
@@ -182,3 +204,9 @@ class BatchPlanner:
         if requests not in self._by_rows:
             self._by_rows[requests] = self._calibration.shared(requests)
         return self._by_rows[requests]
+
+
+def _along(tree: TokenTree, other: TokenTree, path: Tensor) -> Tensor:
+    """The path of `tree` as far as it has the tokens of `path` of the `other`."""
+    tokens = iter([*(other.nodes.tokens[node] for node in path.tolist()[1:]), _NO_TOKEN])
+    return tree.accepted_path(lambda _: next(tokens))[0]

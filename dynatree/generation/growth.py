@@ -61,6 +61,9 @@ class PricedGrowth(Growth, Protocol):
         No nodes save 0. `most` may be more than the tree has; fewer where the growth allows no more.
         """
 
+    def saved(self, tree: TokenTree, path: Tensor, width: int) -> float:
+        """Seconds that the accepted `path` of `tree` saved this request, in a forward over `width` nodes of each."""
+
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
         """As `select`, where the forward has room for `width` nodes besides the root."""
 

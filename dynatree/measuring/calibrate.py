@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.generation.trace import Clock
-from dynatree.measuring import forward_times
+from dynatree.measuring import forward_times, phases
 from dynatree.measuring.clock import alone
 from dynatree.measuring.progress import Tell, lines
 from dynatree.tree import TokenTree
@@ -43,6 +43,8 @@ LOOKING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 
 _TOGETHER, _LOOKED = 4, 32
 # Seconds of looking at which requests rest from their first round on.
 _TOO_DEAR = 1e6
+# Nodes up to which a forward is compared with its like: most trees of new text have no more.
+_NEAR = 7
 PENALISED = GenerationOptions(max_new_tokens=1, repetition_penalty=1.2)
 # Not by the seed that is taken unless another is given: what is tuned on is not what is measured.
 SAMPLED = [GenerationOptions(max_new_tokens=1, do_sample=True, temperature=t, seed=2**32) for t in (0.7, 1.0)]
@@ -116,7 +118,7 @@ def loaded(
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
             table = table.drafting_plus(beyond)
-            table = table.model_copy(update={"looking": looking(target, drafter, prompts, Calibration(table, rates))})
+            table = in_decoding(target, drafter, prompts, Calibration(table, rates))
     return Calibration(table, rates)
 
 
@@ -160,34 +162,80 @@ def while_decoding(
     return max(0.0, statistics.median(beyond or [0.0]))
 
 
-def looking(
+class _Round(NamedTuple):
+    """A round without levels: the most nodes of a tree, tokens before it, seconds of its forward and before that."""
+
+    nodes: int
+    context: int
+    forward: float
+    beside: float
+
+
+def in_decoding(
     target: LanguageModel, drafter: DraftModel, prompts: Sequence[list[int]], calibration: Calibration
-) -> tuple[float, float]:
-    """Median seconds that looking for nodes takes more between two target forwards than a round that rests, without a
-    level: below one root, and below each further one of a batch, whose turn finds code and data in the processor's
-    caches."""
-    alone, together, costs = prompts[:_TOGETHER], [*islice(cycle(prompts), _TOGETHER)], calibration.costs
+) -> CostTable:
+    """The costs of `calibration` with what rounds take in decoding, on text that does not loop.
+
+    Forwards take more than in a tight loop behind a round's own work, and among others of other sizes; those over one
+    token take less, behind many of their like. A round takes `beside` more, and where nodes are looked for, `looking`:
+    below one root, and below each further one of a batch, whose turn finds code and data in the processor's caches.
+    """
+    some, together = prompts[:_TOGETHER], [*islice(cycle(prompts), _TOGETHER)]
+
+    def alone(price: float) -> list[_Round]:
+        return [one for prompt in some for one in _rounds(target, drafter, [prompt], calibration, price)]
+
+    def beside(rounds: Sequence[_Round]) -> float:
+        return statistics.median([one.beside for one in rounds] or [0.0])
+
+    def beyond(rounds: Sequence[_Round], fewest: int, most: int) -> float:
+        expected = calibration.costs.verify
+        found = [
+            one.forward - float(expected.at(one.context, 1 + one.nodes)[-1])
+            for one in rounds
+            if fewest <= one.nodes <= most
+        ]
+        return statistics.median(found or [0.0])
+
+    at_rest, looked = alone(_TOO_DEAR), alone(0)
+    all_rest, all_looked = (_rounds(target, drafter, together, calibration, price) for price in (_TOO_DEAR, 0))
+    first = max(0.0, beside(looked) - beside(at_rest))
+    further = (beside(all_looked) - beside(all_rest) - first) / (_TOGETHER - 1)
+    costs = calibration.costs
+    return costs.model_copy(
+        update={
+            "verify": costs.verify.beyond(beyond(at_rest, 0, 0), beyond(looked, 1, _NEAR)),
+            "beside": beside(at_rest),
+            "looking": (first, max(0.0, further)),
+        }
+    )
+
+
+def _rounds(
+    target: LanguageModel,
+    drafter: DraftModel,
+    prompts: Sequence[list[int]],
+    calibration: Calibration,
+    price: float,
+) -> list[_Round]:
+    """The rounds without levels in which all `prompts` are decoded, where looking is taken to cost `price`."""
+    costs = calibration.costs
     # Batches are measured later: as if theirs took as long.
     shared = [BatchCosts(rows=_TOGETHER, verify=costs.verify, draft=costs.draft)]
-
-    def taken(some: Sequence[list[int]], price: float) -> float:
-        known = costs.model_copy(update={"batches": shared, "looking": (price, price)})
-        decoder = decoding.build(target, drafter, "speculative", LOOKING, calibration._replace(costs=known))
-        clock = Clock(instrumented=True)
-        traces = decoding.decode_together(decoder, some, lasting(PENALISED, _LOOKED), clock)
-        drafted = {number for trace in traces for number, fact in enumerate(trace.rounds) if fact.draft_forwards}
-        found: dict[int, float] = {}
-        # Of the rounds that all of them took part in.
-        rounds = min(len(trace.rounds) for trace in traces)
-        for number, phase, start, end in clock.spans:
-            if phase in ("draft", "select") and 0 <= number < rounds and number not in drafted:
-                found[number] = found.get(number, 0.0) + end - start
-        return statistics.median(found.values() or [0.0])
-
-    first = statistics.median([taken([prompt], 0) for prompt in alone])
-    further = (taken(together, 0) - first) / (_TOGETHER - 1)
-    at_rest = taken(together, _TOO_DEAR) / _TOGETHER
-    return max(0.0, first - at_rest), max(0.0, further - at_rest)
+    known = costs.model_copy(update={"batches": shared, "looking": (price, price)})
+    decoder = decoding.build(target, drafter, "speculative", LOOKING, calibration._replace(costs=known))
+    clock = Clock()
+    with phases.forwards([target], clock) as spans:
+        traces = decoding.decode_together(decoder, prompts, lasting(PENALISED, _LOOKED), clock)
+    # Of each prompt there is a forward before the first round.
+    spans, context, found = spans[len(prompts) :], len(prompts[0]), list[_Round]()
+    for (_, before), (begin, end), *facts in zip(
+        spans, spans[1:], *(trace.rounds[1:] for trace in traces), strict=False
+    ):
+        context += len(facts[0].emitted)
+        if not any(fact.draft_forwards for fact in facts):
+            found.append(_Round(max(fact.drafted for fact in facts), context, end - begin, begin - before))
+    return found
 
 
 def step_rates(texts: Texts, drafter: DraftModel | None, target: LanguageModel | None = None) -> StepRates:

@@ -31,8 +31,11 @@ BATCHED = (1, 2, 4, 8, 16, 32, 64)
 RANKS = 4
 # Times that a level besides its forward is timed at least: it takes well below a millisecond.
 LEAST_HANDLED = 20
-# New tokens up to which a forward takes longer after one of another size than after one of its like.
-_SHORT = 32
+# Up to so many new tokens, the forwards of its like before one that is timed: a forward over one token takes a third
+# longer after one over 128 tokens than after three of its like, as in decoding.
+_LIKE = {4: 3, 32: 1}
+# Tokens of a forward that is timed behind so many over one.
+_FEW, _MANY = 4, 32
 
 Step = Callable[[list[Cache], int], None]
 
@@ -67,7 +70,9 @@ def costs(
         curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling, tell)
         return CostTable(machine=machine, models=models, **curves, handling=handling)
 
-    return least(table(), table())
+    found = least(table(), table())
+    switch = _switching(target, drafter.reads if drafter else (), _fitting(target, contexts)[0], repeats)
+    return found.model_copy(update={"switch": switch})
 
 
 def steps(target: LanguageModel, drafter: DraftModel | None, contexts: Sequence[int]) -> int:
@@ -148,6 +153,26 @@ def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cach
         cache.crop(length)
 
 
+def _switching(target: LanguageModel, reads: Sequence[int], context: int, repeats: int) -> float:
+    """Seconds that a forward over a few tokens takes more behind many over one than behind its like."""
+    caches = target.new_caches(1)
+    target.forward(torch.arange(context) % target.vocabulary_size, caches[0], last_only=True)
+    one, few = (partial(_verification, target, reads, caches, n) for n in (1, _FEW))
+    pairs = [(_timed(target, [*[one] * _MANY, few]), _timed(target, [few] * _LIKE[_FEW])) for _ in range(repeats)]
+    behind, among = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
+    return max(0.0, behind - among)
+
+
+def _timed(model: LanguageModel, steps: Sequence[Callable[[], None]]) -> float:
+    """Seconds of the last of `steps` of `model`."""
+    for step in steps:
+        synchronise(model.device)
+        begin = time.perf_counter()
+        step()
+    synchronise(model.device)
+    return time.perf_counter() - begin
+
+
 def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tokens = torch.arange(n) % drafter.vocabulary_size
@@ -183,7 +208,7 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
         cache.crop(context)
 
     room = ((drafter.context_limit or 2**31) - context - 2) // 2
-    whole, bare = _medians(drafter.language_model, [(level, True), (forward, True)], max(1, min(repeats, room)))
+    whole, bare = _medians(drafter.language_model, [(level, 1), (forward, 1)], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
 
@@ -229,7 +254,7 @@ def _curve(
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians(model, [(partial(step, caches, n), n <= _SHORT) for n in within], repeats)
+        median = _medians(model, [(partial(step, caches, n), _before(n)) for n in within], repeats)
         # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
         # as behind the context before it, or by the token.
         shape = seconds[-1] if seconds else sizes
@@ -240,20 +265,17 @@ def _curve(
     return Curve(contexts=fitting, tokens=list(sizes), seconds=seconds)
 
 
-def _medians(model: LanguageModel, steps: Sequence[tuple[Callable[[], None], bool]], repeats: int) -> list[float]:
+def _before(tokens: int) -> int:
+    return next((count for most, count in _LIKE.items() if tokens <= most), 0)
+
+
+def _medians(model: LanguageModel, steps: Sequence[tuple[Callable[[], None], int]], repeats: int) -> list[float]:
     """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
 
-    Of a short one a turn is two steps, of which the second counts: a forward over one token takes a tenth longer after
-    one over 128 tokens than after one of its like, as in decoding.
+    Of each is told how often it is done before it is timed.
     """
     taken: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
-        for (step, short), seconds in zip(steps, taken, strict=True):
-            if short:
-                step()
-                synchronise(model.device)
-            begin = time.perf_counter()
-            step()
-            synchronise(model.device)
-            seconds.append(time.perf_counter() - begin)
+        for (step, before), seconds in zip(steps, taken, strict=True):
+            seconds.append(_timed(model, [step] * (before + 1)))
     return [statistics.median(seconds) for seconds in taken]

@@ -34,19 +34,23 @@ _YIELD_FADE = 0.9
 _PROBE_EVERY = 256
 _PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
+# Rounds without nodes behind which these take the whole of what a switch takes; behind fewer in proportion.
+_MANY = 32
 # Steps of probability in the table of seconds a token, and what no probability is below where one is divided by it.
 _GRID, _TINY = 200, 1e-30
 
 
 class _Seconds(NamedTuple):
-    """Near one context: of verifying 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
+    """Near one context: of rounds of 0..n nodes, of drafting over 0..w tokens, of a token by its step probability.
 
-    `at_least`: of verifying n nodes or more (cost_table.py). `level`: of the cheapest draft. Of a token: `tokens` where
-    chains come for nothing, `drafted` where each of theirs takes a level.
+    `at_least`: of verifying n nodes or more (cost_table.py). `switch`: what nodes take more behind many rounds without.
+    `level`: of the cheapest draft. Of a token: `tokens` where chains come for nothing, `drafted` where each of theirs
+    takes a level.
     """
 
     verify: list[float]
     at_least: list[float]
+    switch: float
     draft: list[float] | None
     level: float
     drafted: list[float]
@@ -64,11 +68,13 @@ class _Table:
         draft_curve = self.costs.draft
         place = self.costs.verify.nearest(context), draft_curve.nearest(context) if draft_curve else 0
         if place not in self._known:
-            verify = self.costs.verify.at(context, 1 + self.most)[1:]
+            # A token that would take an autoregressive step takes what that has besides its forward, too.
+            verify = self.costs.verify.at(context, 1 + self.most)[1:] + self.costs.beside
             draft = draft_curve.at(context, MOST_NODES) if draft_curve else None
             self._known[place] = _Seconds(
                 verify.tolist(),
                 at_least(verify).tolist(),
+                self.costs.switch,
                 draft if draft is None else draft.tolist(),
                 0.0 if draft is None else float(draft[1:].min()),
                 [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
@@ -150,6 +156,8 @@ class _Growth:
         self._in_vain, self._tried = 0, False
         # Tokens that the next level has to feed the drafter: at first the whole text and the root.
         self._lag = context + 1
+        # Rounds since the last one that verified nodes.
+        self._without = 0
         # What levels would have gained since the last one, had there been nothing else to feed.
         self._forgone = 0.0
         self._context = context
@@ -178,6 +186,7 @@ class _Growth:
     def _begin_round(self) -> None:
         self._seconds = self._table.near(self._context)
         self._level, self._drafting = 0, 0.0
+        self._switch = self._seconds.switch * min(1.0, self._without / _MANY)
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[list[int], list[float]]] | None = None
 
@@ -215,7 +224,7 @@ class _Growth:
         if max(each) <= seconds.level and not probed:
             return candidates[:0]
         # Lists, not tensors: there are few nodes here, most often the root alone.
-        v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
+        v, parents = [math.exp(value) for value in tree.nodes.log_probs], tree.nodes.parents
         order = sorted(candidates.tolist(), key=lambda node: -v[node])[: self._most]
         # What a child adds is its share of what no child of that node claims yet.
         room = [*v]
@@ -230,7 +239,7 @@ class _Growth:
         if max(map(max, gains)) > 0:
             n = self._best(tree)
             widths = [min(n + j, self._most) for j in range(1, 1 + len(each))]
-            wider = [max(0.0, seconds.at_least[width] - seconds.verify[n]) for width in widths]
+            wider = [max(0.0, seconds.at_least[width] + self._switch - self._verifying(n)) for width in widths]
             gains = [[gain - more for gain, more in zip(row, wider, strict=True)] for row in gains]
         # Of equal gains the one of fewer nodes.
         gain, best = max((gain, -place) for place, row in enumerate(gains) for gain in row)
@@ -266,8 +275,9 @@ class _Growth:
 
     def savings(self, tree: TokenTree, most: int) -> list[float]:
         worth = self._worth(tree)[1]
-        worth, verify = worth + worth[-1:] * (most + 1 - len(worth)), self._seconds.verify
-        return [gained - (taken - verify[0]) for gained, taken in zip(worth[: most + 1], verify, strict=False)]
+        worth = worth + worth[-1:] * (most + 1 - len(worth))
+        least = self._verifying(0)
+        return [gained - (self._verifying(n) - least) for n, gained in enumerate(worth[: self._most + 1][: most + 1])]
 
     def select_within(self, tree: TokenTree, width: int) -> Tensor:
         return torch.tensor([0, *sorted(self._worth(tree)[0][:width])])
@@ -277,19 +287,32 @@ class _Growth:
 
     def _best(self, tree: TokenTree) -> int:
         """How many nodes to verify, of the nodes ranked by v."""
-        savings = [gained - taken for gained, taken in zip(self._worth(tree)[1], self._seconds.verify, strict=False)]
+        savings = [gained - self._verifying(n) for n, gained in enumerate(self._worth(tree)[1])]
         return savings.index(max(savings))
+
+    def _verifying(self, nodes: int) -> float:
+        """Seconds of verifying so many, in this round."""
+        return self._seconds.verify[nodes] + (self._switch if nodes else 0.0)
 
     def _worth(self, tree: TokenTree) -> tuple[list[int], list[float]]:
         """The nodes [n] ranked by v, and what the best 0..n of them are worth together [n + 1], in seconds."""
         if self._ranked is None or self._ranked[0] is not tree:
-            ranking, worth = tree.ranking()[: self._most], [0.0]
-            v, parents = tree.log_probs.exp().tolist(), tree.parents.tolist()
-            for node in ranking:
-                step = min(1.0, v[node] / max(v[parents[node]], _TINY))
-                worth.append(worth[-1] + v[node] * self._seconds.tokens[int(step * _GRID)])
-            self._ranked = tree, (ranking, worth)
+            ranking = tree.ranking()[: self._most]
+            worth = accumulate(
+                (math.exp(tree.nodes.log_probs[node]) * self._token(tree, node) for node in ranking), initial=0.0
+            )
+            self._ranked = tree, (ranking, [*worth])
         return self._ranked[1]
+
+    def _token(self, tree: TokenTree, node: int) -> float:
+        """Seconds that the token of `node` would take otherwise."""
+        values = tree.nodes.log_probs
+        step = math.exp(min(0.0, values[node] - values[tree.nodes.parents[node]]))
+        return self._seconds.tokens[int(step * _GRID)]
+
+    def saved(self, tree: TokenTree, path: Tensor, width: int) -> float:
+        gained = sum(self._token(tree, node) for node in path.tolist()[1:])
+        return gained - (self._verifying(width) - self._verifying(0))
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
         if self._level:
@@ -298,6 +321,7 @@ class _Growth:
         # Of the accepted nodes those that were drafted below are fed already, but for a drafter that reads its target.
         self._lag = max(1, len(path) - self._level + 1) if self._level else self._lag + len(path)
         self._round += 1
+        self._without = 0 if len(tree) > 1 else self._without + 1
         # The accepted tokens and one of the target's own.
         self._context += len(path)
         self._begin_round()

@@ -84,7 +84,7 @@ class _Growth:
     def _places(self, tree: TokenTree) -> dict[int, int]:
         """Node of the static tree that each node of `tree` is: its rank is its order among its siblings."""
         places, taken = {0: 0}, [0] * len(tree)
-        for node, parent in enumerate(tree.parents[1:].tolist(), start=1):
+        for node, parent in enumerate(tree.nodes.parents[1:], start=1):
             places[node] = self._static.children[places[parent]][taken[parent]]
             taken[parent] += 1
         return places

@@ -18,5 +18,5 @@ def verify(tree: TokenTree, logits: Tensor, sampler: Sampler | None = None, posi
         # A device is waited for once; on a CPU only the rows along the path are looked through.
         of_all = None if logits.is_cpu else greedy_tokens(logits).tolist()
         return tree.accepted_path(of_all.__getitem__ if of_all else lambda node: greedy_token(logits[node]))
-    depths = tree.depths.tolist()
+    depths = tree.nodes.depths
     return tree.accepted_path(lambda node: sampler.token(logits[node], position + depths[node]))

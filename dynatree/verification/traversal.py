@@ -49,9 +49,7 @@ class _Round:
     def __init__(self, tree: TokenTree, logits: Tensor, draws: Mapping[int, Draw], sampler: Sampler, position: int):
         drafted = tree.before_the_cut(torch.arange(len(tree))).tolist()
         self._draws = [draws.get(node, _NOTHING) for node in drafted]
-        self._children = {
-            edge: node for node, edge in enumerate(zip(tree.parents.tolist(), tree.tokens.tolist(), strict=True))
-        }
+        self._children = tree.children
         self._logits, self._sampler = logits, sampler
         self._uniforms = sampler.uniforms(position)
 

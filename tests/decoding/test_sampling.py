@@ -1,6 +1,5 @@
 """The same seed gives the same tokens: every method of ours, token for token, what autoregressive sampling gives."""
 
-from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -134,7 +133,7 @@ def test_noise_of_another_position_is_found_out(
 
     def wrong(tree: TokenTree, logits: Tensor, sampler: Sampler, position: int) -> tuple[Tensor, int]:
         if mistake == "by the root alone":
-            tree = replace(tree, depths=torch.zeros_like(tree.depths))
+            tree = TokenTree(tree.nodes._replace(depths=[0] * len(tree)))
         return verify(
             tree, logits, sampler, {"by depth in the tree": 0, "one position late": position + 1}.get(mistake, position)
         )

@@ -18,8 +18,10 @@ from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
 from dynatree.drafting.successors import Follower
+from dynatree.engine.backend import Feed
 from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.measuring import calibrate, forward_times
 from dynatree.tree import TokenTree
@@ -303,7 +305,7 @@ def test_levels_cost_what_they_take_while_decoding(
 def test_what_looking_takes_is_measured_between_forwards(
     target: Build, drafter: Drafts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]]
 ) -> None:
-    """Guards batches that look for nodes where that takes longer than they save."""
+    """Guards requests that look for nodes where that takes longer than they save."""
     looked_up = Follower._looked_up
 
     def slow(*arguments: Any) -> Any:
@@ -312,12 +314,56 @@ def test_what_looking_takes_is_measured_between_forwards(
 
     monkeypatch.setattr(Follower, "_looked_up", slow)
     known = models.calibration(level=9.0)
-    first, further = calibrate.looking(target(), drafter("related"), prompts, known)
+    found = calibrate.in_decoding(target(), drafter("related"), prompts, known)
+    first, further = found.looking
     assert 0.005 < first < 0.1 and 0.004 < further < 0.1
-    table = known.costs.model_copy(update={"looking": (first, further)})
-    known._replace(costs=table).write(tmp_path)
-    assert Calibration.read(tmp_path, {}, {}).costs.looked(3) == pytest.approx(first + 2 * further)
+    # What a round takes that does not look is no part of it.
+    assert 0 < found.beside < 0.005
+    known._replace(costs=found).write(tmp_path)
+    assert Calibration.read(tmp_path, {}, {}).costs == found
+    assert found.looked(3) == pytest.approx(first + 2 * further)
     assert known.costs.looked(3) == 0
+
+
+def test_forwards_cost_what_they_take_while_decoding(target: Build, drafter: Drafts) -> None:
+    """Guards trees by forwards that were timed among others than decoding has."""
+    known = models.calibration(level=9.0)
+    model, prompts = target(), [[3, 1, 4, 1], [2, 7], [1, 5, 9]]
+    # By the table each takes a second, of which no more than half can be taken back.
+    costs = calibrate.in_decoding(model, drafter("related"), prompts, known).verify
+    assert [costs.at(16, 3)[n] for n in (1, 2)] == pytest.approx([0.5, 0.5], abs=0.01)
+    # A table that is too low.
+    low = Curve(contexts=[16], tokens=[1, 2, 128], seconds=[[1e-9, 1e-9, 1e-9]])
+    low_costs = known.costs.model_copy(update={"verify": low})
+    one, more, most = calibrate.in_decoding(
+        model, drafter("related"), prompts, known._replace(costs=low_costs)
+    ).verify.seconds[0]
+    assert one > 1e-5 and most == more
+
+
+def test_a_curve_beyond_itself_stays_one() -> None:
+    """Guards seconds of no forward, and those over one token that are taken for those over more."""
+    curve = Curve(contexts=[16, 64], tokens=[1, 2, 4], seconds=[[4.0, 5.0, 6.0], [8.0, 9.0, 10.0]])
+    assert curve.beyond(-1, 0.5).seconds == [[3.0, 5.5, 6.5], [7.0, 9.5, 10.5]]
+    assert curve.beyond(-7, -1).seconds == [[2.0, 4.0, 5.0], [4.0, 8.0, 9.0]]
+
+
+def test_a_switch_is_what_a_forward_takes_behind_others(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a price of switching where there is none, and one that is lost among forwards of a kind."""
+    model, before = target(), [1]
+    forward_batch = LanguageModel.forward_batch
+
+    def slow(self: LanguageModel, feeds: Sequence[Feed], *arguments: Any, **further: Any) -> Any:
+        count = len(feeds[0].tokens)
+        if before[0] == 1 < count:
+            time.sleep(0.02)
+        before[0] = count
+        return forward_batch(self, feeds, *arguments, **further)
+
+    monkeypatch.setattr(LanguageModel, "forward_batch", slow)
+    assert 0.01 < forward_times.costs(model, None, [16], 1, {}, {}, tell=lambda _: None).switch < 0.1
+    monkeypatch.setattr(LanguageModel, "forward_batch", forward_batch)
+    assert forward_times.costs(model, None, [16], 3, {}, {}, tell=lambda _: None).switch < 0.005
 
 
 def test_a_slower_level_is_kept_for_batches() -> None:

@@ -52,6 +52,47 @@ def test_a_staircase_is_looked_at_whole() -> None:
     assert policy.select(chain(0.95)).tolist() == [0]
 
 
+def costing(**costs: float) -> Calibration:
+    """The machine of `models.calibration`, with such further costs."""
+    found = models.calibration(node=0.1)
+    return found._replace(costs=found.costs.model_copy(update=costs))
+
+
+def test_nodes_are_dear_behind_many_rounds_without() -> None:
+    """Guards a chain here and there, for each of which other weights come into the processor's caches."""
+    root, likely = TokenTree.root(0), chain(0.5)
+    growth, free = started(costing(switch=0.8)), started(costing())
+    for _ in range(8):
+        assert growth.select(likely).tolist() == [0, 1]
+        growth.observe(root, ROOT)
+    for _ in range(24):
+        growth.observe(root, ROOT)
+    assert growth.select(likely).tolist() == [0]
+    for nodes, path in ((0, ROOT), (1, torch.arange(2))):
+        for one, other in (
+            (growth.savings(likely, 1)[nodes], free.savings(likely, 1)[nodes]),
+            (growth.saved(likely, path, nodes), free.saved(likely, path, nodes)),
+        ):
+            assert one == pytest.approx(other - 0.8 * nodes)
+    growth.observe(likely, ROOT)
+    assert growth.select(likely).tolist() == [0, 1]
+
+
+def test_a_token_is_worth_what_its_round_takes_besides_a_forward() -> None:
+    """Guards trees that are too small where much is done between forwards."""
+    unlikely = chain(0.08)
+    assert started(costing()).select(unlikely).tolist() == [0]
+    assert started(costing(beside=0.5)).select(unlikely).tolist() == [0, 1]
+
+
+def test_what_was_saved_is_what_was_accepted_less_the_nodes() -> None:
+    """Guards savings that are stated, and never seen."""
+    growth, tree = started(costing()), chain(0.1, 0.1, 0.1)
+    gained = [growth.saved(tree, torch.arange(1 + accepted), 3) for accepted in range(4)]
+    # Three nodes take 0.3 s, and each token would have taken a step of 1 s.
+    assert gained == pytest.approx([-0.3, 0.7, 1.7, 2.7], abs=0.05)
+
+
 @given(trees(), st.floats(0, 0.5), st.integers(0, 6))
 def test_selection_is_closed_under_parents_and_within_the_budget(tree: TokenTree, node: float, budget: int) -> None:
     """Guards against nodes whose parents are not verified."""

@@ -41,8 +41,8 @@ from dynatree.engine.graph.parts import (
 
 # Numbers of rows that have a graph of their own, the most useful first, as long as all fit in so many bytes; a single
 # one would not be worth its weights.
-WIDTHS = (1, 8, 4, 2, 16)
-STATIC_BYTES = 850 * 2**20
+WIDTHS = (1, 8, 4, 16)
+STATIC_BYTES = 650 * 2**20
 # Rows that a graph has at most where their number is fixed.
 _WIDEST = 64
 # Of several requests that are decoded together, rows of each that there is a graph for.
