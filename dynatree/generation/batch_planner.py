@@ -48,7 +48,7 @@ class _Looking:
         return not self._left
 
     def observe(self, gain: float, roots: int) -> None:
-        """A round looked below so many `roots`, and was to gain so many seconds by it: less than none, to lose them."""
+        """A round looked below so many `roots`, and gained so many seconds by it (less than none: it lost them)."""
         self._gain, self._seen = self._gain * _FADE**roots + gain, self._seen + roots
         if self._seen < _EVIDENCE:
             return
@@ -70,13 +70,14 @@ class BatchPlanner:
         self._looking: WeakKeyDictionary[Request, _Looking] = WeakKeyDictionary()
         # By how many requests there are what it is for each: the same object, by which growths know it again.
         self._by_rows: dict[int, Calibration] = {}
-        # Of a round that looked what that took, and what trees it would have had without.
+        # Of a round that looks what that takes, and what trees a rest would have.
         self._spent: tuple[float, list[TokenTree]] | None = None
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
         self._priced = False
 
     def start(self, requests: Sequence[Request]) -> None:
         """A new batch, before its first round; warns where no batch as large was measured."""
+        self._spent = None  # of a round that failed
         if self._calibration and len(requests) > (most := self._calibration.costs.most_rows):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
         shared = self._shared(len(requests))

@@ -182,7 +182,7 @@ def in_decoding(
     """
     some, together = prompts[:_TOGETHER], [*islice(cycle(prompts), _TOGETHER)]
 
-    def alone(price: float) -> list[_Round]:
+    def singly(price: float) -> list[_Round]:
         return [one for prompt in some for one in _rounds(target, drafter, [prompt], calibration, price)]
 
     def beside(rounds: Sequence[_Round]) -> float:
@@ -197,7 +197,7 @@ def in_decoding(
         ]
         return statistics.median(found or [0.0])
 
-    at_rest, looked = alone(_TOO_DEAR), alone(0)
+    at_rest, looked = singly(_TOO_DEAR), singly(0)
     all_rest, all_looked = (_rounds(target, drafter, together, calibration, price) for price in (_TOO_DEAR, 0))
     first = max(0.0, beside(looked) - beside(at_rest))
     further = (beside(all_looked) - beside(all_rest) - first) / (_TOGETHER - 1)
