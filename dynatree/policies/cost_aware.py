@@ -36,8 +36,8 @@ _PROBE_DOUBLED = 2
 _UNMEASURED_DEPTH = 8
 # Rounds without nodes behind which these take the whole of what a switch takes; behind fewer in proportion.
 _MANY = 32
-# Steps of probability in the table of seconds a token, and what no probability is below where one is divided by it.
-_GRID, _TINY = 200, 1e-30
+# Steps of probability in the table of seconds a token.
+_GRID = 200
 
 
 class _Seconds(NamedTuple):
