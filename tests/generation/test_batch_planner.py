@@ -173,6 +173,9 @@ def test_a_request_alone_rests_but_nobody_where_it_is_not_known_what_looking_tak
     del batch.requests[0]
     batch.planner.retain(batch.requests)
     assert not any(batch.rounds(32)) and all(batch.rounds(10))
+    del batch.requests[0]
+    batch.planner.retain(batch.requests)
+    assert not any(batch.rounds(32)) and all(batch.rounds(20))
 
 
 def test_the_default_policy_rests_by_what_nodes_save() -> None:
