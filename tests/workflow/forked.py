@@ -30,6 +30,7 @@ def _main(command: Sequence[str], folder: Path, environment: dict[str, str], sai
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     tempfile.tempdir = None  # of the environment now
     sys.argv = [*command]
     sys.exit(importlib.import_module(PROGRAMS[command[0]]).main())

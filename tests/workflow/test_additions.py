@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -51,10 +50,8 @@ def test_a_figure_and_a_policy_are_one_file_and_one_line_each(world: World):
     for file, text in added.items():
         file.write_text(text)
 
-    def run(*command: Any) -> str:
-        """Where this checkout is what is installed."""
-        return world.run("env", f"PYTHONPATH={world.folder}", *command)
-
+    # Where this checkout is what is installed.
+    run = World(world.folder, {"PYTHONPATH": str(world.folder)}).run
     world.edit(figures=[*world.params["figures"], "extra"])
     assert set(jobs(run("snakemake", "--cores", 1, "all"))) == {"draw:extra", "library:draw-figures.extra"}
     assert (world.folder / "figures/extra.caption.txt").read_text().strip().endswith(" runs.")

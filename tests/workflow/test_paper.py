@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     hub.pythia(home / "drafter", layers=3)
     hub.wikitext(home / "wikitext")
     hub.pg19(home / "pg19")
-    made = World(tmp_path_factory.mktemp("paper"))
+    made = World(tmp_path_factory.mktemp("paper"), {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"})
     made.copy()
     made.shrink()
     changes: dict[str, Any] = {f"pairs__{PAIR}__{role}__repository": str(home / role) for role in ("target", "drafter")}
@@ -44,8 +44,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "memory": ["dynatree"],
     }
     made.edit(datasets=["tiny_articles", "tiny_books"], **changes)
-    made.check()
-    made.run("env", f"HF_HOME={home}", "HF_HUB_OFFLINE=1", "snakemake", "--cores", 1, "all")
+    made.snakemake()
     return made
 
 

@@ -1,4 +1,4 @@
-"""A script that a worker runs behaves as in a Python of its own, and the worker stays no longer than it may."""
+"""A script or program that a worker runs behaves as in a Python of its own; the worker stays no longer than it may."""
 
 import os
 import shlex
@@ -29,12 +29,27 @@ sys.exit({"leave": None, "count": 3, "speak": "a last word"}[sys.argv[1]])
 """
 
 
+# The process that Snakemake is, and the one that it was started or copied by.
+SNAKEFILE = """
+rule well:
+    output: "{name}.well"
+    shell: "echo $DVC_STAGE $PPID $(cut -d' ' -f4 /proc/$PPID/stat) > {output}"
+rule ill:
+    output: "{name}.ill"
+    shell: "echo an error of its own >&2; exit 3"
+rule stay:
+    output: "{name}.stay"
+    shell: "echo -n $$ > process; sleep 600"
+"""
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A folder with a script and a library."""
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "dynatree").mkdir()
     (tmp_path / "dynatree/code.py").write_text("WORD = 1")
+    (tmp_path / "Snakefile").write_text(SNAKEFILE)
     return tmp_path
 
 
@@ -44,6 +59,11 @@ def called(checkout: Path, *arguments: str, **variables: str) -> "subprocess.Com
     return subprocess.run(
         [*CALL, *arguments], cwd=checkout, env=ENVIRONMENT | variables, capture_output=True, text=True
     )
+
+
+def snakemake(*arguments: str) -> list[str]:
+    """The command for a worker, to make files with the tool itself."""
+    return [*CALL[:-1], "snakemake", "--cores", "1", *arguments]
 
 
 def process(checkout: Path) -> int:
@@ -92,16 +112,58 @@ def test_calls_share_a_process_until_something_changes(checkout: Path) -> None:
 
 def test_calls_at_the_same_time_have_a_worker_each_that_ends_with_its_caller(checkout: Path) -> None:
     """Guards against a job that is ended and goes on, and against one that waits for another."""
-    staying = subprocess.Popen([*CALL, "stay"], cwd=checkout, env=ENVIRONMENT | {"DVC_STAGE": "a"})
-    while not (checkout / "process").exists() or not (checkout / "process").read_text():
-        time.sleep(0.05)
-    busy = process(checkout)
+    staying, busy = kept_busy(checkout, [*CALL, "stay"])
     assert called(checkout, "leave").returncode == 0 and process(checkout) != busy
+    ended_with_its_caller(staying, busy)
+
+
+def test_snakemake_is_copied_from_one_that_is_imported_and_is_as_by_itself(checkout: Path) -> None:
+    """Guards against stages that fail and count as made, a state that one hands to the next, and a slow start each."""
+
+    def made(*names: str, switch: str = "on") -> "subprocess.CompletedProcess[str]":
+        variables = ENVIRONMENT | {"DVC_STAGE": "the caller's", "DYNATREE_WORKER": switch}
+        return subprocess.run(snakemake(*names), cwd=checkout, env=variables, capture_output=True, text=True)
+
+    said, found = [], {}
+    for name, switch in {"a": "on", "b": "on", "c": "off"}.items():
+        done = made(f"{name}.well", switch=switch)
+        assert done.returncode == 0, done.stderr
+        said.append([line for line in done.stderr.splitlines() if line.startswith(("rule", "    output", "1 of 1"))])
+        stage, itself, found[name] = (checkout / f"{name}.well").read_text().rsplit(" ", 2)
+        assert stage == "the caller's" and itself
+    assert found["a"] == found["b"] != found["c"]
+    assert said[0] == [line.replace("b.well", "a.well") for line in said[1]]
+    assert said[0] == [line.replace("c.well", "a.well") for line in said[2]]
+    failed = made("d.ill")
+    assert failed.returncode == 1 and "an error of its own" in failed.stderr
+    assert made("e.well").returncode == 0
+
+
+def test_snakemake_is_ended_with_its_caller_as_from_a_terminal(checkout: Path) -> None:
+    """Guards against `dvc repro` that is ended while its jobs go on, and against a lock that keeps the next one out."""
+    staying, busy = kept_busy(checkout, snakemake("a.stay"))
+    ended_with_its_caller(staying, busy)
+    variables = ENVIRONMENT | {"DVC_STAGE": "b"}
+    done = subprocess.run(snakemake("a.well"), cwd=checkout, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def kept_busy(checkout: Path, command: list[str]) -> "tuple[subprocess.Popen[bytes], int]":
+    """The call of a `command` that stays, and the process that it keeps busy."""
+    staying = subprocess.Popen(command, cwd=checkout, env=ENVIRONMENT | {"DVC_STAGE": "a"})
+    while not (checkout / "process").exists() or not (checkout / "process").read_text():
+        assert staying.poll() is None
+        time.sleep(0.05)
+    return staying, process(checkout)
+
+
+def ended_with_its_caller(staying: "subprocess.Popen[bytes]", busy: int) -> None:
+    """Kill the call, and wait for the end of what it keeps busy."""
     staying.send_signal(signal.SIGKILL)
     staying.wait()
     latest = time.monotonic() + 20
     while running(busy):
-        assert time.monotonic() < latest, "the script goes on without its caller"
+        assert time.monotonic() < latest, "what was called goes on without its caller"
         time.sleep(0.05)
 
 

@@ -29,6 +29,8 @@ CHECK = {
     "cmd": "python workflow/scripts/stages.py --quick",
     "deps": ["params.yaml", "workflow/rules", "workflow/scripts/stages.py", "workflow/scripts/views.py", "dynatree"],
 }
+# By a process that has imported it: a stage each would else spend seconds on that.
+SNAKEMAKE = "python workflow/scripts/worker.py snakemake"
 HEADER = "# Made by `make dvc.yaml` from the rules and params.yaml, and not edited by hand.\n"
 MACHINE = ("dtype", "device", "threads")
 
@@ -311,7 +313,7 @@ def describe(stage: Stage, rules: dict[str, str], prefixes: Iterable[str]) -> di
         inputs += ["workflow/rules/common.smk", file]
     deps = sorted(inputs, key=lambda path: (path.startswith("dynatree/"), path))
     written: dict[str, Any] = {"desc": views.TOLD[stage.rule], **({"matrix": stage.matrix} if stage.matrix else {})}
-    written |= {"cmd": f"snakemake --cores 1 --snakefile {file} -- {' '.join(targets)}", "deps": deps}
+    written |= {"cmd": f"{SNAKEMAKE} --cores 1 --snakefile {file} -- {' '.join(targets)}", "deps": deps}
     if stage.reads:
         written["params"] = stage.reads
     metrics = [path for path in outputs if path.endswith("metrics.json")]
