@@ -22,42 +22,35 @@ from dynatree.tree import TokenTree
 
 log = logging.getLogger(__name__)
 
-# Roots below which nodes were looked for before it is said whether that pays, and what such a root's savings keep of
-# their weight with each that is looked at after it.
-_EVIDENCE, _FADE = 20, 0.95
-# Rounds without looking: twice as many each time that looking again was in vain, so often.
-_REST, _DOUBLED = 32, 3
+# What looking for nodes may lose, in steps without any: so many in a row, and of each round so much; and so many that it
+# has gained count.
+_MOST_LOST, _ALLOWED, _MOST_GAINED = 3.0, 0.015, 9.0
 # Stands behind the last one of a path.
 _NO_TOKEN = -1
 
 
 class _Looking:
-    """Whether the rounds of a batch look for nodes: as long as those that are found save the time that it takes.
+    """Whether the rounds of a batch look for nodes: as long as what that loses is within what it may lose.
 
-    It goes by what the cost table says, not by a clock, so that a trace is reproducible.
+    It loses that much and no more where nodes never pay, however long the text; what it gains may be lost again. It
+    goes by what the cost table says, not by a clock, so that a trace is reproducible.
     """
 
-    def __init__(self, expected: float) -> None:
-        """`expected`: seconds that a round is to gain by it, by what is known of other text."""
-        self._gain, self._seen, self._in_vain = 0.0, 0, 0
-        self._left = 0 if expected >= 0 else 1 + _REST
+    def __init__(self, expected: float, step: float) -> None:
+        """`expected`: seconds that a round is to gain by it, by what is known of other text; `step`: of one without."""
+        self._step, self._looks = step, expected >= 0
+        self._left = _MOST_LOST if self._looks else 0.0
 
     def due(self) -> bool:
         """Whether the round that begins looks."""
-        self._left = max(0, self._left - 1)
-        return not self._left
+        self._left = min(_MOST_GAINED, self._left + _ALLOWED)
+        self._looks = self._looks or self._left >= _MOST_LOST
+        return self._looks
 
-    def observe(self, gain: float, roots: int) -> None:
-        """A round looked below so many `roots`, and gained so many seconds by it (less than none: it lost them)."""
-        self._gain, self._seen = self._gain * _FADE**roots + gain, self._seen + roots
-        if self._seen < _EVIDENCE:
-            return
-        if self._gain >= 0:
-            if self._seen >= 2 * _EVIDENCE:
-                self._in_vain = 0
-            return
-        self._gain, self._seen, self._left = 0.0, 0, 1 + (_REST << self._in_vain)
-        self._in_vain = min(self._in_vain + 1, _DOUBLED)
+    def observe(self, gain: float) -> None:
+        """A round has looked, and gained so many seconds by it (less than none: it lost them)."""
+        self._left = min(_MOST_GAINED, self._left + gain / self._step)
+        self._looks = self._left > 0
 
 
 class BatchPlanner:
@@ -136,7 +129,7 @@ class BatchPlanner:
         if self._spent:
             spent, at_rest = self._spent
             saved = self._saved(requests, trees, paths) - self._saved_at_rest(requests, at_rest, trees, paths)
-            self._looking[requests[0]].observe(saved - spent, len(requests))
+            self._looking[requests[0]].observe(saved - spent)
             self._spent = None
         for request, tree, path in zip(requests, trees, paths, strict=True):
             self._growths[request].observe(tree, path)
@@ -190,7 +183,8 @@ class BatchPlanner:
             trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps.tolist()))
             # A table of successors has its nodes for nothing else; a model's take a level.
             price += 0.0 if known.successors else self._priced_of([request])[0].level
-        looking = _Looking(max(self._savings(self._priced_of(requests), trees)) - price)
+        growths = self._priced_of(requests)
+        looking = _Looking(max(self._savings(growths, trees)) - price, sum(growth.step for growth in growths))
         self._looking.update(dict.fromkeys(requests, looking))
 
     def _price(self, requests: Sequence[Request]) -> float:

@@ -42,6 +42,10 @@ class PricedGrowth(Growth, Protocol):
     """A growth that weighs nodes against the seconds of a forward, which several requests may share."""
 
     @property
+    def step(self) -> float:
+        """Seconds of a round without nodes."""
+
+    @property
     def level(self) -> float:
         """Seconds of the cheapest level of drafting; 0: none is to be had."""
 

@@ -34,8 +34,8 @@ LEAST_HANDLED = 20
 # Up to so many new tokens, the forwards of its like before one that is timed: a forward over one token takes a third
 # longer after one over 128 tokens than after three of its like, as in decoding.
 _LIKE = {4: 3, 32: 1}
-# Tokens of a forward that is timed behind so many over one.
-_FEW, _MANY = 4, 32
+# Tokens of a forward that is timed behind so many over one, so often at least.
+_FEW, _MANY, _SWITCHED = 4, 32, 5
 
 Step = Callable[[list[Cache], int], None]
 
@@ -70,9 +70,13 @@ def costs(
         curves = _curves(target, drafter, 1, contexts, (VERIFIED, DRAFTED), repeats, handling, tell)
         return CostTable(machine=machine, models=models, **curves, handling=handling)
 
-    found = least(table(), table())
-    switch = _switching(target, drafter.reads if drafter else (), _fitting(target, contexts)[0], repeats)
-    return found.model_copy(update={"switch": switch})
+    reads, context = drafter.reads if drafter else (), _fitting(target, contexts)[0]
+
+    def switch() -> float:
+        return _switching(target, reads, context, max(repeats, _SWITCHED))
+
+    before, found = switch(), least(table(), table())
+    return found.model_copy(update={"switch": min(before, switch())})
 
 
 def steps(target: LanguageModel, drafter: DraftModel | None, contexts: Sequence[int]) -> int:

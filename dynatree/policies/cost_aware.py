@@ -45,7 +45,7 @@ class _Seconds(NamedTuple):
 
     `at_least`: of verifying n nodes or more (cost_table.py). `switch`: what nodes take more behind many rounds without.
     `level`: of the cheapest draft. Of a token: `tokens` where chains come for nothing, `drafted` where each of theirs
-    takes a level.
+    takes a level, both behind a round with nodes and behind many without.
     """
 
     verify: list[float]
@@ -53,8 +53,8 @@ class _Seconds(NamedTuple):
     switch: float
     draft: list[float] | None
     level: float
-    drafted: list[float]
-    tokens: list[float]
+    drafted: tuple[list[float], list[float]]
+    tokens: tuple[list[float], list[float]]
 
 
 class _Table:
@@ -71,14 +71,19 @@ class _Table:
             # A token that would take an autoregressive step takes what that has besides its forward, too.
             verify = self.costs.verify.at(context, 1 + self.most)[1:] + self.costs.beside
             draft = draft_curve.at(context, MOST_NODES) if draft_curve else None
+
+            def tokens(level: float) -> tuple[list[float], list[float]]:
+                among, behind = (seconds_per_token(verify, level, more) for more in (0.0, self.costs.switch))
+                return among.tolist(), behind.tolist()
+
             self._known[place] = _Seconds(
                 verify.tolist(),
                 at_least(verify).tolist(),
                 self.costs.switch,
                 draft if draft is None else draft.tolist(),
                 0.0 if draft is None else float(draft[1:].min()),
-                [] if draft is None else seconds_per_token(verify, float(draft[1])).tolist(),
-                seconds_per_token(verify).tolist(),
+                ([], []) if draft is None else tokens(float(draft[1])),
+                tokens(0.0),
             )
         return self._known[place]
 
@@ -172,6 +177,10 @@ class _Growth:
         return self._policy.depth
 
     @property
+    def step(self) -> float:
+        return self._seconds.verify[0]
+
+    @property
     def level(self) -> float:
         return self._seconds.level
 
@@ -186,7 +195,8 @@ class _Growth:
     def _begin_round(self) -> None:
         self._seconds = self._table.near(self._context)
         self._level, self._drafting = 0, 0.0
-        self._switch = self._seconds.switch * min(1.0, self._without / _MANY)
+        self._unused = min(1.0, self._without / _MANY)
+        self._switch = self._seconds.switch * self._unused
         # The last tree and what was found for it: it is asked again where no level is added.
         self._ranked: tuple[TokenTree, tuple[list[int], list[float]]] | None = None
 
@@ -218,7 +228,7 @@ class _Growth:
             return candidates[:0]
         hits = zip(self._yield[self._level], self._offered, strict=True)
         # In seconds, by how many children of a node are verified.
-        each = [max(0.0, hit - other) * seconds.drafted[int(hit * _GRID)] for hit, other in hits]
+        each = [max(0.0, hit - other) * self._priced(seconds.drafted, hit) for hit, other in hits]
         probed = self._level == 0 and len(tree) == 1 and self._probing
         # Most often, on text that does not loop: not even if all of it were new.
         if max(each) <= seconds.level and not probed:
@@ -308,7 +318,13 @@ class _Growth:
         """Seconds that the token of `node` would take otherwise."""
         values = tree.nodes.log_probs
         step = math.exp(min(0.0, values[node] - values[tree.nodes.parents[node]]))
-        return self._seconds.tokens[int(step * _GRID)]
+        return self._priced(self._seconds.tokens, step)
+
+    def _priced(self, token: tuple[list[float], list[float]], step: float) -> float:
+        """Seconds of a `token` by the probability of its `step`, in this round."""
+        place = int(step * _GRID)
+        among, behind = token[0][place], token[1][place]
+        return among + self._unused * (behind - among)
 
     def saved(self, tree: TokenTree, path: Tensor, width: int) -> float:
         gained = sum(self._token(tree, node) for node in path.tolist()[1:])
@@ -327,12 +343,13 @@ class _Growth:
         self._begin_round()
 
 
-def seconds_per_token(verify: Tensor, level: float = 0.0) -> Tensor:
+def seconds_per_token(verify: Tensor, level: float = 0.0, switch: float = 0.0) -> Tensor:
     """Seconds per token [_GRID + 1] of decoding with chains whose every step is right with probability c = i / _GRID.
 
-    `verify` [n + 1]: seconds of verifying 0..n nodes; `level`: of drafting one. Each c takes its best length.
+    `verify` [n + 1]: seconds of verifying 0..n nodes; `level`: of drafting one; `switch`: of having any. Each c takes
+    its best length.
     """
     c = (torch.arange(_GRID + 1) / _GRID).clamp(max=0.999)[:, None]
     lengths = torch.arange(len(verify))
     expected = (1 - c ** (lengths + 1)) / (1 - c)
-    return ((verify + level * lengths) / expected).min(1).values
+    return ((verify + level * lengths + switch * (lengths > 0)) / expected).min(1).values

@@ -1,6 +1,7 @@
 """The cost-aware policy: it verifies and drafts what pays by its table, and nothing else."""
 
 import logging
+import math
 from typing import Any
 
 import pytest
@@ -68,14 +69,30 @@ def test_nodes_are_dear_behind_many_rounds_without() -> None:
     for _ in range(24):
         growth.observe(root, ROOT)
     assert growth.select(likely).tolist() == [0]
+    verify = torch.tensor([1.0 + 0.1 * n for n in range(65)])
+    # Who waits for such a token has to pay as much before it comes in a chain.
+    place = int(math.exp(likely.nodes.log_probs[1]) * 200)
+    dearer = float((seconds_per_token(verify, switch=0.8) - seconds_per_token(verify))[place])
+    assert dearer > 0.1
     for nodes, path in ((0, ROOT), (1, torch.arange(2))):
-        for one, other in (
-            (growth.savings(likely, 1)[nodes], free.savings(likely, 1)[nodes]),
-            (growth.saved(likely, path, nodes), free.saved(likely, path, nodes)),
+        for one, other, hits in (
+            (growth.savings(likely, 1)[nodes], free.savings(likely, 1)[nodes], 0.5),
+            (growth.saved(likely, path, nodes), free.saved(likely, path, nodes), 1.0),
         ):
-            assert one == pytest.approx(other - 0.8 * nodes)
+            assert one == pytest.approx(other + nodes * (hits * dearer - 0.8))
     growth.observe(likely, ROOT)
     assert growth.select(likely).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("switch", [0.0, 1.5, 4.0])
+def test_a_sure_chain_pays_for_a_dear_switch(switch: float) -> None:
+    """Guards against loops that are never begun: a switch was paid for with tokens at the price of chains without one."""
+    growth = started(costing(switch=switch), budget=64, depth=64)
+    for _ in range(32):
+        growth.observe(TokenTree.root(0), ROOT)
+    assert len(growth.select(chain(*[0.98] * 40))) > 10
+    # And a short one does not.
+    assert len(growth.select(chain(0.98))) == (1 if switch > 1 else 2)
 
 
 def test_a_token_is_worth_what_its_round_takes_besides_a_forward() -> None:
