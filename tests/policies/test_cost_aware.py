@@ -86,7 +86,7 @@ def test_nodes_are_dear_behind_many_rounds_without() -> None:
 
 @pytest.mark.parametrize("switch", [0.0, 1.5, 4.0])
 def test_a_sure_chain_pays_for_a_dear_switch(switch: float) -> None:
-    """Guards against loops that are never begun: a switch was paid for with tokens at the price of chains without one."""
+    """Guards loops that are never begun: a switch was paid for with tokens at the price of chains without one."""
     growth = started(costing(switch=switch), budget=64, depth=64)
     for _ in range(32):
         growth.observe(TokenTree.root(0), ROOT)
