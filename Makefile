@@ -1,5 +1,7 @@
 # `make` lists what there is. Each target sets up .venv first where it has to.
 SHELL := bash
+# The environment is ours: its modules are compiled once, and not at each start, of which that is half.
+unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -21,7 +21,8 @@ from tests.workflow import forked
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 ENVIRONMENT = {
-    **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV", "OMP"))},
+    # Nor what has all modules compiled at each start, half of the time of most commands.
+    **{k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "COV", "OMP", "PYTHONDONTWRITEBYTECODE"))},
     "PATH": f"{BIN}:{os.environ['PATH']}",
     "OMP_WAIT_POLICY": "passive",  # a thread that spins takes the core from the other worlds' jobs
     "GIT_AUTHOR_NAME": "test",

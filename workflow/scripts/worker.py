@@ -34,9 +34,9 @@ SWITCH = "DYNATREE_WORKER"
 HOME = Path(".cache/worker")
 IDLE_SECONDS = 30
 START_SECONDS = 60
-# Where the `main` of a program is, and what its start imports besides.
+# Where the `main` of a program is, and what it imports later on.
 PROGRAMS = {
-    "snakemake": ("snakemake.cli", "dynatree.study.shape", "dynatree.distil.recipe", "dynatree.tables.headline")
+    "snakemake": ("snakemake.cli", "snakemake.report", "pandas", "dynatree.distil.recipe", "dynatree.tables.headline")
 }
 # Of a call, and of no meaning to what it runs.
 PASSING = {"PWD", "OLDPWD", "SHLVL", "_", "DVC_STAGE", SWITCH}
@@ -109,7 +109,8 @@ def serve(address: str, state: str, program: str) -> None:
     """Run what calls of this `state` ask for, one after the other: scripts, or one of PROGRAMS."""
     if program:
         # Its own modules and the library's, none of the scripts that lie here.
-        sys.path.pop(0)
+        here = str(Path(__file__).resolve().parent)
+        sys.path[:] = [folder for folder in sys.path if folder != here]
         for module in PROGRAMS[program]:
             importlib.import_module(module)
         gc.freeze()
