@@ -124,14 +124,16 @@ def test_snakemake_is_copied_from_one_that_is_imported_and_is_as_by_itself(check
         variables = ENVIRONMENT | {"DVC_STAGE": "the caller's", "DYNATREE_WORKER": switch}
         return subprocess.run(snakemake(*names), cwd=checkout, env=variables, capture_output=True, text=True)
 
-    said, found = [], {}
+    said, itself, found = [], {}, {}
     for name, switch in {"a": "on", "b": "on", "c": "off"}.items():
         done = made(f"{name}.well", switch=switch)
         assert done.returncode == 0, done.stderr
-        said.append([line for line in done.stderr.splitlines() if line.startswith(("rule", "    output", "1 of 1"))])
-        stage, itself, found[name] = (checkout / f"{name}.well").read_text().rsplit(" ", 2)
-        assert stage == "the caller's" and itself
-    assert found["a"] == found["b"] != found["c"]
+        said.append(
+            [line for line in done.stderr.splitlines() if line.startswith(("localrule", "    output", "1 of 1"))]
+        )
+        stage, itself[name], found[name] = (checkout / f"{name}.well").read_text().rsplit(" ", 2)
+        assert stage == "the caller's" and len(said[-1]) == 3
+    assert found["a"] == found["b"] != found["c"] and len({*itself.values()}) == 3
     assert said[0] == [line.replace("b.well", "a.well") for line in said[1]]
     assert said[0] == [line.replace("c.well", "a.well") for line in said[2]]
     failed = made("d.ill")
