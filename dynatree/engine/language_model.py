@@ -329,7 +329,11 @@ def graph_backend(model: PreTrainedModel, format: str, name: str, rounded: bool)
     reason = backend.refusal(model, name)
     if reason is None:
         # A drafter's proposals are verified, so fewer bits cost nothing but agreement.
-        return backend.GraphBackend(model, format if format in QUANTISED or not rounded else "int8")
+        made = backend.GraphBackend(model, format if format in QUANTISED or not rounded else "int8")
+        if not rounded:
+            # What a drafter's table reads: a graph that is made again for it takes a second or two.
+            made.expose((model.config.num_hidden_layers,))
+        return made
     if format in QUANTISED:
         raise UserError(f"dtype: {format} {reason}; take float32")
     return None

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from dynatree.engine import successors
 from dynatree.engine.compatibility import pair_up
 from dynatree.engine.context import Context, InContext, normed
+from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from tests import models
@@ -99,6 +100,17 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, name: str, part: np
     save_file(parts | ({} if part is None else {f"context.{name}": part}), path)
     with pytest.raises(UserError, match=wrong):
         successors.load(path, 3)
+
+
+def test_a_graph_is_not_made_again_for_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the start of a process: a graph of a whole target takes a second or two."""
+    pytest.importorskip("openvino")
+    from dynatree.engine.graph.backend import GraphBackend
+
+    model = LanguageModel(models.random_model("llama", dtype=torch.float32), format="int8")
+    drafter = models.related(model)
+    monkeypatch.setattr(GraphBackend, "_made", None)
+    assert pair_up(model, drafter) == (model.model.config.num_hidden_layers,)
 
 
 def test_a_table_that_reads_another_target_is_refused(target: Build) -> None:
