@@ -203,7 +203,7 @@ class Follower:
         # By the tokens from below the root to a node: its children, and the context's hidden state there.
         self._known: dict[tuple[int, ...], _Children] = {}
         self._hidden: dict[tuple[int, ...], NDArray[np.float32]] = {}
-        # The target's state before the root, and by level the tokens that noise prefers.
+        # The target's state before the root, and by position the tokens that noise prefers.
         self._state: NDArray[np.float32] | None = None
         self._preferred: dict[int, NDArray[np.int64]] = {}
 
@@ -225,7 +225,8 @@ class Follower:
         if self._seen is not None:
             self._seen[committed[self._length :]] = True
         self._length, self._root = len(committed), committed[-1]
-        self._known, self._hidden, self._preferred = {}, {}, {}
+        self._known, self._hidden = {}, {}
+        self._preferred = {place: ids for place, ids in self._preferred.items() if place >= self._length}
         self._below_root = self.after((), branch, {})
         return self._below_root
 
@@ -310,11 +311,12 @@ class Follower:
         context, depth = self._context, len(path)
         assert context is not None, "asked for where there is one"
         if self._sampler is not None:
-            preferred = self._preferred.get(depth)
+            place = self._length + depth
+            preferred = self._preferred.get(place)
             if preferred is None:
-                noise = self._sampler.noise(self._length + depth, len(self._table.ids))
+                noise = self._sampler.noise(context.common, place, len(self._table.ids))
                 preferred = context.likeliest(noise, self._sampler.temperature, _PREFERRED)
-                self._preferred[depth] = preferred
+                self._preferred[place] = preferred
             further, less = context.beside(token, ids, preferred)
             ids, scores = np.concatenate([ids, further]), np.concatenate([scores, less])
         read = scores + context.added(self._hidden_at(path), ids)

@@ -63,8 +63,8 @@ class InContext:
         # In half precision: they are large, and of a few rows at a time.
         self._tokens, self._successors = (_products(embedding, part) for part in (context.token, context.successor))
         # In order: so they lie side by side in what is looked through.
-        self._common = np.sort(np.argsort(-context.usual, kind="stable")[:COMMON])
-        self._usual = context.usual[self._common]
+        self.common = np.sort(np.argsort(-context.usual, kind="stable")[:COMMON])
+        self._usual = context.usual[self.common]
         self._drawn: dict[float, tuple[Array, float]] = {}
         self._marked = np.zeros(len(context.usual), dtype=bool)
 
@@ -91,7 +91,7 @@ class InContext:
         return found
 
     def likeliest(self, noise: Array, temperature: float, few: int) -> NDArray[np.int64]:
-        """About `few` tokens, those that would be drawn first by the `noise` [v], whatever stands before.
+        """About `few` tokens, those drawn first by the `noise` of what is `common`, whatever stands before.
 
         A token's log-probability plus its noise is above t with so many others on average as e to the -t.
         """
@@ -99,7 +99,7 @@ class InContext:
             scores = self._usual / temperature
             self._drawn[temperature] = scores, float(np.logaddexp.reduce(scores))
         scores, together = self._drawn[temperature]
-        found: NDArray[np.int64] = self._common[scores + noise[self._common] > together - math.log(few)]
+        found: NDArray[np.int64] = self.common[scores + noise > together - math.log(few)]
         return found
 
     def beside(self, token: int, ids: NDArray[np.int64], further: NDArray[np.int64]) -> tuple[NDArray[np.int64], Array]:

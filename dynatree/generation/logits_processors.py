@@ -149,7 +149,7 @@ def greedy_token(logits: Tensor) -> int:
     # numpy's is several times as fast as torch's on a CPU, and it promises the first of equal ones.
     on: Any = scores.numpy() if scores.is_cpu else scores
     best = int(on.argmax())
-    _check(float(on[best]), logits.dtype)
+    check_numbers(float(on[best]), logits.dtype)
     return best
 
 
@@ -162,12 +162,12 @@ def greedy_tokens(logits: Tensor) -> Tensor:
     scores = logits.float()
     best = torch.from_numpy(scores.numpy().argmax(-1)) if scores.is_cpu else scores.argmax(-1).cpu()
     if len(best):
-        _check(float(scores[0, best[0]]), logits.dtype)
+        check_numbers(float(scores[0, best[0]]), logits.dtype)
     return best
 
 
-def _check(largest: float, dtype: torch.dtype) -> None:
-    # The largest is NaN where any is.
+def check_numbers(largest: float, dtype: torch.dtype) -> None:
+    """Raise UserError where the `largest` of logits of this `dtype` is NaN, as it is where any of them is."""
     if math.isnan(largest):
         raise UserError(
             f"the target's logits are not numbers ({dtype}): they overflow in half precision, or weights are bad"

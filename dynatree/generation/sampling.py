@@ -8,7 +8,7 @@ its own.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynatree.config import Knobs
-from dynatree.generation.logits_processors import greedy_token
+from dynatree.generation.logits_processors import check_numbers, greedy_token
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
 TopK = Annotated[int, Field(ge=0)]
@@ -29,12 +29,17 @@ DraftNoise = Literal["shared", "independent", "none"]
 
 # Positions whose noise is kept: a tree's levels, most of which the next round asks for again.
 _KEPT = 16
-# Of a row's best scores first so many are looked at for a nucleus: sorting a vocabulary takes milliseconds.
-_FEW = 256
 # What random numbers are for: the last word of the counter. (The key is taken by seed and request key.)
 _TARGET, _DRAFT, _VERIFICATION = range(3)
 # Uniform numbers that are made at once.
 _BLOCK = 64
+# What float32 loses in sums of scores and noise, of their size, at most; generously.
+_ROUNDING = 1e-5
+_NEVER = -math.inf
+
+Scores = NDArray[np.float32]
+# Random numbers of 32 bits, one a token.
+Words = NDArray[np.uint32]
 
 
 class Warpers(Knobs):
@@ -50,16 +55,27 @@ class Warpers(Knobs):
 
     def warped(self, scores: Tensor) -> Tensor:
         """Log-probabilities [n, v] in float32, each row but for a constant, of `scores` [n, v]; -inf: never drawn."""
-        scores = scores.float()
+        rows = [self.warped_row(row) for row in scores.float().cpu().numpy()]
+        return torch.from_numpy(np.stack(rows)).to(scores.device)
+
+    def warped_row(self, scores: Scores) -> Scores:
+        """The same of one row [v]."""
+        scores, least = self.bounded(scores)
+        return np.where(scores >= least, scores, np.float32(_NEVER)) if least > _NEVER else scores
+
+    def bounded(self, scores: Scores) -> tuple[Scores, float]:
+        """Of one row [v] the same before anything is left out, and the least that is drawn; -inf: all are."""
         if self.temperature != 1:
-            scores = scores / self.temperature
-        if 0 < self.top_k < scores.shape[1]:
-            scores = _at_least(scores, scores.topk(self.top_k).values[:, -1:])
+            scores = scores / np.float32(self.temperature)
+        least = _NEVER
+        if 0 < self.top_k < len(scores):
+            # By torch: numpy has no few largest, and of a whole vocabulary a partition takes longer.
+            least = float(torch.from_numpy(scores).topk(self.top_k).values[-1])
         if self.top_p < 1:
-            scores = _at_least(scores, _nucleus(scores, self.top_p))
+            least = max(least, _nucleus(scores, self.top_p, least))
         if self.min_p:
-            scores = _at_least(scores, scores.amax(1, keepdim=True) + math.log(self.min_p))
-        return scores
+            least = max(least, float(scores.max()) + math.log(self.min_p))
+        return scores, least
 
 
 class Noise:
@@ -73,13 +89,38 @@ class Noise:
     def __init__(self, seed: int, request_key: int):
         # As an array: a list that holds 2**63 or more would be rounded to floats.
         self._key = np.array([seed, request_key], dtype=np.uint64)
-        self._kept: dict[int, Tensor] = {}
+        # One generator, told where to begin: making one takes as long as what it gives.
+        self._bits = Philox(key=self._key)
+        self._begin: Any = self._bits.state
+        self._kept: dict[int, Words] = {}
 
     def at(self, position: int, size: int) -> Tensor:
         """The noise [size], float32, of the tokens 0, 1, ... at `position`, counted from the text's first token."""
+        return torch.from_numpy(_gumbel(self._words_at(position, size)))
+
+    def of(self, ids: NDArray[np.int64], position: int, size: int) -> Scores:
+        """That of the tokens `ids` [k] alone, out of `size`."""
+        return _gumbel(self._words_at(position, size)[ids])
+
+    def best(self, scores: Scores, position: int, least: float = _NEVER) -> int:
+        """The argmax of `scores` [v] plus the noise at `position`, of those of at least `least`; ties to the lowest.
+
+        Without the noise of all: no token has more than the one of the least random number, so that only those come
+        into question whose score is no further behind what is found anyway. NaN is found, whatever its noise.
+        """
+        words = self._words_at(position, len(scores))
+        likeliest = int(scores.argmax())
+        top = float(scores[likeliest])
+        if not math.isfinite(top):
+            return likeliest
+        behind = _noise_of(int(words.min())) - _noise_of(int(words[likeliest])) + _ROUNDING * (abs(top) + 1)
+        (near,) = (scores >= max(least, top - behind)).nonzero()
+        return int(near[(scores[near] + _gumbel(words[near])).argmax()])
+
+    def _words_at(self, position: int, size: int) -> Words:
         found = self._kept.get(position)
         if found is None or len(found) < size:
-            found = self._kept[position] = self._gumbel(position, 0, _TARGET, size)
+            found = self._kept[position] = self._words(position, 0, _TARGET, size)
             if len(self._kept) > _KEPT:
                 # What is asked for moves on; what lies far ahead is asked for again last.
                 first = min(self._kept)
@@ -91,7 +132,7 @@ class Noise:
 
         No two nodes and no two rounds share any: a round that rejected a draft must tell the next one nothing.
         """
-        return self._gumbel(length, node, _DRAFT, size)
+        return torch.from_numpy(_gumbel(self._words(length, node, _DRAFT, size)))
 
     def uniforms(self, length: int) -> Iterator[float]:
         """Numbers in [0, 1), without end, for the verification after `length` tokens."""
@@ -100,13 +141,28 @@ class Noise:
             # As many bits as a float has.
             yield from ((bits.random_raw(_BLOCK) >> np.uint64(11)) * 2.0**-53).tolist()
 
-    def _gumbel(self, position: int, node: int, purpose: int, size: int) -> Tensor:
-        bits = Philox(key=self._key, counter=_counter(position, node, purpose))
-        words = bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
-        # u - 1: the largest noise comes from the u next to 1, which float32 has no numbers for.
-        rest = torch.from_numpy(words.astype(np.float32)).add_(0.5).mul_(-(2**-32)).clamp_(min=2**-24 - 1)
-        # In place, by torch: it has a vector instruction's log1p where numpy computes number by number.
-        return rest.log1p_().neg_().log_().neg_()
+    def _words(self, position: int, node: int, purpose: int, size: int) -> Words:
+        self._begin["state"]["counter"] = _counter(position, node, purpose)
+        self._bits.state = self._begin
+        return self._bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
+
+
+def _gumbel(words: Words) -> Scores:
+    """The noise of each of `words` [n]: the smaller the word, the larger."""
+    # u - 1: the largest noise comes from the u next to 1, which float32 has no numbers for.
+    rest = words.astype(np.float32)
+    rest += np.float32(0.5)
+    rest *= np.float32(-(2**-32))
+    np.maximum(rest, np.float32(2**-24 - 1), out=rest)
+    # By numpy: between forwards torch's steps take twice as long for the few tokens that come into question.
+    for step in (np.log1p, np.negative, np.log, np.negative):
+        step(rest, out=rest)
+    return rest
+
+
+def _noise_of(word: int) -> float:
+    """The same of one, by other means: to within its rounding."""
+    return -math.log(-math.log1p(max(-(word + 0.5) * 2**-32, 2**-24 - 1)))
 
 
 def _counter(position: int, node: int, purpose: int) -> NDArray[np.uint64]:
@@ -162,24 +218,22 @@ class Sampler:
         `ids` [v]: the tokens that the columns are of, out of `size`; None: all, in order.
         """
         width = scores.shape[1] if ids is None or size is None else size
-        rows = [self._noise.at(position, width) for position in positions]
-        rows = rows if ids is None else [row[ids] for row in rows]
-        # Not stacked where there is one: that copies a vocabulary.
-        noise = rows[0][None] if len(rows) == 1 else torch.stack(rows)
+        # Nodes of a level have that of one position.
+        if ids is None:
+            rows = {position: self._noise.at(position, width) for position in {*positions}}
+        else:
+            of = ids.cpu().numpy()
+            rows = {position: torch.from_numpy(self.noise(of, position, width)) for position in {*positions}}
+        noise = torch.stack([rows[position] for position in positions])
         return self.warpers.warped(scores) + noise.to(scores.device)
 
-    def perturbed_some(
-        self, scores: NDArray[np.float32], position: int, ids: NDArray[np.int64], size: int
-    ) -> NDArray[np.float32]:
+    def perturbed_some(self, scores: Scores, position: int, ids: NDArray[np.int64], size: int) -> NDArray[np.float32]:
         """The same of one row, with `scores` of the tokens `ids` alone."""
-        noise = self.noise(position, size)[ids]
-        found: NDArray[np.float32] = self.warpers.warped(torch.from_numpy(scores)[None])[0].numpy() + noise
-        return found
+        return self.warpers.warped_row(scores) + self.noise(ids, position, size)
 
-    def noise(self, position: int, size: int) -> NDArray[np.float32]:
-        """That of the tokens 0 to before `size` at `position`."""
-        found: NDArray[np.float32] = self._noise.at(position, size).numpy()
-        return found
+    def noise(self, ids: NDArray[np.int64], position: int, size: int) -> Scores:
+        """That of the tokens `ids` [k], out of `size`, at `position`."""
+        return self._noise.of(ids, position, size)
 
     def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:
         """Noise [n, size] that draws the children of each of `nodes` of the tree drafted after `length` tokens."""
@@ -203,7 +257,10 @@ class Sampler:
 
     def token(self, scores: Tensor, position: int) -> int:
         """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""
-        return greedy_token(self.perturbed(scores[None], [position])[0])
+        bounded, least = self.warpers.bounded(scores.float().cpu().numpy())
+        found = self._noise.best(bounded, position, least)
+        check_numbers(float(bounded[found]), scores.dtype)
+        return found
 
     def gap(self, scores: Tensor, token: int, position: int, eps: float) -> float:
         """How far `token` is behind the best at `position`, by `scores` [v] that are right to within `eps`, warped.
@@ -221,21 +278,19 @@ class Sampler:
         return float(best - scaled[token] - noise[token])
 
 
-def _at_least(scores: Tensor, least: Tensor) -> Tensor:
-    """`scores` [n, v] with -inf for those below `least` [n, 1]."""
-    return scores.masked_fill(scores < least, -torch.inf)
-
-
-def _nucleus(scores: Tensor, mass: float) -> Tensor:
-    """[n, 1]: the lowest of the best scores of each row that have `mass` together."""
+def _nucleus(scores: Scores, mass: float, least: float) -> float:
+    """The lowest of the best of `scores` [v] that have `mass` together, of what those of at least `least` have."""
+    top = scores.max()
+    if not np.isfinite(top):
+        return least
+    probability = np.exp(scores - top)
+    if least > _NEVER:
+        probability[scores < least] = 0
     # In float64: a sum's last bits must decide nothing.
-    total = scores.double().logsumexp(1, keepdim=True)
-    for count in (min(_FEW, scores.shape[1]), scores.shape[1]):
-        best = scores.topk(count).values
-        probability = (best.double() - total).exp()
-        better = probability.cumsum(1) - probability
-        if bool((better[:, -1] >= mass).all()):
-            break
-    kept = better < mass
-    kept[:, 0] = True
-    return best.masked_fill(~kept, torch.inf).amin(1, keepdim=True)
+    total = float(probability.sum(dtype=np.float64))
+    # What is less likely has too little of the whole, even all together, to be needed.
+    likely = scores[probability >= total * (1 - mass) / (2 * len(scores))]
+    likely[::-1].sort()
+    better = np.exp((likely - top).astype(np.float64)).cumsum()
+    # Those before which there is less than the mass.
+    return float(likely[min(int(np.searchsorted(better, mass * total)), len(likely) - 1)])

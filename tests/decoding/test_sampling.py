@@ -215,10 +215,11 @@ def test_the_audit_allows_for_rounding_at_the_edge_of_a_nucleus(target: Build) -
     assert sampler is not None
     scores = torch.full((models.VOCABULARY,), -9.0)
     scores[:5] = torch.tensor([2.0, 1.0, 0.5, 0.4999, 0.1])
-    noise = sampler._noise.at(7, len(scores))
+    words = sampler._noise._words_at(7, len(scores))
     last, out = 3, 5
-    noise[:] = 0
-    noise[last] = noise[out] = 50
+    # Of the smallest word the noise is 22.9, of the others 0.4.
+    words[:] = 2**31
+    words[last] = words[out] = 0
     assert sampler.token(scores, 7) != last
     assert sampler.gap(scores, last, 7, 1e-2) < 0
     assert sampler.gap(scores, out, 7, 1e-2) == float("inf")

@@ -259,7 +259,7 @@ def test_what_noise_prefers_stands_beside_a_row(target: Build) -> None:
     for length in range(2, 40):
         follower.read(model.states(torch.tensor(text), [2]))
         (first, _), *_ = follower.begin([*text, 7], 3)
-        noise = sampler.noise(length + 1, models.VOCABULARY)
+        noise = sampler.noise(np.arange(models.VOCABULARY), length + 1, models.VOCABULARY)
         beyond += first not in (8, 9, 10)
         assert first in (8, 9, 10) or noise[first] > noise[[8, 9, 10]].max()
         text.append(7)

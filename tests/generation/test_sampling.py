@@ -85,6 +85,31 @@ def test_noise_is_of_seed_key_and_position_alone() -> None:
     assert not any(bool((other == first).any()) for other in others)
 
 
+def test_noise_of_some_tokens_is_theirs_among_all() -> None:
+    """Guards what is drawn without the noise of all: kernels must not compute a number otherwise at another place."""
+    noise, chance = Noise(4, 1), np.random.default_rng(0)
+    every = noise.at(2, 49_152)
+    for count in (*range(1, 40), 500, 5_000):
+        ids = chance.choice(len(every), count, replace=False)
+        assert torch.equal(torch.from_numpy(noise.of(ids, 2, len(every))), every[torch.from_numpy(ids)])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0, 300.0])
+@pytest.mark.parametrize("raised", [0.0, 1e4])
+def test_the_best_is_that_of_all_noise(spread: float, raised: float) -> None:
+    """Guards the bound behind which nothing is looked at: flat, peaked and large scores, ties, and what is cut off."""
+    noise, chance = Noise(9, 2), np.random.default_rng(1)
+    for position in range(60):
+        scores = (spread * chance.standard_normal(3_000) + raised).astype(np.float32)
+        scores[chance.integers(3_000, size=5)] = scores[0]
+        for least in (-np.inf, float(np.quantile(scores, 0.9)), float(scores.max())):
+            kept = np.where(scores >= least, scores, -np.inf).astype(np.float32)
+            assert noise.best(scores, position, least) == (kept + noise.at(position, 3_000).numpy()).argmax()
+    nothing, endless = np.full(5, -np.inf, np.float32), np.array([0, np.inf, 1, np.inf], np.float32)
+    assert noise.best(nothing, 3) == 0 and noise.best(endless, 3) == 1
+    assert noise.best(np.array([0, np.nan, 1], np.float32), 3) == 1
+
+
 def test_every_seed_and_key_has_noise_of_its_own() -> None:
     """Guards large numbers, which floats do not tell apart, and transformers' generator, which is seeded from both."""
     large = [0, 1, 2**32, 2**53, 2**53 + 1, 2**63, 2**63 + 1, 2**64 - 1]
