@@ -97,11 +97,9 @@ class Decoder(RoundDecoder):
         """The accepted path of each tree, and the token after it; all logits are freed on return."""
         feeds = []
         for request, tree in zip(active, trees, strict=True):
-            feed = Feed(request.text[-1:], request.cache)
-            if len(tree) > 1:
-                prefix = request.cache.length
-                feed = Feed(tree.tokens, request.cache, tree.positions(prefix), tree.attention_mask(prefix))
-            feeds.append(feed)
+            alone = len(tree) == 1
+            tokens = request.text[-1:] if alone else tree.tokens
+            feeds.append(Feed(tokens, request.cache, tree=None if alone else tree))
         rows = self._target.forward_batch(feeds, reads=self._reads)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):

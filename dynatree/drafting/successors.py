@@ -51,7 +51,7 @@ _REMEMBERED = 4
 # Tokens that the noise of a position prefers, about so many, stand beside a row's.
 _PREFERRED = 64
 # Scores are logits but for a constant, which a penalty does not pass over: the target's lie about so far above 0.
-LEVEL = 8.0
+LEVEL = 12.0
 
 
 class Drafter:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynatree.engine.fusion import Fusion
+from dynatree.tree import TokenTree
 
 # What a backend takes in place of the model's own head.
 Head = Any
@@ -36,6 +37,7 @@ class Feed(NamedTuple):
     """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`.
 
     `states` [n, width]: of a model with a fusion (`Backend.join`), what the embedding of each token is joined to.
+    `tree`: in place of positions and mask, where the tokens are all of its nodes, behind text alone.
     """
 
     tokens: Tensor
@@ -44,6 +46,15 @@ class Feed(NamedTuple):
     mask: Tensor | None = None
     last_only: bool = False
     states: Tensor | None = None
+    tree: TokenTree | None = None
+
+    def spelled_out(self) -> "Feed":
+        """The same with positions and a mask in place of a tree."""
+        if self.tree is None:
+            return self
+        prefix = self.cache.length
+        positions, mask = self.tree.positions(prefix), self.tree.attention_mask(prefix)
+        return self._replace(positions=positions, mask=mask, tree=None)
 
 
 # Where nobody reads.

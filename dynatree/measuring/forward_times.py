@@ -148,10 +148,7 @@ def _seen(drafter: DraftModel, contexts: Sequence[int]) -> list[int]:
 def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
-    feeds = [
-        Feed(tree.tokens, cache, tree.positions(length), tree.attention_mask(length) if n > 1 else None)
-        for cache, length in zip(caches, lengths, strict=True)
-    ]
+    feeds = [Feed(tree.tokens, cache, tree=tree if n > 1 else None) for cache in caches]
     for cache, length, output in zip(caches, lengths, target.forward_batch(feeds, reads=reads), strict=True):
         verify(tree, output.logits)
         cache.crop(length)

@@ -62,6 +62,8 @@ class EagerBackend:
 
     def _logits(self, feeds: Sequence[Feed], head: Head | None) -> list[Tensor]:
         """Logits [n or 1, v] of each of `feeds`."""
+        # torch takes masks.
+        feeds = [feed.spelled_out() for feed in feeds]
         wanted = [1 if feed.last_only else len(feed.tokens) for feed in feeds]
         inputs, last = self._single(feeds[0]) if len(feeds) == 1 else self._batch(feeds), max(wanted)
         if head is None:
@@ -72,7 +74,7 @@ class EagerBackend:
         return [logits[0]] if len(feeds) == 1 else [row[-n:] for row, n in zip(logits, wanted, strict=True)]
 
     def _single(self, feed: Feed) -> dict[str, Any]:
-        tokens, cache, positions, mask, _, states = feed
+        tokens, cache, positions, mask, _, states, _ = feed
         assert isinstance(cache, KeyValueCache)
         if positions is None:
             positions = torch.arange(cache.length, cache.length + len(tokens))

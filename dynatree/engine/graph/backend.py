@@ -174,7 +174,7 @@ class GraphBackend:
         found: dict[int, Output] = {}
         short: list[int] = []
         for place, feed in enumerate(feeds):
-            if len(feed.tokens) > _PIECE and feed.mask is None and feed.positions is None:
+            if len(feed.tokens) > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
                 found[place] = self._piecewise(feed, 1 if feed.last_only else len(feed.tokens), graph)
             elif short and len(feed.tokens) + sum(len(feeds[other].tokens) for other in short) > MOST_ROWS:
                 found |= zip(short, self._infer([feeds[other] for other in short], graph), strict=True)
@@ -206,21 +206,25 @@ class GraphBackend:
 
     def _given(self, feed: Feed, wanted: int | None) -> Given:
         """What a graph takes of `feed`, for which the cache makes room."""
-        tokens, _, positions, mask, last_only, states = feed
+        tokens, _, positions, mask, last_only, states, tree = feed
         cache, count = _blocks(feed), len(feed.tokens)
         begin = cache.length
+        # More than a tree is deep.
         self._know(begin + count if positions is None else int(positions.max()) + 1)
         # Its weight is asked for each time: a drafter may take its target's.
         embedded = F.embedding(tokens, self._embedding.weight.detach()).float()
         if self._states.fusion is not None:
             embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states.float()], 1)
-        if mask is None and positions is None:
+        places: Any = slice(begin, begin + count) if positions is None else positions
+        if tree is not None:
+            seats, further = cache.append_nodes(tree.nodes.parents)
+            places = [begin + depth for depth in tree.nodes.depths]
+        elif mask is None and positions is None:
             seats, further = cache.append_text(count)
         else:
             nodes = begin - cache.committed
             sees = None if mask is None else mask[:, cache.committed :]
             seats, further = cache.append_nodes(_parents(nodes, count, sees))
-        places = slice(begin, begin + count) if positions is None else positions
         wanted = wanted or (1 if last_only else count)
         return Given(embedded, self._cos[places], self._sin[places], seats, further, wanted)
 
