@@ -172,17 +172,20 @@ class GraphBackend:
     def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Output]:
         """What comes of each of `feeds`, of short ones in one forward."""
         found: dict[int, Output] = {}
-        short: list[int] = []
+        together: list[list[int]] = [[]]
+        rows = 0
         for place, feed in enumerate(feeds):
-            if len(feed.tokens) > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
-                found[place] = self._piecewise(feed, 1 if feed.last_only else len(feed.tokens), graph)
-            elif short and len(feed.tokens) + sum(len(feeds[other].tokens) for other in short) > MOST_ROWS:
-                found |= zip(short, self._infer([feeds[other] for other in short], graph), strict=True)
-                short = [place]
-            else:
-                short.append(place)
-        if short:
-            found |= zip(short, self._infer([feeds[other] for other in short], graph), strict=True)
+            count = len(feed.tokens)
+            if count > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
+                found[place] = self._piecewise(feed, 1 if feed.last_only else count, graph)
+                continue
+            if together[-1] and rows + count > MOST_ROWS:
+                together.append([])
+                rows = 0
+            together[-1].append(place)
+            rows += count
+        for places in filter(None, together):
+            found |= zip(places, self._infer([feeds[place] for place in places], graph), strict=True)
         return [found[place] for place in range(len(feeds))]
 
     def _piecewise(self, feed: Feed, wanted: int, graph: Graph) -> Output:

@@ -117,21 +117,18 @@ class Graph:
         self._least = 1 if self._one_row_is_like_two() else 2
         count = int(STATIC_BYTES / (_COPIES * weights.bytes)) if weights.bytes >= STATIC_FROM else 0
         self._static = self._from_least(WIDTHS[:count] if count > 1 else ())
-        # Of several requests, while they are decoded together.
-        self._together: list[int] = []
+        # Those, and of several requests while they are decoded together; ascending.
+        self._widths = self._static
 
     def _from_least(self, widths: Sequence[int]) -> list[int]:
         """`widths`, ascending, those below the least as the least."""
         return sorted({max(width, self._least) for width in widths})
 
-    @property
-    def _widths(self) -> list[int]:
-        return sorted({*self._static, *self._together})
-
     def begin(self, requests: int) -> None:
         """Before so many requests are decoded together: make the graphs that have paid for themselves."""
         if requests > 1 and self._static:
-            self._together = [rows for width in TOGETHER_WIDTHS if (rows := requests * width) <= _WIDEST]
+            together = {rows for width in TOGETHER_WIDTHS if (rows := requests * width) <= _WIDEST}
+            self._widths = sorted(together.union(self._static))
             # Those for another number of requests would keep their memory for nothing.
             for other in {*self._requests} - {*self._widths}:
                 del self._requests[other]
@@ -239,6 +236,8 @@ class _Request:
         self._bound: tuple[np.ndarray, np.ndarray] | None = None
         self._rows = self._places = self._longest = 0
         self._wanted: list[int] = []
+        self._reads = len(compiled.outputs) > 1
+        self._outputs: dict[int, Tensor] = {}
 
     def infer(self, given: Sequence[Given], pool: Pool, least: int) -> list[Found]:
         """As `Graph.infer`, with rows of nobody up to those of the graph, or up to `least`."""
@@ -264,18 +263,24 @@ class _Request:
         if self.size.rows is None:
             self._ask(wanted + wanted[-1:] * (least - len(wanted)))
         self._request.infer()
-        logits = torch.from_numpy(self._request.get_output_tensor(0).data)
+        logits = self._output(0)
         if self.size.rows is not None and len(wanted) < ends[-1]:
             logits = logits[wanted]
         # A copy: the next forward writes into the same memory.
         own = logits[: len(wanted)].clone().split([one.wanted for one in given])
         return [
-            Found(part, self._states()[begin:end].clone() if len(self.compiled.outputs) > 1 else NO_STATES)
+            Found(part, self._output(1)[begin:end].clone() if self._reads else NO_STATES)
             for part, begin, end in zip(own, begins, ends, strict=True)
         ]
 
-    def _states(self) -> Tensor:
-        return torch.from_numpy(self._request.get_output_tensor(1).data)
+    def _output(self, place: int) -> Tensor:
+        """What the last forward gave there; of a graph with a number of rows it is always in the same memory."""
+        found = self._outputs.get(place)
+        if found is None:
+            found = torch.from_numpy(self._request.get_output_tensor(place).data)
+            if self.size.rows is not None:
+                self._outputs[place] = found
+        return found
 
     def _hold(self, rows: int, places: int) -> None:
         """Have memory for so many rows, and places of attention."""
