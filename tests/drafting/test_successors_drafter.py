@@ -200,6 +200,8 @@ def test_decoding_learns_what_calibration_follows(
     And from logits that no processor has written into, which they do in float32.
     """
     model = target(dtype=dtype)
+    # So small a model's logits lie lower than a trained one's, and a penalty lowers them by less.
+    monkeypatch.setattr(successors, "LEVEL", 1.0)
     drafter, options = tabled(target, dtype), models.wanted(30, **kind)
     table = drafter.successors = TABLE._replace(context=models.context(model) if reads else None)
     claims: dict[int, list[tuple[int, float]]] = {}
