@@ -50,7 +50,8 @@ _NOTHING = 1e-30
 _REMEMBERED = 4
 # Tokens that the noise of a position prefers, about so many, stand beside a row's.
 _PREFERRED = 64
-# Scores are logits but for a constant, which a penalty does not pass over: the target's lie about so far above 0.
+# Scores are logits but for a constant, which a penalty does not pass over: so much is added
+# for it. The target's lie higher, but guesses are less sure than they are (docs/drafter.md).
 LEVEL = 12.0
 
 
