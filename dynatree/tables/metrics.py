@@ -32,6 +32,8 @@ GEOMETRIC = (
     "speedup_transformers",
     "perplexity",
 )
+# A sample of the clock that took longer than so many medians met a stall that its run need not have met.
+STALLED = 1.5
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
 COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers", "openvino")
 
@@ -125,8 +127,13 @@ def usual_step(records: list[Records]) -> float:
 
 
 def step_seconds(timing: Row) -> float:
-    """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes."""
-    return bootstrap.mean(timing["references"], geometric=False)
+    """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes.
+
+    The mean of its samples, since a request takes the sum of what it meets; one that met a stall alone counts no more
+    than STALLED times the median.
+    """
+    most = STALLED * bootstrap.median(timing["references"])
+    return bootstrap.mean([min(seconds, most) for seconds in timing["references"]], geometric=False)
 
 
 COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "dtype", "prompt_id", "repeat")

@@ -45,7 +45,7 @@ def record(
     method: str,
     rounds: list[dict[str, Any]],
     commits: list[float],
-    references: tuple[float, float] = (0.1, 0.1),
+    references: tuple[float, ...] = (0.1, 0.1),
     prompt: str = "d/a/0",
     document: str = "a",
     first: int = 1,
@@ -155,6 +155,13 @@ def test_speedup_is_of_normalised_times() -> None:
     own = row(autoregressive, theirs, fast, method="autoregressive")
     assert own["speedup"] == 1.0
     assert own["autoregressive_step_spread"] == pytest.approx(0.1 / 0.2)
+
+
+def test_a_stall_of_the_clock_is_not_a_slow_machine() -> None:
+    """Guards a slowest prompt that the reference alone was slow for; where half of a run was slow, its step is slow."""
+    stalled, slow, slower = [5.0, 5.0, 5.0, 16.0], [5.0, 5.0, 7.0, 7.0], [5.0, 5.0, 16.0, 16.0]
+    for references, step in ((stalled, 5.625), (slow, 6.0), (slower, 10.5)):
+        assert metrics.step_seconds({"references": references}) == pytest.approx(step)
 
 
 def test_times_are_at_the_usual_pace() -> None:
