@@ -24,7 +24,7 @@ def summary(
     `again`: by method, records of it and of autoregressive decoding on its slowest prompt, taking turns.
     """
     repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
-    usual = bootstrap.median([metrics.step_seconds(row) for row in rows])
+    usual = bootstrap.median([metrics.step_seconds(row["references"]) for row in rows])
     rows = [row | {"speeds": _speeds(row)} for row in rows]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     result = []
@@ -83,7 +83,7 @@ def _share(found: Sequence[bool | None]) -> float | None:
 
 def _speeds(row: Row) -> dict[str, float]:
     """Tokens per autoregressive step: of the whole output, prefill included, and of each quarter, without prefill."""
-    step, total = metrics.step_seconds(row), len(row["output_ids"])
+    step, total = metrics.step_seconds(row["references"]), len(row["output_ids"])
     speeds = {WHOLE: total * step / row["seconds"]}
     first, *counts = row["emitted"]
     for part, taken in parts_of(token_seconds(first, counts, row["commits"]), total).items():
@@ -105,4 +105,4 @@ def _median_ratio(method: str, timed: Sequence[Row]) -> float:
 
 
 def _steps(row: Row) -> float:
-    return float(row["seconds"] / metrics.step_seconds(row))
+    return float(row["seconds"] / metrics.step_seconds(row["references"]))

@@ -123,17 +123,17 @@ def usual_step(records: list[Records]) -> float:
     one format: what is measured anew moves no other time.
     """
     usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
-    return bootstrap.median([step_seconds(timing) for record in usual or records for timing in record.timings])
+    return bootstrap.median([step_seconds(timing["references"]) for record in usual or records for timing in record.timings])
 
 
-def step_seconds(timing: Row) -> float:
+def step_seconds(references: Sequence[float]) -> float:
     """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes.
 
-    The mean of its samples, since a request takes the sum of what it meets; one that met a stall alone counts no more
-    than STALLED times the median.
+    The mean of its samples, the `references`, since a request takes the sum of what it meets; one that met a stall alone counts no more
+    than STALLED times the median (of two nobody knows which).
     """
-    most = STALLED * bootstrap.median(timing["references"])
-    return bootstrap.mean([min(seconds, most) for seconds in timing["references"]], geometric=False)
+    most = STALLED * bootstrap.median(references)
+    return bootstrap.mean([min(seconds, most) for seconds in references], geometric=False)
 
 
 COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "dtype", "prompt_id", "repeat")
@@ -150,7 +150,8 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
     for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
-        step = step_seconds(timing)
+        references = timing["references"]
+        step = step_seconds(references)
         pace = usual / step
         seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
         tpot = (pace * timing["commits"][-1] - first) / later if later else None
@@ -177,7 +178,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
             "tpot_ms": 1000 * tpot if tpot is not None else None,
             "decode_throughput": 1 / tpot if tpot else None,
             "autoregressive_step_ms": 1000 * step,
-            "autoregressive_step_spread": bootstrap.deviation(timing["references"]) / step,
+            "autoregressive_step_spread": bootstrap.deviation(references) / bootstrap.mean(references, geometric=False),
             "normalised_seconds": timing["seconds"] / step,
             "peak_mib": None if timing["peak_bytes"] is None else timing["peak_bytes"] / MIB,
             "iterations": len(rounds),

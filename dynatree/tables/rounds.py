@@ -91,10 +91,10 @@ def node_rows(fact: Row, decode: Decode) -> list[Row]:
 def phases(results: Path, folders: Sequence[Path], decode: Decode) -> list[Row]:
     """Rows of the table `phases` from instrumented passes, all at the pace that is usual among them."""
     records = [files.read_json(folder / files.PHASES) for folder in folders]
-    usual = bootstrap.median([step_seconds(record) for record in records]) if records else 0.0
+    usual = bootstrap.median([step_seconds(record["references"]) for record in records]) if records else 0.0
     rows = []
     for folder, record in zip(folders, records, strict=True):
-        rows += _phase_rows(run_key(results, folder), record, usual / step_seconds(record), decode)
+        rows += _phase_rows(run_key(results, folder), record, usual / step_seconds(record["references"]), decode)
     return rows
 
 
@@ -147,7 +147,7 @@ def _part_rows(record: Records) -> list[Row]:
         rows += [
             {**key, "batch": timing["batch"], "dtype": record.dtype, "output_tokens": total}
             | {"part": part, "tokens": len(taken)}
-            | {"normalised_seconds_per_token": sum(taken) / len(taken) / step_seconds(timing)}
+            | {"normalised_seconds_per_token": sum(taken) / len(taken) / step_seconds(timing["references"])}
             for part, taken in members.items()
         ]
     return rows

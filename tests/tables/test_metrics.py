@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,7 +162,10 @@ def test_a_stall_of_the_clock_is_not_a_slow_machine() -> None:
     """Guards a slowest prompt that the reference alone was slow for; where half of a run was slow, its step is slow."""
     stalled, slow, slower = [5.0, 5.0, 5.0, 16.0], [5.0, 5.0, 7.0, 7.0], [5.0, 5.0, 16.0, 16.0]
     for references, step in ((stalled, 5.625), (slow, 6.0), (slower, 10.5)):
-        assert metrics.step_seconds({"references": references}) == pytest.approx(step)
+        assert metrics.step_seconds(references) == pytest.approx(step)
+    (run,) = metrics.runs([record("autoregressive", [STEP], [1.0, 2.0], references=(1.0, 1.0, 1.0, 5.0))])
+    assert run["autoregressive_step_ms"] == pytest.approx(1125)
+    assert run["autoregressive_step_spread"] == pytest.approx(np.std([1, 1, 1, 5]) / 2)
 
 
 def test_times_are_at_the_usual_pace() -> None:
