@@ -21,9 +21,7 @@ class Labels(Knobs):
     """The target's own probabilities, kept on disk: over tuning text, and over what the target writes itself."""
 
     tokens: int = Field(ge=1)  # positions, at least
-    seconds: float | None = Field(
-        None, gt=0
-    )  # of labelling, after which it ends with what there is; None: tokens alone
+    seconds: float | None = Field(None, gt=0)  # of labelling, at most; null: tokens alone
     top: int = Field(32, ge=1)  # likeliest tokens kept of each position
     text_share: float = Field(0.3, ge=0, le=1)  # of the shards; the others hold continuations
     dialogue_share: float = Field(0.0, ge=0, le=1)  # likewise: dialogues that a chat model writes by itself
