@@ -17,16 +17,14 @@ from transformers import (
     MaxLengthCriteria,
     MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
-    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation import GenerateDecoderOnlyOutput
 
+from dynatree.api.processors import of_nodes
 from dynatree.config import checked
 from dynatree.decoding import BatchDecoder, Decoder
 from dynatree.engine.language_model import LanguageModel
@@ -40,6 +38,9 @@ _HONOURED: dict[str, tuple[Any, ...]] = {
     "output_logits": (False, None),
     "output_attentions": (False, None),
     "output_hidden_states": (False, None),
+    # Ways to decode of their own, which transformers leaves to who decodes.
+    "penalty_alpha": (None, 0),
+    "dola_layers": (None,),
 }
 
 
@@ -51,9 +52,6 @@ _WARPERS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
     ("top_p", TopPLogitsWarper, lambda warper: max(float(warper.top_p), 1e-12)),
     ("min_p", MinPLogitsWarper, lambda warper: float(warper.min_p)),
 )
-
-# Processors that remember their last call.
-_STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
 
 # What `GenerationOptions` says by names of their own.
 _OURS = (MaxLengthCriteria, EosTokenCriteria)
@@ -74,8 +72,8 @@ def generate(
 
     Where it samples, it does so by `seed`, and of several sequences a prompt the i-th has the request key i; None: by
     one that torch's generator gives, and each row has its place as key. Raises UserError for what cannot be honoured:
-    another model, beams, scores or hidden states to return, embeddings in place of ids, a filled cache, padding on the
-    right.
+    another model, beams, contrastive search, scores or hidden states to return, embeddings in place of ids, a filled
+    cache, padding on the right, positions that are not the prompt's own.
     """
     assert generation_config is not None, "transformers prepares one"
     _refuse(target, model, input_ids, generation_config, model_kwargs)
@@ -83,12 +81,13 @@ def generate(
     seen = torch.ones_like(input_ids) if mask is None else mask.long()
     if bool((seen.diff(dim=1) < 0).any()) or not bool(seen[:, -1].all()):
         raise UserError("attention_mask: prompts are padded on the right; pad them on the left")
+    _refuse_positions(model_kwargs.get("position_ids"), seen)
     rows, shown = input_ids.cpu(), seen.cpu().bool()
     prompts = [row[kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     paddings = [row[~kept].tolist() for row, kept in zip(rows, shown, strict=True)]
     padded = [len(padding) for padding in paddings]
     penalty, size, further = _fast(logits_processor, padded)
-    further = [_of_one_text(processor, padded) for processor in further]
+    further = of_nodes([_with_one_padding(processor, padded) for processor in further], len(prompts))
     further, sampling = _sampling(further, generation_config, seed, len(prompts))
     ends = _ends(stopping_criteria, generation_config)
     asked = {
@@ -132,19 +131,9 @@ def _ends(criteria: Sequence[Any], config: GenerationConfig) -> Any:
     return [int(token) for ids in found for token in torch.as_tensor(ids).flatten()] if found else config.eos_token_id
 
 
-def _of_one_text(processor: Any, padded: list[int]) -> Any:
-    """The processor as a function of text and scores alone: it is asked for nodes of a tree, and not once a step.
-
-    `padded`: tokens before each prompt that it passes over. Raises UserError where there is none.
-    """
-    if isinstance(processor, _STATEFUL):
-        raise UserError(f"{type(processor).__name__}: it keeps what it saw from step to step, and a tree is no step")
-    if isinstance(processor, PrefixConstrainedLogitsProcessor):
-        if len(padded) > 1:
-            raise UserError("prefix_allowed_tokens_fn: it tells prompts by their place; give one prompt")
-        return lambda ids, scores: torch.cat(
-            [processor(*row) for row in zip(ids.split(1), scores.split(1), strict=True)]
-        )
+def _with_one_padding(processor: Any, padded: list[int]) -> Any:
+    """The processor for any number of rows: `generate` tells it the tokens before each prompt that it passes over,
+    `padded`. Raises UserError where these differ."""
     if isinstance(getattr(processor, "prompt_ignore_length", None), Tensor):
         if len({*padded}) > 1:
             raise UserError("repetition_penalty behind another processor: give prompts of one length, without padding")
@@ -177,6 +166,15 @@ def _refuse(
         raise UserError("cache: it holds keys and values already; give the whole text as input_ids")
     if input_ids.shape[1] == 0 or model_kwargs.get("inputs_embeds") is not None:
         raise UserError("input_ids: there are none; embeddings cannot be decoded here")
+
+
+def _refuse_positions(given: Tensor | None, seen: Tensor) -> None:
+    """Raise UserError where the positions `given` are not those that `generate` makes of the mask `seen` [b, n]."""
+    if given is None:
+        return
+    own = seen.cumsum(1) - 1
+    if given.shape[-1:] != own.shape[-1:] or bool((given.expand_as(own) != own)[seen.bool()].any()):
+        raise UserError("position_ids: positions are counted from a prompt's first token; leave them out")
 
 
 def _fast(processors: Sequence[Any], padded: list[int]) -> tuple[float, int, list[Any]]:

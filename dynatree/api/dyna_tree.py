@@ -1,6 +1,7 @@
 """DynaTree: a model and a method, ready to decode text, token ids, chats and lists of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self, overload
@@ -13,7 +14,8 @@ from dynatree.api import calibrations, methods, models, streaming
 from dynatree.api.chat import Chat
 from dynatree.api.generation import Generation, generation
 from dynatree.api.methods import Method
-from dynatree.api.streaming import Stream
+from dynatree.api.processors import of_nodes
+from dynatree.api.streaming import Commit, Stream
 from dynatree.api.text import Pieces, Prompt, encode, is_one
 from dynatree.config import explain
 from dynatree.costs.calibration import Calibration
@@ -127,9 +129,12 @@ class DynaTree:
 
     @property
     def _decoder(self) -> decoding.Decoder:
+        self._check_open()
+        return self._made
+
+    def _check_open(self) -> None:
         if self._closed:
             raise UserError("DynaTree: it is closed; make another")
-        return self._made
 
     @property
     def _machine(self) -> dict[str, Any]:
@@ -262,7 +267,7 @@ class DynaTree:
         if streamer is not None:
             streamer.put(torch.tensor([ids]))
         return Stream(
-            streaming.commits(self._decoder, ids, asked, kept),
+            self._while_open(streaming.commits(self._decoder, ids, asked, kept)),
             Pieces(self.tokenizer, skip_special_tokens),
             lambda trace: self._generation(trace, ids, skip_special_tokens),
             streamer,
@@ -285,7 +290,10 @@ class DynaTree:
         return generate(self._target, self._decoder, model, input_ids, seed=seed, **prepared)
 
     def close(self) -> None:
-        """Put models that were given back as they were; this object decodes nothing afterwards."""
+        """Put models that were given back as they were; this object decodes nothing afterwards.
+
+        A stream that has not ended raises UserError when it is asked for more.
+        """
         self._closed = True
         self._target.release()
         if (drafter := self._loaded.pair.drafter) is not None:
@@ -302,6 +310,14 @@ class DynaTree:
         drafter = f", drafter {pair.drafter.name}" if pair.drafter else ""
         return f"DynaTree({self._target.name}{drafter}, method {self.method})"
 
+    def _while_open(self, commits: Generator[Commit]) -> Generator[Commit]:
+        """`commits` as long as this is open: a model that was put back is computed in other ways."""
+        with closing(commits):
+            self._check_open()
+            for commit in commits:
+                yield commit
+                self._check_open()
+
     def _asked(self, max_new_tokens: int, options: Mapping[str, Any], prompts: int = 1) -> GenerationOptions:
         given = {"eos_token_id": self._target.eos_ids, **options, "max_new_tokens": max_new_tokens}
         try:
@@ -311,7 +327,10 @@ class DynaTree:
             raise UserError(f"generate: {explain(error)}; options are {known}") from error
         if isinstance(asked.request_key, tuple) and len(asked.request_key) != prompts:
             raise UserError(f"request_key: {len(asked.request_key)} keys for {prompts} prompts; give one each, or one")
-        return asked
+        # transformers' own ways ask once a step.
+        if not asked.logits_processor or not isinstance(self._decoder, decoding.BatchDecoder):
+            return asked
+        return asked.model_copy(update={"logits_processor": tuple(of_nodes(asked.logits_processor, prompts))})
 
     def _generation(self, trace: Trace, ids: Sequence[int], skip_special_tokens: bool = False) -> Generation:
         tokenizer = self.tokenizer

@@ -9,7 +9,7 @@ them a node's row is made of the drafter's own output at its parent, and is forg
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor
@@ -50,9 +50,12 @@ class Drafter:
         # As long as a request is there: another may begin before it has ended.
         self._drafts: WeakKeyDictionary[Request, Draft] = WeakKeyDictionary()
         self._forwards: WeakKeyDictionary[Request, int] = WeakKeyDictionary()
+        # Those that it was decoded together with.
+        self._batch: WeakKeyDictionary[Request, WeakSet[Request]] = WeakKeyDictionary()
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
+        self._batch.update(dict.fromkeys(requests, WeakSet(requests)))
         for request, cache in zip(requests, caches, strict=True):
             draft = Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
             before = self._drafts.pop(request.follows, None) if request.follows is not None else None
@@ -118,8 +121,9 @@ class Drafter:
         self._drafts[request].accept(tree.before_the_cut(path), request.states)
 
     def retain(self, requests: Sequence[Request]) -> None:
-        for request in [request for request in self._drafts if request.finished]:
-            del self._drafts[request]
+        # Of these alone: the draft of a conversation that has its next turn to come is wanted then.
+        for request in [request for request in self._batch[requests[0]] if request.finished]:
+            self._drafts.pop(request, None)
         retain([self._drafts[request].cache for request in requests])
 
 

@@ -18,8 +18,8 @@ from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import runs
 from dynatree.measuring.audit import audit
 from dynatree.measuring.clock import StepSampler, alone
-from dynatree.tables import bootstrap
 from dynatree.tables.comparison import AUTOREGRESSIVE
+from dynatree.tables.metrics import step_seconds
 
 # The autoregressive loop once more at the end: how far a ratio strays by chance.
 AGAIN = "autoregressive_again"
@@ -41,7 +41,7 @@ def tune(
         asked = options.keyed([key])
         for place, decoder in enumerate(decoders):
             (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], asked)
-            steps[place] += trace.seconds / bootstrap.mean(clock.samples, geometric=False)
+            steps[place] += trace.seconds / step_seconds(clock.samples)
     return steps
 
 

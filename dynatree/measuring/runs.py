@@ -34,7 +34,8 @@ def generate(
     are the prompt's own, from the group's start; `references` are seconds of an autoregressive step, sampled
     before, between and after the group's rounds. `peak_bytes`: the most memory that the process had in use meanwhile;
     null where the system does not tell. Where tokens are drawn, each prompt has its place as request key.
-    Raises UserError for a batch where `decoder` takes one prompt at a time.
+    Raises UserError for a batch where `decoder` takes one prompt at a time, RuntimeError for an output that is not of
+    the length that was asked for: it would be left out of all comparisons.
     """
     starts = range(0, len(prompts), batch)
     groups = [(prompts[start : start + batch], options.keyed(range(start, start + batch))) for start in starts]
@@ -52,6 +53,7 @@ def generate(
                 seconds = max(trace.seconds for trace in traces)
                 tokens = sum(len(trace.output) for trace in traces)
                 for prompt, trace in zip(group, traces, strict=True):
+                    _check_length(prompt, trace, options)
                     key = {"prompt_id": prompt.prompt_id, "repeat": repeat}
                     outputs.append({**key, **output_record(prompt, trace)})
                     timings.append(
@@ -68,6 +70,13 @@ def generate(
                 names = ", ".join(prompt.prompt_id for prompt in group)
                 print(f"generate: {names}: {tokens} tokens, {tokens / seconds:.1f} tokens/s", file=sys.stderr)
     return outputs, timings
+
+
+def _check_length(prompt: Prompt, trace: Trace, options: GenerationOptions) -> None:
+    """Raise RuntimeError for an output that ended early, though nothing was given that ends it."""
+    came, asked = len(trace.output), options.max_new_tokens
+    if came != asked and not options.eos_token_id and not options.stopping_criteria:
+        raise RuntimeError(f"{prompt.prompt_id}: {came} tokens came, and {asked} were asked for")
 
 
 def timed(

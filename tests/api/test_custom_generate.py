@@ -112,6 +112,8 @@ def test_a_processor_that_counts_new_tokens_counts_padding_as_generate_does() ->
         ({"num_beams": 2}, "num_beams: 2 cannot be honoured here; it may be 1"),
         ({"output_scores": True, "return_dict_in_generate": True}, "output_scores: True"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "output_hidden_states: True"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "penalty_alpha: 0.6 cannot be honoured here; it may be None"),
+        ({"dola_layers": "high"}, "dola_layers: 'high' cannot be honoured here; it may be None"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], complaint: str) -> None:
@@ -143,6 +145,16 @@ def test_rows_are_padded_with_the_first_end_token_where_nothing_is_said() -> Non
         assert torch.equal(called(model, batch(*PROMPTS), options, custom_generate=tree), wanted)
 
 
+def test_positions_are_the_prompt_s_own() -> None:
+    """Guards against positions that are dropped in silence."""
+    model, inputs = models.random_model(), batch(*PROMPTS)
+    wanted, own = called(model, inputs, {}), (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    with DynaTree(model) as tree:
+        assert torch.equal(called(model, {**inputs, "position_ids": own}, {}, custom_generate=tree), wanted)
+        with pytest.raises(UserError, match="position_ids: positions are counted from a prompt's first token"):
+            called(model, {**inputs, "position_ids": own + 3}, {}, custom_generate=tree)
+
+
 def test_a_mask_of_truth_values_has_no_hole() -> None:
     """Guards against tokens that a hole moves in front of the prompt."""
     model, inputs = models.random_model(), batch(PROMPTS[0])
@@ -167,12 +179,17 @@ def test_a_penalty_behind_another_processor_passes_padding_over() -> None:
 def test_a_processor_that_tells_prompts_by_their_place_is_for_one() -> None:
     """Guards against the node of a tree that is taken for the prompt of its number."""
     model, helper = models.random_model(), models.random_model()
-    options = {"prefix_allowed_tokens_fn": lambda row, ids: [[*range(30)]][row]}
-    wanted = called(model, batch(PROMPTS[0]), options)
-    with DynaTree(model, drafter=helper, method="fixed_tree") as tree:
-        assert torch.equal(called(model, batch(PROMPTS[0]), options, custom_generate=tree), wanted)
-        with pytest.raises(UserError, match="prefix_allowed_tokens_fn: it tells prompts by their place"):
-            called(model, batch(*PROMPTS[:2]), options, custom_generate=tree)
+    every: list[dict[str, Any]] = [
+        {"prefix_allowed_tokens_fn": lambda row, ids: [[*range(30)]][row]},
+        {"encoder_repetition_penalty": 1.4},
+        {"encoder_no_repeat_ngram_size": 2},
+    ]
+    for options in every:
+        wanted = called(model, batch(PROMPTS[0]), options)
+        with DynaTree(model, drafter=helper, method="fixed_tree") as tree:
+            assert torch.equal(called(model, batch(PROMPTS[0]), options, custom_generate=tree), wanted)
+            with pytest.raises(UserError, match=f"{next(iter(options))}: it tells prompts by their place"):
+                called(model, batch(*PROMPTS[:2]), options, custom_generate=tree)
 
 
 def test_a_processor_that_remembers_steps_is_refused() -> None:

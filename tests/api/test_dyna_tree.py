@@ -13,16 +13,20 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessor,
     LogitsProcessorList,
     MaxTimeCriteria,
     NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
     T5Config,
     T5ForConditionalGeneration,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 from dynatree import DynaTree, Generation, files
@@ -223,6 +227,26 @@ def test_any_processor_and_any_criterion_is_honoured(method: str) -> None:
             found = tree.generate(PROMPT, max_new_tokens=24, stopping_criteria=criteria, repetition_penalty=1.2)
         assert isinstance(found, Generation) and (len(found.tokens), found.finish_reason) == (length - 5, "stop")
         assert found.tokens == expected(model, PROMPT, length - 5, repetition_penalty=1.2)
+
+
+@pytest.mark.parametrize("method", ["fixed_tree", "linear", "autoregressive"])
+def test_processors_that_know_steps_or_prompts_by_their_place_are_asked_for_one_prompt_s_nodes(method: str) -> None:
+    """Guards against a node that is taken for a prompt, and a state that rejected branches have changed."""
+    model, helper = models.random_model(), models.random_model()
+    ids = torch.tensor([PROMPT])
+    allowed = PrefixConstrainedLogitsProcessor(lambda row, _: [[*range(4, 30)]][row], 1)
+    of_one = [allowed, EncoderRepetitionPenaltyLogitsProcessor(1.5, ids), EncoderNoRepeatNGramLogitsProcessor(1, ids)]
+    guided = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model)
+    with DynaTree(model, drafter=helper, method=method) as tree:
+        for processor in of_one:
+            listed = LogitsProcessorList([processor])
+            found = tree.generate(PROMPT, max_new_tokens=24, logits_processor=listed)
+            assert isinstance(found, Generation)
+            assert found.tokens == expected(model, PROMPT, 24, logits_processor=listed)
+            with pytest.raises(UserError, match="it tells prompts by their place; give one prompt"):
+                tree.generate([PROMPT, PROMPT[::-1]], max_new_tokens=24, logits_processor=listed)
+        with pytest.raises(UserError, match="UnbatchedClassifierFreeGuidanceLogitsProcessor: it keeps what it saw"):
+            tree.stream(PROMPT, max_new_tokens=24, logits_processor=[guided])
 
 
 def test_a_generation_says_what_it_is() -> None:

@@ -15,6 +15,7 @@ from dynatree.errors import UserError
 from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.generation.request import Request
 from tests import models
+from tests.api.test_dyna_tree import After
 
 PROMPT = [3, 1, 4, 1, 5]
 METHODS = ["autoregressive", "linear", "dynatree", "fixed_tree", "transformers", "assisted"]
@@ -49,6 +50,17 @@ def test_pieces_tell_what_was_drafted(tree: DynaTree) -> None:
     assert drafted == sum(fact.accepted for fact in trace.rounds) + (
         trace.first - 1 if tree.method == "assisted" else 0
     )
+
+
+def test_a_stream_does_not_outlive_its_model(tree: DynaTree) -> None:
+    """Guards tokens of a model that was put back, with its dropout and without the count of its forwards."""
+    stream, late = (tree.stream(PROMPT, max_new_tokens=40) for _ in range(2))
+    next(stream)
+    tree.close()
+    for one in (stream, late):
+        with pytest.raises(UserError, match="it is closed"):
+            list(one)
+        assert list(one) == []
 
 
 def test_a_stream_that_is_closed_ends_there(tree: DynaTree) -> None:
@@ -201,6 +213,18 @@ def test_a_decoded_request_is_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
         tree.generate([PROMPT, [7]], max_new_tokens=8)
         gc.collect()
         assert len(made) == 2 and [one() for one in made] == [None, None]
+
+
+def test_a_batch_leaves_a_conversation_its_draft() -> None:
+    """Guards against a text that the drafter is fed anew, or reads the half of, since others ended meanwhile."""
+    with DynaTree(models.random_model(), drafter=models.random_model(seed=0), method="linear") as tree:
+        kept, drafts = PrefixCache(), tree._decoder._drafter._drafts  # type: ignore[attr-defined]
+        list(tree.stream(PROMPT, max_new_tokens=6, kept=kept))
+        assert kept.last in drafts
+        # The first ends after four tokens, the other goes on.
+        both = tree.generate([PROMPT, [7]], max_new_tokens=20, stopping_criteria=[After(len(PROMPT) + 4)])
+        assert [len(one.tokens) for one in both] == [4, 8]
+        assert kept.last in drafts
 
 
 def test_kept_keys_and_values_are_of_one_model() -> None:

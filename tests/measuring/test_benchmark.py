@@ -118,6 +118,13 @@ def test_tuning_is_on_the_kind_of_text_that_is_timed(target: Build, monkeypatch:
     assert decoder.asked == [(prompt(name).ids, options) for name in "ab"]
 
 
+def test_tuning_is_not_led_by_a_stalled_clock(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a combination that seems to be the fastest since its reference stalled."""
+    stalled = [SimpleNamespace(seconds=4.5)], SimpleNamespace(samples=[0.5, 0.5, 8.0, 0.5])
+    monkeypatch.setattr(benchmark.runs, "timed", lambda *_: stalled)
+    assert benchmark.tune(target(), [Recorded()], [prompt("a")], models.wanted(6)) == [pytest.approx(8.0)]
+
+
 def test_tuning_tries_every_combination_on_every_prompt(target: Build, drafter: Drafts) -> None:
     """Guards against a baseline that had fewer tries, or other prompts, than its baseline."""
     tried = benchmark.combinations({"policy": "chain", "draft_tokens": 1}, {"draft_tokens": [1, 2], "x": [3]})

@@ -111,6 +111,21 @@ def test_end_of_sequence_does_not_end_a_measured_run(target: Build, monkeypatch:
     assert outputs[0]["output_ids"] == plain
 
 
+def test_an_output_that_ended_early_is_no_record(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a decoder that loses tokens, whose outputs no other is compared with."""
+    decoder = decoding.build(target(), None, "autoregressive")
+    decode = type(decoder).decode
+
+    def short(self: Any, prompt: Any, options: GenerationOptions, *further: Any, **more: Any) -> Any:
+        return decode(self, prompt, options.model_copy(update={"max_new_tokens": 11}), *further, **more)
+
+    monkeypatch.setattr(type(decoder), "decode", short)
+    with pytest.raises(RuntimeError, match="d/5/0: 11 tokens came, and 12 were asked for"):
+        runs.generate(target(), decoder, PROMPTS, models.wanted(12))
+    outputs, _ = runs.generate(target(), decoder, PROMPTS, models.wanted(12, eos_token_id=[3]))
+    assert len(outputs) == len(PROMPTS)
+
+
 def test_the_lock_is_held_while_measuring_and_released_after(target: Build) -> None:
     """Guards against timed jobs that slow each other down, and against a lock that an error leaves behind."""
     seen = []
