@@ -29,7 +29,7 @@ _OF_PROMPTS: dict[type, str] = {
 
 
 def of_nodes(processors: Iterable[Any], prompts: int) -> list[Any]:
-    """`processors` for the nodes of trees of so many `prompts`. Raises UserError where one cannot be asked for these."""
+    """`processors` for the nodes of trees of so many `prompts`. Raises UserError for one that is not for these."""
     return [_of_nodes(processor, prompts) for processor in processors]
 
 

@@ -55,7 +55,8 @@ class Drafter:
 
     def start(self, requests: Sequence[Request]) -> None:
         caches = self._model.new_caches(len(requests))
-        self._batch.update(dict.fromkeys(requests, WeakSet(requests)))
+        batch = WeakSet(requests)
+        self._batch.update(dict.fromkeys(requests, batch))
         for request, cache in zip(requests, caches, strict=True):
             draft = Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
             before = self._drafts.pop(request.follows, None) if request.follows is not None else None

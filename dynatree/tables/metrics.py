@@ -123,14 +123,16 @@ def usual_step(records: list[Records]) -> float:
     one format: what is measured anew moves no other time.
     """
     usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
-    return bootstrap.median([step_seconds(timing["references"]) for record in usual or records for timing in record.timings])
+    return bootstrap.median(
+        [step_seconds(timing["references"]) for record in usual or records for timing in record.timings]
+    )
 
 
 def step_seconds(references: Sequence[float]) -> float:
     """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes.
 
-    The mean of its samples, the `references`, since a request takes the sum of what it meets; one that met a stall alone counts no more
-    than STALLED times the median (of two nobody knows which).
+    The mean of its samples, the `references`, since a request takes the sum of what it meets; one that met a stall
+    alone counts no more than STALLED times the median (of two nobody knows which).
     """
     most = STALLED * bootstrap.median(references)
     return bootstrap.mean([min(seconds, most) for seconds in references], geometric=False)

@@ -113,7 +113,7 @@ def test_end_of_sequence_does_not_end_a_measured_run(target: Build, monkeypatch:
 
 def test_an_output_that_ended_early_is_no_record(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards a decoder that loses tokens, whose outputs no other is compared with."""
-    decoder = decoding.build(target(), None, "autoregressive")
+    decoder = decoding.build(target(), None, "autoregressive", {})
     decode = type(decoder).decode
 
     def short(self: Any, prompt: Any, options: GenerationOptions, *further: Any, **more: Any) -> Any:
@@ -122,7 +122,9 @@ def test_an_output_that_ended_early_is_no_record(target: Build, monkeypatch: pyt
     monkeypatch.setattr(type(decoder), "decode", short)
     with pytest.raises(RuntimeError, match="d/5/0: 11 tokens came, and 12 were asked for"):
         runs.generate(target(), decoder, PROMPTS, models.wanted(12))
-    outputs, _ = runs.generate(target(), decoder, PROMPTS, models.wanted(12, eos_token_id=[3]))
+    outputs, _ = runs.generate(
+        target(), decoder, PROMPTS, models.wanted(12).model_copy(update={"eos_token_id": frozenset([3])})
+    )
     assert len(outputs) == len(PROMPTS)
 
 
