@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice, pairwise
+from itertools import chain, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,11 +114,18 @@ def loaded(
         if rates is None:
             texts = {kind: [continued(key, prompt, kind) for key, prompt in enumerate(prompts)] for kind in KINDS}
             rates = step_rates(texts, drafter, target)
-        table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell)
+        earlier = list[_Watched]()
+
+        def watch(table: CostTable) -> None:
+            if drafter:
+                earlier.append(_watched(target, drafter, prompts, Calibration(table, rates)))
+
+        table = forward_times.costs(target, drafter, contexts, repeats, machine, fingerprints, tell, watch)
+        watch(table)
         if drafter:
             beyond = while_decoding(target, drafter, prompts, output_tokens, table, tell)
             table = table.drafting_plus(beyond)
-            table = in_decoding(target, drafter, prompts, Calibration(table, rates))
+            table = in_decoding(target, drafter, prompts, Calibration(table, rates), earlier)
     return Calibration(table, rates)
 
 
@@ -171,19 +178,45 @@ class _Round(NamedTuple):
     beside: float
 
 
-def in_decoding(
+class _Watched(NamedTuple):
+    """Rounds of one request and of several together, at rest and where nodes were looked for, all of one moment."""
+
+    at_rest: list[_Round]
+    looked: list[_Round]
+    all_at_rest: list[_Round]
+    all_looked: list[_Round]
+
+
+def _watched(
     target: LanguageModel, drafter: DraftModel, prompts: Sequence[list[int]], calibration: Calibration
+) -> _Watched:
+    """Some `prompts` decoded, a few seconds: what is seen is of the state in which the machine is."""
+    together = [*islice(cycle(prompts), _TOGETHER)]
+    found = _Watched([], [], [], [])
+    # By turns, so that a slow spell hits both.
+    for prompts_of, *both in (
+        *(([prompt], found.at_rest, found.looked) for prompt in prompts[:_TOGETHER]),
+        (together, found.all_at_rest, found.all_looked),
+    ):
+        for price, rounds in zip((_TOO_DEAR, 0), both, strict=True):
+            rounds += _rounds(target, drafter, prompts_of, calibration, price)
+    return found
+
+
+def in_decoding(
+    target: LanguageModel,
+    drafter: DraftModel,
+    prompts: Sequence[list[int]],
+    calibration: Calibration,
+    earlier: Sequence[_Watched] = (),
 ) -> CostTable:
     """The costs of `calibration` with what rounds take in decoding, on text that does not loop.
 
     Forwards take more than in a tight loop behind a round's own work, and among others of other sizes; those over one
     token take less, behind many of their like. A round takes `beside` more, and where nodes are looked for, `looking`:
     below one root, and below each further one of a batch, whose turn finds code and data in the processor's caches.
+    What was seen `earlier` counts as much: a machine that is slow for a while is seen as it mostly is.
     """
-    some, together = prompts[:_TOGETHER], [*islice(cycle(prompts), _TOGETHER)]
-
-    def singly(price: float) -> list[_Round]:
-        return [one for prompt in some for one in _rounds(target, drafter, [prompt], calibration, price)]
 
     def beside(rounds: Sequence[_Round]) -> float:
         return statistics.median([one.beside for one in rounds] or [0.0])
@@ -197,8 +230,8 @@ def in_decoding(
         ]
         return statistics.median(found or [0.0])
 
-    at_rest, looked = singly(_TOO_DEAR), singly(0)
-    all_rest, all_looked = (_rounds(target, drafter, together, calibration, price) for price in (_TOO_DEAR, 0))
+    moments = zip(*earlier, _watched(target, drafter, prompts, calibration), strict=True)
+    at_rest, looked, all_rest, all_looked = ([*chain.from_iterable(rounds)] for rounds in moments)
     first = max(0.0, beside(looked) - beside(at_rest))
     further = (beside(all_looked) - beside(all_rest) - first) / (_TOGETHER - 1)
     costs = calibration.costs

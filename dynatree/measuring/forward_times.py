@@ -53,11 +53,12 @@ def costs(
     machine: dict[str, Any],
     models: dict[str, str],
     tell: Tell = lines,
+    meanwhile: Callable[[CostTable], None] = lambda table: None,
 ) -> CostTable:
     """The cost table of this pair: every forward `repeats` times or more. Contexts beyond a model's own are left out.
 
-    All is timed twice, minutes apart, and the smaller median of each size taken: where memory is slow for a while, by
-    what else the machine does, wide forwards seem to be for nothing.
+    All is timed twice, and the smaller median of each size taken: where memory is slow for a while, by what else the
+    machine does, wide forwards seem to be for nothing. In between `meanwhile` is called with what is known by then.
     `machine` and `models` (fingerprints) are kept with it. `tell` hears of each context and model that is done.
     """
     handling = (
@@ -75,8 +76,9 @@ def costs(
     def switch() -> float:
         return _switching(target, reads, context, max(repeats, _SWITCHED))
 
-    before, found = switch(), least(table(), table())
-    return found.model_copy(update={"switch": min(before, switch())})
+    before, first = switch(), table()
+    meanwhile(first)
+    return least(first, table()).model_copy(update={"switch": min(before, switch())})
 
 
 def steps(target: LanguageModel, drafter: DraftModel | None, contexts: Sequence[int]) -> int:

@@ -18,6 +18,7 @@ from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
 from dynatree.drafting.successors import Follower
+from dynatree.engine import checkpoint
 from dynatree.engine.backend import Feed
 from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
@@ -339,6 +340,40 @@ def test_forwards_cost_what_they_take_while_decoding(target: Build, drafter: Dra
         model, drafter("related"), prompts, known._replace(costs=low_costs)
     ).verify.seconds[0]
     assert one > 1e-5 and most == more
+
+
+def test_a_slow_moment_is_outvoted(target: Build, drafter: Drafts) -> None:
+    """Guards trees by the state that a machine was in for the two seconds in which decoding was watched."""
+    known, model, helper, prompts = models.calibration(level=9.0), target(), drafter("related"), [[3, 1, 4, 1], [2, 7]]
+    usual = calibrate._watched(model, helper, prompts, known)
+    assert all(usual), "rounds of each kind were seen"
+    slow = calibrate._Watched(*([one._replace(forward=9.0, beside=5.0) for one in rounds] for rounds in usual))
+
+    def one_token(*earlier: calibrate._Watched) -> tuple[float, float]:
+        costs = calibrate.in_decoding(model, helper, prompts, known, earlier)
+        return float(costs.verify.at(16, 1)[1]), costs.beside
+
+    assert one_token(slow, slow) == pytest.approx((9.0, 5.0))
+    # By the table each takes a second, of which no more than half can be taken back.
+    forward, beside = one_token(slow, usual)
+    assert forward == pytest.approx(0.5) and beside < 0.1
+
+
+def test_decoding_is_watched_at_three_moments(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against moments that are one."""
+    order: list[str] = []
+    for module, name in ((calibrate, "_watched"), (forward_times, "_curves"), (calibrate, "while_decoding")):
+        made = getattr(module, name)
+
+        def told(*given: Any, of: Any = made, by: str = name, **more: Any) -> Any:
+            order.append(by)
+            return of(*given, **more)
+
+        monkeypatch.setattr(module, name, told)
+    pair = checkpoint.Pair(target(), drafter("related"))
+    found = calibrate.loaded(pair, {}, [[3, 1, 4, 1]], 12, [16], 1, {}, lambda _: None)
+    assert order == ["_curves", "_watched", "_curves", "_watched", "while_decoding", "_watched"]
+    assert found.costs.beside > 0
 
 
 def test_a_curve_beyond_itself_stays_one() -> None:
