@@ -1,5 +1,7 @@
 """Memory on huge pages."""
 
+import ctypes
+import platform
 from pathlib import Path
 
 import pytest
@@ -55,6 +57,30 @@ def test_what_is_allocated_within_is_gathered() -> None:
     if not huge(made):
         pytest.skip("this kernel gathers in its own time")
     assert huge(made) >= 24 * MIB and huge(before) == 0
+
+
+@pytest.mark.skipif(not huge_pages.page_size(), reason="no huge pages to be had here")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the number of a system call is of x86-64")
+def test_what_was_bound_in_pieces_is_gathered() -> None:
+    """Guards weights that OpenVINO has bound to a node, each an area of its own below the size of a huge page."""
+    memory, bind, piece = Allocated(32 * MIB), 2, MIB // 2
+    with (plain := Allocated(32 * MIB)).within():
+        unbound = torch.full((32 * MIB,), 7, dtype=torch.uint8)
+    plain.gather()
+    if not huge(unbound):
+        pytest.skip("this kernel gathers in its own time")
+    with memory.within():
+        made = torch.arange(8 * MIB, dtype=torch.int32)
+        # Every other half of a MiB.
+        begin, first = -(-made.data_ptr() // MIB) * MIB, ctypes.c_ulong(1)
+        for at in range(begin, begin + made.nbytes - 2 * MIB, MIB):
+            where = ctypes.c_void_p(at), ctypes.c_size_t(piece)
+            if ctypes.CDLL(None).syscall(ctypes.c_long(237), *where, bind, ctypes.byref(first), ctypes.c_ulong(64), 0):
+                pytest.skip("this system binds no memory")
+    assert huge(made) == 0
+    memory.gather()
+    assert torch.equal(made, torch.arange(8 * MIB, dtype=torch.int32))
+    assert huge(made) >= 24 * MIB
 
 
 def test_where_there_are_none_nothing_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

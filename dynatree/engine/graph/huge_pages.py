@@ -6,6 +6,7 @@ remembers. Linux has pages of 2 MiB for who asks for them (transparent huge page
 
 import ctypes
 import mmap
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -15,6 +16,8 @@ _THERE = Path("/sys/kernel/mm/transparent_hugepage")
 _MAPS = Path("/proc/self/maps")
 # Linux 6.1 and later (madvise(2)): now, not when the system comes to it. Python has no name for it.
 _COLLAPSE = 25
+# mbind(2), which the C library has no function for, by its number on x86-64; and the mode that binds to no node.
+_MBIND, _UNBOUND = 237, 0
 # What the processor remembers of 4 KiB pages is some 8 MiB.
 _LEAST = 16 * 2**20
 
@@ -48,13 +51,17 @@ class Allocated:
         size = page_size() if ranges else 0
         if not size:
             return
-        advise = ctypes.CDLL(None).madvise
+        library = ctypes.CDLL(None)
         for begin, end in ranges:
             first, length = -(-begin // size) * size, end // size * size + -begin // size * size
             if length > 0:
+                where = ctypes.c_void_p(first), ctypes.c_size_t(length)
+                # OpenVINO binds each weight to a node, and so makes an area of its own of it: a huge page is of one.
+                if platform.machine() == "x86_64":
+                    library.syscall(ctypes.c_long(_MBIND), *where, _UNBOUND, None, ctypes.c_ulong(0), 0)
                 # Advice alone: what the kernel cannot do it leaves as it is.
                 for advice in (mmap.MADV_HUGEPAGE, _COLLAPSE):
-                    advise(ctypes.c_void_p(first), ctypes.c_size_t(length), advice)
+                    library.madvise(*where, advice)
 
 
 def page_size() -> int:
@@ -85,13 +92,15 @@ def beyond(ranges: list[Range], known: list[Range]) -> list[Range]:
 
 
 def _writable() -> list[Range]:
-    """Addresses that this process may write to and that are of no file, stacks apart."""
+    """Addresses that this process may write to and that are of no file, stacks apart; what touches is one range."""
     if not page_size():
         return []
-    found = []
+    found = list[Range]()
     for line in _MAPS.read_text(encoding="utf-8").splitlines():
         addresses, rights, _, _, file, *name = line.split(maxsplit=5)
         if rights.startswith("rw") and file == "0" and (not name or name[0] == "[heap]"):
-            begin, _, end = addresses.partition("-")
-            found.append((int(begin, 16), int(end, 16)))
+            begin, end = (int(address, 16) for address in addresses.split("-"))
+            if found and found[-1][1] == begin:
+                begin, _ = found.pop()
+            found.append((begin, end))
     return found
