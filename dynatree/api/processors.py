@@ -1,7 +1,7 @@
 """transformers' logits processors as functions of text and scores alone: they are asked for nodes of a tree, of several
 at once, and not once a step for all prompts."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from dynatree.errors import UserError
-
-Processor = Callable[[Tensor, Tensor], Tensor]
+from dynatree.generation.logits_processors import Processor
 
 # Processors that remember their last call.
 _STATEFUL = (UnbatchedClassifierFreeGuidanceLogitsProcessor, SynthIDTextWatermarkLogitsProcessor)
