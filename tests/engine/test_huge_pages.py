@@ -78,7 +78,8 @@ def test_what_was_bound_in_pieces_is_gathered() -> None:
         begin, first = -(-made.data_ptr() // MIB) * MIB, ctypes.c_ulong(1)
         for at in range(begin, begin + made.nbytes - 2 * MIB, MIB):
             where = ctypes.c_void_p(at), ctypes.c_size_t(piece)
-            if ctypes.CDLL(None).syscall(ctypes.c_long(237), *where, bind, ctypes.byref(first), ctypes.c_ulong(64), 0):
+            call = ctypes.c_long(huge_pages._MBIND), *where, bind, ctypes.byref(first), ctypes.c_ulong(64), 0
+            if ctypes.CDLL(None).syscall(*call):
                 pytest.skip("this system binds no memory")
     assert huge(made) < 24 * MIB
     memory.gather()

@@ -18,7 +18,6 @@ from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
 from dynatree.drafting.lookup import PRIOR
 from dynatree.drafting.model import Draft
 from dynatree.drafting.successors import Follower
-from dynatree.engine import checkpoint
 from dynatree.engine.backend import Feed
 from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
@@ -370,7 +369,7 @@ def test_decoding_is_watched_at_three_moments(target: Build, drafter: Drafts, mo
             return of(*given, **more)
 
         monkeypatch.setattr(module, name, told)
-    pair = checkpoint.Pair(target(), drafter("related"))
+    pair = Pair(target(), drafter("related"))
     found = calibrate.loaded(pair, {}, [[3, 1, 4, 1]], 12, [16], 1, {}, lambda _: None)
     assert order == ["_curves", "_watched", "_curves", "_watched", "while_decoding", "_watched"]
     assert found.costs.beside > 0
