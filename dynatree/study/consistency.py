@@ -5,7 +5,7 @@ torch.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 from dynatree import plugins
@@ -47,11 +47,16 @@ def check_names(params: Params) -> None:
     """Names can be part of paths, and a method's is no other key of metrics.json."""
     for key in ("methods", "experiments", "scales", "pairs", "sources"):
         for name in getattr(params, key):
-            if not re.fullmatch(NAME, name) or (key == "methods" and name in TAKEN):
-                raise UserError(
-                    f"{key}: {name!r} is no name; take letters, digits, _, . and -, beginning with a letter "
-                    f"or digit{', and none of ' + ', '.join(TAKEN) if key == 'methods' else ''}"
-                )
+            check_name(key, name, TAKEN if key == "methods" else ())
+
+
+def check_name(key: str, name: str, taken: Sequence[str] = ()) -> None:
+    """It can be part of a path and of a command, and is none of those that are `taken`."""
+    if not re.fullmatch(NAME, name) or name in taken:
+        raise UserError(
+            f"{key}: {name!r} is no name; take letters, digits, _, . and -, beginning with a letter "
+            f"or digit{', and none of ' + ', '.join(taken) if taken else ''}"
+        )
 
 
 def check_format(params: Params) -> None:
@@ -171,6 +176,7 @@ def check_passes(params: Params) -> None:
 def check_own_methods(key: str, also: dict[str, Variant], params: Params) -> None:
     """Methods under `also` are like one that exists, or made of plug-ins that exist, under names of their own."""
     for name, variant in also.items():
+        check_name(f"{key}.also", name)
         if variant.like is not None:
             among(f"{key}.also.{name}.like", [variant.like], params.methods)
         check_plugs(f"{key}.also.{name}", variant.method(params.methods))

@@ -291,6 +291,8 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
         ("methods.machine", {"decoder": "autoregressive"}, "'machine' is no name"),
         ("sources.-x", {"kind": "text", "start": "body", "evaluation_share": 0.5}, "'-x' is no name"),
         ("benchmark.also.linear", {"decoder": "autoregressive"}, "'linear' is one of `methods`"),
+        ("benchmark.also.a/b", {"decoder": "autoregressive"}, "benchmark.also: 'a/b' is no name"),
+        ("experiments.ablation.also.wide tree", {"like": "dynatree"}, "experiments.ablation.also: 'wide tree' is no name"),
     ],
 )
 def test_what_would_be_found_out_late_is_refused(key: str, value: Any, said: str) -> None:
