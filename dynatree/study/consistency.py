@@ -6,7 +6,6 @@ torch.
 
 import re
 from collections.abc import Iterable, Sequence
-from importlib.util import find_spec
 
 from dynatree import plugins
 from dynatree.config import QUANTISED
@@ -60,14 +59,9 @@ def check_name(key: str, name: str, taken: Sequence[str] = ()) -> None:
 
 
 def check_format(params: Params) -> None:
-    """Weights of few bits are for CPUs, and for what computes them there."""
+    """Weights of few bits are for CPUs."""
     if params.dtype in QUANTISED and params.device != "cpu":
         raise UserError(f"dtype: {params.dtype} is for device cpu, not for {params.device}; write float32 or float16")
-    asked = {f"experiments.{title}.dtypes": experiment.dtypes for title, experiment in params.experiments.items()}
-    for key, dtypes in {"dtype": [params.dtype], **asked}.items():
-        wanted = [dtype for dtype in dtypes if dtype in QUANTISED]
-        if wanted and find_spec("openvino") is None:
-            raise UserError(f"{key}: {wanted[0]} needs OpenVINO, which this machine lacks; write float32")
 
 
 def check_scale(params: Params) -> None:

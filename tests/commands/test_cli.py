@@ -402,3 +402,20 @@ def test_the_command_works_from_another_folder(run: Run, folder: Path, tmp_path:
     assert json.loads(done.stdout)["output_ids"] == as_json(run(*options(), "--json"))["output_ids"]
     failed = subprocess.run([*command, "--target", "x"], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+
+
+def test_without_openvino_torch_decodes_and_few_bits_are_refused(folder: Path) -> None:
+    """Guards against a library that nobody can use where OpenVINO has no wheel, for formats that nobody asked for."""
+    code = "import sys; sys.modules['openvino'] = None; from dynatree.commands.cli import main; main()"
+    asked = ["generate", "--target", "target", "--drafter", "drafter", "--prompt", PROMPT, "--max-new-tokens", "4"]
+
+    def without(*given: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *asked, *given]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+    done = without("--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["output_ids"]) == 4
+    refused = without("--dtype", "int8")
+    assert refused.returncode == 2
+    assert "dtype: int8 needs OpenVINO" in refused.stderr.splitlines()[-1]
