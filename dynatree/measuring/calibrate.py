@@ -28,6 +28,7 @@ from dynatree.errors import UserError
 from dynatree.generation.options import GREEDY, GenerationOptions
 from dynatree.generation.trace import Clock
 from dynatree.measuring import forward_times, phases
+from dynatree.measuring.calibration_methods import CONTINUING, DECODING, LOOKING
 from dynatree.measuring.clock import alone
 from dynatree.measuring.progress import Tell, lines
 from dynatree.tree import TokenTree
@@ -35,10 +36,6 @@ from dynatree.tree import TokenTree
 # Ranks whose rate of hits is told.
 RATED = 8
 
-# What decoding is watched with: a level in each round, so that the drafter never lacks more than two tokens.
-DECODING = {"policy": "chain", "drafting": "model", "draft_tokens": 1}
-# By what nodes are looked for: the default method, which verifies those that pay.
-LOOKING = {"policy": "cost_aware", "drafting": "hybrid", "depth": 63, "branch": 4, "threshold": 0.01, "budget": 63}
 # Requests that are decoded together to see what looking takes, and tokens of each.
 _TOGETHER, _LOOKED = 4, 32
 # Seconds of looking at which requests rest from their first round on.
@@ -98,8 +95,7 @@ def loaded(
         longest, limit = max(map(len, prompts)), drafter.context_limit
         if drafter.window is None and limit is not None and longest > limit:
             raise UserError(f"prompts of {longest} tokens: {drafter.name} has a context of {limit}; take shorter ones")
-    # Whichever way they are decoded.
-    decoder = decoding.build(target, None, "speculative", {"policy": "chain", "drafting": "lookup", "draft_tokens": 6})
+    decoder = decoding.build(target, None, "speculative", CONTINUING)
     # Continuations are not timed, but would slow down a job that is.
     with alone(), target.threads():
         target.prepare()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dynatree import decoding
 from dynatree.costs.calibration import VERSION, Calibration, read_rates
 from dynatree.costs.cost_table import BatchCosts, CostTable, Curve
 from dynatree.costs.step_rates import OnlineCorrection, SampledRates, StepRates
@@ -23,7 +24,8 @@ from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
-from dynatree.measuring import calibrate, forward_times
+from dynatree.measuring import calibrate, calibration_methods, forward_times
+from dynatree.settings import PLUGGED
 from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build, Drafts
@@ -373,6 +375,21 @@ def test_decoding_is_watched_at_three_moments(target: Build, drafter: Drafts, mo
     found = calibrate.loaded(pair, {}, [[3, 1, 4, 1]], 12, [16], 1, {}, lambda _: None)
     assert order == ["_curves", "_watched", "_curves", "_watched", "while_decoding", "_watched"]
     assert found.costs.beside > 0
+
+
+def test_calibration_decodes_by_what_it_is_measured_anew_for(
+    target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a plug-in of which calibration follows and whose change nobody notices."""
+    built, build = list[str](), decoding.build
+
+    def told(target: Any, drafter: Any, decoder: str, knobs: dict[str, Any], *given: Any) -> Any:
+        built.extend([f"decoding.{decoder}", *(f"{folder}.{knobs[knob]}" for knob, folder in PLUGGED.items())])
+        return build(target, drafter, decoder, knobs, *given)
+
+    monkeypatch.setattr(decoding, "build", told)
+    calibrate.loaded(Pair(target(), drafter("related")), {}, [[3, 1, 4, 1]], 12, [16], 1, {}, lambda _: None)
+    assert {*built} == {"decoding.speculative", *calibration_methods.PLUGS}
 
 
 def test_a_curve_beyond_itself_stays_one() -> None:

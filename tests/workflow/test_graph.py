@@ -161,8 +161,9 @@ def plugs(output: str) -> set[str]:
             f"dynatree.{folder}.{knobs[knob]}" for knob, folder in settings.PLUGGED.items() if knob in knobs
         }
     if parts[:2] == ("results", "calibration") and parts[3] != "batches.json":
-        watched = {f"dynatree.{settings.PLUGGED[knob]}.{calibrate.DECODING[knob]}" for knob in ("policy", "drafting")}
-        return {"dynatree.decoding.speculative", "dynatree.policies.chain", "dynatree.drafting.lookup"} | watched
+        decoded = (calibrate.CONTINUING, calibrate.DECODING, calibrate.LOOKING)
+        named = {f"dynatree.{plugs}.{knobs[knob]}" for knobs in decoded for knob, plugs in settings.PLUGGED.items()}
+        return {"dynatree.decoding.speculative"} | named
     if parts[:2] == ("data", "documents"):
         return {f"dynatree.data.sources.{known.sources[Path(output).stem].kind}"}
     # The moving picture is no figure of its own.

@@ -6,13 +6,7 @@ if "PARAMS" not in globals():
 
 rule calibrate:
     input:
-        library=library(
-            "workflow/scripts/calibrate.py",
-            "decoding.speculative",
-            "policies.chain",
-            "drafting.lookup",
-            "drafting.model",
-        ),
+        library=library("workflow/scripts/calibrate.py", "decoding.speculative", *calibration_methods.PLUGS),
         models=lambda w: pair_of(w.reading),
         tokens=expand("data/tokens/{pair}/{dataset}.parquet", dataset=PARAMS.tuned_on, pair=PARAMS.pair),
         # How often tokens are right is measured in the main format alone: text and drafter are all but the same.

@@ -12,6 +12,7 @@ from dynatree import code_checksums, plugins, rule_checksums, settings
 from dynatree.distil.recipe import Recipe
 from dynatree.errors import UserError, readable, reported
 from dynatree.files import DRAFTER_FILES, FUSION, MODEL_FILES, READING, SUCCESSORS, drafter_of, features_of
+from dynatree.measuring import calibration_methods
 from dynatree.study import grid, params, preflight, shape
 from dynatree.tables.headline import PLOTS
 from dynatree.tables.schema import APART, TABLES
