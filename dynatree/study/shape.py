@@ -36,7 +36,7 @@ def checksum(root: Path, params: Params, needs: Mapping[str, Any], code: Checkou
     plugged |= {f"data.sources.{params.sources[name].kind}" for name in params.datasets}
     scripts = rule_checksums.scripts(rules)
     shape = {
-        "scale": [params.scale, params.sizes.instead.model_dump()],
+        "scale": [params.scale, params.sizes.instead.model_dump(), "leaves_out" in params.sizes.model_fields_set],
         "stages": list(dict.fromkeys(stages)),
         "figures": params.figures,
         "drafters": [

@@ -230,6 +230,31 @@ def test_a_stale_dvc_yaml_says_so_in_both_tools(tmp_path, changes, stale):
     assert ((tmp_path / "dvc.yaml").read_text() != text) == stale
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"experiments__batch_size__datasets": ["wikipedia", "gutenberg"]},
+        {"scales__laptop__leaves_out": ["batch_size", "penalised", "chains", "draft_noise_cool", "precision"]},
+        {"scales__laptop__leaves_out": []},
+    ],
+    ids=["data sets", "more left out", "nothing left out"],
+)
+def test_dvc_chooses_prompts_anew_for_what_any_experiment_asks(tmp_path, changes):
+    """Guards against runs that want more prompts than were chosen, since no size of the scale has changed."""
+    world = changed(tmp_path)
+    world.run("dvc", "config", "core.no_scm", "true")
+    seen = []
+    for edit in ({}, changes):
+        world.edit(**edit)
+        world.stages()
+        with Repo(str(tmp_path)) as repository:
+            stages = [stage for stage in repository.index.stages if (stage.name or "").startswith("choose_prompts")]
+            seen.append({stage.name: [dep.read_params() for dep in stage.params] for stage in stages})
+    before, after = seen
+    assert {"choose_prompts@wikipedia", "choose_prompts@gutenberg"} <= {*before} & {*after}
+    assert not [name for name in {*before} & {*after} if before[name] == after[name]]
+
+
 def test_another_import_makes_dvc_yaml_stale(tmp_path):
     """Guards against a file that DVC does not watch."""
     world = changed(tmp_path)

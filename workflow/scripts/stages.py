@@ -210,6 +210,10 @@ def other_stage(known: sections.Params, job: Job) -> tuple[str, Stage]:
         (f"results/{top}/{known.dtype}/", f"results/{top}/${{dtype}}/")
         for top in ("calibration", f"calibration/{READING}", "perplexity")
     ]
+    if job.rule == "choose_prompts":
+        # As many as the largest run on a data set asks for.
+        stage.reads += [f"experiments.{title}.datasets" for title in known.experiments]
+        stage.reads += of_scale("leaves_out") if "leaves_out" in known.sizes.model_fields_set else ()
     if job.rule == "calibrate_batches":
         stage.reads += [f"experiments.{title}.batches" for title, e in known.experiments.items() if e.batches]
     if job.rule in ("distil", "distil_features", "calibrate", "drafter_report", "aggregate"):
