@@ -22,7 +22,7 @@ import yaml
 from dynatree import archive, files
 from dynatree.costs.cost_table import Curve
 from dynatree.data import model_sources
-from dynatree.data.splits import read_tokens
+from dynatree.data.splits import EVALUATION, read_tokens, write_tokens
 from dynatree.engine import checkpoint, language_model
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, benchmark, draft_gguf, llama_cpp
@@ -303,6 +303,18 @@ def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.
     assert len(outputs) == 6 and all(list(range(ids[0], ids[0] + 12)) == ids for ids in outputs)
     here("benchmark", asked)
     assert {path: path.stat().st_mtime_ns for path in records} == records
+    # Another clean-up: the same documents, with other tokens where they are evaluated.
+    documents = read_tokens("tokens.parquet")
+    for document in documents:
+        if document.split == EVALUATION:
+            document.ids[:] = [*document.ids[1:], document.ids[0]]
+    Path("cleaned").mkdir()
+    write_tokens("cleaned/tokens.parquet", documents)
+    here("benchmark", asked.replace("--tokens tokens.parquet", "--tokens cleaned/tokens.parquet"))
+    further = {*Path("results/llama_cpp").rglob("*.json")} - {*records}
+    assert Counter(path.parent.name.partition("-")[0] for path in further if path.name not in EACH_TIME) == {
+        text: 2 for text in texts
+    }
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,11 @@ def drafts(method: dict[str, Any]) -> bool:
     return bool(needs.drafter != "unused")
 
 
+def named(prompt: Prompt) -> str:
+    """What records of a prompt are called: another text of this id, as after a change of the clean-up, has its own."""
+    return f"{prompt.prompt_id.replace('/', '_')}-{files.digest(prompt.ids)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     options.models(parser)
@@ -156,7 +161,7 @@ def main() -> None:
                     decoders[name] = built(found["best"])
             folder, rows, warm = home / f"{text}-{files.digest([methods, given])}", [], False
             for place, prompt in enumerate(evaluated):
-                path, keyed = folder / f"{prompt.prompt_id.replace('/', '_')}.json", wanted.keyed([keys[place]])
+                path, keyed = folder / f"{named(prompt)}.json", wanted.keyed([keys[place]])
                 if not path.is_file():
                     with alone():
                         if not warm:
@@ -174,7 +179,7 @@ def main() -> None:
                 name = comparison.slowest(rows, method)
                 place = next(place for place, prompt in enumerate(evaluated) if prompt.prompt_id == name)
                 prompt, keyed = evaluated[place], wanted.keyed([keys[place]])
-                path = folder / "again" / method / f"{name.replace('/', '_')}-{a.repeats}.json"
+                path = folder / "again" / method / f"{named(prompt)}-{a.repeats}.json"
                 if not path.is_file():
                     with alone():
                         measured = benchmark.repeated(target, decoders, method, prompt, keyed, a.repeats)
