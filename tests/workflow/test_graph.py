@@ -60,6 +60,13 @@ def test_what_is_asked_for_apart_is_planned_with_names_that_can_be_made(name: st
     assert max(len(part.encode()) for path in outputs for part in Path(path).parts) < 200
 
 
+def test_llama_cpp_is_compared_on_the_cpu_alone() -> None:
+    """Guards against our GPU beside its CPU, after hours of calibration."""
+    paper = ["--config", "scale=paper"]
+    said = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "figures/llama_cpp.svg", *paper, ok=False)
+    assert "UserError: scales.paper.instead.device: cuda; llama.cpp computes on the CPU here: write cpu" in said
+
+
 @pytest.fixture(scope="module")
 def stages() -> list[tuple[str, set[str], set[str]]]:
     """(name, dependencies, outs) of every DVC stage, parameters apart."""

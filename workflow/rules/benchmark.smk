@@ -6,6 +6,16 @@ if "PARAMS" not in globals():
 
 BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
+
+
+def costs_beside_llama(wildcards):
+    """Costs of our formats, beside llama.cpp's own. UserError where ours compute elsewhere than it does."""
+    if PARAMS.device != "cpu":
+        key = f"scales.{PARAMS.scale}.instead.device" if SIZES.instead.device else "device"
+        raise UserError(f"{key}: {PARAMS.device}; llama.cpp computes on the CPU here: write cpu, to compare like with like")
+    return [calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)]
+
+
 # What both rules read and are told.
 BESIDE = {
     "models": pair_of(False),
@@ -57,7 +67,7 @@ rule llama_cpp:
         calibration=costs_of(BESIDE_LLAMA),
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BESIDE_LLAMA),
-        costs=[calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)],
+        costs=costs_beside_llama,
     output:
         table="results/llama_cpp.parquet",
         costs="results/llama_cpp_costs.parquet",
