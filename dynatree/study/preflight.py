@@ -38,7 +38,7 @@ def _check_formats(params: Params) -> None:
 
     Not asked as parameters are read: who decodes by a method of theirs chooses a format of their own.
     """
-    asked = {f"scales.{params.scale}.instead.dtype" if params.sizes.instead.dtype else "dtype": [params.dtype]}
+    asked = {params.place("dtype"): [params.dtype]}
     asked |= {f"experiments.{title}.dtypes": experiment.dtypes for title, experiment in params.experiments.items()}
     for key, dtypes in asked.items():
         wanted = [dtype for dtype in dtypes if dtype in QUANTISED]

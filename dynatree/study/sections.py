@@ -238,6 +238,10 @@ class Params(Knobs):
         """Data sets of whose tuning text drafter and calibration are."""
         return self.tuning or self.datasets
 
+    def place(self, key: str) -> str:
+        """Where params.yaml has the value of this key: at the active scale, if that has another instead."""
+        return key if getattr(self.sizes.instead, key) is None else f"scales.{self.scale}.instead.{key}"
+
     def at_its_scale(self) -> "Params":
         """With what the active scale has instead."""
         given = {key: value for key, value in self.sizes.instead if value is not None}

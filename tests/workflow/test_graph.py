@@ -1,6 +1,7 @@
 """Snakemake and DVC describe one job graph."""
 
 import ast
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -65,6 +66,24 @@ def test_llama_cpp_is_compared_on_the_cpu_alone() -> None:
     paper = ["--config", "scale=paper"]
     said = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "figures/llama_cpp.svg", *paper, ok=False)
     assert "UserError: scales.paper.instead.device: cuda; llama.cpp computes on the CPU here: write cpu" in said
+
+
+def test_the_benchmark_leaves_out_what_would_read_by_no_drafter_that_does() -> None:
+    """Guards against the default method once more, under the name of another."""
+
+    def methods(*options: str) -> tuple[set[str], str]:
+        made = ["--dry-run", "--printshellcmds", "results/benchmark.parquet", *options]
+        (command,) = re.findall(
+            r"^Shell command: python workflow/scripts/benchmark.py (.*)$",
+            World(ROOT).run("snakemake", "--cores", 1, *made),
+            re.M,
+        )
+        return {*json.loads(re.findall(r"--methods '(.*?)' --grids", command)[0])}, command
+
+    every, command = methods()
+    assert "dynatree_reading" in every and "--left-out" not in command
+    left, command = methods("--config", "pair=pythia-2.8b")
+    assert every - left == {"dynatree_reading"} and "--left-out dynatree_reading --dtype" in command
 
 
 @pytest.fixture(scope="module")

@@ -245,7 +245,9 @@ class DraftEngine:
         return f"draft {count}"
 
 
-def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_engine_is_timed_side_by_side(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Guards against an audit of what other weights give, a way that is not tuned for a kind of text, and lost records;
     drawn outputs, which chance alone could make alike, are compared with none."""
 
@@ -262,9 +264,10 @@ def test_another_engine_is_timed_side_by_side(folder: Path, monkeypatch: pytest.
     asked += f" --start body --prompts 2 --prompt-tokens 16 --output-tokens 12 --methods {given(methods)} --repeats 1"
     asked += f" --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {given(texts)}"
     asked += f" --source {given(RANDOM)} --cache . --llama-cpp {given(grids)} --costs results/calibration/costs.json"
-    asked += " --costs-out results/llama_cpp_costs.parquet"
+    asked += " --costs-out results/llama_cpp_costs.parquet --left-out dynatree_reading"
     asked += " --decoding tokens.parquet --records results/llama_cpp --out results/llama_cpp.parquet"
     here("benchmark", asked)
+    assert "benchmark: dynatree_reading left out: it reads" in capsys.readouterr().err
     assert Engine.made == [(Path("prompts.parquet"), 320, 1, every) for every in (False, True)]
     assert DraftEngine.made == [((Path("models/drafter"), Path()), 28, 1)]
     lookups = [f"lookup {{'draft_tokens': {tokens}, 'max_ngram': 4}}" for tokens in (2, 3)]

@@ -4,15 +4,18 @@ if "PARAMS" not in globals():
     include: "common.smk"
 
 
-BENCHMARKED = PARAMS.benchmark.all_methods(PARAMS.methods)
+ASKED = PARAMS.benchmark.all_methods(PARAMS.methods)
+# By the only drafter of a pair without `features` they would be other methods than their names say.
+LEFT_OUT = [name for name in PARAMS.benchmark.also if ASKED[name].reads and not PAIR.features]
+BENCHMARKED = {name: method for name, method in ASKED.items() if name not in LEFT_OUT}
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
 
 
 def costs_beside_llama(wildcards):
     """Costs of our formats, beside llama.cpp's own. UserError where ours compute elsewhere than it does."""
     if PARAMS.device != "cpu":
-        key = f"scales.{PARAMS.scale}.instead.device" if SIZES.instead.device else "device"
-        raise UserError(f"{key}: {PARAMS.device}; llama.cpp computes on the CPU here: write cpu, to compare like with like")
+        here = f"{PARAMS.place('device')}: {PARAMS.device}"
+        raise UserError(f"{here}; llama.cpp computes on the CPU here: write cpu, to compare like with like")
     return [calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)]
 
 
@@ -50,13 +53,14 @@ rule side_by_side:
         **SIDE_BY_SIDE,
         models=lambda w, input: options_of(BENCHMARKED, input.models, input.features),
         methods=described(BENCHMARKED),
-        grids=json.dumps(PARAMS.benchmark.grids),
+        grids=json.dumps({name: grid for name, grid in PARAMS.benchmark.grids.items() if name in BENCHMARKED}),
         texts=json.dumps({name: kind.options for name, kind in PARAMS.benchmark.texts.items()}),
-        repeated=" ".join(PARAMS.benchmark.repeated),
+        repeated=" ".join(name for name in PARAMS.benchmark.repeated if name in BENCHMARKED),
+        left_out=f"--left-out {' '.join(LEFT_OUT)} " if LEFT_OUT else "",
     shell:
         "python workflow/scripts/benchmark.py {params.models} --methods {params.methods:q} "
         "--grids {params.grids:q} --texts {params.texts:q} --tokens {input.tokens} --start {params.start} {params.sizes} --repeated {params.repeated} "
-        "{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
+        "{params.left_out}{params.machine} --decoding {input.decoding} --records results/benchmark --out {output} 2>&1 | tee {log:q}"
 
 
 # llama.cpp on the 4-bit file that the target comes from, beside autoregressive decoding and DynaTree; needs the extra `bench`.

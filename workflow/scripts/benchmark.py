@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, required=True)
     parser.add_argument("--repeated", nargs="*", default=[], help="methods whose slowest prompt is timed again")
     parser.add_argument("--repeats", type=int, required=True, help="of that prompt")
+    parser.add_argument("--left-out", nargs="*", default=[], help="methods that read, where no drafter does: named")
     parser.add_argument("--tuning-prompts", type=int, required=True, help="a data set")
     parser.add_argument("--tuning-output-tokens", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -74,6 +75,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="Parquet table to write")
     a = parser.parse_args()
     with reported():
+        for name in a.left_out:
+            print(f"benchmark: {name} left out: it reads, and the pair has no `features`", file=sys.stderr)
         threads = set_threads(a.threads)
         documents = {path.stem: read_tokens(path) for path in a.tokens}
         starts = dict(zip(documents, a.start, strict=True))
