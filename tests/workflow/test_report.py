@@ -41,6 +41,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = World(tmp_path_factory.mktemp("report"))
     made.copy()
     made.edit(figures=params.read(ROOT / "params.yaml").figures)
+    # Of a scale that has data sets of its own.
+    more = {f"{name}_more": source for name, source in made.params["sources"].items() if name.startswith("tiny_")}
+    made.edit(sources={**made.params["sources"], **more})
+    made.edit(scales__tiny__instead={"datasets": [f"{name}_more" for name in made.params["datasets"]]})
     known = params.read(made.folder / "params.yaml")
     content = tables.make()
     for name in (*known.figures, BENCHMARK):
@@ -113,9 +117,10 @@ def test_the_description_says_machine_numbers_and_parameters(world: World) -> No
     text = embedded(world, "workflow_desc")
     assert PROCESSOR not in text and html.escape(PROCESSOR) in text
     assert "<td>1.25</td>" in text
-    words = re.sub(r"<[^>]*>", "", text)
     known = params.read(world.folder / "params.yaml")
-    assert f"scale: {known.scale}" in words and f"datasets: [{', '.join(known.datasets)}]" in words
+    assert {name for name in known.sources if f"<th>{name}</th>" in text} == {*known.datasets}
+    words = re.sub(r"<[^>]*>", "", text)
+    assert f"scale: {known.scale}" in words and f"datasets: [{', '.join(world.params['datasets'])}]" in words
 
 
 class References(HTMLParser):

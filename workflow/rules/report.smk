@@ -13,6 +13,7 @@ MEASURED = Path("results/metrics.json")
 
 # The description sees `config` alone. Nothing else reads this key, and the parameters have been checked before.
 config["report"] = {
+    "datasets": PARAMS.datasets,
     "parameters": yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, default_flow_style=None, width=100),
     "measured": json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.is_file() else {},
 }
