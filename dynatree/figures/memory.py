@@ -9,6 +9,7 @@ from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("memory",)
 SECTION = "Costs"
+SHOWS = "memory"
 
 PARTS = {
     "target's weights": ("weights_mib", "#44546a"),

@@ -12,6 +12,7 @@ from dynatree.figures.shared import captions, grammar, legends, queries, theme
 
 TABLES: tuple[str, ...] = ("phases",)
 SECTION = "Costs"
+SHOWS = "timeline"
 
 WIDTH, STEP = 460, 34
 # Forwards, by the phase that they are in, then what each phase takes besides. Prefill comes once a request and is left

@@ -10,6 +10,7 @@ from dynatree.figures.shared import captions, grammar, legends, marks, placement
 
 TABLES: tuple[str, ...] = ("summary", "parts", "runs")
 SECTION = "Speed"
+SHOWS = "texts"
 
 WIDTH, STEP = 420, 22
 HEADLINE = "headline"

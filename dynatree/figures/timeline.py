@@ -15,6 +15,7 @@ from dynatree.tables.rounds import REPEATED_NGRAM, TOKEN_SEPARATOR
 
 TABLES: tuple[str, ...] = ("phases", "nodes")
 SECTION = "Method"
+SHOWS = "timeline"
 
 SHOWN = ("autoregressive", "linear", "dynatree")
 LIMIT = 16  # tokens of the first method: what a window lasts

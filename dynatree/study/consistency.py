@@ -72,7 +72,9 @@ def check_scale(params: Params) -> None:
         if scale.instead.pair is not None:
             among(f"{key}.pair", [scale.instead.pair], params.pairs)
         among(f"{key}.datasets", scale.instead.datasets or (), params.sources)
-        among(f"scales.{title}.leaves_out", scale.leaves_out, params.experiments)
+        # Most figures of an experiment have its name.
+        known = dict.fromkeys([*params.experiments, *plugins.names("figures")])
+        among(f"scales.{title}.leaves_out", scale.leaves_out, known)
     instead = params.sizes.instead.datasets
     if instead is not None and len(instead) != len(params.datasets):
         place = f"scales.{params.scale}.instead.datasets"

@@ -61,12 +61,31 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
                     raise UserError(f"{key}.mix: no data set {dataset!r}; choose one of {known}")
             _check_role(key, role, trained)
     for figure in params.figures:
-        shown = getattr(plugins.load("figures", figure), "EXPERIMENT", None)
-        if shown and shown not in params.experiments:
-            raise UserError(
-                f"figures: {figure} shows experiment {shown}, which is not there; leave the figure out, too"
-            )
+        _check_figure(figure, params)
     return needs
+
+
+def _check_figure(figure: str, params: Params) -> None:
+    """What a figure shows is asked for: its EXPERIMENT, a pass, or a second kind of text (SHOWS)."""
+    module = plugins.load("figures", figure)
+    experiment, shown = getattr(module, "EXPERIMENT", None), getattr(module, "SHOWS", None)
+    reason = None
+    if experiment and experiment not in params.experiments:
+        reason = f"experiment {experiment}, which is not there"
+    elif shown in ("timeline", "memory") and not getattr(params, shown):
+        reason = f"what `{shown}` lists, which is no method"
+    elif shown == "texts" and not any(map(partial(_is_another_kind, params), grid.expand(params).values())):
+        reason = "a second kind of text, which no experiment has one of `methods` draft"
+    if reason:
+        place = f"scales.{params.scale}.leaves_out"
+        raise UserError(f"figures: {figure} shows {reason}; leave the figure out, too, here or by {place}")
+
+
+def _is_another_kind(params: Params, run: grid.Run) -> bool:
+    """Whether a run drafts text of another kind than the main run of its method, and is otherwise like it."""
+    alike = run.prompt_tokens in (None, params.sizes.prompt_tokens) and run.batch == 1 and run.dtype == params.dtype
+    drafts = run.method in params.methods and run.decoder not in ("autoregressive", "transformers")
+    return bool(run.options) and alike and drafts
 
 
 def _check_role(key: str, role: str, model: Any) -> None:

@@ -260,7 +260,7 @@ class Params(Knobs):
         return self.model_copy(update={**given, "tuning": tuning, "experiments": experiments})
 
     def without_what_is_left_out(self) -> "Params":
-        """With the experiments alone that the active scale is for, and without the figures that have their names."""
+        """With the experiments alone that the active scale is for, and without figures that it names, or theirs."""
         gone = self.sizes.leaves_out
         left = {title: each for title, each in self.experiments.items() if title not in gone}
         drawn = [name for name in self.figures if name not in gone]

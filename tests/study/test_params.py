@@ -292,7 +292,7 @@ def test_the_working_directory_comes_first(tmp_path: Path, monkeypatch: pytest.M
         ("sources.-x", {"kind": "text", "start": "body", "evaluation_share": 0.5}, "'-x' is no name"),
         ("benchmark.also.linear", {"decoder": "autoregressive"}, "'linear' is one of `methods`"),
         ("benchmark.also.a/b", {"decoder": "autoregressive"}, "benchmark.also: 'a/b' is no name"),
-        ("experiments.ablation.also.wide tree", {"like": "dynatree"}, "experiments.ablation.also: 'wide tree' is no name"),
+        ("experiments.chains.also", {"wide tree": {"like": "linear"}}, "chains.also: 'wide tree' is no name"),
     ],
 )
 def test_what_would_be_found_out_late_is_refused(key: str, value: Any, said: str) -> None:
@@ -315,3 +315,35 @@ def test_a_figure_without_its_experiment_is_refused() -> None:
     experiments = {name: values for name, values in RAW["experiments"].items() if name != "ablation"}
     with pytest.raises(UserError, match="figures: ablation shows experiment ablation, which is not there"):
         plugin_checks.check(params.check({**changed("figures", ["ablation"]), "experiments": experiments}))
+
+
+TEXTS = ["sampled", "nucleus", "penalised"]
+OUT = "scales.laptop.leaves_out"
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("timeline", [], "figures: timeline shows what `timeline` lists, which is no method"),
+        ("memory", [], "figures: memory shows what `memory` lists, which is no method"),
+        (OUT, [*TEXTS, "precision"], "figures: repetition shows a second kind of text, which no experiment"),
+        (OUT, [*TEXTS, "repetition"], ""),
+        (OUT, ["nucleus", "penalised"], ""),
+    ],
+)
+def test_a_figure_of_what_is_not_asked_for_is_refused(place: str, value: Any, said: str) -> None:
+    """Guards against a figure that fails last, after hours of measuring, and speaks of empty tables."""
+    checked = params.check(changed(place, value))
+    if not said:
+        plugin_checks.check(checked)
+        return
+    with pytest.raises(UserError, match=r"leave the figure out, too, here or by scales\.laptop\.leaves_out") as caught:
+        plugin_checks.check(checked)
+    assert str(caught.value).startswith(said)
+
+
+def test_passes_are_named_by_all_figures_that_show_them() -> None:
+    """Guards the second of two figures of one pass, once the first is left out."""
+    few = {**changed("timeline", []), "figures": ["datasets", "phase_breakdown"]}
+    with pytest.raises(UserError, match="figures: phase_breakdown shows what `timeline` lists"):
+        plugin_checks.check(params.check(few))
