@@ -13,7 +13,8 @@ class Decoder(TargetAlone, RoundDecoder):
 
     def _round(self, active: Sequence[Request], clock: Clock) -> None:
         with clock.phase("verify"):
-            rows = self._target.forward_batch([Feed(request.text[-1:], request.cache) for request in active])
+            feeds = [Feed(request.text[-1:], request.cache) for request in active]
+            rows = self._target.forward_batch(feeds, lent=True)
             tokens = [request.next_token(row.logits) for request, row in zip(active, rows, strict=True)]
         for request, token in zip(active, tokens, strict=True):
             request.commit([token], accepted=0, drafted=0, depth=0)

@@ -100,14 +100,11 @@ class Decoder(RoundDecoder):
             alone = len(tree) == 1
             tokens = request.text[-1:] if alone else tree.tokens
             feeds.append(Feed(tokens, request.cache, tree=None if alone else tree))
-        rows = self._target.forward_batch(feeds, reads=self._reads)
+        rows = self._target.forward_batch(feeds, reads=self._reads, lent=True)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
-            # Processors write into what they are given, and the drafter learns what the target says without them.
-            learns = self._drafter.learns
-            scores = logits.clone() if learns and request.processors.active else logits
-            path, token = self._accepted(request, tree, request.process(scores, tree))
-            if learns:
+            path, token = self._accepted(request, tree, request.process(logits, tree))
+            if self._drafter.learns:
                 self._drafter.learn(request, tree, path, logits)
             request.states = states[path] if len(states) else states
             verified.append((path, token))

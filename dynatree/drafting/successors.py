@@ -33,7 +33,7 @@ from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.generation.request import Request
-from dynatree.generation.sampling import DraftNoise, Sampler
+from dynatree.generation.sampling import DraftNoise, Sampler, Words, words_of
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
@@ -50,6 +50,7 @@ _NOTHING = 1e-30
 _REMEMBERED = 4
 # Tokens that the noise of a position prefers, about so many, stand beside a row's.
 _PREFERRED = 64
+_NO_WORDS: Words = np.empty(0, np.uint32)
 # Scores are logits but for a constant, which a penalty does not pass over: so much is added
 # for it. The target's lie higher, but guesses are less sure than they are (docs/drafter.md).
 LEVEL = 12.0
@@ -207,6 +208,10 @@ class Follower:
         # The target's state before the root, and by position the tokens that noise prefers.
         self._state: NDArray[np.float32] | None = None
         self._preferred: dict[int, NDArray[np.int64]] = {}
+        # Of each common token the largest random word by which it is one of those.
+        self._words = (
+            words_of(context.preferring(sampler.temperature, _PREFERRED)) if context and sampler else _NO_WORDS
+        )
 
     def read(self, states: Tensor) -> None:
         """The target's `states` [n, ...] behind its last layer, side by side with others, ending before the next root.
@@ -315,8 +320,7 @@ class Follower:
             place = self._length + depth
             preferred = self._preferred.get(place)
             if preferred is None:
-                noise = self._sampler.noise(context.common, place, len(self._table.ids))
-                preferred = context.likeliest(noise, self._sampler.temperature, _PREFERRED)
+                preferred = self._sampler.preferred(context.common, self._words, place, len(self._table.ids))
                 self._preferred[place] = preferred
             further, less = context.beside(token, ids, preferred)
             ids, scores = np.concatenate([ids, further]), np.concatenate([scores, less])

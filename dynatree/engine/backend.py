@@ -88,10 +88,13 @@ class Backend(Protocol):
     def expose(self, layers: Sequence[int]) -> None:
         """Make at once what gives the states behind so many `layers`, besides those of before."""
 
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
+    def forward(
+        self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = (), lent: bool = False
+    ) -> list[Output]:
         """What comes of each of `feeds`; `head`: what takes the place of the model's own.
 
-        `reads`: behind so many layers, each from 1 to all of them, the states are given.
+        `reads`: behind so many layers, each from 1 to all of them, the states are given. `lent`: logits may lie where
+        the next forward writes, and are not to be changed.
         """
 
     def score(self, tokens: Tensor, last: int) -> Tensor:

@@ -65,7 +65,6 @@ class InContext:
         # In order: so they lie side by side in what is looked through.
         self.common = np.sort(np.argsort(-context.usual, kind="stable")[:COMMON])
         self._usual = context.usual[self.common]
-        self._drawn: dict[float, tuple[Array, float]] = {}
         self._marked = np.zeros(len(context.usual), dtype=bool)
 
     def begin(self, state: Array) -> Array:
@@ -90,17 +89,15 @@ class InContext:
         found: Array = self._successors[ids].astype(np.float32) @ (self._weights.hidden @ hidden)
         return found
 
-    def likeliest(self, noise: Array, temperature: float, few: int) -> NDArray[np.int64]:
-        """About `few` tokens, those drawn first by the `noise` of what is `common`, whatever stands before.
+    def preferring(self, temperature: float, few: int) -> Array:
+        """The noise that each of what is `common` needs to be among about `few` tokens that are drawn first, whatever
+        stands before.
 
         A token's log-probability plus its noise is above t with so many others on average as e to the -t.
         """
-        if temperature not in self._drawn:
-            scores = self._usual / temperature
-            self._drawn[temperature] = scores, float(np.logaddexp.reduce(scores))
-        scores, together = self._drawn[temperature]
-        found: NDArray[np.int64] = self.common[scores + noise > together - math.log(few)]
-        return found
+        scores = self._usual / temperature
+        needed: Array = np.logaddexp.reduce(scores) - math.log(few) - scores
+        return needed
 
     def beside(self, token: int, ids: NDArray[np.int64], further: NDArray[np.int64]) -> tuple[NDArray[np.int64], Array]:
         """Those of `further` that are not among the `ids` of the row of `token`, and their log-probabilities there."""

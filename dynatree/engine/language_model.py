@@ -271,14 +271,17 @@ class LanguageModel:
         return self.forward_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
 
     @torch.inference_mode()
-    def forward_batch(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
+    def forward_batch(
+        self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = (), lent: bool = False
+    ) -> list[Output]:
         """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
 
         `head`: what takes the place of the model's own. `reads`: the layers, as of `expose`, whose states are given.
+        `lent`: logits may lie where the model's next forward writes, and are not to be changed.
         """
         if head is not None or self.in_graph:
             self._counted.one_more()  # it goes past the causal LM, which counts by itself
-        return self._backend.forward(feeds, head, reads)
+        return self._backend.forward(feeds, head, reads, lent)
 
     def states(self, tokens: Tensor, layers: Sequence[int]) -> Tensor:
         """The hidden states [n, layers * width] behind `layers`, as of `expose`, along `tokens` [n]."""

@@ -73,8 +73,9 @@ class Request:
         """`logits` [n, vocabulary] of the nodes of `tree` (None: of the text's end alone), by the logits processors."""
         if not self.processors.active:
             return logits
+        # Of a copy: they write into what they are given, and `logits` may be asked for again.
         return self.processors.process(
-            logits, self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
+            logits.clone(), self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
         )
 
     def next_token(self, logits: Tensor) -> int:

@@ -102,6 +102,10 @@ class Noise:
         """That of the tokens `ids` [k] alone, out of `size`."""
         return _gumbel(self._words_at(position, size)[ids])
 
+    def among(self, ids: NDArray[np.int64], most: Words, position: int, size: int) -> NDArray[np.int64]:
+        """Those of `ids` [k], out of `size`, whose words are at `most` [k]: by the noise, without making it."""
+        return ids[self._words_at(position, size)[ids] <= most]
+
     def best(self, scores: Scores, position: int, least: float = _NEVER) -> int:
         """The argmax of `scores` [v] plus the noise at `position`, of those of at least `least`; ties to the lowest.
 
@@ -158,6 +162,12 @@ def _gumbel(words: Words) -> Scores:
     for step in (np.log1p, np.negative, np.log, np.negative):
         step(rest, out=rest)
     return rest
+
+
+def words_of(noise: Scores) -> Words:
+    """For each of `noise` [n] the largest word that has it or more, to within rounding."""
+    words = -np.expm1(-np.exp(-noise.astype(np.float64))) * 2.0**32 - 0.5
+    return words.clip(0, 2**32 - 1).astype(np.uint32)
 
 
 def _noise_of(word: int) -> float:
@@ -234,6 +244,10 @@ class Sampler:
     def noise(self, ids: NDArray[np.int64], position: int, size: int) -> Scores:
         """That of the tokens `ids` [k], out of `size`, at `position`."""
         return self._noise.of(ids, position, size)
+
+    def preferred(self, ids: NDArray[np.int64], most: Words, position: int, size: int) -> NDArray[np.int64]:
+        """Of the tokens `ids` [k], out of `size`, those whose words at `position` are at `most` [k] (`words_of`)."""
+        return self._noise.among(ids, most, position, size)
 
     def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:
         """Noise [n, size] that draws the children of each of `nodes` of the tree drafted after `length` tokens."""

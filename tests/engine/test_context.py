@@ -13,6 +13,7 @@ from dynatree.engine.context import Context, InContext, normed
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
+from dynatree.generation.sampling import Sampler, Warpers, words_of
 from tests import models
 from tests.conftest import Build
 
@@ -58,11 +59,10 @@ def test_what_noise_prefers_is_about_as_many_as_asked_for() -> None:
     usual = torch.log_softmax(torch.randn(v, generator=torch.Generator().manual_seed(1)) * 2, 0).numpy()
     context = small()._replace(usual=usual, unseen=np.zeros(v, np.float32))
     read, counts = InContext(context, torch.ones(v, 4)), []
-    generator = np.random.default_rng(0)
-    for temperature in (0.7, 1.0) * 50:
-        noise = generator.gumbel(size=v).astype(np.float32)
-        found = read.likeliest(noise, temperature, few)
-        scores = usual / temperature + noise
+    for place, temperature in enumerate((0.7, 1.0) * 50):
+        sampler = Sampler(Warpers(temperature=temperature), 0, 0)
+        found = sampler.preferred(read.common, words_of(read.preferring(temperature, few)), place, v)
+        scores = usual / temperature + sampler.noise(np.arange(v), place, v)
         assert set(found) == set(np.argsort(-scores)[: len(found)])
         counts.append(len(found))
     assert np.mean(counts) == pytest.approx(few, rel=0.1)

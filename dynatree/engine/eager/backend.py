@@ -46,10 +46,12 @@ class EagerBackend:
     def expose(self, layers: Sequence[int]) -> None:
         """Nothing is to be made for the states behind `layers`."""
 
-    def forward(self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = ()) -> list[Output]:
+    def forward(
+        self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = (), lent: bool = False
+    ) -> list[Output]:
         """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.
 
-        `head`: what takes the place of the model's own on the last hidden states.
+        `head`: what takes the place of the model's own on the last hidden states. Nothing is ever `lent`.
         """
         with reading(self._model, reads) as read:
             logits = self._logits(feeds, head)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import openvino as ov
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,8 @@ class GraphBackend:
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
-        self._cos, self._sin = (torch.empty(0, self._shape.turned) for _ in range(2))
+        # Arrays: torch takes three times as long for a few of their rows.
+        self._cos, self._sin = (np.empty((0, self._shape.turned), np.float32) for _ in range(2))
 
     def new_caches(self, count: int) -> list[BlockCache]:
         """Empty caches of `count` sequences, which one forward may be for."""
@@ -118,12 +120,15 @@ class GraphBackend:
             self._states = self._states._replace(reads=tuple(sorted(every.union(self._states.reads))))
             self._graphs = {head: self._made(head, graph.weights) for head, graph in self._graphs.items()}
 
-    def forward(self, feeds: Sequence[Feed], head: int | None = None, reads: Sequence[int] = ()) -> list[Output]:
-        """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own."""
+    def forward(
+        self, feeds: Sequence[Feed], head: int | None = None, reads: Sequence[int] = (), lent: bool = False
+    ) -> list[Output]:
+        """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own. `lent`: as in
+        `Backend`."""
         self.expose(reads)
         for begin, _ in self._watchers:
             begin()
-        found = self._together(feeds, self._graph(head))
+        found = self._together(feeds, self._graph(head), lent)
         if tuple(reads) != self._states.reads:
             found = [Output(output.logits, self._of(output.states, reads)) for output in found]
         for _, end in self._watchers:
@@ -169,7 +174,7 @@ class GraphBackend:
         fed = self._shape._replace(width=self._states.fed(self._shape.width))
         return Graph(make, weights, fed, self._pool, self._threads)
 
-    def _together(self, feeds: Sequence[Feed], graph: Graph) -> list[Output]:
+    def _together(self, feeds: Sequence[Feed], graph: Graph, lent: bool) -> list[Output]:
         """What comes of each of `feeds`, of short ones in one forward."""
         found: dict[int, Output] = {}
         together: list[list[int]] = [[]]
@@ -184,8 +189,11 @@ class GraphBackend:
                 rows = 0
             together[-1].append(place)
             rows += count
-        for places in filter(None, together):
-            found |= zip(places, self._infer([feeds[place] for place in places], graph), strict=True)
+        groups = [places for places in together if places]
+        # Else the next of them would write over it.
+        lent = lent and len(groups) == 1 and not found
+        for places in groups:
+            found |= zip(places, self._infer([feeds[place] for place in places], graph, lent=lent), strict=True)
         return [found[place] for place in range(len(feeds))]
 
     def _piecewise(self, feed: Feed, wanted: int, graph: Graph) -> Output:
@@ -202,9 +210,11 @@ class GraphBackend:
             states.append(states_of)
         return Output(torch.cat(logits), torch.cat(states))
 
-    def _infer(self, feeds: Sequence[Feed], graph: Graph, wanted: int | None = None) -> list[Output]:
+    def _infer(
+        self, feeds: Sequence[Feed], graph: Graph, wanted: int | None = None, lent: bool = False
+    ) -> list[Output]:
         """What comes of each of `feeds`, in one forward; logits of the last `wanted`, or as they say."""
-        found = graph.infer([self._given(feed, wanted) for feed in feeds])
+        found = graph.infer([self._given(feed, wanted) for feed in feeds], lent)
         return [Output(one.logits, one.states) for one in found]
 
     def _given(self, feed: Feed, wanted: int | None) -> Given:
@@ -218,7 +228,7 @@ class GraphBackend:
         embedded = F.embedding(tokens, self._embedding.weight.detach()).float()
         if self._states.fusion is not None:
             embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states.float()], 1)
-        places: Any = slice(begin, begin + count) if positions is None else positions
+        places: Any = slice(begin, begin + count) if positions is None else positions.numpy()
         if tree is not None:
             seats, further = cache.append_nodes(tree.nodes.parents)
             places = [begin + depth for depth in tree.nodes.depths]
@@ -229,7 +239,7 @@ class GraphBackend:
             sees = None if mask is None else mask[:, cache.committed :]
             seats, further = cache.append_nodes(_parents(nodes, count, sees))
         wanted = wanted or (1 if last_only else count)
-        return Given(embedded, self._cos[places], self._sin[places], seats, further, wanted)
+        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted)
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them."""
@@ -237,4 +247,4 @@ class GraphBackend:
             return
         places = torch.arange(max(count, 2 * len(self._cos), 512))[None]
         cos, sin = self._model.base_model.rotary_emb(torch.zeros(1, 1, dtype=torch.float32), places)
-        self._cos, self._sin = cos[0].float().contiguous(), sin[0].float().contiguous()
+        self._cos, self._sin = (part[0].float().contiguous().numpy() for part in (cos, sin))

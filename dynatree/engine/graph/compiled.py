@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import openvino as ov
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynatree.engine.backend import NO_STATES
@@ -69,15 +70,18 @@ _NOBODY = Seat(0, (NOBODY,))
 _LONGEST = 1024
 
 
+Array = NDArray[np.float32]
+
+
 class Given(NamedTuple):
     """n new tokens of a request: their rows [n, fed], cos and sin [n, turned], and seats; `further` seats of some.
 
     Of the last `wanted` logits are.
     """
 
-    embedded: Tensor
-    cos: Tensor
-    sin: Tensor
+    embedded: Array
+    cos: Array
+    sin: Array
     seats: Sequence[Seat]
     further: Sequence[tuple[int, Seat]]
     wanted: int
@@ -146,8 +150,8 @@ class Graph:
         if not self._static:
             self._memory.gather()
 
-    def infer(self, given: Sequence[Given]) -> list[Found]:
-        """What comes of each of `given`, in one forward."""
+    def infer(self, given: Sequence[Given], lent: bool = False) -> list[Found]:
+        """What comes of each of `given`, in one forward; with `lent`, logits where the next one writes."""
         rows = max(self._least, sum(len(one.seats) for one in given))
         further = sum(len(one.further) for one in given)
         fits = [width for width in self._widths if width >= rows and _further(width) >= further]
@@ -156,7 +160,7 @@ class Graph:
         if request is None or not self._fits(request):
             self._wanted[width] += 1
             request = self._any_number
-        return request.infer(given, self._pool, self._least)
+        return request.infer(given, self._pool, self._least, lent)
 
     def _fits(self, request: "_Request | None") -> bool:
         """Whether it is for as many blocks as there are; the pool may have grown."""
@@ -197,9 +201,7 @@ class Graph:
         for held in (self._pool.keys, self._pool.values):
             held[:, last.blocks] = some(*held[:, last.blocks].shape)
         shape, most = self._shape, _WIDEST
-        x, cos, sin = (
-            torch.from_numpy(some(most, columns)[:n]) for columns in (shape.width, shape.turned, shape.turned)
-        )
+        x, cos, sin = (some(most, columns)[:n] for columns in (shape.width, shape.turned, shape.turned))
         seats, further = text.append_nodes([-1, *[0] * (n - 1)])
         # `text` gives its blocks back and forgets them, but nobody takes them before the forward.
         seats = [Seat(past, [*blocks]) for past, blocks in seats]
@@ -239,7 +241,7 @@ class _Request:
         self._reads = len(compiled.outputs) > 1
         self._outputs: dict[int, Tensor] = {}
 
-    def infer(self, given: Sequence[Given], pool: Pool, least: int) -> list[Found]:
+    def infer(self, given: Sequence[Given], pool: Pool, least: int, lent: bool = False) -> list[Found]:
         """As `Graph.infer`, with rows of nobody up to those of the graph, or up to `least`."""
         ends = [*accumulate(len(one.seats) for one in given)]
         begins = [0, *ends[:-1]]
@@ -250,8 +252,7 @@ class _Request:
         self._bind(pool)
         x, cos, sin = (self._held[place] for place in (X, COS, SIN))
         for begin, end, one in zip(begins, ends, given, strict=True):
-            x[begin:end], cos[begin:end, 0, 0] = one.embedded.numpy(), one.cos.numpy()
-            sin[begin:end, 0, 0] = one.sin.numpy()
+            x[begin:end], cos[begin:end, 0, 0], sin[begin:end, 0, 0] = one.embedded, one.cos, one.sin
         if further:
             again = [row for row, _ in further]
             for part in (self._held[SPREAD], cos, sin):
@@ -259,18 +260,20 @@ class _Request:
         seats = [seat for one in given for seat in one.seats] + [_NOBODY] * (rows - ends[-1])
         seats += [seat for _, seat in further]
         self._sit(seats + [_NOBODY] * (places - len(seats)))
-        wanted = [row for end, one in zip(ends, given, strict=True) for row in range(end - one.wanted, end)]
+        wanted_ends = ends
         if self.size.rows is None:
+            wanted = [row for end, one in zip(ends, given, strict=True) for row in range(end - one.wanted, end)]
             self._ask(wanted + wanted[-1:] * (least - len(wanted)))
+            wanted_ends = [*accumulate(one.wanted for one in given)]
         self._request.infer()
-        logits = self._output(0)
-        if self.size.rows is not None and len(wanted) < ends[-1]:
-            logits = logits[wanted]
-        # A copy: the next forward writes into the same memory.
-        own = logits[: len(wanted)].clone().split([one.wanted for one in given])
+        all_logits = self._output(0)
+        logits = [all_logits[end - one.wanted : end] for end, one in zip(wanted_ends, given, strict=True)]
+        if not lent:
+            # The next forward writes into the same memory.
+            logits = [part.clone() for part in logits]
         return [
             Found(part, self._output(1)[begin:end].clone() if self._reads else NO_STATES)
-            for part, begin, end in zip(own, begins, ends, strict=True)
+            for part, begin, end in zip(logits, begins, ends, strict=True)
         ]
 
     def _output(self, place: int) -> Tensor:
