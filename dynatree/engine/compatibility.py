@@ -33,16 +33,19 @@ _PROBE_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.
 
 def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     """Raise UserError for a model that a tree cannot be verified with, by what its configuration says."""
-    config = model.config
+    # Where it holds several, as those of models that also take images do, the one of the text.
+    config = model.config.get_text_config(decoder=True)
     accepted = inspect.signature(model.forward).parameters
     rope = getattr(config, "rope_parameters", None) or {}
     layer_types = set(getattr(config, "layer_types", None) or [])
     window = getattr(config, "sliding_window", None) if not layer_types else None
     reason = None
-    if config.is_encoder_decoder:
+    if model.config.is_encoder_decoder:
         reason = "it is an encoder-decoder"
     elif layer_types - {"full_attention"}:
         reason = f"it has layers of type {', '.join(sorted(layer_types - {'full_attention'}))}"
+    elif "local" in (getattr(config, "attention_layers", None) or ()):
+        reason = f"it has local layers with a window of {config.window_size}"
     elif window is not None:
         reason = f"its attention has a sliding window of {window}"
     elif "cache" not in accepted:

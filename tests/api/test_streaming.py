@@ -113,6 +113,25 @@ def test_threads_take_turns(dtype: torch.dtype) -> None:
     assert [found.get(place) for place in range(len(prompts))] == alone
 
 
+@pytest.mark.parametrize("method", ["transformers", "assisted"])
+def test_generations_by_transformers_take_turns(method: str) -> None:
+    """Guards what transformers' own ways set for one generation: the model's configuration, torch's seed, a hook."""
+    model, helper = (models.random_model(dtype=torch.float32, seed=seed) for seed in (0, 1))
+    model.generation_config.eos_token_id = [*range(0, models.VOCABULARY, 5)]
+    sampled = {"do_sample": True, "seed": 7}
+    with DynaTree(model, drafter=helper, method=method) as tree:
+        alone = tree.generate(PROMPT, max_new_tokens=60, eos_token_id=None, **sampled)
+        after = tree.generate(PROMPT, max_new_tokens=60, **sampled)
+        assert after.finish_reason == "eos"
+        kept = model.generation_config
+        stream = tree.stream(PROMPT, max_new_tokens=60, eos_token_id=None, **sampled)
+        next(stream)
+        assert tree.generate(PROMPT, max_new_tokens=60, **sampled).tokens == after.tokens
+        list(stream)
+        assert stream.generation.tokens == alone.tokens and model.generation_config is kept
+        assert stream.generation.trace.target_forwards == alone.trace.target_forwards
+
+
 @pytest.mark.parametrize("method", ["autoregressive", "linear", "dynatree", "fixed_tree"])
 @pytest.mark.parametrize("window", [None, 8])
 def test_kept_keys_and_values_change_no_output(method: str, window: int | None) -> None:

@@ -15,6 +15,11 @@ from transformers import (
     FalconForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -25,6 +30,7 @@ from transformers import (
     MptForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -57,6 +63,31 @@ REFUSED: dict[str, tuple[Callable[[], PreTrainedModel], str]] = {
     "some layers slide": (
         lambda: Gemma2ForCausalLM(Gemma2Config(**_SMALL, num_key_value_heads=2, head_dim=8)),
         "sliding",
+    ),
+    "layers that slide in a model that takes images": (
+        lambda: Gemma3ForConditionalGeneration(
+            Gemma3Config(
+                text_config=Gemma3TextConfig(**_SMALL, num_key_value_heads=2, head_dim=8, sliding_window=4),
+                vision_config=SiglipVisionConfig(
+                    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+                ),
+            )
+        ),
+        "sliding",
+    ),
+    "local layers": (
+        lambda: GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=32,
+                hidden_size=16,
+                num_layers=2,
+                num_heads=2,
+                window_size=8,
+                attention_types=[[["global", "local"], 1]],
+                **_ENDS,
+            )
+        ),
+        "local layers with a window of 8",
     ),
     "encoder-decoder": (
         lambda: T5ForConditionalGeneration(

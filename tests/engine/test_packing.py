@@ -135,3 +135,11 @@ def test_a_draft_vocabulary_that_does_not_fit_is_refused(tmp_path: Path, ids: st
     """Guards against an index error in the middle of a request."""
     with pytest.raises(UserError, match="draft_vocabulary"):
         load_drafter(write(tmp_path, ids))
+
+
+def test_a_packed_model_is_told_by_its_weights() -> None:
+    """Guards a calibration that is found by them, whoever has packed the model before."""
+    model, other = (models.random_model("gpt_neox", dtype=torch.float32, seed=seed) for seed in (0, 1))
+    first = LanguageModel(model, packed=True)
+    assert first.packed is not None
+    assert LanguageModel(model).fingerprint == first.fingerprint != LanguageModel(other).fingerprint

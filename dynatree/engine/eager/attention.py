@@ -25,8 +25,9 @@ def install(model: PreTrainedModel) -> None:
     """Let `model` attend by torch's kernels: transformers' `sdpa`, and on a CPU with shared keys `grouped`."""
     if model.config._attn_implementation not in ("sdpa", NAME):
         model.set_attn_implementation("sdpa")
-    heads = getattr(model.config, "num_attention_heads", 1)
-    if model.device.type == "cpu" and getattr(model.config, "num_key_value_heads", None) not in (None, heads):
+    config = model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_attention_heads", 1)
+    if model.device.type == "cpu" and getattr(config, "num_key_value_heads", None) not in (None, heads):
         model.set_attn_implementation(NAME)
 
 
