@@ -53,6 +53,9 @@ _WARPERS: tuple[tuple[str, type, Callable[[Any], Any]], ...] = (
     ("min_p", MinPLogitsWarper, lambda warper: float(warper.min_p)),
 )
 
+# What `generate` gives besides; anything else is an input of the model's own, and would be left out of each forward.
+_PREPARED = ("attention_mask", "position_ids", "cache", "use_cache", "logits_to_keep", "inputs_embeds")
+
 # What `GenerationOptions` says by names of their own.
 _OURS = (MaxLengthCriteria, EosTokenCriteria)
 
@@ -72,8 +75,8 @@ def generate(
 
     Where it samples, it does so by `seed`, and of several sequences a prompt the i-th has the request key i; None: by
     one that torch's generator gives, and each row has its place as key. Raises UserError for what cannot be honoured:
-    another model, beams, contrastive search, scores or hidden states to return, embeddings in place of ids, a filled
-    cache, padding on the right, positions that are not the prompt's own.
+    another model, inputs of the model besides the text, beams, contrastive search, scores or hidden states to return,
+    embeddings in place of ids, a filled cache, padding on the right, positions that are not the prompt's own.
     """
     assert generation_config is not None, "transformers prepares one"
     _refuse(target, model, input_ids, generation_config, model_kwargs)
@@ -161,6 +164,8 @@ def _refuse(
         value = getattr(config, key, None)
         if value not in accepted:
             raise UserError(f"{key}: {value!r} cannot be honoured here; it may be {accepted[0]!r}")
+    if further := [key for key, value in model_kwargs.items() if value is not None and key not in _PREPARED]:
+        raise UserError(f"{further[0]}: an input of the model besides the text cannot be honoured here; leave it out")
     cache = model_kwargs.get("cache")
     if cache is not None and cache.get_seq_length() > 0:
         raise UserError("cache: it holds keys and values already; give the whole text as input_ids")

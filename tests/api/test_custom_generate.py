@@ -249,6 +249,14 @@ def test_without_a_seed_torchs_generator_decides() -> None:
             called(model, batch(PROMPTS[0]), {}, custom_generate=tree, seed=5)
 
 
+def test_inputs_besides_the_text_are_refused() -> None:
+    """Guards token types, images and the like, without which the text would be another."""
+    model = models.random_model("gpt2")
+    inputs = batch(PROMPTS[0])
+    with DynaTree(model) as tree, pytest.raises(UserError, match="token_type_ids: an input of the model"):
+        called(model, inputs | {"token_type_ids": inputs["input_ids"]}, {}, custom_generate=tree)
+
+
 def test_several_sequences_of_greedy_decoding_are_refused() -> None:
     """Guards the one that transformers refuses before it asks us."""
     model = models.random_model()
