@@ -70,7 +70,6 @@ class BatchPlanner:
 
     def start(self, requests: Sequence[Request]) -> None:
         """A new batch, before its first round; warns where no batch as large was measured."""
-        self._spent = None  # of a round that failed
         if self._calibration and len(requests) > (most := self._calibration.costs.most_rows):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
         shared = self._shared(len(requests))
@@ -99,6 +98,7 @@ class BatchPlanner:
 
     def looks(self, requests: Sequence[Request]) -> bool:
         """Whether this round looks for nodes that take time to be found. Asked once a round."""
+        self._spent = None  # of a round that failed, of these requests or of others
         return not self._price(requests) or self._looking[requests[0]].due()
 
     def may_rest(self, requests: Sequence[Request]) -> bool:

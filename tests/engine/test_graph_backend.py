@@ -1,6 +1,8 @@
 """Forwards by one graph: to the bit the same whatever the tree, the batch and the chunks of a prefill."""
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -382,11 +384,59 @@ def test_requests_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards batches from being decoded one by one. A long text goes in pieces, many short ones in a few forwards."""
     made, together = fresh("int8"), []
     infer = compiled.Graph.infer
-    monkeypatch.setattr(compiled.Graph, "infer", lambda self, given: together.append(len(given)) or infer(self, given))
+    monkeypatch.setattr(
+        compiled.Graph, "infer", lambda self, given, lent: together.append(len(given)) or infer(self, given, lent)
+    )
     caches = made.new_caches(12)
     for counts in ((1, 1), (3, 8, 40, 1), (300, 5, 7), (100,) * 12):
         made.forward([Feed(TEXT[:n], cache) for n, cache in zip(counts, caches, strict=False)])
     assert together == [2, 4, 1, 1, 2, 5, 5, 2]
+
+
+def test_lent_logits_are_those_of_the_last_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards logits that nobody copied: of graphs of any width and of a fixed one, of texts in several forwards."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    made = fresh("int8")
+    for prepared in (False, True):
+        if prepared:
+            made.prepare(1)
+        for counts in ((2,), (1, 3), (8,), (300, 5), (3, 300), (100,) * 7):
+            rows = []
+            for lent in (False, True):
+                caches = made.new_caches(len(counts))
+                feeds = [Feed(TEXT[:n], cache, last_only=n == 8) for n, cache in zip(counts, caches, strict=True)]
+                rows.append([output.logits for output in made.forward(feeds, lent=lent)])
+            assert all(torch.equal(*pair) for pair in zip(*rows, strict=True))
+        (cache,) = made.new_caches(1)
+        own, lent = (made.forward([Feed(TEXT[:4], cache)], lent=lent)[0].logits for lent in (False, True))
+        before = own.clone(), lent.clone()
+        made.forward([Feed(TEXT[4:8], cache)])
+        assert torch.equal(own, before[0])
+        # What it is for: nothing was copied.
+        assert not prepared or not torch.equal(lent, before[1])
+
+
+def test_a_graph_goes_with_its_backend() -> None:
+    """Guards memory from models that nobody has any more: a cycle would keep it."""
+    made = fresh("int8")
+    graph = weakref.ref(made._graph(None))
+    gc.disable()
+    try:
+        del made
+        assert graph() is None
+    finally:
+        gc.enable()
+
+
+def test_blocks_that_come_back_while_the_pool_grows_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a request that ends in another thread in the midst of that."""
+    pool = block_cache.Pool(1, 1, 4)
+    taken = [pool.take() for _ in range(len(pool) - 1)]
+    new = pool._new
+    monkeypatch.setattr(pool, "_new", lambda count: [pool.give([taken.pop()]), new(count)][1])
+    pool.take()
+    # Half of them are new; two came back, and one was taken.
+    assert len(pool._free) == len(pool) // 2 + 2 - 1
 
 
 def test_more_text_than_the_pool_has_blocks_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,6 +454,9 @@ def test_more_text_than_the_pool_has_blocks_for(monkeypatch: pytest.MonkeyPatch)
         assert all(torch.equal(logits, one) for one in found)
         for one in caches:
             one.crop(700)
+        # None keeps the smaller pool in memory until it is made again.
+        made.begin(1)
+        assert all(map(made._graph(None)._fits, made._graph(None)._requests.values()))
         made.prepare(1)
     taken = len(made._pool) - 1 - len(made._pool._free)
     del caches, one
@@ -653,7 +706,9 @@ def test_a_level_of_a_batch_is_timed_as_one_forward(monkeypatch: pytest.MonkeyPa
     helper = DraftModel(LanguageModel(model("llama"), format="int8"))
     forwards: list[int] = []
     infer = compiled.Graph.infer
-    monkeypatch.setattr(compiled.Graph, "infer", lambda self, given: forwards.append(len(given)) or infer(self, given))
+    monkeypatch.setattr(
+        compiled.Graph, "infer", lambda self, given, lent: forwards.append(len(given)) or infer(self, given, lent)
+    )
     caches = helper.new_caches(4)
     for row, one in enumerate(caches):
         helper.language_model.forward(TEXT[: BLOCK - row], one, last_only=True)

@@ -203,6 +203,18 @@ def test_the_default_policy_rests_by_what_nodes_save() -> None:
         assert looked == 50 if looks else 10 < looked < 20
 
 
+def test_a_round_that_failed_is_nobody_s() -> None:
+    """Guards requests that rest from what a batch had looked for whose forward failed."""
+    rests, batch = Batch(1, 0.0), Batch(2, 0.5)
+    assert not any(rests.rounds(10))
+    batch.planner._growths.update(rests.planner._growths)
+    batch.planner._looking.update(rests.planner._looking)
+    batch.planner.looked(batch.requests, [TREE] * 2)
+    assert not batch.planner.looks(rests.requests)
+    batch.planner.observe(rests.requests, [TREE], [torch.arange(1)])
+    assert not batch.planner.looks(rests.requests)
+
+
 def test_levels_are_part_of_what_a_rest_spares() -> None:
     """Guards batches that draft in every round what their levels take again."""
     batch = Batch(2, 2.0)

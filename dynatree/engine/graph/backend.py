@@ -168,8 +168,12 @@ class GraphBackend:
         weight = self._model.get_output_embeddings().weight.detach()
         rows = weight if head is None else weight[self._heads[head]]
 
+        # Not this object, which holds the graph: memory would wait for a search for cycles.
+        builder, model, states = self._builder, self._model, self._states
+
         def make(size: Size) -> ov.Model:
-            return self._builder.graph(self._model, weights.again(), rows, size, self._states)
+            found: ov.Model = builder.graph(model, weights.again(), rows, size, states)
+            return found
 
         fed = self._shape._replace(width=self._states.fed(self._shape.width))
         return Graph(make, weights, fed, self._pool, self._threads)

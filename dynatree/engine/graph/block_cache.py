@@ -56,7 +56,8 @@ class Pool:
             keys, values = self._new(2 * before), self._new(2 * before)
             keys[:, :before], values[:, :before] = self.keys, self.values
             self.keys, self.values = keys, values
-            self._free = [*range(2 * before - 1, before - 1, -1)]
+            # Added: another thread may have given some back meanwhile.
+            self._free += range(2 * before - 1, before - 1, -1)
         block: int = self._free.pop()
         return block
 

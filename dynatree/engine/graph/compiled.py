@@ -136,6 +136,9 @@ class Graph:
             # Those for another number of requests would keep their memory for nothing.
             for other in {*self._requests} - {*self._widths}:
                 del self._requests[other]
+        # Those for a pool that was smaller hold all of its memory.
+        for old in [width for width, request in self._requests.items() if not self._fits(request)]:
+            del self._requests[old]
         for width in self._widths:
             if self._wanted[width] >= EARNED:
                 self._request(width)
