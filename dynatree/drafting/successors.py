@@ -289,7 +289,7 @@ class Follower:
             for one, p in said.mean.items():
                 mean[one] = mean.get(one, 0.0) + p
             ids, scores = np.array([*mean]), np.array([*mean.values()], dtype=np.float32)
-            scores = np.log(scores.clip(min=_NOTHING))
+            scores = np.log(np.maximum(scores, _NOTHING))
         if self._seen is not None:
             level = scores + LEVEL
             lowered = np.where(level > 0, level / self._penalty, level * self._penalty) - LEVEL
@@ -300,7 +300,7 @@ class Follower:
             # Of what neither changed, the rest is with tokens that the row does not have.
             scores = scores - np.logaddexp.reduce(scores)
         # No more than the table has of each token, whatever stands beside them.
-        order = np.argsort(-scores, kind="stable")[: min(branch, self._table.ids.shape[1])]
+        order = (-scores).argsort(kind="stable")[: min(branch, self._table.ids.shape[1])]
         ids, scores = ids[order], scores[order]
         found = [min(1.0, math.exp(score)) for score in scores.tolist()]
         ratio = 1.0

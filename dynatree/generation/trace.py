@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,10 @@ class Round:
     path: list[int] | None = None  # accepted nodes, root first
 
 
+# One for all phases: it is asked for in every round.
+_UNRECORDED = nullcontext()
+
+
 class Clock:
     """Seconds since the request's start; phases are recorded only by an instrumented pass."""
 
@@ -43,12 +47,12 @@ class Clock:
     def after_commit(self) -> None:
         """Called after each commit, where a clock may stop."""
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str) -> AbstractContextManager[None]:
         """Record the span of a phase of the current round, if instrumented."""
-        if not self.instrumented:
-            yield
-            return
+        return self._span(name) if self.instrumented else _UNRECORDED
+
+    @contextmanager
+    def _span(self, name: str) -> Iterator[None]:
         begin = self.now()
         yield
         self.spans.append((self.round, name, begin, self.now()))
