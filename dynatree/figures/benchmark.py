@@ -26,10 +26,9 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     columns: list[theme.Layers] = []
     for text in texts:
         here = [row | {"words": grammar.number(row["value"])} for row in whole if row["text"] == text]
-        title = alt.TitleParams(text, subtitle=grammar.plural(here[0]["prompts"], "prompt"))
         # Kinds of text differ by so much that on one axis the slower ones would lie on one another.
         axis = ("speedup over transformers' generate (×)", ranking.scale(here))
-        columns.append(ranking.panel(here, methods, axis, WIDTH, title, labelled=len(columns) % ABREAST == 0))
+        columns.append(ranking.panel(here, methods, axis, WIDTH, labelled=len(columns) % ABREAST == 0))
     key = legends.boxes(ranking.KEY, ABREAST * WIDTH + 150)
     return theme.finish(
         alt.vconcat(key, alt.concat(*columns, columns=ABREAST, spacing=24), *_along(rows, texts), spacing=20)

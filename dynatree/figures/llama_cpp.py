@@ -34,8 +34,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
             row | {"words": f"{grammar.number(row['value'])} ({grammar.number(row['throughput'])} tokens/s)"}
             for row in here
         ]
-        title = alt.TitleParams(text, subtitle=grammar.plural(here[0]["prompts"], "prompt"))
-        charts.append(ranking.panel(shown, methods, axis, WIDTH, title, labelled=place % COLUMNS == 0))
+        charts.append(ranking.panel(shown, methods, axis, WIDTH, labelled=place % COLUMNS == 0))
     key = legends.boxes(ranking.KEY, COLUMNS * WIDTH)
     lines = [alt.hconcat(*charts[at : at + COLUMNS], spacing=24) for at in range(0, len(charts), COLUMNS)]
     return theme.finish(alt.vconcat(key, *lines, _costs(tables), spacing=20))

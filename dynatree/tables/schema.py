@@ -109,7 +109,8 @@ TABLES: dict[str, pa.Schema] = {
     ),
     "benchmark": pa.schema(
         [
-            column("text", TEXT, "kind of text: one of `benchmark.texts` in params.yaml"),
+            column("text", TEXT, "name of a kind of text: one of `benchmark.texts` in params.yaml"),
+            column("kind", TEXT, "kind of text: `greedy`, or by what tokens were chosen otherwise"),
             column("dataset", TEXT, "name of the data set, or `all`"),
             column(
                 "method",

@@ -109,6 +109,13 @@ def test_each_kind_of_text_has_its_own_axis_and_a_tick_its_legend() -> None:
     assert scales[0].domain != scales[1].domain
 
 
+@pytest.mark.parametrize("name", ["benchmark", "llama_cpp"])
+def test_a_kind_of_text_is_explained_by_its_name(name: str) -> None:
+    """Guards against panels of "penalised" text that nothing explains, and against greedy text explained as greedy."""
+    drawn = svg(name, synthetic.make())
+    assert "greedy, repetition penalty 1.2; 4 prompts" in drawn and ">4 prompts" in drawn
+
+
 def test_the_legend_names_only_what_is_drawn() -> None:
     """Guards against a key of marks that the figure lacks."""
     assert legends.significance([{"significant": None}]) == [legends.PLAIN]

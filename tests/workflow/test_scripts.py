@@ -258,7 +258,8 @@ def test_another_engine_is_timed_side_by_side(
     monkeypatch.setattr(llama_cpp, "Engine", Engine)
     monkeypatch.setattr(llama_cpp, "DraftEngine", DraftEngine)
     monkeypatch.setattr(draft_gguf, "written", lambda drafter, cache: (drafter, cache))
-    methods, texts = {"autoregressive": {"decoder": "autoregressive"}}, {"greedy": {}, "drawn": {"do_sample": True}}
+    methods = {"autoregressive": {"decoder": "autoregressive"}}
+    texts = {"greedy": {}, "drawn": {"do_sample": True, "top_k": 9}}
     grids = {"lookup": {"draft_tokens": [2, 3], "max_ngram": [4]}, "draft": {"draft_tokens": [5]}}
     asked = "--target models/target --drafter models/drafter --calibration results/calibration --tokens tokens.parquet"
     asked += f" --start body --prompts 2 --prompt-tokens 16 --output-tokens 12 --methods {given(methods)} --repeats 1"
@@ -285,6 +286,8 @@ def test_another_engine_is_timed_side_by_side(
     told = {(row["text"], row["baseline"], row["prompts"]) for row in rows if row["part"] == "whole"}
     assert told == {(text, name, 2) for text in texts for name in ("autoregressive", benchmark.AGAIN, *engines)}
     assert {row["baseline"] for row in rows if row["part"] != "whole"} == set(engines)
+    kinds = {"greedy": "greedy", "drawn": "sampled, temperature 1, top-k 9"}
+    assert {(row["text"], row["kind"]) for row in rows} == {*kinds.items()}
     size = Path("prompts.parquet").stat().st_size
     assert {(row["weight_bytes"], row["dtype"]) for row in rows if row["method"] in engines} == {(size, None)}
     assert {row["dtype"] for row in rows if row["method"] not in engines} == {"float32"}

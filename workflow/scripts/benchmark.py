@@ -190,7 +190,8 @@ def main() -> None:
                 again[method] = files.read_json(path)
             for row in comparison.summary(text, rows, again, theirs or comparison.BASELINES):
                 method = methods.get(row["method"], {})
-                row |= {"settings": settings.write(knobs_of(method)), "edges": edges.get(row["method"])}
+                row |= {"kind": metrics.kind_of_text(given), "settings": settings.write(knobs_of(method))}
+                row |= {"edges": edges.get(row["method"])}
                 row |= {"drafter": folders[method.get("reads", False)]["drafter"].name if drafts(method) else None}
                 table.append(row)
         if ways:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from dynatree.figures.shared import legends, marks, queries, theme
+from dynatree.figures.shared import grammar, legends, marks, queries, theme
 
 STEP = 22
 TICK = "M0,-1V1"
@@ -32,13 +32,16 @@ def panel(
     methods: Sequence[str],
     axis: tuple[str, alt.Scale],
     width: int,
-    title: alt.TitleParams,
     labelled: bool = True,
 ) -> theme.Layers:
     """`rows`, one a method, with their `words`, in the order of `methods`; `axis`: its title and its scale.
 
-    What a dot says: marks.py; methods are named at the left if `labelled`.
+    Above them stands their kind of text, by its name and by how tokens were chosen. What a dot says: marks.py; methods
+    are named at the left if `labelled`.
     """
+    text, kind = rows[0]["text"], rows[0]["kind"]
+    said = [*([kind] if kind != text else []), grammar.plural(rows[0]["prompts"], "prompt")]
+    title = alt.TitleParams(text, subtitle="; ".join(said))
     names = [theme.display(method) for method in methods]
     here = [
         marks.dot(
