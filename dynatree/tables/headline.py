@@ -115,4 +115,6 @@ def sweep(rows: list[Row], knob: str) -> list[Row]:
     for row, own in zip(rows, knobs, strict=True):
         if knob in own and {**own, knob: None} == {**usual, knob: None}:
             line.setdefault(own[knob], []).append(row)
-    return [{knob: value, **point(line[value])} for value in sorted(line)]
+    # A limit that is off is none, and stands behind all numbers.
+    ordered = sorted(line, key=lambda value: (value is None, value))
+    return [{knob: value, **point(line[value])} for value in ordered]

@@ -105,6 +105,17 @@ def test_a_sweep_holds_the_other_knobs_at_their_usual_values() -> None:
     }
 
 
+def test_pruning_that_is_off_stands_behind_its_thresholds() -> None:
+    """Guards against an aggregation that ends in an error after everything was measured."""
+    shapes = [
+        row
+        for speedup, tau in ((1.0, "None"), (3.0, "0.3"), (2.0, "0.1"))
+        for row in rows("dynatree_threshold", [speedup], settings=f"D4_B2_tau{tau}_N8", experiment="tree_shape")
+    ]
+    found = headline.plots(shapes)["threshold"]
+    assert [(row["threshold"], row["speedup"]) for row in found] == [(0.1, 2.0), (0.3, 3.0), (None, 1.0)]
+
+
 def test_without_shapes_of_trees_there_is_no_sweep() -> None:
     """Guards against a lacking file, or an error, where params.yaml compares none or one of them."""
     one = rows("dynatree", [9.0], settings="D63_B4_tau0.1_N63", experiment="tree_shape")
