@@ -20,7 +20,7 @@ SHARES = (0.05, 0.25, 1.0)  # of the legend
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     """Milliseconds by new tokens, a line per format and part; below, shares of rounds. UserError without costs."""
-    context, costs = _curves(tables)
+    contexts, costs = _curves(tables)
     chosen = _chosen(tables)
     least, most = (choose(row["ms"] for row in costs) for choose in (min, max))
     widest = max([row["tokens"] for row in costs] + [row["tokens"] for row in chosen])
@@ -50,8 +50,8 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
         .encode(x=alt.value(WIDTH + 6), y=axis.y, text="dtype:N", color=alt.Color("ink:N", scale=None))
     )
     present = [part for part in PARTS if any(row["part"] == part for row in rows)]
-    entries = [legends.Entry(PARTS[part], theme.PHASES[part], theme.PHASES[part]) for part in present]
-    over = f"Time of a forward after {grammar.plural(context, 'token')}, by format of the weights"
+    entries = [legends.Entry(_label(part, contexts), theme.PHASES[part], theme.PHASES[part]) for part in present]
+    over = f"Time of a forward after {grammar.plural(contexts['verify'], 'token')}, by format of the weights"
     charts: list[theme.Layers | alt.Chart] = [
         alt.layer(lines, base.mark_point(filled=True, size=28, opacity=1), names).properties(title=over)
     ]
@@ -79,13 +79,25 @@ def _size(share: float) -> float:
     return 4 + 416 * share
 
 
-def _curves(tables: Mapping[str, pa.Table]) -> tuple[int, list[queries.Row]]:
-    """The shortest context, and what forwards of lone requests cost after it. UserError without verification."""
+def _label(part: str, contexts: Mapping[str, int]) -> str:
+    """The part's name, and its context where that is not the target's."""
+    own = contexts[part]
+    return PARTS[part] if own == contexts["verify"] else f"{PARTS[part]} (after {grammar.plural(own, 'token')})"
+
+
+def _curves(tables: Mapping[str, pa.Table]) -> tuple[dict[str, int], list[queries.Row]]:
+    """By part the context, the target's shortest and the drafter's nearest to it, whose window may lie below all of the
+    target's; what forwards of lone requests cost after them. UserError without verification.
+    """
     costs = queries.rows(tables, "costs", batch=1)
     if not any(row["part"] == "verify" for row in costs):
         raise UserError(f"no verification costs; parts: {', '.join(sorted({row['part'] for row in costs}))}")
-    context = min(row["context"] for row in costs)
-    return context, [row for row in costs if row["context"] == context]
+    shortest = min(row["context"] for row in costs if row["part"] == "verify")
+    contexts = {
+        part: min((row["context"] for row in costs if row["part"] == part), key=lambda context: abs(context - shortest))
+        for part in dict.fromkeys(row["part"] for row in costs)
+    }
+    return contexts, [row for row in costs if row["context"] == contexts[row["part"]]]
 
 
 def _chosen(tables: Mapping[str, pa.Table]) -> list[queries.Row]:

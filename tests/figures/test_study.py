@@ -97,6 +97,20 @@ def test_latency_names_the_best_of_each_metric() -> None:
     assert "throughput: Fixed tree 9.00" in text and text.count("22% below") == 1
 
 
+def test_costs_after_other_contexts_than_the_drafter_s() -> None:
+    """Guards against a figure without the target's curve where the drafter's window is below all contexts."""
+    window = {64: 16, 512: 96}
+    tables = changed(
+        synthetic.make(),
+        "costs",
+        lambda row: row | ({"context": window[row["context"]]} if row["part"] == "draft" else {}),
+    )
+    drawn = svg("cost_curve", tables)
+    assert "Time of a forward after 64 tokens" in drawn and ">draft level (after 96 tokens)<" in drawn
+    assert ">draft level<" in svg("cost_curve", synthetic.make())
+    assert caption("cost_curve", tables) == caption("cost_curve", synthetic.make())
+
+
 def test_perplexities_tell_flips_and_the_largest_difference() -> None:
     """Guards against outputs that are said to coincide though one does not, and against a method that hides it."""
     tables = synthetic.make(prompts=3, datasets=("wikipedia",))
