@@ -17,7 +17,7 @@ TABLES: tuple[str, ...] = ("phases", "nodes")
 SECTION = "Method"
 SHOWS = "timeline"
 
-SHOWN = ("autoregressive", "linear", "dynatree")
+SHOWN = ("autoregressive", "linear", "dynatree")  # where all of them were recorded; else what was
 LIMIT = 16  # tokens of the first method: what a window lasts
 WIDTH, CELL, BAR = 790, 14, 10
 MOST_ACCEPTED, MOST_REJECTED = 6, 3  # cells of a stack; the last one counts what does not fit
@@ -160,7 +160,8 @@ def passes(tables: Mapping[str, pa.Table]) -> tuple[str, dict[str, list[Round]]]
     no phase, or nothing tells what a method had verified.
     """
     rows = queries.rows(tables, "phases")
-    shown = [row for row in rows if row["method"] in SHOWN] or rows
+    complete = {row["method"] for row in rows}.issuperset(SHOWN)
+    shown = [row for row in rows if row["method"] in SHOWN] if complete else rows
     methods: dict[str, set[str]] = {}
     for row in shown:
         methods.setdefault(row["prompt_id"], set()).add(row["method"])

@@ -29,6 +29,20 @@ def test_the_timeline_shows_new_text_and_a_loop() -> None:
         assert lane.rounds[-1].end - lane.start <= ms * 1.001
 
 
+def test_other_methods_than_the_usual_three_are_shown() -> None:
+    """Guards against passes that are recorded and silently not drawn, and a fourth lane where the three are there."""
+    tables = synthetic.make()
+
+    def added(name: str, method: str, dropped: str = "") -> pa.Table:
+        rows = tables[name].to_pylist()
+        rows += [row | {"method": method} for row in rows if row["method"] == "linear"]
+        return pa.Table.from_pylist([row for row in rows if row["method"] != dropped], schema=TABLES[name])
+
+    for dropped, shown in (("", timeline.SHOWN), ("linear", ("autoregressive", "fixed_tree", "dynatree"))):
+        _, found = timeline.passes({name: added(name, "fixed_tree", dropped) for name in timeline.TABLES})
+        assert tuple(found) == shown
+
+
 def test_a_round_shows_what_was_rejected() -> None:
     """Guards against a timeline of successes: every tree of these passes holds one node that the target refused."""
     tables = synthetic.make()
