@@ -132,6 +132,24 @@ def test_perplexities_tell_flips_and_the_largest_difference() -> None:
         caption("perplexity", changed(tables, "runs", lambda row: row if row["method"] == "linear" else None))
 
 
+def test_perplexities_of_what_is_not_compared_are_shown_apart() -> None:
+    """Guards against an error, or outputs that are counted as other ones, where a headline method is not audited."""
+    tables = synthetic.make(prompts=3, datasets=("wikipedia",))
+
+    def unknown(*methods: str) -> dict[str, pa.Table]:
+        same, apart = {"identical": True, "flips": 0, "perplexity": 2.0}, {"identical": None, "flips": None}
+        return changed(tables, "runs", lambda row: row | same | (apart if row["method"] in methods else {}))
+
+    told, drawn = caption("perplexity", unknown("assisted")), svg("perplexity", unknown("assisted"))
+    assert "15 of 15 outputs (3 prompts)" in told and "Not compared token for token: Assisted (HF)." in told
+    assert "Of the 15 pairs without a flip" in told or "All perplexities coincide." in told
+    # The line of the method, and the legend.
+    assert drawn.count(">not compared<") == 2 and drawn.count(">3 of 3 identical<") == 5
+    assert "not compared" not in svg("perplexity", unknown())
+    none = unknown(*synthetic.METHODS[1:])
+    assert caption("perplexity", none).startswith("Not compared token for token: ") and svg("perplexity", none)
+
+
 def test_chains_stand_beside_the_headline_where_they_ran_alike() -> None:
     """Guards against chains that fall out, and against counts of shorter outputs ranked among those of longer ones."""
     alike, apart = synthetic.make(datasets=("wikipedia",)), synthetic.make(datasets=("wikipedia",), few=True)
