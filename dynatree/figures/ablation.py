@@ -93,7 +93,7 @@ def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
     runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
     rows = [row for row in found if row["method"] != queries.AUTOREGRESSIVE and row["value"] is not None]
     blocks = []
-    for place, here in queries.places(rows, "prompt_tokens", "batch"):
+    for place, here in queries.places(rows, "prompt_tokens", "batch", "dtype"):
         for method, title in BLOCKS.items():
             variants = [row for row in here if row["method"] == method]
             if not variants:

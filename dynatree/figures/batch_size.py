@@ -14,6 +14,7 @@ TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
 
 EXPERIMENT = "batch_size"
+APART = ("prompt_tokens", "dtype")  # what an experiment may vary besides
 METRICS = {
     "throughput": "tokens/s of the whole batch",
     "speedup": "speedup at that size (×)",
@@ -33,7 +34,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     )
     lines: list[alt.HConcatChart] = []
     singles: list[queries.Row] = []
-    for title, here in queries.places(every):
+    for title, here in queries.places(every, *APART):
         both = []
         for metric, rows in found.items():
             shown = [row for row in here if row["metric"] == metric]
@@ -56,7 +57,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     found = _found(tables)
     rows = [row for rows in found.values() for row in rows]
     lists = []
-    for title, here in queries.places(rows):
+    for title, here in queries.places(rows, *APART):
         ratios = [row for row in here if row["metric"] == "speedup"]
         own = [[row for row in ratios if row["label"] == label] for label in dict.fromkeys(r["label"] for r in ratios)]
         gains = [_gain(title, line) for line in sorted(own, key=lambda line: -line[0]["value"])]

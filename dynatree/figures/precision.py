@@ -11,6 +11,7 @@ TABLES: tuple[str, ...] = ("summary", "runs", "perplexity")
 SECTION = "Speed"
 
 EXPERIMENT = "precision"
+APART = ("prompt_tokens", "batch")  # what an experiment may vary besides
 METRICS = {"throughput": "tokens/s", "speedup": "speedup in that format (×)"}
 # From the most bits to the fewest.
 ORDER = ("float64", "float32", "bfloat16", "float16", "int8", "int4")
@@ -24,7 +25,7 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     formats = _formats(every)
     lines: list[alt.HConcatChart] = []
     singles: list[queries.Row] = []
-    for title, here in queries.places(every):
+    for title, here in queries.places(every, *APART):
         both, words = [], [[dtype, *_of_text(tables, here[0]["dataset"], dtype)] for dtype in formats]
         x = alt.X(
             "x:Q",
@@ -72,7 +73,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     found = _found(tables)
     rows = [row for part in found.values() for row in part]
     parts = []
-    for title, here in queries.places(rows):
+    for title, here in queries.places(rows, *APART):
         clauses = []
         for dtype in _formats(here):
             own = [row for row in here if row["dtype"] == dtype]

@@ -11,6 +11,7 @@ TABLES: tuple[str, ...] = ("summary", "runs")
 SECTION = "Speed"
 
 EXPERIMENT = "prompt_length"
+APART = ("batch", "dtype")  # what an experiment may vary besides
 METRICS = {"speedup": "speedup (×)", "tpot_ms": "ms per later token", "ttft_ms": "ms to the first token"}
 SIZE = (270, 150)
 
@@ -23,16 +24,15 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     x = axes.lengths("prompt tokens", ticks)
     columns: list[alt.VConcatChart] = []
     singles: list[queries.Row] = []
-    for title, here in queries.places(every):
+    for title, here in queries.places(every, *APART):
         stacked = []
         for metric, rows in found.items():
             shown = [row for row in here if row["metric"] == metric]
             if shown:
                 speedup = metric == "speedup"
-                every_one = marks.singles(rows, tables)
-                axis = axes.values(METRICS[metric], [*rows, *every_one], one=speedup, log=not speedup)
+                axis = axes.values(METRICS[metric], [*rows, *marks.singles(rows, tables)], one=speedup, log=not speedup)
                 head = f"{title} ({captions.prompts(shown)})" if speedup else ""
-                singles += (own := [row for row in every_one if row["dataset"] == here[0]["dataset"]])
+                singles += (own := marks.singles(shown, tables))
                 placed = axes.beside([*shown, *own], ticks, SIZE[0])
                 points, small = placed[: len(shown)], placed[len(shown) :]
                 stacked.append(panels.lines(points, x, axis, SIZE, title=head, one=speedup, singles=small))
@@ -52,7 +52,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     found = queries.along(tables, EXPERIMENT, METRICS, "prompt_tokens")
     names = {(row["method"], row["settings"]): row["label"] for rows in found.values() for row in rows}
     lists = []
-    for title, here in queries.places([row for rows in found.values() for row in rows]):
+    for title, here in queries.places([row for rows in found.values() for row in rows], *APART):
         ratios = [row for row in here if row["metric"] == "speedup"]
         along = captions.fastest_along(ratios, names, "prompt tokens", title)
         growth = _growth([row for row in here if row["metric"] == "tpot_ms"], names)

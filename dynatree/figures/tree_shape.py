@@ -102,7 +102,7 @@ def _found(tables: Mapping[str, pa.Table]) -> list[Shapes]:
         if row["method"] != queries.AUTOREGRESSIVE and row["value"] is not None
     ]
     result = []
-    for title, here in queries.places(rows, "prompt_tokens", "batch"):
+    for title, here in queries.places(rows, "prompt_tokens", "batch", "dtype"):
         count = Counter(row["method"] for row in here)
         method = max(theme.ordered(count), key=lambda name: count[name])
         swept = [row for row in here if row["method"] == method]

@@ -159,6 +159,47 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     assert "Fastest of DynaTree and its variants: DynaTree." in caption
 
 
+def test_a_difference_is_taken_within_a_format() -> None:
+    """Guards against runs of one format that take the place of another's on the same prompt."""
+    prompts = [1.0 + place / 2 for place in range(10)]
+    found: dict[str, list[Row]] = {"summary": [], "runs": []}
+    for dtype, kept in (("float32", 0.9), ("int8", 0.5)):
+        less = [kept * value for value in prompts]
+        tables = ablated({("dynatree", "D63"): prompts, ("without_lookup", "D63"): less})
+        for name, rows in found.items():
+            rows += [row | {"dtype": dtype} for row in tables[name].to_pylist()]
+    caption = figure("ablation").caption({name: table(name, rows) for name, rows in found.items()})
+    assert all(f"Without lookup, \u2212{change} % [" in caption for change in (10, 50))
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "other", "said"),
+    [
+        ("ablation", "dtype", "int8", "gutenberg, dtype int8"),
+        ("tree_shape", "dtype", "int8", "gutenberg, dtype int8"),
+        ("prompt_length", "dtype", "int8", "gutenberg, dtype int8"),
+        ("prompt_length", "batch", 4, "gutenberg, batch 4"),
+        ("batch_size", "dtype", "int8", "gutenberg, dtype int8"),
+        ("batch_size", "prompt_tokens", 500, "gutenberg, prompt tokens 500"),
+        ("precision", "batch", 4, "gutenberg, batch 4"),
+    ],
+)
+def test_other_conditions_have_panels_of_their_own(name: str, column: str, other: Any, said: str) -> None:
+    """Guards against formats, batches or lengths that are drawn, and told, as one."""
+    tables = dict(synthetic.make())
+    drawn = texts(figure(name).draw(tables))
+    assert said not in drawn
+    for part in ("summary", "runs"):
+        rows = tables[part].to_pylist()
+        own = [row for row in rows if row["experiment"] == name]
+        # Synthetic rows need not say their format.
+        added = [row | {column: row[column] or "float32"} for row in own] + [row | {column: other} for row in own]
+        tables[part] = table(part, [*(row for row in rows if row["experiment"] != name), *added])
+    both = texts(figure(name).draw(tables))
+    assert said in both and both.count("line mark") == 2 * drawn.count("line mark")
+    assert figure(name).caption(tables)
+
+
 @pytest.mark.parametrize("backwards", [False, True])
 def test_the_full_variant_is_found_whatever_the_order(backwards: bool) -> None:
     """Guards against taking the first settings of the table for the full method."""

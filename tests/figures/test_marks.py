@@ -66,7 +66,7 @@ def test_a_heat_map_shows_no_structure_that_chance_can_make() -> None:
         rows, runs = [], []
         for place, cell in enumerate(cells):
             key = {"experiment": "tree_shape", "method": "m", "settings": f"D{cell['D']}_B{cell['B']}", "dataset": "d"}
-            key |= {"prompt_tokens": 1, "batch": 1}
+            key |= {"prompt_tokens": 1, "batch": 1, "dtype": "float32"}
             rows.append(key | {"knobs": {"D": cell["D"], "B": cell["B"]}, "value": cell["value"]})
             for prompt in range(16):
                 stray = 1 + noise if prompt >> place & 1 else 1 - noise

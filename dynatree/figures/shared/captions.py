@@ -81,11 +81,10 @@ def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) ->
 
 def _of(row: queries.Row, runs: Sequence[queries.Row]) -> dict[tuple[str, int], queries.Row]:
     """The runs by (prompt, repeat) that a row of `summary` is the mean of."""
-    same = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch")
     return {
         (run["prompt_id"], run["repeat"]): run
         for run in runs
-        if run["speedup"] is not None and all(run[name] == row[name] for name in same)
+        if run["speedup"] is not None and all(run[name] == row[name] for name in queries.SAME)
     }
 
 

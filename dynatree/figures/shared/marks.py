@@ -12,8 +12,6 @@ from dynatree.figures.shared import queries, theme
 from dynatree.tables import bootstrap
 
 COMPARED, PLAIN, SINGLE = 60, 26, 12  # square pixels
-# Which runs a row of `summary` is the mean of.
-_SAME = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch", "dtype")
 
 
 def dot(row: queries.Row, tone: str) -> queries.Row:
@@ -42,7 +40,7 @@ def singles(rows: Sequence[queries.Row], tables: Mapping[str, pa.Table]) -> list
         row | {"value": run[row["metric"]], "low": None, "high": None}
         for row in few
         for run in runs
-        if run[row["metric"]] is not None and all(run[name] == row[name] for name in _SAME)
+        if run[row["metric"]] is not None and all(run[name] == row[name] for name in queries.SAME)
     ]
 
 

@@ -17,6 +17,8 @@ AGAIN = "autoregressive_again"
 UNDRAFTED = (AUTOREGRESSIVE, AGAIN, "transformers", "transformers_torch")
 # Parts of an output by kind of text.
 KINDS = ("loops", "new text")
+# Which runs a row of `summary` is the mean of.
+SAME = ("experiment", "method", "settings", "dataset", "prompt_tokens", "batch", "dtype")
 # Which round of which run a node's tree was verified in.
 _TREE = ("method", "settings", "dataset", "prompt_id", "repeat", "round")
 
