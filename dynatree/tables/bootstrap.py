@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 RESAMPLES = 2000
 MINIMUM_PROMPTS = 10
@@ -30,13 +31,13 @@ def median(values: Sequence[float]) -> float:
 
 
 def interval(
-    values: Sequence[float], groups: Sequence[str], geometric: bool, level: float = 0.95
+    values: Sequence[float], groups: Sequence[str] | Sequence[tuple[str, str]], geometric: bool, level: float = 0.95
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean, drawing whole `groups`; None of fewer than MINIMUM_GROUPS.
 
     Efron & Tibshirani 1993, chapter 13; seeded, so that equal input gives equal intervals.
     """
-    by_group: dict[str, list[float]] = {}
+    by_group: dict[Any, list[float]] = {}
     for value, group in zip(values, groups, strict=True):
         by_group.setdefault(group, []).append(math.log(value) if geometric else value)
     drawn = [by_group[name] for name in sorted(by_group)]

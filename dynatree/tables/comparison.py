@@ -58,7 +58,8 @@ def _compared(own: Sequence[Row], other: Sequence[Row], part: str, usual: float)
     if not both:
         return None
     ratios = [row["speeds"][part] / baseline[row["prompt_id"]][part] for row in both]
-    documents = [row["document_id"] for row in both]
+    # Two data sets may call documents alike.
+    documents = [(row["document_id"], row["dataset"]) for row in both]
     ends = bootstrap.interval(ratios, documents, geometric=True)
     return {
         "part": part,

@@ -11,7 +11,7 @@ from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import benchmark
 from dynatree.measuring.clock import StepSampler
-from dynatree.tables import comparison
+from dynatree.tables import bootstrap, comparison
 from dynatree.tables.schema import TABLES
 from tests import models
 from tests.conftest import Build, Drafts
@@ -82,6 +82,24 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Drafts) -> None:
     assert chain["autoregressive"]["value"] == pytest.approx(4) and chain["transformers"]["worst"] == pytest.approx(8)
     assert not chain["autoregressive"]["significant"]
     assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
+
+
+def test_documents_of_two_data_sets_may_have_one_name() -> None:
+    """Guards against intervals over all data sets that draw documents of one name together."""
+    rows = [
+        {"method": method, "prompt_id": f"{dataset}/{name}", "document_id": str(name), "dataset": dataset}
+        | {"output_ids": [1, 2], "repetition": 0.5, "identical": True, "references": [1.0, 1.0]}
+        | {"seconds": seconds, "emitted": [1, 1], "commits": [seconds / 2, seconds]}
+        for dataset in ("d", "e")
+        for name in range(bootstrap.MINIMUM_GROUPS // 2)
+        for method, seconds in (("autoregressive", 2.0), ("chain", 1.0 + name))
+    ]
+    table = comparison.summary("greedy", rows, {})
+    found = [
+        row for row in table if (row["method"], row["baseline"], row["part"]) == ("chain", "autoregressive", "whole")
+    ]
+    documents = {row["dataset"]: (row["documents"], row["low"] is None) for row in found}
+    assert documents == {"d": (3, True), "e": (3, True), "all": (6, False)}
 
 
 def test_the_slowest_prompt_is_told_in_plain_steps_and_timed_again_by_turns(target: Build, drafter: Drafts) -> None:
