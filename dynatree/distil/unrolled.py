@@ -61,5 +61,6 @@ def drafted(drafter: DraftModel, target: LanguageModel, tokens: Tensor, levels: 
     if drafter.fusion is None:
         return [model(input_ids=ids, use_cache=False).logits[0][:, vocabulary].float()]
     states = target.states(tokens, drafter.reads).to(drafter.device)
-    hidden = unrolled(model, drafter.fusion, ids, states[None], levels)
+    # Where the model is: what its forwards read by is a copy.
+    hidden = unrolled(model, drafter.fusion.to(drafter.device), ids, states[None], levels)
     return [model.get_output_embeddings()(one[0])[:, vocabulary].float() for one in hidden]

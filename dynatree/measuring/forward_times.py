@@ -179,7 +179,7 @@ def _timed(model: LanguageModel, steps: Sequence[Callable[[], None]]) -> float:
 def _level(drafter: DraftModel, caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
     tokens = torch.arange(n) % drafter.vocabulary_size
-    own = torch.ones(n, drafter.fusion.width) if drafter.fusion else None
+    own = torch.ones(n, drafter.fusion.width, device=drafter.device) if drafter.fusion else None
     feeds = [Feed(tokens, cache, states=own) for cache in caches]
     drafter.draft_batch(feeds)
     for cache, length in zip(caches, lengths, strict=True):
@@ -192,7 +192,8 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     drafted, cache = drafter.new_caches(1)[0], drafter.new_caches(1)[0]
     draft, committed = Draft(drafter, drafted, plain), [0] * context
     # As much as the target would give.
-    states = torch.ones(context, len(drafter.reads) * drafter.fusion.width) if drafter.fusion else NO_STATES
+    width = len(drafter.reads) * drafter.fusion.width if drafter.fusion else 0
+    states = torch.ones(context, width, device=drafter.device) if width else NO_STATES
     draft.begin(states)
     drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
 

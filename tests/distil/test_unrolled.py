@@ -6,7 +6,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dynatree.distil.student import add_fusion, shrink
+from dynatree.distil.unrolled import drafted as unrolled_text
 from dynatree.distil.unrolled import unrolled
+from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.layers import reading
 from tests import models
 
@@ -60,6 +62,16 @@ def test_every_level_is_what_decoding_drafts(pair: tuple[PreTrainedModel, PreTra
             for level, one in enumerate(drafted(drafter, tokens[row], states[row], last), 1):
                 # Level j of this draft stands at position last + j - 1, the (last - 1)th of its rows.
                 torch.testing.assert_close(hidden[level - 1][row, last - 1], one, atol=2e-5, rtol=1e-4)
+
+
+def test_a_draft_is_made_where_the_model_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a report on a GPU that fuses states by weights that stayed on the CPU."""
+    target = models.language_model()
+    drafter = models.reading(target)
+    monkeypatch.setattr(DraftModel, "device", torch.device("meta"))
+    drafter.language_model.model.to("meta")
+    (logits,) = unrolled_text(drafter, target, torch.arange(LENGTH), 1)
+    assert logits.device.type == "meta" and logits.shape == (LENGTH - 1, models.VOCABULARY)
 
 
 def test_states_are_read_behind_the_layers_named(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

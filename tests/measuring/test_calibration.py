@@ -432,6 +432,27 @@ def test_costs_are_measured_up_to_the_drafters_last_position(target: Build) -> N
     assert table.draft is not None and table.draft.contexts == [18]
 
 
+def test_states_are_made_where_the_drafter_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a calibration on a GPU that feeds a drafter that reads from the CPU."""
+    there, found = torch.device("meta"), []
+
+    class Begun(Exception):
+        """All that is wanted is known."""
+
+    def begun(_: Any, states: torch.Tensor) -> None:
+        found.append(states.device)
+        raise Begun
+
+    reading = models.reading(models.language_model())
+    monkeypatch.setattr(DraftModel, "device", there)
+    monkeypatch.setattr(DraftModel, "draft_batch", lambda _, feeds: found.extend(feed.states.device for feed in feeds))
+    monkeypatch.setattr(Draft, "begin", begun)
+    forward_times._level(reading, reading.new_caches(2), 3)
+    with pytest.raises(Begun):
+        forward_times._handling(reading, 4, 1)
+    assert found == [there] * 3
+
+
 def test_rates_are_those_of_the_kind_of_text() -> None:
     """Guards expectations of greedy text where text is drawn or processed, and a field that one kind lacks."""
     drawn = [
