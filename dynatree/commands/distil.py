@@ -17,6 +17,8 @@ from dynatree.errors import UserError
 from dynatree.files import features_of
 from dynatree.study import params
 
+# Options that a trained part makes no use of.
+_OF_TRAINING = ("start", "recipe", "set", "work", "seed", "device")
 _PIECE = 4096  # tokens; a file is cut so that some of it can be held out
 
 _DESCRIPTION = """\
@@ -55,8 +57,8 @@ def register(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="a key of the recipe, as layers=[0]"
     )
     parser.add_argument("--work", type=Path, metavar="FOLDER", help="labels and checkpoints (default: OUT.work)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--seed", type=int, metavar="N", help="of text, labels and training (default: 0)")
+    parser.add_argument("--device", help="cpu (default) or cuda")
     options.threads(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))
     return parser
@@ -87,9 +89,10 @@ def recipe(values: dict[str, Any], assignments: list[str]) -> Any:
 
 def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params], Path]) -> None:
     known = params.read()
-    chosen = recipe(_named(known, arguments.recipe or known.pair), arguments.set)
-    if arguments.start and arguments.part:
-        raise UserError("--start: begins a training, and with --part nothing is trained; leave one of them out")
+    given = [name for name in _OF_TRAINING if getattr(arguments, name) not in (None, [])]
+    if arguments.part and given:
+        raise UserError(f"--{given[0]}: is of a training, and with --part nothing is trained; leave one of them out")
+    chosen: Any = None if arguments.part else recipe(_named(known, arguments.recipe or known.pair), arguments.set)
     check_texts(arguments.text or [])
     check_out(arguments.out, folder=True)
     folder = find_model(arguments.target, known)
@@ -108,8 +111,8 @@ def _run(arguments: argparse.Namespace, find_model: Callable[[str, params.Params
         datasets = {path.stem or path.name: _pieces(path, folder) for path in arguments.text}
         work = arguments.work or arguments.out.with_name(f"{arguments.out.name}.work")
         command = shlex.join(["dynatree", *sys.argv[1:]])
-        keys = {"seed": arguments.seed, "work": work, "device": arguments.device, "start": arguments.start}
-        trained = make(folder, datasets, chosen, command=command, **keys)
+        keys = {"seed": arguments.seed or 0, "work": work, "device": arguments.device or "cpu"}
+        trained = make(folder, datasets, chosen, command=command, start=arguments.start, **keys)
     part.assemble(trained, folder, arguments.out)
     print(f"{arguments.out}: a drafter for {arguments.target}; its trained part is in {trained}", file=sys.stderr)
 

@@ -10,6 +10,7 @@ from dynatree import files
 from dynatree.commands import cli
 from dynatree.commands.distil import recipe
 from dynatree.errors import UserError
+from dynatree.study import params
 from tests.distil.worlds import target_folder
 
 SMALL = ("layers=[0]", "vocabulary=200", "tokens=256", "length=16", "labels.tokens=300", "labels.rows=4")
@@ -79,6 +80,12 @@ def test_text_becomes_a_drafter_and_a_report(folder: Path, capsys: pytest.Captur
         (["--text", "corpus", "--recipe", "nobody"], "--recipe: no 'nobody'; choose one of smollm2, "),
         (["--text", "corpus", "--recipe", "pythia-2.8b"], "is of kind hub; choose one that is trained"),
         (["--part", "corpus"], "corpus: no record.json"),
+        (["--part", "corpus", "--start", "corpus"], "--start: is of a training, and with --part nothing is trained"),
+        (["--part", "corpus", "--recipe", "smollm2"], "--recipe: is of a training"),
+        (["--part", "corpus", "--set", "layers=[0]"], "--set: is of a training"),
+        (["--part", "corpus", "--work", "corpus"], "--work: is of a training"),
+        (["--part", "corpus", "--seed", "0"], "--seed: is of a training"),
+        (["--part", "corpus", "--device", "cpu"], "--device: is of a training"),
     ],
 )
 def test_bad_arguments_are_named(
@@ -88,6 +95,15 @@ def test_bad_arguments_are_named(
     with pytest.raises(SystemExit):
         run(capsys, "distil", "--target", "target", "--out", "drafter", *arguments)
     assert said in capsys.readouterr().err
+
+
+def test_a_part_wants_no_recipe(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a part that is refused since the pair of params.yaml has a drafter that is not trained."""
+    text = params.default_path().read_text(encoding="utf-8")
+    (folder / "params.yaml").write_text(re.sub("(?m)^pair: smollm2", "pair: pythia-2.8b", text), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        run(capsys, "distil", "--target", "target", "--out", "drafter", "--part", "corpus")
+    assert "corpus: no record.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
