@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dynatree import files
+from dynatree import code_checksums, files
 from dynatree.data.splits import TUNING, SplitDocument
 from dynatree.distil import context, labels, part
 from dynatree.distil.dialogue import template
@@ -24,6 +24,13 @@ from dynatree.engine.tokenizer import require_tokenizer
 from dynatree.errors import UserError
 from dynatree.version import __version__
 
+# The code, below the package, that makes labels, and that trains on them: what another version of it left in a work
+# folder is not taken up.
+LABELLING = ("distil/dialogue.py", "distil/labels.py", "distil/text.py")
+TRAINING = (
+    *("distil/context.py", "distil/make.py", "distil/student.py", "distil/training.py", "distil/unrolled.py"),
+    *("engine/context.py", "engine/fusion.py", "engine/successors.py"),
+)
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
 
 
@@ -45,8 +52,9 @@ def make(
     part's gives it other text and labels.
 
     A run that was stopped, even killed, goes on in the same `work` folder and ends with the same weights; each recipe,
-    seed, target, text and start has its own folder in there. Raises UserError for an unknown architecture, missing
-    layers, too little text, or a start of another target, other layers, states or another size of vocabulary.
+    seed, target, text, start and version of the code has its own folder in there. Labels lie apart: they depend neither
+    on the start nor on the code that trains. Raises UserError for an unknown architecture, missing layers, too little
+    text, or a start of another target, other layers, states or another size of vocabulary.
     """
     _, place = checkpoint.resolve(recipe.dtype, device)
     text = collect(datasets, recipe.mix, recipe.held_out_share, seed)
@@ -58,10 +66,13 @@ def make(
         "seed": seed,
         "target": {"sha256": part.values_sha256(target)},
         "data": _describe(text),
+        "code": {"labels": _code(LABELLING)},
     }
+    of_labels = dict(identity)
+    identity["code"] = {**identity["code"], "training": _code(TRAINING)}
     if start is not None:
         identity["start"] = part.check_start(start, recipe, identity["target"]["sha256"])
-    work = _own_folder(work, identity)
+    own = _own_folder(work, identity)
     drafter: Any = shrink(target, recipe.layers, recipe.norm_scale)
     if recipe.reads:
         add_fusion(drafter, target, recipe.reads)
@@ -74,18 +85,18 @@ def make(
     embedding = target.get_input_embeddings().weight.detach().float().cpu().clone() if asked else None
     teacher = target.to(place, getattr(torch, recipe.dtype))
     watch = _watch(teacher, drafter, text, recipe, order, seed)
-    training = Training(drafter, recipe, text, order, work, seed, watch, checkpoint_steps, start is None)
+    training = Training(drafter, recipe, text, order, own, seed, watch, checkpoint_steps, start is None)
     training.on_text()
     labelled, labelling, table = 0, 0.0, None
     in_context: dict[str, Any] = {}
     if recipe.labels:
-        folder = work / "labels"
+        folder = _own_folder(work, of_labels) / "labels"
         shards = labels.write_shards(teacher, text, recipe.labels, recipe.length, folder, seed, reads, chat)
         training.on_labels(shards)
         if recipe.labels.successors:
             table = labels.successors_of(shards, len(order), recipe.labels.successors)
             if asked and embedding is not None:
-                learning = context.Training(asked, table, embedding, shards, work, seed)
+                learning = context.Training(asked, table, embedding, shards, own, seed)
                 table = table._replace(context=learning.run())
                 generator = torch.Generator().manual_seed(seed + 7)
                 rows = _held_out(teacher, text, recipe.length, reads, generator)
@@ -102,8 +113,8 @@ def make(
         **({"context": in_context} if in_context else {}),
         "versions": {"dynatree": __version__, **describe_machine(recipe.dtype, device)},
     }
-    part.write(drafter, order[: recipe.vocabulary].tolist(), record, work / "part", table)
-    return work / "part"
+    part.write(drafter, order[: recipe.vocabulary].tolist(), record, own / "part", table)
+    return own / "part"
 
 
 def _labelled_with(recipe: Recipe, target: PreTrainedModel) -> tuple[int, ...]:
@@ -138,8 +149,13 @@ def _describe(text: TrainingText) -> dict[str, Any]:
     return found
 
 
+def _code(paths: Sequence[str]) -> str:
+    """SHA-256 of these files of the package, without comments and docstrings."""
+    return hashlib.sha256("".join(code_checksums.checksum(files.PACKAGE / path) for path in paths).encode()).hexdigest()
+
+
 def _own_folder(work: Path, identity: dict[str, Any]) -> Path:
-    """The folder below `work` for exactly this training; `identity.json` in it says which."""
+    """The folder below `work` for exactly this training, or these labels; `identity.json` in it says which."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     files.write_json(work / digest[:12] / "identity.json", identity)
     return work / digest[:12]

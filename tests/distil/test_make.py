@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from dynatree import files
+from dynatree import code_checksums, files
 from dynatree.data.splits import EVALUATION
 from dynatree.distil import labels, part
-from dynatree.distil.make import make
+from dynatree.distil.make import LABELLING, TRAINING, make
 from dynatree.distil.recipe import Recipe
 from dynatree.engine import checkpoint, successors
 from dynatree.errors import UserError
@@ -69,7 +69,7 @@ def test_a_part_with_its_target_is_a_checkpoint(target: Path, made: Path, tmp_pa
         assert torch.equal(state[name], value.float())
     assert drafter.config.draft_window == recipe().length
     table = successors.load(made / files.SUCCESSORS, len(original.get_input_embeddings().weight))
-    shards = sorted((made.parent / "labels").iterdir())
+    shards = sorted(made.parent.parent.glob("*/labels/*"))
     counted = labels.successors_of(shards, len(table.ids), recipe().labels.successors)
     assert (table.ids == counted.ids).all()
     loaded = checkpoint.load_drafter(tmp_path / "drafter")
@@ -188,6 +188,40 @@ def test_the_work_of_another_recipe_is_not_mixed_in(target: Path, made: Path) ->
     assert other != made
     assert files.sha256(other / part.LAYERS) != files.sha256(made / part.LAYERS)
     assert make(target, DATASETS, recipe(), seed=0, work=target.parent / "work") == made
+
+
+def test_changed_code_trains_anew(target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against the weights of an earlier version in silence, and against labels that cost hours made again."""
+
+    def train() -> tuple[Path, set[tuple[Path, int]]]:
+        folder = make(target, DATASETS, recipe(), seed=0, work=tmp_path)
+        return folder, {(path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/labels/*")}
+
+    def change(name: str) -> None:
+        checksum = code_checksums.checksum
+        monkeypatch.setattr(
+            code_checksums, "checksum", lambda path: checksum(path) + ("changed" if path.name == name else "")
+        )
+
+    first, labelled = train()
+    change("report.py")  # which trains nothing
+    assert train() == (first, labelled)
+    change("training.py")
+    second, kept = train()
+    assert second != first and kept == labelled
+    change("labels.py")
+    third, anew = train()
+    assert third not in (first, second) and anew > labelled
+    assert files.sha256(third / part.LAYERS) == files.sha256(first / part.LAYERS)
+
+
+def test_all_code_that_trains_counts() -> None:
+    """Guards against a module that training begins to use and whose changes nobody notices."""
+    used = code_checksums.Checkout(files.PACKAGE.parent).used("dynatree/distil/make.py")
+    distil = {path.removeprefix("dynatree/") for path in used if path.startswith("dynatree/distil/")}
+    counted = {*LABELLING, *TRAINING}
+    # The recipe's values are told by themselves; what writes a part changes no weight.
+    assert {path for path in counted if path.startswith("distil/")} == distil - {"distil/recipe.py", "distil/part.py"}
 
 
 # Architecture and kind have nothing to do with each other there: each is in one of the two.
