@@ -42,7 +42,8 @@ def follow(target: LanguageModel, texts: Mapping[str, Tensor], tokens: int, leng
     """The target's choices along each text and along greedy continuations of it: all that a report asks the target.
 
     `texts` are token ids [n] by name; up to `tokens` of each are read, in rows of `length` spread over it, and as many
-    in prompts of half that length. Raises UserError for a text too short.
+    in prompts of half that length. By torch's weights: of a target in int8 or int4 those before it is quantised. Raises
+    UserError for a text too short.
     """
     found = {}
     for name, text in texts.items():

@@ -58,7 +58,7 @@ def _agreement(rows: list[queries.Row], height: int) -> theme.Layers:
     rules = spans.mark_rule(color=theme.QUIET).encode(x=x, x2="high:Q")
     least = spans.mark_text(align="right", dx=-9, color=theme.INK).encode(x=x, text="least:N")
     most = spans.mark_text(align="left", dx=9, color=theme.INK).encode(x=alt.X("high:Q", scale=scale), text="most:N")
-    title = "Agreement with the target's greedy choice"
+    title = alt.TitleParams("Agreement with the target's greedy choice", subtitle="both models before any quantisation")
     return alt.layer(rules, least, most, dots).properties(width=WIDTH, height=height, title=title)
 
 
@@ -82,8 +82,9 @@ def _speeds(rows: list[queries.Row]) -> theme.Layers:
         color=alt.Color("like:N", scale=theme.colour_scale(methods), legend=None),
         shape=alt.Shape("dataset:N", scale=shapes, legend=alt.Legend(title=None, orient="top")),
     )
+    title = alt.TitleParams("Simulated speed by this machine's costs", subtitle="and by that agreement")
     return alt.layer(one, dots, *placement.numbers(rows, x, y, 9, value="speedup")).properties(
-        width=WIDTH, height=alt.Step(STEP), title="Simulated speed by this machine's costs"
+        width=WIDTH, height=alt.Step(STEP), title=title
     )
 
 

@@ -179,6 +179,12 @@ def test_the_drafter_figure_says_what_is_fastest() -> None:
     assert "slower than autoregressive" not in won + lost
 
 
+def test_the_drafter_figure_says_whose_weights_agree() -> None:
+    """Guards against agreement that is taken for that of the quantised models, whose costs stand beside it."""
+    drawn = drawing(plugins.load("figures", "drafter"))
+    assert ">both models before any quantisation<" in drawn and ">and by that agreement<" in drawn
+
+
 def test_settings_names_are_read_back() -> None:
     """Guards against losing a knob whose name holds an underscore or whose value is null."""
     read = queries.knobs("D8_B3_tau0.03_NNone_draft_vocabulary8192_lookupFalse_rate1e-05")
