@@ -47,6 +47,8 @@ class _Before:
 
     def __init__(self, model: PreTrainedModel):
         self.holders: WeakSet[LanguageModel] = WeakSet()
+        # Packed layers have no weights to be told by.
+        self.fingerprint = fingerprint(model)
         self._attention = model.config._attn_implementation
         # Names: the modules would keep the model alive.
         self._training = {name for name, module in model.named_modules() if module.training}
@@ -88,14 +90,15 @@ class LanguageModel:
         format: str | None = None,
     ):
         refuse_unsupported(model, name)
-        _before.setdefault(model, _Before(model)).holders.add(self)
+        before = _before.get(model) or _before.setdefault(model, _Before(model))
+        before.holders.add(self)
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.name = name
         self._counted = _Count()
         self._lock = RLock()
         self._hook = model.register_forward_pre_hook(self._counted.one_more)
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = before.fingerprint
         self.exact = ROUNDING
         try:
             self._set_up(model, packed, rounded, restorable, format)
@@ -140,8 +143,15 @@ class LanguageModel:
         return self._counted.forwards
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within, the model is the calling thread's alone: its forwards share their buffers, and what is set for one
+        generation is seen by no other."""
+        with self._lock:
+            yield
+
+    @contextmanager
     def threads(self) -> Iterator[None]:
-        """Within, the model is the calling thread's alone: its forwards share their buffers.
+        """As `alone`, with the threads that its forwards want.
 
         Torch has one thread where a graph has the cores: its others would spin, for milliseconds a step.
         """
@@ -208,15 +218,22 @@ class LanguageModel:
                     layer.weight = theirs
 
     @property
+    def _config(self) -> Any:
+        """Of the text, where the model also takes images or the like."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
     def context_limit(self) -> int | None:
         """Most positions the model was made for; None if it does not say."""
-        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        limit: int | None = getattr(self._config, "max_position_embeddings", None)
         return limit
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """Token ids that end an output, as transformers' `generate` would take them."""
-        ids = getattr(self.model.generation_config, "eos_token_id", None)
+        # Not that of a generation by transformers that another thread is in.
+        with self.alone():
+            ids = getattr(self.model.generation_config, "eos_token_id", None)
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
     def prepare(self, requests: int = 1) -> None:
@@ -306,7 +323,7 @@ class LanguageModel:
             raise UserError(
                 f"prompt: token id {wrong} is outside {self.name}'s vocabulary 0..{self.vocabulary_size - 1}"
             )
-        if getattr(self.model.config, "rope_parameters", None):
+        if getattr(self._config, "rope_parameters", None):
             overshoot = 0
         if self.context_limit is not None and len(prompt) + max_new_tokens + overshoot > self.context_limit:
             beyond = f" + {overshoot} drafted beyond them" if overshoot else ""
