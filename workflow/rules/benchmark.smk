@@ -9,16 +9,6 @@ ASKED = PARAMS.benchmark.all_methods(PARAMS.methods)
 LEFT_OUT = [name for name in PARAMS.benchmark.also if ASKED[name].reads and not PAIR.features]
 BENCHMARKED = {name: method for name, method in ASKED.items() if name not in LEFT_OUT}
 BESIDE_LLAMA = {name: PARAMS.methods[name] for name in ("autoregressive", "dynatree") if name in PARAMS.methods}
-
-
-def costs_beside_llama(wildcards):
-    """Costs of our formats, beside llama.cpp's own. UserError where ours compute elsewhere than it does."""
-    if PARAMS.device != "cpu":
-        here = f"{PARAMS.place('device')}: {PARAMS.device}"
-        raise UserError(f"{here}; llama.cpp computes on the CPU here: write cpu, to compare like with like")
-    return [calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)]
-
-
 # What both rules read and are told.
 BESIDE = {
     "models": pair_of(False),
@@ -71,7 +61,7 @@ rule llama_cpp:
         calibration=costs_of(BESIDE_LLAMA),
         library=library("workflow/scripts/benchmark.py"),
         decoding=decoding_of(BESIDE_LLAMA),
-        costs=costs_beside_llama,
+        costs=lambda w: costs_beside_llama(),
     output:
         table="results/llama_cpp.parquet",
         costs="results/llama_cpp_costs.parquet",

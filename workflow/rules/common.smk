@@ -274,6 +274,14 @@ def costs_of(methods):
     return [path for reads in drafters_of(methods) for path in calibrated(PARAMS.dtype, reads)]
 
 
+def costs_beside_llama():
+    """Costs of our formats, beside llama.cpp's own. UserError where ours compute elsewhere than it does."""
+    if PARAMS.device != "cpu":
+        here = f"{PARAMS.place('device')}: {PARAMS.device}"
+        raise UserError(f"{here}; llama.cpp computes on the CPU here: write cpu, to compare like with like")
+    return [calibrated(dtype, READS)[0] for dtype in sorted(FORMATS)]
+
+
 def features_of_pair(methods):
     """The drafter that reads, if one of these methods drafts by it."""
     return pair_of(True)[1:] if True in drafters_of(methods) else []
