@@ -28,8 +28,14 @@ from dynatree.version import __version__
 # folder is not taken up.
 LABELLING = ("distil/dialogue.py", "distil/labels.py", "distil/text.py")
 TRAINING = (
-    *("distil/context.py", "distil/make.py", "distil/student.py", "distil/training.py", "distil/unrolled.py"),
-    *("engine/context.py", "engine/fusion.py", "engine/successors.py"),
+    "distil/context.py",
+    "distil/make.py",
+    "distil/student.py",
+    "distil/training.py",
+    "distil/unrolled.py",
+    "engine/context.py",
+    "engine/fusion.py",
+    "engine/successors.py",
 )
 _WATCHED_ROWS, _WATCHED_TOKENS = 16, 32
 

@@ -10,8 +10,12 @@ CONTINUING: dict[str, Any] = {"policy": "chain", "drafting": "lookup", "draft_to
 DECODING: dict[str, Any] = {"policy": "chain", "drafting": "model", "draft_tokens": 1}
 # By what nodes are looked for: the default method, which verifies those that pay.
 LOOKING: dict[str, Any] = {
-    **{"policy": "cost_aware", "drafting": "hybrid"},
-    **{"depth": 63, "branch": 4, "threshold": 0.01, "budget": 63},
+    "policy": "cost_aware",
+    "drafting": "hybrid",
+    "depth": 63,
+    "branch": 4,
+    "threshold": 0.01,
+    "budget": 63,
 }
 # The plug-ins that these are made of, each by its folder.
 PLUGS = sorted(
