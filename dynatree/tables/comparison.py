@@ -24,7 +24,8 @@ def summary(
     `again`: by method, records of it and of autoregressive decoding on its slowest prompt, taking turns.
     """
     repeats = {method: _median_ratio(method, timed) for method, timed in again.items()}
-    usual = bootstrap.median([metrics.step_seconds(row["references"]) for row in rows])
+    rows = _with_steps(rows)
+    usual = bootstrap.median([row["step"] for row in rows])
     rows = [row | {"speeds": _speeds(row)} for row in rows]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     result = []
@@ -84,7 +85,7 @@ def _share(found: Sequence[bool | None]) -> float | None:
 
 def _speeds(row: Row) -> dict[str, float]:
     """Tokens per autoregressive step: of the whole output, prefill included, and of each quarter, without prefill."""
-    step, total = metrics.step_seconds(row["references"]), len(row["output_ids"])
+    step, total = row["step"], len(row["output_ids"])
     speeds = {WHOLE: total * step / row["seconds"]}
     first, *counts = row["emitted"]
     for part, taken in parts_of(token_seconds(first, counts, row["commits"]), total).items():
@@ -94,16 +95,24 @@ def _speeds(row: Row) -> dict[str, float]:
 
 def slowest(rows: Sequence[Row], method: str) -> str:
     """Id of the prompt on which `method` is slowest, relative to autoregressive decoding."""
-    steps = {(row["method"], row["prompt_id"]): _steps(row) for row in rows}
+    steps = {(row["method"], row["prompt_id"]): row["seconds"] / row["step"] for row in _with_steps(rows)}
     prompts = [row["prompt_id"] for row in rows if row["method"] == method]
     return str(min(prompts, key=lambda prompt: steps[AUTOREGRESSIVE, prompt] / steps[method, prompt]))
 
 
 def _median_ratio(method: str, timed: Sequence[Row]) -> float:
     """Median of autoregressive decoding's steps over those of `method`, turn by turn."""
-    usual, own = ([_steps(row) for row in timed if row["method"] == name] for name in (AUTOREGRESSIVE, method))
+    rows = _with_steps(timed)
+    usual, own = (
+        [row["seconds"] / row["step"] for row in rows if row["method"] == name] for name in (AUTOREGRESSIVE, method)
+    )
     return bootstrap.median([ours / theirs for ours, theirs in zip(usual, own, strict=True)])
 
 
-def _steps(row: Row) -> float:
-    return float(row["seconds"] / metrics.step_seconds(row["references"]))
+def _with_steps(rows: Sequence[Row]) -> list[Row]:
+    """`rows`, each with the seconds that an autoregressive `step` took meanwhile."""
+    # Those of a prompt were timed one after another.
+    among: dict[str, list[float]] = {}
+    for row in rows:
+        among.setdefault(row["prompt_id"], []).extend(row["references"])
+    return [row | {"step": metrics.step_seconds(row["references"], among[row["prompt_id"]])} for row in rows]

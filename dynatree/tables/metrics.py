@@ -33,7 +33,7 @@ GEOMETRIC = (
     "perplexity",
 )
 # A sample of the clock that took longer than so many medians met a stall that its run need not have met.
-STALLED = 1.5
+STALLED, FEW = 1.5, 3
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
 COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers", "openvino")
 
@@ -54,6 +54,11 @@ class Records:
     def dtype(self) -> str:
         """The format in which the models computed."""
         return str(self.machine["dtype"])
+
+    @property
+    def samples(self) -> list[float]:
+        """All of the clock's, in seconds."""
+        return [seconds for timing in self.timings for seconds in timing["references"]]
 
     @staticmethod
     def read(results: Path, folder: Path) -> "Records":
@@ -124,18 +129,23 @@ def usual_step(records: list[Records]) -> float:
     """
     usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
     return bootstrap.median(
-        [step_seconds(timing["references"]) for record in usual or records for timing in record.timings]
+        [step_seconds(timing["references"], record.samples) for record in usual or records for timing in record.timings]
     )
 
 
-def step_seconds(references: Sequence[float]) -> float:
+def step_seconds(references: Sequence[float], among: Sequence[float] = ()) -> float:
     """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes.
 
     The mean of its samples, the `references`, since a request takes the sum of what it meets; one that met a stall
-    alone counts no more than STALLED times the median (of two nobody knows which).
+    alone counts no more than STALLED times the median (of two nobody knows which). Of FEW one weighs too much even so,
+    and the median may be of a stall: one is left out by the median of all that were taken around them, `among`, but
+    where all three are slow, the machine was.
     """
-    most = STALLED * bootstrap.median(references)
-    return bootstrap.mean([min(seconds, most) for seconds in references], geometric=False)
+    middle = bootstrap.median(references)
+    if len(references) != FEW:
+        return bootstrap.mean([min(seconds, STALLED * middle) for seconds in references], geometric=False)
+    middle = max(min(references), min(middle, bootstrap.median(among or references)))
+    return bootstrap.mean([seconds for seconds in references if seconds <= STALLED * middle], geometric=False)
 
 
 COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "dtype", "prompt_id", "repeat")
@@ -153,7 +163,7 @@ def _run_rows(record: Records, usual: float) -> Iterable[Row]:
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
         references = timing["references"]
-        step = step_seconds(references)
+        step = step_seconds(references, record.samples)
         pace = usual / step
         seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
         tpot = (pace * timing["commits"][-1] - first) / later if later else None

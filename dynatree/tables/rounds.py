@@ -147,7 +147,11 @@ def _part_rows(record: Records) -> list[Row]:
         rows += [
             {**key, "batch": timing["batch"], "dtype": record.dtype, "output_tokens": total}
             | {"part": part, "tokens": len(taken)}
-            | {"normalised_seconds_per_token": sum(taken) / len(taken) / step_seconds(timing["references"])}
+            | {
+                "normalised_seconds_per_token": sum(taken)
+                / len(taken)
+                / step_seconds(timing["references"], record.samples)
+            }
             for part, taken in members.items()
         ]
     return rows

@@ -163,8 +163,26 @@ def test_a_stall_of_the_clock_is_not_a_slow_machine() -> None:
     stalled, slow, slower = [5.0, 5.0, 5.0, 16.0], [5.0, 5.0, 7.0, 7.0], [5.0, 5.0, 16.0, 16.0]
     for references, step in ((stalled, 5.625), (slow, 6.0), (slower, 10.5)):
         assert metrics.step_seconds(references) == pytest.approx(step)
+    # Of three, those around them tell a stall; where the machine was slow throughout, its step is slow.
+    usual = [6.0, 6.5, 7.0, 6.5, 6.0, 12.0, 5.5, 16.0, 6.5]
+    for few, step in (
+        ([12.0, 5.5, 16.0], 5.5),
+        ([6.5, 6.0, 16.0], 6.25),
+        ([16.0, 6.0], 11.0),
+        ([12.0, 12.5, 13.0], 12.5),
+    ):
+        assert metrics.step_seconds(few, usual) == pytest.approx(step)
+    assert metrics.step_seconds([12.0, 12.0, 5.5]) == pytest.approx(29.5 / 3)
     (run,) = metrics.runs([record("autoregressive", [STEP], [1.0, 2.0], references=(1.0, 1.0, 1.0, 5.0))])
     assert run["autoregressive_step_ms"] == pytest.approx(1125)
+    # Those of all prompts of a job stand around those of each.
+    job, other = (
+        record("autoregressive", [STEP], [1.0, 2.0], references=samples, prompt=f"d/{samples[0]}/0")
+        for samples in ((1.2, 0.5, 1.6), (0.6, 0.6, 0.6))
+    )
+    for part in ("outputs", "timings", "audit"):
+        getattr(job, part).extend(getattr(other, part))
+    assert [run["autoregressive_step_ms"] for run in metrics.runs([job])] == pytest.approx([500, 600])
     assert run["autoregressive_step_spread"] == pytest.approx(np.std([1, 1, 1, 5]) / 2)
 
 
