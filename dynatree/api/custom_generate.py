@@ -164,7 +164,9 @@ def _refuse(
         value = getattr(config, key, None)
         if value not in accepted:
             raise UserError(f"{key}: {value!r} cannot be honoured here; it may be {accepted[0]!r}")
-    if further := [key for key, value in model_kwargs.items() if value is not None and key not in _PREPARED]:
+    # What holds nothing `generate` itself has added, for models that also take images.
+    others = [(key, value) for key, value in model_kwargs.items() if key not in _PREPARED]
+    if further := [key for key, value in others if value is not None and not (isinstance(value, dict) and not value)]:
         raise UserError(f"{further[0]}: an input of the model besides the text cannot be honoured here; leave it out")
     cache = model_kwargs.get("cache")
     if cache is not None and cache.get_seq_length() > 0:

@@ -13,14 +13,14 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from dynatree.config import QUANTISED
 from dynatree.engine.backend import Backend, Begin, Cache, End, Feed, Head, Output
 from dynatree.engine.compatibility import ROUNDING, probe, refuse_not_finite, refuse_unsupported
 from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.eager.layers import blocks
-from dynatree.engine.eager.packing import pack, unpack
+from dynatree.engine.eager.packing import is_packed, pack, unpack
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.in_transformers import computed_by
 from dynatree.errors import UserError
@@ -47,11 +47,20 @@ class _Before:
 
     def __init__(self, model: PreTrainedModel):
         self.holders: WeakSet[LanguageModel] = WeakSet()
-        # Packed layers have no weights to be told by.
-        self.fingerprint = fingerprint(model)
+        # One for all holders: what is set for a generation lies on the model.
+        self.lock = RLock()
+        # The model's own, while a generation has another in its place.
+        self.generation_config: GenerationConfig | None = None
+        self._fingerprint = ""
         self._attention = model.config._attn_implementation
         # Names: the modules would keep the model alive.
         self._training = {name for name, module in model.named_modules() if module.training}
+
+    def fingerprint(self, model: PreTrainedModel) -> str:
+        """What tells it apart; of packed layers, which have no weights to be told by, as before they were packed."""
+        if not (self._fingerprint and is_packed(model)):
+            self._fingerprint = fingerprint(model)
+        return self._fingerprint
 
     def restore(self, model: PreTrainedModel) -> None:
         unpack(model)
@@ -96,9 +105,9 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self._counted = _Count()
-        self._lock = RLock()
+        self._before = before
         self._hook = model.register_forward_pre_hook(self._counted.one_more)
-        self.fingerprint = before.fingerprint
+        self.fingerprint = before.fingerprint(model)
         self.exact = ROUNDING
         try:
             self._set_up(model, packed, rounded, restorable, format)
@@ -145,9 +154,21 @@ class LanguageModel:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Within, the model is the calling thread's alone: its forwards share their buffers, and what is set for one
-        generation is seen by no other."""
-        with self._lock:
+        generation is seen by no other, whoever holds the model."""
+        with self._before.lock:
             yield
+
+    @contextmanager
+    def configured(self, config: GenerationConfig) -> Iterator[None]:
+        """Within, `config` is the model's, and the model the calling thread's `alone`."""
+        with self.alone():
+            own = self._before.generation_config = self.model.generation_config
+            self.model.generation_config = config
+            try:
+                yield
+            finally:
+                self.model.generation_config = own
+                self._before.generation_config = None
 
     @contextmanager
     def threads(self) -> Iterator[None]:
@@ -155,7 +176,7 @@ class LanguageModel:
 
         Torch has one thread where a graph has the cores: its others would spin, for milliseconds a step.
         """
-        with self._lock:
+        with self.alone():
             before = torch.get_num_threads()
             if not self.in_graph or before == 1:
                 yield
@@ -231,9 +252,9 @@ class LanguageModel:
     @property
     def eos_ids(self) -> frozenset[int]:
         """Token ids that end an output, as transformers' `generate` would take them."""
-        # Not that of a generation by transformers that another thread is in.
-        with self.alone():
-            ids = getattr(self.model.generation_config, "eos_token_id", None)
+        # Not those of a generation that another thread is in, and which need not end first.
+        config = self._before.generation_config or self.model.generation_config
+        ids = getattr(config, "eos_token_id", None)
         return frozenset() if ids is None else frozenset([ids] if isinstance(ids, int) else ids)
 
     def prepare(self, requests: int = 1) -> None:

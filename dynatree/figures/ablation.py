@@ -31,6 +31,7 @@ VALUES, CHANGES = WIDTH + 8, WIDTH + 46  # pixels from the left: the numbers bes
 class Block(NamedTuple):
     """A full method, its variants and what it is compared with, on one data set; rows of `summary` and more."""
 
+    place: str
     title: str
     full: queries.Row
     rows: list[queries.Row]
@@ -101,7 +102,7 @@ def _blocks(tables: Mapping[str, pa.Table]) -> list[Block]:
             full = _full(variants)
             chosen = [full, *(row for row in variants if row is not full), *_others(method, here)]
             paired = [row | {"label": _label(row, full)} | captions.paired(row, full, runs) for row in chosen]
-            blocks.append(Block(f"{title}: {place} ({captions.prompts(paired)})", paired[0], paired))
+            blocks.append(Block(place, f"{title}: {place} ({captions.prompts(paired)})", paired[0], paired))
     if not blocks:
         raise UserError(f"{EXPERIMENT}: none of {', '.join(BLOCKS)} was run; found {', '.join(_methods(found))}")
     return blocks
@@ -154,7 +155,7 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     lists = []
     for block in blocks[::-1]:
         full, changes = block.full, [row for row in block.rows if row is not block.full]
-        text = f"On {full['dataset']} {full['label']} reaches {grammar.interval(full, '×')} ({captions.verdict(full)})"
+        text = f"On {block.place} {full['label']} reaches {grammar.interval(full, '×')} ({captions.verdict(full)})"
         told = [row for row in changes if not row["alike"]]
         if told:
             worst = min(told, key=lambda row: row["ratio"])

@@ -57,11 +57,13 @@ def caption(tables: Mapping[str, pa.Table]) -> str:
     found = _found(tables)
     rows = [row for rows in found.values() for row in rows]
     lists = []
-    for title, here in queries.places(rows, *APART):
+    placed = queries.places(rows, *APART)
+    for title, here in placed:
         ratios = [row for row in here if row["metric"] == "speedup"]
         own = [[row for row in ratios if row["label"] == label] for label in dict.fromkeys(r["label"] for r in ratios)]
         gains = [_gain(title, line) for line in sorted(own, key=lambda line: -line[0]["value"])]
-        lists.append([*gains, _most([row for row in here if row["metric"] == "throughput"])])
+        most = _most([row for row in here if row["metric"] == "throughput"])
+        lists.append([*gains, f"Most tokens per second{f' on {title}' if len(placed) > 1 else ''}: {most}."])
     return captions.short(captions.in_turn(lists))
 
 
@@ -88,4 +90,4 @@ def _gain(title: str, rows: list[queries.Row]) -> str:
 
 def _most(rows: list[queries.Row]) -> str:
     best = max(rows, key=lambda row: row["value"])
-    return f"Most tokens per second: {best['label']} at {best['x']}, {grammar.interval(best)}."
+    return f"{best['label']} at {best['x']}, {grammar.interval(best)}"

@@ -18,6 +18,7 @@ TABLES: tuple[str, ...] = ("runs", "rounds")
 SECTION = "Speed"
 
 EXPERIMENT = "length_scaling"
+ONE = ("prompt_tokens", "batches", "dtypes")  # it tells none of them apart
 LENGTHS = (100, 200, 300, 500, 1000)
 METRICS = {"throughput": "tokens/s", "speedup": "speedup (×)"}
 SIZE = (270, 170)

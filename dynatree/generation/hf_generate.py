@@ -7,6 +7,7 @@ asked for. Where they sample, they draw by torch's generator: other texts than o
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
+from threading import RLock
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -53,6 +54,10 @@ class _Commits(BaseStreamer):
         pass
 
 
+# Torch's generator is the process's: who sets it has it alone.
+_seeded = RLock()
+
+
 class Assistant(NamedTuple):
     """A drafter for transformers' assisted generation, and generation options of its own."""
 
@@ -75,49 +80,43 @@ def generate(
     It computes as `target` does; `as_loaded`: as the model does, in the type of its weights.
     The assistant's schedule adapts across calls, so its configuration is put back after each request.
     """
-    models = [target, *([assistant.model] if assistant else [])]
+    target.check_prompt(prompt, options.max_new_tokens)
+    # A configuration of our own: the model's may sample or penalise.
+    config = GenerationConfig(
+        **options.sampling_options,
+        max_new_tokens=options.max_new_tokens,
+        eos_token_id=sorted(options.eos_token_id) or None,
+        pad_token_id=min(options.eos_token_id, default=0),
+        **options.processors.generation_options,
+        **further,
+    )
+    configured = [(target, deepcopy(config))]
+    if assistant:
+        configured.append((assistant.model, GenerationConfig(**assistant.options)))
+    models = [model for model, _ in configured]
+    ids = torch.tensor([prompt], device=target.device)
     with ExitStack() as stack:
-        # Throughout: others would see a configuration, a hook and a seed that are of this generation.
-        for model in models:
-            stack.enter_context(model.alone())
-        target.check_prompt(prompt, options.max_new_tokens)
+        # In one order, or two generations of the same models could wait for each other.
+        for model, own in sorted(configured, key=lambda pair: id(pair[0].model)):
+            stack.enter_context(model.configured(own))
         forwards = [model.forwards for model in models]
         recorder = Recorder(Ending(prompt, options), on_commit, clock or Clock())
         commits = _Commits(recorder, len(prompt), options.max_new_tokens)
-        ids = torch.tensor([prompt], device=target.device)
-        # A configuration of our own: the model's may sample or penalise.
-        config = GenerationConfig(
-            **options.sampling_options,
-            max_new_tokens=options.max_new_tokens,
-            eos_token_id=sorted(options.eos_token_id) or None,
-            pad_token_id=min(options.eos_token_id, default=0),
-            **options.processors.generation_options,
-            **further,
+        stack.callback(target.model.register_forward_pre_hook(commits.watch, with_kwargs=True).remove)
+        if (seed := options.torch_seed()) is not None:
+            stack.enter_context(_seeded)
+            stack.enter_context(torch.random.fork_rng([target.device] if target.device.type == "cuda" else []))
+            torch.manual_seed(seed)
+        for model in () if as_loaded else models:
+            stack.enter_context(model.generating())
+        target.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(options.logits_processor),
+            stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
+            streamer=commits,
+            assistant_model=assistant.model.model if assistant else None,
         )
-        kept = [model.model.generation_config for model in models]
-        hook = target.model.register_forward_pre_hook(commits.watch, with_kwargs=True)
-        try:
-            target.model.generation_config = deepcopy(config)
-            if assistant:
-                assistant.model.model.generation_config = GenerationConfig(**assistant.options)
-            with ExitStack() as within:
-                if (seed := options.torch_seed()) is not None:
-                    within.enter_context(torch.random.fork_rng([target.device] if target.device.type == "cuda" else []))
-                    torch.manual_seed(seed)
-                for model in () if as_loaded else models:
-                    within.enter_context(model.generating())
-                target.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    generation_config=config,
-                    logits_processor=LogitsProcessorList(options.logits_processor),
-                    stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
-                    streamer=commits,
-                    assistant_model=assistant.model.model if assistant else None,
-                )
-        finally:
-            hook.remove()
-            for model, configuration in zip(models, kept, strict=True):
-                model.model.generation_config = configuration
         made = [model.forwards - before for model, before in zip(models, forwards, strict=True)]
-        return recorder.close(made[0], made[1] if assistant else 0)
+    return recorder.close(made[0], made[1] if assistant else 0)

@@ -66,12 +66,20 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
 
 
 def _check_figure(figure: str, params: Params) -> None:
-    """What a figure shows is asked for: its EXPERIMENT, a pass, or a second kind of text (SHOWS)."""
+    """What a figure shows is asked for: its EXPERIMENT, a pass, or a second kind of text (SHOWS); of what it does not
+    tell apart (ONE) there is one."""
     module = plugins.load("figures", figure)
     experiment, shown = getattr(module, "EXPERIMENT", None), getattr(module, "SHOWS", None)
+    one: tuple[str, ...] = getattr(module, "ONE", ())
     reason = None
     if experiment and experiment not in params.experiments:
         reason = f"experiment {experiment}, which is not there"
+    elif experiment and (several := [key for key in one if len(getattr(params.experiments[experiment], key)) > 1]):
+        given = getattr(params.experiments[experiment], several[0])
+        raise UserError(
+            f"experiments.{experiment}.{several[0]}: {given}; figure {figure} does not tell them apart: give one, or "
+            f"leave the figure out, here or by scales.{params.scale}.leaves_out"
+        )
     elif shown in ("timeline", "memory") and not getattr(params, shown):
         reason = f"what `{shown}` lists, which is no method"
     elif shown == "texts" and not any(map(partial(_is_another_kind, params), grid.expand(params).values())):

@@ -137,15 +137,15 @@ def step_seconds(references: Sequence[float], among: Sequence[float] = ()) -> fl
     """Seconds of an autoregressive step while a request ran; they divide its own, as machines have slower minutes.
 
     The mean of its samples, the `references`, since a request takes the sum of what it meets; one that met a stall
-    alone counts no more than STALLED times the median (of two nobody knows which). Of FEW one weighs too much even so,
-    and the median may be of a stall: one is left out by the median of all that were taken around them, `among`, but
-    where all three are slow, the machine was.
+    alone counts no more than STALLED times the median (of two nobody knows which). Of FEW it weighs too much even so,
+    and the median may be of a stall: those that met one, by the median of all that were taken around them, `among`, are
+    left out; but where all three are as slow, the machine was.
     """
-    middle = bootstrap.median(references)
-    if len(references) != FEW:
+    middle, around = bootstrap.median(references), bootstrap.median(among or references)
+    if len(references) != FEW or min(references) > STALLED * around:
         return bootstrap.mean([min(seconds, STALLED * middle) for seconds in references], geometric=False)
-    middle = max(min(references), min(middle, bootstrap.median(among or references)))
-    return bootstrap.mean([seconds for seconds in references if seconds <= STALLED * middle], geometric=False)
+    most = STALLED * min(middle, around)
+    return bootstrap.mean([seconds for seconds in references if seconds <= most], geometric=False)
 
 
 COMPARED = ("experiment", "dataset", "prompt_tokens", "output_tokens", "batch", "dtype", "prompt_id", "repeat")

@@ -91,10 +91,12 @@ def node_rows(fact: Row, decode: Decode) -> list[Row]:
 def phases(results: Path, folders: Sequence[Path], decode: Decode) -> list[Row]:
     """Rows of the table `phases` from instrumented passes, all at the pace that is usual among them."""
     records = [files.read_json(folder / files.PHASES) for folder in folders]
-    usual = bootstrap.median([step_seconds(record["references"]) for record in records]) if records else 0.0
+    samples = [seconds for record in records for seconds in record["references"]]
+    steps = [step_seconds(record["references"], samples) for record in records]
+    usual = bootstrap.median(steps) if steps else 0.0
     rows = []
-    for folder, record in zip(folders, records, strict=True):
-        rows += _phase_rows(run_key(results, folder), record, usual / step_seconds(record["references"]), decode)
+    for folder, record, step in zip(folders, records, steps, strict=True):
+        rows += _phase_rows(run_key(results, folder), record, usual / step, decode)
     return rows
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import (
     EosTokenCriteria,
+    GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinNewTokensLengthLogitsProcessor,
@@ -62,6 +63,32 @@ def test_the_same_as_generate(architecture: str, options: str) -> None:
                 whole = called(model, inputs, OPTIONS[options], custom_generate=tree, return_dict_in_generate=True)
             assert torch.equal(found, wanted), method
             assert torch.equal(whole.sequences, wanted) and whole.scores is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_it_decodes_in_the_tree_s_format(dtype: str) -> None:
+    """Guards padded rows and their ends where a graph computes, of whose forwards `generate` knows nothing."""
+    model, helper = (models.random_model(dtype=torch.float32) for _ in range(2))
+    with DynaTree(model, drafter=helper, method="linear", dtype=dtype) as tree:
+        plain = [tree.generate(prompt, 18).tokens for prompt in PROMPTS]
+        ends = [plain[0][4], plain[1][9]]
+        alone = [tree.generate(prompt, 18, eos_token_id=ends).tokens for prompt in PROMPTS]
+        found = called(model, batch(*PROMPTS), {"eos_token_id": ends}, custom_generate=tree)
+    longest = max(map(len, PROMPTS))
+    assert [row[: len(own)] for row, own in zip(found[:, longest:].tolist(), alone, strict=True)] == alone
+    assert len(alone[0]) < 18
+
+
+def test_what_generate_adds_for_models_that_take_images_is_no_input() -> None:
+    """Guards text to such a model, for which it prepares what is empty without an image."""
+    model, inputs = models.random_model(), batch(PROMPTS[0])
+    with DynaTree(model) as tree:
+        wanted = called(model, inputs, {}, custom_generate=tree)
+        config = GenerationConfig(max_new_tokens=18, max_length=len(PROMPTS[0]) + 18, eos_token_id=None, pad_token_id=0)
+        given = {"generation_config": config, "attention_mask": inputs["attention_mask"], "mm_encoder_outputs": {}}
+        assert torch.equal(tree(model, inputs["input_ids"], **given), wanted)
+        with pytest.raises(UserError, match="mm_encoder_outputs: an input of the model"):
+            tree(model, inputs["input_ids"], **given | {"mm_encoder_outputs": {"image": 1}})
 
 
 def test_criteria_are_asked_token_by_token() -> None:

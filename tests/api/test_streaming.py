@@ -132,6 +132,45 @@ def test_generations_by_transformers_take_turns(method: str) -> None:
         assert stream.generation.trace.target_forwards == alone.trace.target_forwards
 
 
+def test_two_holders_of_a_model_take_turns() -> None:
+    """Guards one from what the other has set for its generation: the model is one."""
+    model = models.random_model(dtype=torch.float32)
+    model.generation_config.eos_token_id = [*range(0, models.VOCABULARY, 5)]
+    kept = model.generation_config
+    with DynaTree(model, method="transformers") as theirs, DynaTree(model, method="autoregressive") as ours:
+        wanted = ours.generate(PROMPT, max_new_tokens=60).tokens
+        assert len(wanted) < 60
+        for other in (ours, theirs):
+            stream = theirs.stream(PROMPT, max_new_tokens=60, eos_token_id=None)
+            next(stream)
+            assert other.generate(PROMPT, max_new_tokens=60).tokens == wanted
+            list(stream)
+            assert len(stream.generation.tokens) == 60 and model.generation_config is kept
+
+
+def test_a_stream_is_there_before_another_generation_has_ended() -> None:
+    """Guards who asks for one, such as a server's loop, from waiting for others."""
+    entered, go_on = threading.Event(), threading.Event()
+
+    def held(ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        entered.set()
+        go_on.wait(20)
+        return scores
+
+    with DynaTree(models.random_model(), method="transformers") as tree:
+        options = {"max_new_tokens": 4, "logits_processor": [held]}
+        thread = threading.Thread(target=tree.generate, args=(PROMPT,), kwargs=options)
+        thread.start()
+        try:
+            assert entered.wait(20)
+            stream = tree.stream(PROMPT, max_new_tokens=4)
+            assert thread.is_alive()
+        finally:
+            go_on.set()
+            thread.join()
+        assert len(list(stream)) > 0
+
+
 @pytest.mark.parametrize("method", ["autoregressive", "linear", "dynatree", "fixed_tree"])
 @pytest.mark.parametrize("window", [None, 8])
 def test_kept_keys_and_values_change_no_output(method: str, window: int | None) -> None:
@@ -255,7 +294,8 @@ def test_kept_keys_and_values_are_of_one_model() -> None:
         with pytest.raises(UserError, match="kept: its keys and values are of another model"):
             list(other.stream(PROMPT, max_new_tokens=6, kept=kept))
         fresh = PrefixCache()
-        assert [list(other.stream(PROMPT, max_new_tokens=6, kept=fresh)) for _ in range(2)] and fresh.reused
+        first, again = ([*map(str, other.stream(PROMPT, max_new_tokens=6, kept=fresh))] for _ in range(2))
+        assert first == again and fresh.reused
 
 
 def test_a_generation_that_failed_leaves_nothing() -> None:

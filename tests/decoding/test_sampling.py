@@ -112,6 +112,13 @@ def test_alone_and_in_a_batch(target: Build, drafter: Drafts, method: str) -> No
         expected = sample("autoregressive", target(), None, prompt, 24, request_key=key, **way).output
         assert trace.output == expected
     assert together[0].output != together[2].output
+    # The same where rows end at different times.
+    ends = {together[0].output[3], together[1].output[9]}
+    short = decoder.decode_batch(prompts, models.wanted(24, *ends, do_sample=True, request_key=keys, **way))
+    for trace, whole in zip(short, together, strict=True):
+        places = [place for place, token in enumerate(whole.output, 1) if token in ends]
+        assert trace.output == whole.output[: min(places, default=24)]
+    assert len({len(trace.output) for trace in short}) > 1
 
 
 @pytest.mark.parametrize("method", TREES)

@@ -190,6 +190,7 @@ def test_a_drafter_sees_the_states_of_the_text_before_it(
         assert isinstance(decoder, decoding.BatchDecoder) and isinstance(plain, decoding.BatchDecoder)
         together = decoder.decode_batch(PROMPTS, options)
         assert [t.output for t in together] == [t.output for t in plain.decode_batch(PROMPTS, options)]
+        assert bool(seen) == (knobs != "none")
         assert_true(model, drafter, seen)
 
 
@@ -224,6 +225,7 @@ def test_a_text_that_goes_on_is_drafted_by_true_states(
         assert trace.output == wanted[: len(trace.output)]
         text = [*prompt, *trace.output]
         assert kept.reused > 0 or cut == 5
+        assert seen, "nothing was drafted"
         assert_true(model, drafter, seen)
     # Another drafter of the same target held nothing of the text.
     other = models.reading(model)
@@ -231,6 +233,7 @@ def test_a_text_that_goes_on_is_drafted_by_true_states(
     prompt = [*text, 4]
     *_, trace = again.commits(prompt, models.wanted(12), kept)
     assert kept.reused > 0 and trace.output == models.generated(model, prompt, 12)
+    assert seen, "nothing was drafted"
     assert_true(model, other, seen)
 
 

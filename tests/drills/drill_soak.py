@@ -25,7 +25,7 @@ def test_random_prompts_are_exact() -> None:
     known = params.read(ROOT / "params.yaml")
     names = {"target": known.pair, "drafter": drafter_of(known.pair)}
     folders = {role: ROOT / "models" / name for role, name in names.items()}
-    calibration = ROOT / "results/calibration/int4"
+    calibration = ROOT / "results/calibration" / known.dtype
     tokens = [ROOT / f"data/tokens/{known.pair}/{name}.parquet" for name in known.datasets]
     needed = [*(folder / "manifest.json" for folder in folders.values()), *tokens]
     needed += [calibration / COSTS, calibration / STEPS]

@@ -22,6 +22,7 @@ from dynatree.engine.graph.block_cache import BLOCK, BlockCache, Pool, Seat
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
+from dynatree.generation.prefix_cache import PrefixCache
 from dynatree.measuring import forward_times
 from tests import models
 
@@ -132,6 +133,19 @@ def test_a_node_has_the_bits_of_its_path(architecture: str, format: str) -> None
         assert equal == looked_at, committed
 
 
+@pytest.mark.parametrize(("architecture", "format"), COMBINED)
+def test_two_threads_leave_the_bits_alone(monkeypatch: pytest.MonkeyPatch, architecture: str, format: str) -> None:
+    """Guards the promise where sums could be cut in parts: what else is tested here has one thread."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    made = GraphBackend(model(architecture), format)
+    for prepared in (False, True):
+        for seed, (committed, nodes) in enumerate([(5, 40), (255, 1), (300, 33), (515, 128)]):
+            equal, looked_at = equal_nodes(made, committed, nodes, seed)
+            assert equal == looked_at, (prepared, committed)
+        made.prepare(2)
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_prefill_has_the_same_bits_in_any_chunks(architecture: str) -> None:
     """Guards conversations, whose texts go on where the last answer ended."""
@@ -168,6 +182,27 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
                 feed.cache.keep(feed.cache.length - len(feed.tokens), torch.tensor([0]))
 
 
+def test_a_long_text_beside_others_has_its_bits_alone() -> None:
+    """Guards the order of rows where one goes in pieces, as at the first level of a batch of drafts."""
+    made = read("llama", "int8")
+    for last_only in (False, True):
+        for counts in ((300, 5, 7), (3, 513, 256, 257, 9)):
+            several = [made.new_caches(len(counts)) for _ in range(2)]
+            together, alone = (
+                [
+                    Feed(TEXT[at : at + n], cache, last_only=last_only)
+                    for at, (n, cache) in enumerate(zip(counts, caches, strict=True))
+                ]
+                for caches in several
+            )
+            found = made.forward(together, reads=READS)
+            wanted = [made.forward([feed], reads=READS)[0] for feed in alone]
+            for mine, theirs in zip(found, wanted, strict=True):
+                assert torch.equal(mine.logits, theirs.logits) and torch.equal(mine.states, theirs.states)
+            for pair in zip(*several, strict=True):
+                assert all(torch.equal(*both) for both in zip(*map(held, pair), strict=True))
+
+
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_logits_are_those_of_the_model(architecture: str) -> None:
     """Guards against a layer, a bias or a rotation that is left out; in fewer bits, against more than rounding."""
@@ -182,6 +217,7 @@ def test_logits_are_those_of_the_model(architecture: str) -> None:
 
 
 READS = (1, 2)
+OURS = ("autoregressive", "dynatree", "linear", "fixed_tree")
 
 
 @cache
@@ -597,20 +633,62 @@ def test_every_method_decodes_as_one_token_a_forward(architecture: str, format: 
     several: list[dict[str, Any]] = [{}, {"repetition_penalty": 1.2}]
     several += [{"do_sample": True, "temperature": 0.9, "top_p": 0.98, "seed": 2}]
     wanted: list[list[list[int]]] = []
-    ours, theirs = ("autoregressive", "dynatree", "linear", "fixed_tree"), ("transformers", "assisted", "prompt_lookup")
-    for method in ours + theirs:
+    for method in (*OURS, "transformers", "assisted", "prompt_lookup"):
         with DynaTree(model(architecture), drafter=copied(model(architecture)), method=method, dtype=format) as tree:
             # Where transformers draws, it draws other texts.
-            for place, options in enumerate(several[: 3 if method in ours else 2]):
+            for place, options in enumerate(several[: 3 if method in OURS else 2]):
                 alone = [tree.generate(prompt, max_new_tokens=40, **options) for prompt in prompts]
                 if method == "autoregressive":
                     wanted.append([found.tokens for found in alone])
                 elif method in ("dynatree", "linear", "fixed_tree", "assisted"):
                     assert min(found.tokens_per_round for found in alone) > 1.2, method
                 assert [found.tokens for found in alone] == wanted[place], method
-                if method in ours:
+                if method in OURS:
                     together = tree.generate(prompts, max_new_tokens=40, **options)
                     assert [found.tokens for found in together] == wanted[place], method
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_a_conversation_goes_on_as_if_afresh(method: str) -> None:
+    """Guards drawn turns in few bits: ended within an accepted path, left by their reader, or cut back."""
+    own, text, kept, within = model("llama"), TEXT[:250].tolist(), PrefixCache(), 0
+    asked: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 0.9,
+        "seed": 2,
+        "eos_token_id": [*range(0, VOCABULARY, 9)],
+    }
+    plain = DynaTree(own, method="autoregressive", dtype="int8")
+    with plain, DynaTree(own, drafter=copied(own), method=method, dtype="int8") as tree:
+        for turn in range(12):
+            wanted = plain.generate(text, 30, **asked).tokens
+            stream, left = tree.stream(text, 30, kept=kept, **asked), turn % 4 == 3
+            next(stream) if left else list(stream)
+            stream.close()
+            found = stream.generation
+            assert found.tokens == (wanted[: len(found.tokens)] if left else wanted)
+            assert kept.reused or not turn
+            # Behind the end token its path went on.
+            within += any(one.accepted == len(one.emitted) for one in found.trace.rounds[-1:])
+            text = text[: 100 + 13 * turn] if turn % 3 == 2 else [*text, *found.tokens]
+            text = [*text, *TEXT[turn : turn + 3].tolist()]
+    assert within or method not in ("linear", "fixed_tree")
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_drawn_rows_that_end_apart_are_what_they_are_alone(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Guards ends within a path beside rows that go on, in graphs that were made for all of them."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    prompts = [TEXT[:240].tolist(), TEXT[:3].tolist(), TEXT[100:613].tolist(), TEXT[7:40].tolist()]
+    own, asked = model("llama"), {"do_sample": True, "temperature": 0.9, "seed": 2}
+    with DynaTree(own, drafter=copied(own), method=method, dtype="int8") as tree:
+        whole = [tree.generate(prompt, 40, **asked).tokens for prompt in prompts]
+        ends = [whole[0][2], whole[1][11], whole[2][23]]
+        wanted = [row[: min((row.index(end) + 1 for end in ends if end in row), default=40)] for row in whole]
+        assert len({*map(len, wanted)}) > 1
+        tree._target.prepare(len(prompts))
+        found = tree.generate(prompts, 40, eos_token_id=ends, **asked)
+    assert [one.tokens for one in found] == wanted
 
 
 @pytest.mark.parametrize("depth", [3, 4])

@@ -35,7 +35,8 @@ def test_packed_logits_are_the_plain_models(architecture: str) -> None:
     model = LanguageModel(plain, packed=True)
     assert (model.packed is not None) == packing.available(models.random_model(dtype=torch.float32))
     assert torch.allclose(model.forward(tokens, KeyValueCache()), expected, rtol=1e-4, atol=1e-3)
-    assert models.generated(model, [3, 1, 4], 12)
+    wanted = models.generated(LanguageModel(biased(architecture)), [3, 1, 4], 12)
+    assert models.generated(model, [3, 1, 4], 12) == wanted
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells no memory maps")
@@ -143,3 +144,12 @@ def test_a_packed_model_is_told_by_its_weights() -> None:
     first = LanguageModel(model, packed=True)
     assert first.packed is not None
     assert LanguageModel(model).fingerprint == first.fingerprint != LanguageModel(other).fingerprint
+
+
+def test_weights_that_changed_are_told_though_the_model_is_held() -> None:
+    """Guards rates of a calibration from a model that was trained on while nobody had closed what held it."""
+    model = models.random_model(dtype=torch.float32)
+    first = LanguageModel(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight += 1
+    assert LanguageModel(model).fingerprint != first.fingerprint

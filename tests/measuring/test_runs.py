@@ -74,7 +74,7 @@ def test_a_clock_that_stops_changes_nothing_but_time(
     (trace,), clock = runs.timed(built, sampler, [PROMPTS[0].ids], models.wanted(12))
     assert len(clock.samples) == len(trace.commits) + 2
     stopped = 0.1 * (len(clock.samples) - 2)
-    assert trace.seconds < plain.seconds + stopped
+    assert trace.seconds < plain.seconds + stopped / 2
     assert [getattr(trace, name) for name in SAME] == [getattr(plain, name) for name in SAME]
     assert target().forwards - forwards == trace.target_forwards + 1
 

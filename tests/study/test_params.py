@@ -342,6 +342,16 @@ def test_a_figure_of_what_is_not_asked_for_is_refused(place: str, value: Any, sa
     assert str(caught.value).startswith(said)
 
 
+def test_a_figure_that_tells_no_formats_apart_is_of_one() -> None:
+    """Guards a length's time from being that of the faster of two formats."""
+    several = changed("experiments.length_scaling.dtypes", ["int8", "float32"])
+    with pytest.raises(
+        UserError, match=r"experiments\.length_scaling\.dtypes: .*; figure length_scaling does not tell"
+    ):
+        plugin_checks.check(params.check(several))
+    plugin_checks.check(params.check(changed("experiments.length_scaling.dtypes", ["float32"])))
+
+
 def test_passes_are_named_by_all_figures_that_show_them() -> None:
     """Guards the second of two figures of one pass, once the first is left out."""
     few = {**changed("timeline", []), "figures": ["datasets", "phase_breakdown"]}

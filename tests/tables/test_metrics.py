@@ -170,6 +170,7 @@ def test_a_stall_of_the_clock_is_not_a_slow_machine() -> None:
         ([6.5, 6.0, 16.0], 6.25),
         ([16.0, 6.0], 11.0),
         ([12.0, 12.5, 13.0], 12.5),
+        ([10.0, 16.0, 17.0], 43 / 3),
     ):
         assert metrics.step_seconds(few, usual) == pytest.approx(step)
     assert metrics.step_seconds([12.0, 12.0, 5.5]) == pytest.approx(29.5 / 3)

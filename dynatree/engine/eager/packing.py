@@ -143,6 +143,11 @@ def pack_rounded(module: nn.Module) -> None:
             setattr(module, name, PackedLinear(layer, dtype))
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether any layer is."""
+    return any(isinstance(module, PackedLinear) for module in model.modules())
+
+
 def unpack(model: nn.Module) -> None:
     """Put back the layers that `pack` held on to, the very objects."""
     for parent in list(model.modules()):
