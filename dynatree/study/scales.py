@@ -89,7 +89,7 @@ class Scale(Knobs):
     calibration: Calibration  # of costs and step probabilities
     benchmark: BenchmarkSize  # of `make benchmark`
     instead: Instead = Field(default_factory=Instead)  # of keys that this scale is for
-    leaves_out: list[str] = Field(default_factory=list)  # experiments that take too long, with their figures; figures
+    leaves_out: list[str] = Field(default_factory=list)  # experiments, whose figures go with them, and further figures
 
     def of(self, experiment: str) -> Size:
         """The size of an experiment."""

@@ -56,9 +56,10 @@ class Records:
         return str(self.machine["dtype"])
 
     @property
-    def samples(self) -> list[float]:
-        """All of the clock's, in seconds."""
-        return [seconds for timing in self.timings for seconds in timing["references"]]
+    def steps(self) -> list[float]:
+        """Of each timing the seconds of an autoregressive step meanwhile."""
+        samples = [seconds for timing in self.timings for seconds in timing["references"]]
+        return [step_seconds(timing["references"], samples) for timing in self.timings]
 
     @staticmethod
     def read(results: Path, folder: Path) -> "Records":
@@ -128,9 +129,7 @@ def usual_step(records: list[Records]) -> float:
     one format: what is measured anew moves no other time.
     """
     usual = [r for r in records if (r.key["experiment"], r.key["method"]) == ("headline", "autoregressive")]
-    return bootstrap.median(
-        [step_seconds(timing["references"], record.samples) for record in usual or records for timing in record.timings]
-    )
+    return bootstrap.median([step for record in usual or records for step in record.steps])
 
 
 def step_seconds(references: Sequence[float], among: Sequence[float] = ()) -> float:
@@ -159,11 +158,10 @@ def prompt_key(row: Row) -> tuple[Any, ...]:
 def _run_rows(record: Records, usual: float) -> Iterable[Row]:
     # Only the last group of a repeat may be smaller than the others.
     batch, place = max((timing["batch"] for timing in record.timings), default=1), Counter[int]()
-    for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
+    for output, timing, audit, step in zip(record.outputs, record.timings, record.audit, record.steps, strict=True):
         rounds = output["rounds"]
         emitted, later = len(output["output_ids"]), len(output["output_ids"]) - output["first"]
         references = timing["references"]
-        step = step_seconds(references, record.samples)
         pace = usual / step
         seconds, first = pace * timing["seconds"], pace * timing["commits"][0]
         tpot = (pace * timing["commits"][-1] - first) / later if later else None

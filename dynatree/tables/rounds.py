@@ -137,7 +137,7 @@ def parts(records: list[Records]) -> list[Row]:
 
 def _part_rows(record: Records) -> list[Row]:
     rows = []
-    for output, timing, audit in zip(record.outputs, record.timings, record.audit, strict=True):
+    for output, timing, audit, step in zip(record.outputs, record.timings, record.audit, record.steps, strict=True):
         if timing["batch"] > 1:
             continue
         repeated, total = _whole(audit["repeated"]), len(output["output_ids"])
@@ -149,11 +149,7 @@ def _part_rows(record: Records) -> list[Row]:
         rows += [
             {**key, "batch": timing["batch"], "dtype": record.dtype, "output_tokens": total}
             | {"part": part, "tokens": len(taken)}
-            | {
-                "normalised_seconds_per_token": sum(taken)
-                / len(taken)
-                / step_seconds(timing["references"], record.samples)
-            }
+            | {"normalised_seconds_per_token": sum(taken) / len(taken) / step}
             for part, taken in members.items()
         ]
     return rows

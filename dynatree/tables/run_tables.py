@@ -44,7 +44,8 @@ RUN_TABLES: dict[str, pa.Schema] = {
                 "autoregressive_step_ms",
                 REAL,
                 "ms of an autoregressive step of the target, mean of the samples timed between the run's rounds, "
-                "of which one above 1.5 times their median, which met a stall, counts as that much (of three: none)",
+                "of which one above 1.5 times their median, which met a stall, counts as that much; of three it is "
+                "left out",
             ),
             column("autoregressive_step_spread", REAL, "standard deviation of these samples / their mean"),
             column("normalised_seconds", REAL, "seconds / seconds of an autoregressive step during this run"),
