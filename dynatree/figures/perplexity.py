@@ -13,7 +13,7 @@ TABLES: tuple[str, ...] = ("runs", "perplexity")
 SECTION = "Acceptance"
 
 WIDTH, STEP = 400, 24
-TICKS = (1, 1.2, 1.4, 1.6, 1.8, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
+TICKS = (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000, 3000, 10000, 30000, 100000)
 OTHER = "M-1,-1L1,1M-1,1L1,-1"  # a cross
 NOT_COMPARED = "not compared"
 
