@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.utils import ModelOutput
 
@@ -46,6 +47,8 @@ CONFIGS = {
     "gpt_neox": lambda: GPTNeoXConfig(vocab_size=VOCABULARY, intermediate_size=48, **_SHAPE),
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=CONTEXT, **_ENDS),
     "qwen2": lambda: Qwen2Config(vocab_size=VOCABULARY, use_sliding_window=False, **_GATED),
+    # Heads that together are wider than the model, each with a norm.
+    "qwen3": lambda: Qwen3Config(vocab_size=VOCABULARY, head_dim=16, use_sliding_window=False, **_GATED),
     "mistral": lambda: MistralConfig(vocab_size=VOCABULARY, sliding_window=None, **_GATED),
 }
 

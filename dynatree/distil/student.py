@@ -15,7 +15,10 @@ from dynatree.engine.fusion import Fusion
 from dynatree.errors import UserError
 
 # How each architecture names its block list and its final norm, below the base model.
-_LAYOUT = {"llama": ("layers", "norm"), "gpt_neox": ("layers", "final_layer_norm")}
+_LAYOUT = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("layers", "norm")),
+    "gpt_neox": ("layers", "final_layer_norm"),
+}
 
 
 def shrink(target: PreTrainedModel, layers: Sequence[int], norm_scale: float) -> PreTrainedModel:

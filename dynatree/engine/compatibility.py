@@ -61,7 +61,8 @@ def refuse_unsupported(model: PreTrainedModel, name: str) -> None:
     if reason:
         raise UserError(
             f"{name} ({type(model).__name__}) cannot verify a token tree: {reason}. "
-            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2 or windowless Mistral"
+            "Use a decoder-only model with full attention, such as Llama, GPT-NeoX, GPT-2, Qwen2, Qwen3 or windowless "
+            "Mistral"
         )
 
 

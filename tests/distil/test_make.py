@@ -226,7 +226,7 @@ def test_all_code_that_trains_counts() -> None:
 
 # Architecture and kind have nothing to do with each other there: each is in one of the two.
 @pytest.mark.parametrize(
-    ("target", "reads"), [("gpt_neox", False), ("llama", True)], indirect=["target"], ids=["plain", "reading"]
+    ("target", "reads"), [("gpt_neox", False), ("qwen3", True)], indirect=["target"], ids=["plain", "reading"]
 )
 def test_a_killed_run_goes_on_to_the_same_weights(target: Path, tmp_path: Path, reads: bool) -> None:
     """Guards against a kill -9 that loses the training or changes its end: killed in each phase, then finished."""

@@ -13,9 +13,9 @@ from tests import models
 IDS = (torch.arange(20) * 7 % 30)[None]
 
 
-@pytest.fixture(params=["llama", "gpt_neox"])
+@pytest.fixture(params=["llama", "gpt_neox", "mistral", "qwen2", "qwen3"])
 def target(request: pytest.FixtureRequest) -> PreTrainedModel:
-    """Both supported layouts: a tied embedding and one apart."""
+    """All supported architectures: with a tied embedding and with one apart."""
     return models.random_model(request.param, dtype=torch.float32, tie_word_embeddings=request.param == "llama")
 
 
@@ -81,5 +81,6 @@ def test_states_that_are_not_there_are_refused(target: PreTrainedModel, reads: l
 
 def test_an_unknown_architecture_is_refused() -> None:
     """Guards against copying layers under wrong names."""
-    with pytest.raises(UserError, match="'gpt2' is not supported; choose one of llama, gpt_neox"):
+    supported = "llama, mistral, qwen2, qwen3, gpt_neox"
+    with pytest.raises(UserError, match=f"'gpt2' is not supported; choose one of {supported}"):
         shrink(models.random_model("gpt2"), [0], 1.0)

@@ -15,7 +15,10 @@ from tests import models
 LEVELS, LENGTH, READS = 3, 9, (1, 2)
 
 
-@pytest.fixture(params=[("llama", (0,)), ("llama", (0, 1)), ("gpt_neox", (1,))], ids=["llama", "deep", "gpt_neox"])
+@pytest.fixture(
+    params=[("llama", (0,)), ("llama", (0, 1)), ("gpt_neox", (1,)), ("qwen3", (0,))],
+    ids=["llama", "deep", "gpt_neox", "qwen3"],
+)
 def pair(request: pytest.FixtureRequest) -> tuple[PreTrainedModel, PreTrainedModel]:
     """A target and a drafter that reads it, all of whose weights are random."""
     architecture, layers = request.param

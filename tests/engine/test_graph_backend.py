@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, PreTrainedModel, Qwen2Config, Qwen3Config
 
 from dynatree import DynaTree, decoding
 from dynatree.engine.backend import Feed
@@ -32,6 +32,8 @@ GATED = {**SHAPE, "intermediate_size": 96, "num_key_value_heads": 2, "vocab_size
 CONFIGS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaConfig(**GATED),
     "qwen2": lambda: Qwen2Config(**GATED, use_sliding_window=False, tie_word_embeddings=True),
+    # Heads that together are wider than the model, as in its smallest.
+    "qwen3": lambda: Qwen3Config(**GATED, head_dim=32, use_sliding_window=False, tie_word_embeddings=True),
     "gpt_neox": lambda: GPTNeoXConfig(**SHAPE, vocab_size=VOCABULARY, intermediate_size=96, rotary_pct=0.25),
     "gpt_neox in turn": lambda: GPTNeoXConfig(
         **SHAPE, vocab_size=VOCABULARY, intermediate_size=96, rotary_pct=1.0, use_parallel_residual=False
@@ -39,6 +41,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 }
 # Both kinds of layers in every format; those that differ from them by biases or order in one.
 COMBINED = [(a, f) for a in CONFIGS for f in parts.FORMATS if a in ("llama", "gpt_neox") or f == "int8"]
+COMBINED += [("qwen3", "float32")]
 TEXT = torch.randint(VOCABULARY, (CONTEXT,), generator=torch.Generator().manual_seed(3))
 
 
@@ -800,7 +803,8 @@ def test_a_level_of_a_batch_is_timed_as_one_forward(monkeypatch: pytest.MonkeyPa
 def test_what_has_no_graph_is_refused_in_few_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against another format in silence; what torch has too, it computes."""
     model = models.random_model("gpt2", dtype=torch.float32)
-    with pytest.raises(UserError, match="dtype: int4 is for llama, mistral, qwen2, gpt_neox; GPT2LMHeadModel is gpt2"):
+    known = "llama, mistral, qwen2, qwen3, gpt_neox"
+    with pytest.raises(UserError, match=f"dtype: int4 is for {known}; GPT2LMHeadModel is gpt2"):
         DynaTree(model, dtype="int4")
     tree = DynaTree(model, dtype="float32", method="autoregressive")
     assert (tree.format, tree.exact) == ("float32", "within rounding")

@@ -1,4 +1,4 @@
-"""Llama and its like (Mistral, Qwen2, SmolLM) as one graph: rotary positions, grouped queries, gated layers."""
+"""Llama and its like (Mistral, Qwen2, Qwen3, SmolLM) as one graph: rotary positions, grouped queries, gated layers."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from openvino import opset13 as op
 from torch import Tensor
 
 from dynatree.engine.graph import parts
-from dynatree.engine.graph.parts import Size, States, Weights
+from dynatree.engine.graph.parts import Normed, Size, States, Weights
 
-TYPES = ("llama", "mistral", "qwen2")
+TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATION = "silu"
 
 
@@ -24,7 +24,7 @@ def graph(model: Any, weights: Weights, head: Tensor, size: Size, states: States
         inputs += pool
         z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
-        mixed = parts.attention(shape, size, nodes, z, pool)
+        mixed = parts.attention(shape, size, nodes, z, pool, _normed(attention, config.rms_norm_eps))
         y = op.add(y, weights.linear(mixed, attention.o_proj))
         z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
         z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)
@@ -34,3 +34,10 @@ def graph(model: Any, weights: Weights, head: Tensor, size: Size, states: States
         behind.append(y)
     y = parts.rms_norm(parts.asked(y, nodes), base.norm.weight, config.rms_norm_eps)
     return ov.Model([weights.head(y, head), *parts.read(behind, states)], inputs)
+
+
+def _normed(attention: Any, eps: float) -> Normed | None:
+    """The norms that Qwen3 has of each head; None: there are none."""
+    if not hasattr(attention, "q_norm"):
+        return None
+    return Normed(attention.q_norm.weight, attention.k_norm.weight, eps)

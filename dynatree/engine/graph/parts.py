@@ -65,6 +65,14 @@ class States(NamedTuple):
         return width if self.fusion is None else 2 * width
 
 
+class Normed(NamedTuple):
+    """Weights [size] of the norms of each head's query and key, before they are rotated (Qwen3)."""
+
+    query: Tensor
+    key: Tensor
+    eps: float
+
+
 class Nodes(NamedTuple):
     """Inputs of a graph that its layers share; None: all rows in their order."""
 
@@ -124,19 +132,25 @@ def pool(shape: Shape, size: Size) -> list[Any]:
     return [op.parameter(PartialShape([size.blocks, shape.groups, BLOCK, shape.size]), Type.f32) for _ in range(2)]
 
 
-def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any]) -> Any:
+def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], normed: Normed | None = None) -> Any:
     """What the heads read [n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
 
-    z [n, (heads + 2 groups) * size]. Each row is a sequence of its own of one new token: its sums are then over the
-    positions of its path, in order and one after the other, whatever else is computed. A sequence of no token at the
-    end keeps OpenVINO from the kernel that cuts sums in as many parts as there are threads, where there are few rows.
+    z [n, (heads + 2 groups) * size]; `normed`: each head's query and key are. Each row is a
+    sequence of its own of one new token: its sums are then over the positions of its path, in order and one after the
+    other, whatever else is computed. A sequence of no token at the end keeps OpenVINO from the kernel that cuts sums in
+    as many parts as there are threads, where there are few rows.
     """
     heads, groups, wide = shape.heads, shape.groups, shape.size
     if nodes.spread is not None:
         z = op.gather(z, nodes.spread, op.constant(0))
     qk, v = op.variadic_split(z, whole(1), whole((heads + groups) * wide, groups * wide)).outputs()
     # In this shape OpenVINO makes one kernel of turning and rotating, and a row needs no transposition.
-    qk = rotated(shape, nodes, op.reshape(qk, whole(-1, heads + groups, 1, wide), False))
+    qk = op.reshape(qk, whole(-1, heads + groups, 1, wide), False)
+    if normed is not None:
+        halves = op.variadic_split(qk, whole(1), whole(heads, groups)).outputs()
+        norms = zip(halves, (normed.query, normed.key), strict=True)
+        qk = op.concat([rms_norm(part, weight, normed.eps) for part, weight in norms], 1)
+    qk = rotated(shape, nodes, qk)
     qk = op.reshape(qk, whole(-1, (heads + groups) * wide), False)
     q, k = op.variadic_split(qk, whole(1), whole(heads * wide, groups * wide)).outputs()
     mixed = _paged(shape, [q, k, v, *pool, *nodes.seats])
