@@ -75,6 +75,14 @@ class TokenTree:
         return found
 
     @cached_property
+    def paths(self) -> list[list[int]]:
+        """Of each node those from below the root to it."""
+        found: list[list[int]] = [[]]
+        for node, parent in enumerate(self.nodes.parents[1:], start=1):
+            found.append([*found[parent], node])
+        return found
+
+    @cached_property
     def children(self) -> dict[tuple[int, int], int]:
         """The node below each parent with each token."""
         return {edge: node for node, edge in enumerate(zip(self.nodes.parents, self.nodes.tokens, strict=True))}

@@ -42,6 +42,7 @@ def test_mask_and_positions_are_those_of_each_nodes_path(tree: TokenTree, prefix
     for node in range(len(tree)):
         path = line(tree, node)
         assert mask[node].nonzero().flatten().tolist() == [*range(prefix), *(prefix + ancestor for ancestor in path)]
+        assert tree.paths[node] == path[1:]
         assert positions[node] == prefix + len(path) - 1
 
 

@@ -38,9 +38,9 @@ class DynaTree:
     Without any the method runs with its limits alone and says so.
 
     What changes in a model that is given: it is in evaluation mode and has a hook that counts its forwards. On a CPU
-    Llama, Mistral, Qwen2 and GPT-NeoX in float32, float16, int8 or int4 are computed by graphs of their own beside it;
-    of others in float32 the linear layers are packed for oneDNN (its own are kept beside them), and what torch computes
-    attends by torch's kernels. `close()`, or leaving `with`, puts all of that back, the very objects.
+    Llama, Mistral, Qwen2, Qwen3 and GPT-NeoX in float32, float16, int8 or int4 are computed by graphs of their own
+    beside it; of others in float32 the linear layers are packed for oneDNN (its own are kept beside them), and what
+    torch computes attends by torch's kernels. `close()`, or leaving `with`, puts all of that back, the very objects.
 
     Raises UserError for models that a tree cannot be verified with, a pair of different tokenizers, vocabularies or
     devices, an unknown method or parameter, and a method that needs a drafter where none is given.
@@ -92,6 +92,10 @@ class DynaTree:
         loading: Mapping[str, Any] = MappingProxyType({}),
     ) -> Self:
         """The same by a `Method` that no packaged params.yaml has, such as one of your own file."""
+        if not isinstance(method, Method):
+            raise UserError(
+                f"method: got {method!r}; `by` takes a Method, a packaged one is named in DynaTree(..., method=NAME)"
+            )
         made = cls.__new__(cls)
         made._build(method, model, None, drafter, dtype, device, calibration, loading)
         return made

@@ -103,7 +103,7 @@ class Decoder(RoundDecoder):
         rows = self._target.forward_batch(feeds, reads=self._reads, lent=True)
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
-            path, token = self._accepted(request, tree, request.process(logits, tree))
+            path, token = self._accepted(request, tree, logits)
             if self._drafter.learns:
                 self._drafter.learn(request, tree, path, logits)
             request.states = states[path] if len(states) else states
@@ -114,8 +114,10 @@ class Decoder(RoundDecoder):
         """The path that `verification` accepts of `tree`, by the target's `logits` at its nodes, and the next token."""
         position = len(request.committed)
         if self._drawing and request.sampler:
-            return traversal.verify(tree, logits, self._drawing.draws(request), request.sampler, position)
-        return verify(tree, logits, request.sampler, position)
+            processed = request.process(logits, tree)
+            return traversal.verify(tree, processed, self._drawing.draws(request), request.sampler, position)
+        process = (lambda rows, nodes: request.process(rows, tree, nodes)) if request.processors.active else None
+        return verify(tree, logits, request.sampler, position, process)
 
     def _start(self, requests: Sequence[Request]) -> None:
         if self._untold:

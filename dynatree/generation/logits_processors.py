@@ -5,9 +5,10 @@ A node's row is processed as if its path had been committed. Definitions: transf
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -79,14 +80,13 @@ class LogitsProcessors(Knobs):
         columns: Tensor | None,
         padding: int,
     ) -> Tensor:
-        visible = tree.ancestors if nodes is None else tree.ancestors[nodes]
+        paths = tree.paths if nodes is None else [tree.paths[node] for node in nodes.tolist()]
         scores = logits.float()
         if self.repetition_penalty != 1:
-            self._penalise(scores, text[padding:], tree, visible, columns)
+            self._penalise(scores, text[padding:], tree, paths, columns)
         if self.no_repeat_ngram_size:
-            for row, seen in zip(scores, visible, strict=True):
-                # Index order is path order: parents precede children.
-                banned = self._banned(torch.cat([text, tree.tokens[seen][1:]]))
+            for row, path in zip(scores, paths, strict=True):
+                banned = self._banned(torch.cat([text, tree.tokens[path]]))
                 places = banned if columns is None else columns[banned]
                 row[places[places >= 0].to(row.device)] = -torch.inf
         if self.further and columns is None:
@@ -98,8 +98,8 @@ class LogitsProcessors(Knobs):
         processed = torch.empty_like(scores)
         for depth in tree.depths[nodes].unique().tolist():
             rows = (tree.depths[nodes] == depth).nonzero().squeeze(1)
-            # Index order is path order: parents precede children. The root ends the text.
-            paths = torch.stack([tree.tokens[tree.ancestors[node]][1:] for node in nodes[rows].tolist()])
+            # The root ends the text.
+            paths = torch.stack([tree.tokens[tree.paths[node]] for node in nodes[rows].tolist()])
             ids = torch.cat([text.expand(len(rows), -1), paths], dim=1).to(scores.device)
             found = scores[rows]
             for processor in self.further:
@@ -107,10 +107,13 @@ class LogitsProcessors(Knobs):
             processed[rows] = found
         return processed
 
-    def _penalise(self, scores: Tensor, text: Tensor, tree: TokenTree, visible: Tensor, columns: Tensor | None) -> None:
+    def _penalise(
+        self, scores: Tensor, text: Tensor, tree: TokenTree, paths: Sequence[list[int]], columns: Tensor | None
+    ) -> None:
         # The text, whose end is the root, counts for all rows; of the tree's other nodes those on a row's path.
-        rows, nodes = visible.numpy()[:, 1:].nonzero()
-        everywhere, own = text.numpy(), tree.tokens.numpy()[1 + nodes]
+        tokens = tree.nodes.tokens
+        rows = np.array([row for row, path in enumerate(paths) for _ in path], np.int64)
+        everywhere, own = text.numpy(), np.array([tokens[node] for path in paths for node in path], np.int64)
         if columns is not None:
             known = columns.numpy()
             everywhere, own = known[everywhere], known[own]

@@ -46,6 +46,8 @@ class Request:
         self.draft_forwards = 0
         self._limit = options.max_new_tokens
         self._padding = len(padding)
+        # New memory for each row would take longer than what is done with it.
+        self._row: Tensor | None = None
         self._ids = torch.empty(len(padding) + len(prompt) + self._limit, dtype=torch.long)
         self._ids[: len(padding) + len(prompt)] = torch.tensor([*padding, *prompt])
 
@@ -69,14 +71,22 @@ class Request:
         """Whether an end token or the limit was reached, or a criterion has stopped it."""
         return self.recorder.finished or self.remaining <= 0
 
-    def process(self, logits: Tensor, tree: TokenTree | None = None) -> Tensor:
-        """`logits` [n, vocabulary] of the nodes of `tree` (None: of the text's end alone), by the logits processors."""
+    def process(self, logits: Tensor, tree: TokenTree | None = None, nodes: Tensor | None = None) -> Tensor:
+        """`logits` [n, vocabulary] by the logits processors: of all nodes of `tree` (None: of the text's end alone), or
+        of `nodes` [n]. A single row is in memory that the next one is written to."""
         if not self.processors.active:
             return logits
-        # Of a copy: they write into what they are given, and `logits` may be asked for again.
         return self.processors.process(
-            logits.clone(), self._ids[: self._padding + len(self.committed)], tree, padding=self._padding
+            self._copied(logits), self._ids[: self._padding + len(self.committed)], tree, nodes, padding=self._padding
         )
+
+    def _copied(self, logits: Tensor) -> Tensor:
+        """Processors write into what they are given, and `logits` may be asked for again."""
+        if len(logits) > 1:
+            return logits.clone()
+        if self._row is None or self._row.dtype != logits.dtype:
+            self._row = torch.empty_like(logits)
+        return self._row.copy_(logits)
 
     def next_token(self, logits: Tensor) -> int:
         """The token after the text by the target's `logits` [1, vocabulary] there: the likeliest, or the one drawn."""

@@ -168,6 +168,12 @@ def test_a_model_in_use_is_saved_whole(tmp_path: Path) -> None:
         assert torch.equal(state[name], weight) and torch.equal(again[name], weight)
 
 
+def test_a_name_is_no_method_of_ones_own(folder: Path) -> None:
+    """Guards the way from one constructor to the other against a traceback."""
+    with pytest.raises(UserError, match=r"method: got 'autoregressive'; .* in DynaTree\(\.\.\., method=NAME\)"):
+        DynaTree.by("autoregressive", folder)  # type: ignore[arg-type]
+
+
 def test_another_tokenizer_is_refused(folder: Path, tmp_path: Path) -> None:
     """Guards pairs of one vocabulary's size whose tokens mean something else."""
     other = tmp_path / "other"
