@@ -72,7 +72,9 @@ def test_the_benchmark_leaves_out_what_would_read_by_no_drafter_that_does() -> N
     """Guards against the default method once more, under the name of another."""
 
     def methods(*options: str) -> tuple[set[str], str]:
-        made = ["--dry-run", "--printshellcmds", "results/benchmark.parquet", *options]
+        # Whether or not it is there already.
+        forced = ["--forcerun", "side_by_side", "--", "results/benchmark.parquet"]
+        made = ["--dry-run", "--printshellcmds", *options, *forced]
         (command,) = re.findall(
             r"^Shell command: python workflow/scripts/benchmark.py (.*)$",
             World(ROOT).run("snakemake", "--cores", 1, *made),
