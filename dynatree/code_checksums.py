@@ -58,7 +58,8 @@ class Checkout:
         return self._read(path).checksum if path.suffix == ".py" else checksum(path)
 
     def _imported(self, path: Path) -> list[Path]:
-        return [other for module in self._read(path).modules for other in self._files(module)]
+        modules = self._read(path).modules if path.suffix == ".py" else []
+        return [other for module in modules for other in self._files(module)]
 
     def _read(self, path: Path) -> Facts:
         if path not in self._facts:
@@ -71,7 +72,9 @@ class Checkout:
             parts = module.split(".")
             place = self.root.joinpath(*parts)
             above = self._files(".".join(parts[:-1])) if len(parts) > 1 else []
-            own = [place / "__init__.py", place.with_suffix(".py")] if parts[0] == PACKAGE else []
+            # A module may have a part that is compiled, by its own name.
+            own = [place / "__init__.py", *(place.with_suffix(suffix) for suffix in (".py", ".cpp"))]
+            own = own if parts[0] == PACKAGE else []
             self._modules[module] = [*above, *(path for path in own if path.is_file() and counts(path))]
         return self._modules[module]
 

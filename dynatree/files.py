@@ -47,6 +47,11 @@ def digest(asked: Any) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def cache_folder() -> Path:
+    """Where the user's caches are."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynatree"
+
+
 @contextmanager
 def written(path: str | Path) -> Iterator[None]:
     """Within, what the file system refuses is an OSError for `path`, whichever library writes."""

@@ -1,7 +1,6 @@
 """Where a calibration of models that a user gave is kept, and on what text it is measured."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,5 +90,4 @@ def folder(fingerprints: Mapping[str, str], machine: Mapping[str, Any]) -> Path:
 
     What an older version of this library kept is not looked at.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "dynatree" / "calibration" / files.digest([dict(fingerprints), dict(machine), VERSION])
+    return files.cache_folder() / "calibration" / files.digest([dict(fingerprints), dict(machine), VERSION])

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from dynatree.engine.graph.tree_attention import kind
+
 
 def _processor() -> str:
     # Virtual machines tell little more than the maker, and half the kernels' speed is in the vectors.
@@ -63,5 +65,6 @@ def describe_machine(dtype: str, device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
-        "openvino": _version("openvino") if device == "cpu" else None,
+        "openvino": (openvino := _version("openvino") if device == "cpu" else None),
+        "attention": kind() if openvino else None,
     }

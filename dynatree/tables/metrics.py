@@ -35,7 +35,10 @@ GEOMETRIC = (
 # A sample of the clock that took longer than so many medians met a stall that its run need not have met.
 STALLED, FEW = 1.5, 3
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
-COMPARABLE = ("processor", "cores", "gpu", "threads", "dtype", "python", "torch", "transformers", "openvino")
+COMPARABLE = (
+    *("processor", "cores", "gpu", "threads", "dtype"),
+    *("python", "torch", "transformers", "openvino", "attention"),
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from dynatree.engine.graph import gpt_neox, llama, parts
 from dynatree.engine.graph.block_cache import BlockCache, Pool
 from dynatree.engine.graph.compiled import MOST_ROWS, Given, Graph
 from dynatree.engine.graph.parts import Size, States, Weights
+from dynatree.engine.graph.tree_attention import TREE, kind
 
 BUILDERS = (llama, gpt_neox)
 # Those that OpenVINO's paged attention is for, by their names.
@@ -78,7 +79,7 @@ class GraphBackend:
         self._model, self._builder, self.format = model, _builder(model), format
         self._embedding = model.get_input_embeddings()
         self._shape, self._layers = parts.shape(model), config.num_hidden_layers
-        self._pool = Pool(self._layers, self._shape.groups, self._shape.size)
+        self._pool = Pool(self._layers, self._shape.groups, self._shape.size, across=kind() == TREE)
         self._graphs: dict[int | None, Graph] = {}
         self._states = States()
         self._watchers: list[tuple[Begin, End]] = []

@@ -32,19 +32,32 @@ Seats = tuple[list[Seat], list[tuple[int, Seat]]]
 
 
 class Pool:
-    """`keys` and `values` [layers, blocks, heads, BLOCK, size], all finite; in time there may be more blocks."""
+    """`keys` and `values` [layers, blocks, heads, BLOCK, size], all finite; in time there may be more blocks.
 
-    def __init__(self, layers: int, heads: int, size: int):
+    With `across` the keys of a block lie in memory as [size, BLOCK], so that one vector has several positions.
+    """
+
+    def __init__(self, layers: int, heads: int, size: int, across: bool = False):
         # Of keys and values together.
         self.block_bytes = 2 * layers * heads * BLOCK * size * 4
-        self._layers, self._block = layers, (heads, BLOCK, size)
+        self._layers, self._heads, self._size, self._across = layers, heads, size, across
         count = max(_FEWEST, min(_MOST, _BYTES // self.block_bytes))
-        self.keys, self.values = self._new(count), self._new(count)
+        self.keys, self.values = self._new(count)
         self._free = [*range(count - 1, NOBODY, -1)]
 
-    def _new(self, count: int) -> Any:
+    def _new(self, count: int) -> tuple[Any, Any]:
+        row = (BLOCK, self._size)
         # These take no memory before they are written to, where torch's zeros do.
-        return np.zeros((self._layers, count, *self._block), np.float32)
+        keys, values = (
+            np.zeros((self._layers, count, self._heads, *of), np.float32)
+            for of in (row[::-1] if self._across else row, row)
+        )
+        return keys.swapaxes(-1, -2) if self._across else keys, values
+
+    def as_stored(self, layer: int) -> tuple[Any, Any]:
+        """The memory of a layer's keys and values, in the order in which they lie there."""
+        keys = self.keys[layer]
+        return keys.swapaxes(-1, -2) if self._across else keys, self.values[layer]
 
     def __len__(self) -> int:
         return int(self.keys.shape[1])
@@ -53,7 +66,7 @@ class Pool:
         """A block that is nobody else's."""
         if not self._free:
             before = len(self)
-            keys, values = self._new(2 * before), self._new(2 * before)
+            keys, values = self._new(2 * before)
             keys[:, :before], values[:, :before] = self.keys, self.values
             self.keys, self.values = keys, values
             # Added: another thread may have given some back meanwhile.

@@ -340,8 +340,8 @@ class _Request:
             return
         self._bound = pool.keys, pool.values
         first = len(self.compiled.inputs) - 2 * len(pool.keys)
-        for layer, pair in enumerate(zip(*self._bound, strict=True)):
-            for part, held in enumerate(pair):
+        for layer in range(len(pool.keys)):
+            for part, held in enumerate(pool.as_stored(layer)):
                 self._request.set_input_tensor(first + 2 * layer + part, ov.Tensor(held, shared_memory=True))
 
     def _point(self, place: int, values: np.ndarray) -> None:

@@ -4,8 +4,8 @@ A graph takes n rows, new tokens of any number of requests: their embeddings x [
 states to which they are joined [n, 2 * width]. Attention takes m of them, in the order in which `spread` [m] names
 them: first each once, then those whose keys and values are wanted in a further place. Of each of these there are cos
 and sin [m, 1, 1, turned] of its position, and its seat (block_cache.py): how many positions are before it (`past`), and
-in which blocks they and its own keys and values are. Of each layer there are the keys and values of the pool [blocks,
-groups, BLOCK, size], which it writes into. The graph gives logits [w, v] of the rows that are wanted; where layers are
+in which blocks they and its own keys and values are. Of each layer there are the keys and values of the pool, which it
+writes into. The graph gives logits [w, v] of the rows that are wanted; where layers are
 read, also what is behind them [n, reads * width].
 """
 
@@ -21,8 +21,9 @@ from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
 
 from dynatree.engine.fusion import Fusion
-from dynatree.engine.graph import codes
+from dynatree.engine.graph import codes, tree_attention
 from dynatree.engine.graph.block_cache import BLOCK
+from dynatree.engine.graph.tree_attention import PAGED
 
 # In float32 a graph is the model's own forward but for rounding; float16 is the type of its weights alone.
 FORMATS = ("float32", "float16", "int8", "int4")
@@ -84,7 +85,7 @@ class Nodes(NamedTuple):
     wanted: Any
 
 
-# Sequences of no token behind those of the rows, see `attention`.
+# Sequences of no token behind those of the rows, see `_paged_attention`.
 EMPTY = 1
 # Inputs of a graph before those of the layers, the last three where they are wanted.
 X, COS, SIN, PAST, BEGINS, BLOCKS, BLOCK_BEGINS, LONGEST, SPREAD, OWN, WANTED = range(11)
@@ -128,17 +129,36 @@ def blocks_held(size: Size) -> int:
 
 
 def pool(shape: Shape, size: Size) -> list[Any]:
-    """A layer's inputs: keys and values of all blocks."""
-    return [op.parameter(PartialShape([size.blocks, shape.groups, BLOCK, shape.size]), Type.f32) for _ in range(2)]
+    """A layer's inputs: keys and values of all blocks, as `Pool` holds them."""
+    row = (BLOCK, shape.size)
+    of_key = row if tree_attention.kind() == PAGED else row[::-1]
+    return [op.parameter(PartialShape([size.blocks, shape.groups, *of]), Type.f32) for of in (of_key, row)]
 
 
 def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], normed: Normed | None = None) -> Any:
     """What the heads read [n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
 
-    z [n, (heads + 2 groups) * size]; `normed`: each head's query and key are. Each row is a
-    sequence of its own of one new token: its sums are then over the positions of its path, in order and one after the
-    other, whatever else is computed. A sequence of no token at the end keeps OpenVINO from the kernel that cuts sums in
-    as many parts as there are threads, where there are few rows.
+    z [n, (heads + 2 groups) * size]; `normed`: each head's query and key are. A row's sums are over the positions of
+    its path in an order of their own, whatever else is computed.
+    """
+    if tree_attention.kind() == PAGED:
+        return _paged_attention(shape, size, nodes, z, pool, normed)
+    past, _, blocks, begins, _ = nodes.seats
+    every = op.constant(np.arange(size.rows or 0, dtype=np.int64))
+    spread = every if nodes.spread is None else nodes.spread
+    norms = [] if normed is None else [op.constant(part.detach().float().numpy()) for part in normed[:2]]
+    inputs = [z, nodes.cos, nodes.sin, spread, past, blocks, begins, *pool, *norms]
+    eps = 0.0 if normed is None else normed.eps
+    return tree_attention.node(inputs, heads=shape.heads, groups=shape.groups, size=shape.size, eps=eps)
+
+
+def _paged_attention(
+    shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], normed: Normed | None = None
+) -> Any:
+    """As `attention`, by OpenVINO's operations: each row is a sequence of its own of one new token.
+
+    A sequence of no token at the end keeps OpenVINO from the kernel that cuts sums in as many parts as there are
+    threads, where there are few rows.
     """
     heads, groups, wide = shape.heads, shape.groups, shape.size
     if nodes.spread is not None:

@@ -1,0 +1,492 @@
+// Attention over token trees as one operation of an OpenVINO graph: it rotates queries and keys, writes keys and values
+// where the rows' seats say, and has each row read the positions of its path (block_cache.py).
+//
+// What a row gets depends on its own path alone, to the bit: its sums are over the path's positions in their order, in
+// segments that begin at fixed positions, whatever other rows, threads or tiles there are; segments are joined by their
+// greatest scores (Milakov and Gimelshein 2018, 1805.02867; Flash-Decoding, Dao et al. 2023). Rows that read the same
+// block read it together, a tile of queries at a time, so that a tree reads its text once.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include <immintrin.h>
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+#include <tbb/parallel_for.h>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int LANES = 16, TILE = 6, WIDE = 4;
+#else
+constexpr int LANES = 8, TILE = 3, WIDE = 2;
+#endif
+// Positions of a block, and of a segment; floats of a line of the processor's cache.
+constexpr int BLOCK = 32, SEGMENT = 128, LINE = 16;
+// Products of a query and a key that are worth a second thread.
+constexpr int64_t SHARED_FROM = 256;
+// Rows that are worth it where each has little to do.
+constexpr int64_t MANY = 8;
+// Rows at a time, for which there is memory.
+constexpr int64_t CHUNK = 64;
+// Below the logarithm of what float32 can hold.
+constexpr float LEAST = -87.0f;
+
+typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t Int __attribute__((vector_size(LANES * sizeof(int32_t))));
+
+inline Vec load(const float* from) {
+    Vec value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+inline void store(float* to, Vec value) {
+    std::memcpy(to, &value, sizeof(value));
+}
+
+inline Vec all(float value) {
+    return value - Vec{};  // not plus: -0 is kept, so that this is a broadcast alone
+}
+
+// Compilers join products and sums as they see fit, here one way and there another: they are told not to.
+inline Vec fma(Vec x, Vec y, Vec z) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
+#elif defined(__FMA__)
+    return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+    return x * y + z;
+#endif
+}
+
+// exp of x <= 0, by halves of ln 2 and a polynomial (Cephes' expf).
+inline Vec exponential(Vec x) {
+    x = x < all(LEAST) ? all(LEAST) : x;
+    const Vec shift = all(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    const Vec n = fma(x, all(1.44269504088896341f), shift) - shift;
+    const Vec r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), x));
+    Vec y = all(1.9875691500e-4f);
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = fma(y, r, all(next));
+    y = fma(y, r * r, r) + 1.0f;
+    const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
+    Vec scale;
+    std::memcpy(&scale, &power, sizeof(scale));
+    return y * scale;
+}
+
+inline float exponential(float x) {
+    return exponential(all(x))[0];
+}
+
+// Of a vector's lanes, halves by halves.
+template <typename Join>
+float joined(Vec x, Join join) {
+    alignas(sizeof(Vec)) float lanes[LANES];
+    store(lanes, x);
+    for (int count = LANES / 2; count; count /= 2)
+        for (int lane = 0; lane < count; ++lane)
+            lanes[lane] = join(lanes[lane], lanes[lane + count]);
+    return lanes[0];
+}
+
+struct Sizes {
+    int64_t heads, groups, size, turned;
+    float scale, eps;
+
+    int64_t each() const {
+        return heads / groups;
+    }
+    // Of what a query has summed over a segment: values, then the greatest score, then the sum of weights.
+    int64_t summed() const {
+        return (size + LANES - 1) / LANES * LANES + LANES;
+    }
+};
+
+// A query in a segment, of which it sees so many positions: its vector, its scores [SEGMENT], which turn into weights,
+// and what it has summed.
+struct Query {
+    int64_t row, sees;
+    const float* vector;
+    float *scores, *sums;
+};
+
+// N queries of `from` are compared with a block's keys [size, BLOCK]; scores from `begin` on.
+template <int N>
+void compare(const Sizes& of, const Query* from, int64_t begin, const float* keys) {
+    for (int pair = 0; pair < BLOCK / LANES; pair += 2) {
+        // Two sums each, of even and of odd places: one by itself would wait for its own products.
+        Vec scores[2][N][2] = {};
+        int64_t at = 0;
+        const auto add = [&](int64_t place, int half) {
+            const float* row = keys + place * BLOCK + pair * LANES;
+            const Vec low = load(row), high = load(row + LANES);
+            for (int n = 0; n < N; ++n) {
+                const Vec q = all(from[n].vector[place]);
+                scores[half][n][0] = fma(q, low, scores[half][n][0]);
+                scores[half][n][1] = fma(q, high, scores[half][n][1]);
+            }
+        };
+        for (; at + 1 < of.size; at += 2) {
+            add(at, 0);
+            add(at + 1, 1);
+        }
+        if (at < of.size)
+            add(at, 0);
+        for (int n = 0; n < N; ++n)
+            for (int part = 0; part < 2; ++part)
+                store(from[n].scores + begin + (pair + part) * LANES, scores[0][n][part] + scores[1][n][part]);
+    }
+}
+
+// The scores of a query turn into weights, of which the greatest is 1; up to the block's end the others are 0.
+void weigh(const Sizes& of, const Query& query) {
+    const int64_t full = query.sees / LANES * LANES, end = (query.sees + BLOCK - 1) / BLOCK * BLOCK;
+    for (int64_t at = query.sees; at < end; ++at)
+        query.scores[at] = -INFINITY;
+    Vec most = load(query.scores), sum = {};
+    for (int64_t at = LANES; at < end; at += LANES) {
+        const Vec x = load(query.scores + at);
+        most = most > x ? most : x;
+    }
+    const float greatest = joined(most, [](float x, float y) { return std::max(x, y); });
+    int64_t at = 0;
+    for (; at < full; at += LANES) {
+        const Vec weight = exponential(load(query.scores + at) - greatest);
+        store(query.scores + at, weight);
+        sum += weight;
+    }
+    for (; at < end; at += LANES) {
+        const Vec x = load(query.scores + at);
+        const Vec weight = x > all(-INFINITY) ? exponential(x - greatest) : Vec{};
+        store(query.scores + at, weight);
+        sum += weight;
+    }
+    float* told = query.sums + of.summed() - LANES;
+    told[0] = greatest;
+    told[1] = joined(sum, [](float x, float y) { return x + y; });
+}
+
+// N queries of `from` add up a block's values [BLOCK, size], of its first `seen` positions, by their weights.
+template <int N>
+void add_up(const Sizes& of, const Query* from, int64_t begin, const float* values, int64_t seen) {
+    int64_t at = 0;
+    const auto add = [&](auto count) {
+        constexpr int V = decltype(count)::value;
+        for (; at + V * LANES <= of.size; at += V * LANES) {
+            Vec sums[N][V];
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < V; ++v)
+                    sums[n][v] = load(from[n].sums + at + v * LANES);
+            for (int64_t position = 0; position < seen; ++position) {
+                Vec value[V];
+                for (int v = 0; v < V; ++v)
+                    value[v] = load(values + position * of.size + at + v * LANES);
+                for (int n = 0; n < N; ++n) {
+                    const Vec weight = all(from[n].scores[begin + position]);
+                    for (int v = 0; v < V; ++v)
+                        sums[n][v] = fma(weight, value[v], sums[n][v]);
+                }
+            }
+            for (int n = 0; n < N; ++n)
+                for (int v = 0; v < V; ++v)
+                    store(from[n].sums + at + v * LANES, sums[n][v]);
+        }
+    };
+    add(std::integral_constant<int, WIDE>());
+    add(std::integral_constant<int, 1>());
+    for (; at < of.size; ++at)
+        for (int n = 0; n < N; ++n)
+            for (int64_t position = 0; position < seen; ++position) {
+                float& sum = from[n].sums[at];
+                sum = std::fma(from[n].scores[begin + position], values[position * of.size + at], sum);
+            }
+}
+
+// What is done by `count` queries, in tiles.
+template <typename Work>
+void tiled(const Query* queries, int64_t count, const Work& work) {
+    for (; count >= TILE; queries += TILE, count -= TILE)
+        work(queries, std::integral_constant<int, TILE>());
+    [&]<int... N>(std::integer_sequence<int, N...>) {
+        ((count == N + 1 ? work(queries, std::integral_constant<int, N + 1>()) : void()), ...);
+    }(std::make_integer_sequence<int, TILE - 1>());
+}
+
+// A head [size] as it is compared: of root mean square 1 with `norm` (or none), its first `turned` values rotated.
+void turn(const Sizes& of, const float* head, const float* norm, const float* cos, const float* sin, float* out) {
+    float factor = 1.0f;
+    if (norm) {
+        float squares = 0.0f;
+        for (int64_t at = 0; at < of.size; ++at)
+            squares = std::fma(head[at], head[at], squares);
+        factor = 1.0f / std::sqrt(squares / static_cast<float>(of.size) + of.eps);
+    }
+    for (int64_t at = 0; at < of.size; ++at)
+        out[at] = norm ? head[at] * factor * norm[at] : head[at];
+    const int64_t half = of.turned / 2;
+    for (int64_t at = 0; at < half; ++at) {
+        const float low = out[at], high = out[at + half];
+        out[at] = low * cos[at] - high * sin[at];
+        out[at + half] = high * cos[at + half] + low * sin[at + half];
+    }
+}
+
+struct Inputs {
+    const float *z, *cos, *sin;
+    const int32_t* spread;
+    const int32_t *past, *blocks, *begins;
+    float *keys, *values;
+    const float *query_norm, *key_norm;
+    int64_t rows, places;
+
+    const float* row(const Sizes& of, int64_t place) const {
+        return z + spread[place] * (of.heads + 2 * of.groups) * of.size;
+    }
+};
+
+// Memory, kept from call to call. A call takes it away, since another may begin on its thread meanwhile.
+template <typename T, int Use = 0>
+class Kept {
+public:
+    explicit Kept(size_t count) : m_held(std::move(held())) {
+        if (m_held.size() < count)
+            m_held.resize(count);
+    }
+    ~Kept() {
+        held() = std::move(m_held);
+    }
+    T* data() {
+        return m_held.data();
+    }
+
+private:
+    static std::vector<T>& held() {
+        thread_local std::vector<T> memory;
+        return memory;
+    }
+    std::vector<T> m_held;
+};
+
+template <typename Task>
+void share(int64_t tasks, bool shared, const Task& task) {
+    if (!shared)
+        for (int64_t place = 0; place < tasks; ++place)
+            task(place);
+    else
+        tbb::parallel_for(int64_t{0}, tasks, task);
+}
+
+// Writes the key and the value of a place, of one group; `key` [size] is used up.
+void write(const Sizes& of, const Inputs& in, int64_t place, int64_t group, float* key) {
+    const int64_t past = in.past[place], block = in.blocks[in.begins[place] + past / BLOCK];
+    const int64_t begin = (block * of.groups + group) * BLOCK * of.size;
+    const float* z = in.row(of, place);
+    turn(of, z + (of.heads + group) * of.size, in.key_norm, in.cos + place * of.turned, in.sin + place * of.turned, key);
+    for (int64_t at = 0; at < of.size; ++at)
+        in.keys[begin + at * BLOCK + past % BLOCK] = key[at];
+    std::memcpy(in.values + begin + past % BLOCK * of.size, z + (of.heads + of.groups + group) * of.size,
+                of.size * sizeof(float));
+}
+
+// Some of the rows, and what they sum: of each, head and segment, `Sizes::summed` values.
+struct Chunk {
+    int64_t first, last, segments;
+    float* sums;
+
+    float* summed(const Sizes& of, int64_t row, int64_t head, int64_t segment) const {
+        return sums + (((row - first) * of.heads + head) * segments + segment) * of.summed();
+    }
+};
+
+// What the rows of a chunk sum over one segment, of one group. If `writes`, keys and values are written first: those
+// that are read here, of this group at positions of this segment, are nobody else's to read.
+void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64_t group, int64_t segment, bool writes) {
+    const int64_t each = of.each(), begin = segment * SEGMENT, most = (chunk.last - chunk.first) * each;
+    Kept<Query> held(most);
+    Kept<float> memory(most * (SEGMENT + of.size) + of.size);
+    Query* queries = held.data();
+    float *scores = memory.data(), *vectors = scores + most * SEGMENT, *key = vectors + most * of.size;
+    for (int64_t place = 0; writes && place < in.places; ++place)
+        // Where a row is to stand once more, its position is the row's.
+        if (in.past[in.spread[place]] / SEGMENT == segment)
+            write(of, in, place, group, key);
+    int64_t count = 0;
+    for (int64_t row = chunk.first; row < chunk.last; ++row)
+        if (in.past[row] >= begin)
+            for (int64_t head = group * each; head < (group + 1) * each; ++head, ++count) {
+                float* vector = vectors + count * of.size;
+                queries[count] = {row, std::min<int64_t>(SEGMENT, in.past[row] + 1 - begin), vector,
+                              scores + count * SEGMENT, chunk.summed(of, row, head, segment)};
+                turn(of, in.row(of, row) + head * of.size, in.query_norm, in.cos + row * of.turned,
+                     in.sin + row * of.turned, vector);
+                for (int64_t at = 0; at < of.size; ++at)
+                    vector[at] *= of.scale;
+                std::fill_n(queries[count].sums, of.size, 0.0f);
+            }
+    // Calls `work` with each block and the queries that read it, of neighbours that share it.
+    const auto by_block = [&](const auto& work) {
+        for (int64_t from = 0; from < SEGMENT; from += BLOCK) {
+            const auto block = [&](const Query& query) -> int64_t {
+                return query.sees <= from ? -1 : in.blocks[in.begins[query.row] + (begin + from) / BLOCK];
+            };
+            for (int64_t place = 0, next; place < count; place = next) {
+                const int64_t shared = block(queries[place]);
+                for (next = place + each; next < count && block(queries[next]) == shared; next += each) {
+                }
+                if (shared >= 0)
+                    work(from, (shared * of.groups + group) * BLOCK * of.size, queries + place, next - place);
+            }
+        }
+    };
+    const auto seen = [](int64_t from, const Query* some, int64_t many) {
+        int64_t most = 0;
+        for (const Query* one = some; one < some + many; ++one)
+            most = std::max(most, one->sees - from);
+        return std::min<int64_t>(BLOCK, most);
+    };
+    by_block([&](int64_t from, int64_t at, const Query* some, int64_t many) {
+        for (int64_t line = 0, end = of.size * seen(from, some, many); line < end; line += LINE)
+            __builtin_prefetch(in.values + at + line);
+        tiled(some, many, [&](const Query* tile, auto n) { compare<decltype(n)::value>(of, tile, from, in.keys + at); });
+    });
+    for (int64_t place = 0; place < count; ++place)
+        weigh(of, queries[place]);
+    by_block([&](int64_t from, int64_t at, const Query* some, int64_t many) {
+        tiled(some, many, [&](const Query* tile, auto n) {
+            add_up<decltype(n)::value>(of, tile, from, in.values + at, seen(from, tile, n));
+        });
+    });
+}
+
+// What a row has summed over its segments, together.
+void join_segments(const Sizes& of, const Inputs& in, const Chunk& chunk, int64_t row, float* out) {
+    const int64_t end = of.summed() - LANES, count = in.past[row] / SEGMENT + 1;
+    for (int64_t head = 0; head < of.heads; ++head) {
+        float most = -INFINITY, weight = 0.0f;
+        for (int64_t segment = 0; segment < count; ++segment)
+            most = std::max(most, chunk.summed(of, row, head, segment)[end]);
+        float* to = out + (row * of.heads + head) * of.size;
+        std::fill_n(to, of.size, 0.0f);
+        for (int64_t segment = 0; segment < count; ++segment) {
+            const float* from = chunk.summed(of, row, head, segment);
+            const float fade = exponential(from[end] - most);
+            weight += from[end + 1] * fade;
+            for (int64_t at = 0; at < of.size; ++at)
+                to[at] += from[at] * fade;
+        }
+        for (int64_t at = 0; at < of.size; ++at)
+            to[at] /= weight;
+    }
+}
+
+void attend(const Sizes& of, const Inputs& in, float* out) {
+    // Of a long text all is written first: later chunks read what rows of earlier ones have written.
+    const bool at_once = in.rows <= CHUNK;
+    if (!at_once)
+        share(in.places * of.groups, true, [&](int64_t task) {
+            Kept<float> key(of.size);
+            write(of, in, task / of.groups, task % of.groups, key.data());
+        });
+    for (int64_t first = 0; first < in.rows; first += CHUNK) {
+        const int64_t last = std::min(first + CHUNK, in.rows);
+        int64_t longest = 0, products = 0;
+        for (int64_t row = first; row < last; ++row) {
+            longest = std::max<int64_t>(longest, in.past[row] + 1);
+            products += in.past[row] + 1;
+        }
+        const int64_t segments = (longest + SEGMENT - 1) / SEGMENT;
+        Kept<float, 1> sums((last - first) * of.heads * segments * of.summed());
+        const Chunk chunk{first, last, segments, sums.data()};
+        share(of.groups * segments, products * of.groups >= SHARED_FROM, [&](int64_t task) {
+            attend_segment(of, in, chunk, task % of.groups, task / of.groups, at_once);
+        });
+        share(last - first, last - first >= MANY,
+              [&](int64_t place) { join_segments(of, in, chunk, first + place, out); });
+    }
+}
+
+}  // namespace
+
+namespace dynatree {
+
+// Inputs: z [n, (heads + 2 groups) * size], cos and sin [m, turned], spread [m], past [m], blocks, begins [m + 1], keys
+// [blocks, groups, size, BLOCK], values [blocks, groups, BLOCK, size]; norms [size] of queries and of keys, if any.
+// Output: [n, heads * size], of the first n of the m places.
+class TreeAttention : public ov::op::Op {
+public:
+    OPENVINO_OP("TreeAttention", "dynatree");
+
+    TreeAttention() = default;
+    TreeAttention(const ov::OutputVector& inputs, int64_t heads, int64_t groups, int64_t size, float eps)
+        : Op(inputs),
+          m_heads(heads),
+          m_groups(groups),
+          m_size(size),
+          m_eps(eps) {
+        constructor_validate_and_infer_types();
+    }
+
+    void validate_and_infer_types() override {
+        const auto rows = get_input_partial_shape(0)[0];
+        set_output_type(0, ov::element::f32, ov::PartialShape{rows, m_heads * m_size});
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<TreeAttention>(inputs, m_heads, m_groups, m_size, m_eps);
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("heads", m_heads);
+        visitor.on_attribute("groups", m_groups);
+        visitor.on_attribute("size", m_size);
+        visitor.on_attribute("eps", m_eps);
+        return true;
+    }
+
+    bool has_evaluate() const override {
+        return true;
+    }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const auto& cos = inputs[1].get_shape();
+        const int64_t rows = inputs[0].get_shape()[0], places = inputs[3].get_shape()[0];
+        const Sizes of{m_heads, m_groups, m_size, static_cast<int64_t>(cos.back()), 1.0f / std::sqrt(float(m_size)), m_eps};
+        const auto floats = [&](size_t place) {
+            return static_cast<float*>(const_cast<void*>(inputs[place].data()));
+        };
+        const bool normed = inputs.size() > 9;
+        const Inputs in{floats(0),
+                        floats(1),
+                        floats(2),
+                        static_cast<const int32_t*>(inputs[3].data()),
+                        static_cast<const int32_t*>(inputs[4].data()),
+                        static_cast<const int32_t*>(inputs[5].data()),
+                        static_cast<const int32_t*>(inputs[6].data()),
+                        floats(7),
+                        floats(8),
+                        normed ? floats(9) : nullptr,
+                        normed ? floats(10) : nullptr,
+                        rows,
+                        places};
+        outputs[0].set_shape({inputs[0].get_shape()[0], static_cast<size_t>(m_heads * m_size)});
+        attend(of, in, static_cast<float*>(outputs[0].data()));
+        return true;
+    }
+
+private:
+    int64_t m_heads = 1, m_groups = 1, m_size = 1;
+    float m_eps = 0.0f;
+};
+
+}  // namespace dynatree
+
+OPENVINO_CREATE_EXTENSIONS(
+    std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<dynatree::TreeAttention>>()}));
