@@ -106,11 +106,10 @@ rule_graph: $(STAMP) ## docs/architecture.md's picture of the job graph, after a
 params_schema: $(STAMP) ## what an editor knows of params.yaml, after a change of its keys
 	$(BIN)/dynatree report --params-schema > workflow/schemas/.part && mv workflow/schemas/.part workflow/schemas/params.schema.json
 
-benchmark: $(STAMP) ## all methods side by side in one process, for hours; goes on where it stopped
+benchmark: $(STAMP) ## all methods side by side in one process, an hour or more; goes on where it stopped
 	$(call alone,$(SNAKEMAKE) figures/benchmark.svg)
 
-# make EXTRAS=dev,bench install
-llama_cpp: $(STAMP) ## beside it, llama.cpp with 4-bit weights on the same prompts
+llama_cpp: $(STAMP) ## llama.cpp with 4-bit weights on the benchmark's prompts; first: make install EXTRAS=dev,bench
 	$(call alone,$(SNAKEMAKE) figures/llama_cpp.svg)
 
 prune: $(STAMP) ## remove runs that the parameters no longer ask for
