@@ -31,6 +31,8 @@ EXAMPLES = ROOT / "examples"
 DOCUMENTS = sorted(
     {*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("drafters/*.md")} - {*ROOT.glob("docs/drills/*.md")}
 )
+# By guide: the room and the name of the plug-in that it writes.
+PLUGINS = {"own_policy": ("policies", "tapering"), "own_drafting": ("drafting", "followers")}
 GUIDES, TRANSLATED = ROOT / "docs/guides", ROOT / "README.zh.md"
 # No commands; a block without a language holds commands.
 OTHER = ("text", "python", "yaml", "math")
@@ -206,28 +208,35 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         most = {"essay.txt": 10, "unseen.txt": 30}.get(name, 100)
         sentences = [f"The tree {(place * number) % 17} grows by the river {place}." for place in range(most)]
         (home / name).write_text(" ".join(sentences), encoding="utf-8")
-    guides = {name: blocks(GUIDES / f"{name}.md") for name in ("own_models", "own_text", "own_policy")}
-    (policy,) = (content for language, content in guides["own_policy"] if language == "python")
+    names = ("own_models", "own_text", "own_policy", "own_drafting")
+    guides = {name: blocks(GUIDES / f"{name}.md") for name in names}
     entries = [yaml.safe_load(text) for guide in guides.values() for language, text in guide if language == "yaml"]
     values = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     for entry in entries:
         for key, value in entry.items():
             values[key] |= value
     (home / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-    (home / "tapering.py").write_text(policy, encoding="utf-8")
+    for guide, (_, name) in PLUGINS.items():
+        (code,) = (content for language, content in guides[guide] if language == "python")
+        (home / f"{name}.py").write_text(code, encoding="utf-8")
     return home
 
 
 @pytest.fixture
 def here(world: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """In that folder, with the guide's policy among the plug-ins."""
+    """In that folder, with the guides' policy and drafter among the plug-ins."""
+    import dynatree.drafting
     import dynatree.policies
 
     monkeypatch.chdir(world)
     monkeypatch.setattr(cli, "__file__", str(world / "dynatree" / "commands" / "cli.py"))  # hides the checkout's models
-    monkeypatch.setattr(dynatree.policies, "__path__", [*dynatree.policies.__path__, str(world)])
+    for package in (dynatree.policies, dynatree.drafting):
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(world)])
     names = plugins.names
-    monkeypatch.setattr(plugins, "names", lambda folder: [*names(folder), *(["tapering"] * (folder == "policies"))])
+    ours = PLUGINS.values()
+    monkeypatch.setattr(
+        plugins, "names", lambda folder: names(folder) + [name for room, name in ours if room == folder]
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(world / "cache"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("What is a tree?\n/stats\n"))
     threads = torch.get_num_threads()
@@ -327,6 +336,20 @@ def test_the_guide_s_policy_is_exact_and_tapers(world: Path, here: None) -> None
         depths[node] = depths[parent] + 1
     children = [{parents.count(node) for node in range(len(parents)) if depths[node] == d} for d in range(4)]
     assert children == [{3}, {2}, {1}, {1}]
+
+
+@pytest.mark.slow
+def test_the_guide_s_drafter_is_exact_and_is_right_in_loops(world: Path, here: None) -> None:
+    """Guards against a drafter in the guide that the contract has left behind."""
+    knobs = {"policy": "chain", "drafting": "followers", "draft_tokens": 4}
+    (target, _), decoder = loading.load({"target": Path("my-model")}, None, "speculative", knobs, "float64", "cpu")
+    plain = decoding.build(target, None, "autoregressive", {})
+    prompt = [5, 6, 7, 8] * 3
+    trace = decoder.decode(prompt, wanted(60))
+    assert trace.output == plain.decode(prompt, wanted(60)).output
+    assert max(fact.drafted for fact in trace.rounds) == 4 and sum(fact.accepted for fact in trace.rounds) > 4
+    together = decoding.decode_together(decoder, [prompt, [9, 10]], wanted(20))
+    assert [one.output for one in together] == [plain.decode(each, wanted(20)).output for each in (prompt, [9, 10])]
 
 
 def test_the_translated_readme_says_the_same() -> None:

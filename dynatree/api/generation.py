@@ -58,7 +58,11 @@ class Generation:
         return figure.drawing([(self.nodes(round), title)], theme.colour(self.method))
 
     def nodes(self, round: int) -> list[dict[str, Any]]:
-        """The nodes of that tree, a row each, the root first: place, parent, depth, text, token, whether accepted.
+        """The nodes of that tree, a row each, the root first.
+
+        Keys are those of the table `nodes`: `node` and `parent` (their numbers), `depth`, `rank` among its siblings (0:
+        the likeliest), `token`, `text`, `path_log_probability`, `accepted`, and `hit`, which is `accepted` where the
+        parent was accepted, and else None.
 
         Raises UserError for a round that there is not, and a method that grows no trees.
         """

@@ -25,20 +25,20 @@ Without --text and --out some sentences are gone on from, and the result is kept
 commands and Python find it for these models, this format and this machine.
 
 examples:
-  dynatree calibrate --target smollm2 --drafter smollm2-drafter
+  dynatree calibrate --target smollm2 --drafter smollm2-drafter --dtype float32
   dynatree calibrate --target ./my-model --drafter ./my-drafter --text essays.txt --out ./my-costs
   dynatree generate --target ./my-model --drafter ./my-drafter --calibration ./my-costs --method dynatree ...
 """
 
 
-# Of what is measured over a text: what each size is unless given, and of what.
+# Of what is measured over a text: what each size is unless given, and what it says.
 _SIZES: dict[str, tuple[int | list[int], str]] = {
-    "prompts": (4, "a text"),
-    "prompt_tokens": (128, "of each"),
-    "output_tokens": (128, "of their continuations"),
-    "contexts": ([64, 256, 1024], "committed tokens to time after"),
-    "batches": ([1], "numbers of prompts decoded together to time"),
-    "repeats": (7, "of a size"),
+    "prompts": (4, "prompts taken from each text"),
+    "prompt_tokens": (128, "tokens of each prompt"),
+    "output_tokens": (128, "tokens that the target goes on for after each prompt"),
+    "contexts": ([64, 256, 1024], "time forwards after so many tokens"),
+    "batches": ([1], "time forwards over so many prompts decoded together"),
+    "repeats": (7, "how often each forward is timed"),
 }
 
 
@@ -54,9 +54,13 @@ def register(
     parser.add_argument(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
     )
-    parser.add_argument("--drafter", metavar="PATH_OR_NAME", help="the same")
+    parser.add_argument("--drafter", metavar="PATH_OR_NAME", help="the drafter, named likewise")
     parser.add_argument(
-        "--text", type=Path, action="append", metavar="PATH", help="text file, or a folder of *.txt; with --out"
+        "--text",
+        type=Path,
+        action="append",
+        metavar="PATH",
+        help="text file, or a folder of *.txt, to measure on; with --out",
     )
     for name, (usual, what) in _SIZES.items():
         several: dict[str, Any] = {"nargs": "+"} if isinstance(usual, list) else {}
@@ -73,7 +77,7 @@ def register(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help=f"for costs.json, steps.json, batches.json, {PERPLEXITY}; with --text",
+        help=f"write costs.json, steps.json, batches.json, {PERPLEXITY} there; with --text",
     )
     options.machine(parser)
     parser.set_defaults(run=lambda arguments: _run(arguments, find_model))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _COMMANDS = """\
 /stats         tokens, rounds and speed of the last answer, and of the conversation
-/tree [ROUND]  the tree that was verified in that round of the last answer (default: the one that accepted most)
+/tree [ROUND]  the tree that was verified in that round of the last answer (default: the one that accepted most);
+               it needs the extra `workflow` (pip install '.[workflow]' in the checkout)
 /reset         begin anew
 /help          these lines
 /exit          leave (Ctrl-D does, too); Ctrl-C ends an answer"""
@@ -30,12 +31,12 @@ Talk with an instruction model: each line is a message, and the answer streams a
 in green on a terminal. The history is kept, and so are the keys and values of its text, so that each turn forwards
 what is new alone. Decoding is greedy, or drawn with --temperature, by any method of params.yaml. From a pipe, each
 line is a message, too.
-
+{request.COSTS}
 commands:
 {_COMMANDS}
 
 examples:
-  dynatree chat --target smollm2 --drafter smollm2-drafter
+  dynatree chat --target smollm2 --drafter smollm2-drafter --dtype int8
   dynatree chat --target ./my-model --system "Answer in one sentence." --repetition-penalty 1.1
 """
 

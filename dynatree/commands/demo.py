@@ -24,9 +24,10 @@ _DESCRIPTION = f"""\
 See it work: costs are measured once, in about a minute, and kept; then a text is decoded greedily and another is drawn
 with {METHOD}, streamed with accepted draft tokens in green, and again without drafting. The speeds follow, whether the
 texts are equal, and a tree of which much was accepted. Two texts are no measurement: `make benchmark` is.
+It needs the extra `workflow` (pip install '.[workflow]' in the checkout), which `make` installs.
 
 examples:
-  dynatree demo --target smollm2 --drafter smollm2-drafter
+  dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int8
   dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int4 --prompt "Once upon a time"
 """
 

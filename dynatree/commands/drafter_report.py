@@ -36,7 +36,11 @@ def register(
         "--target", required=True, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
     )
     parser.add_argument(
-        "--drafter", action="append", required=True, metavar="PATH_OR_NAME", help="the same; several are compared"
+        "--drafter",
+        action="append",
+        required=True,
+        metavar="PATH_OR_NAME",
+        help="the drafter, named likewise; several are compared",
     )
     parser.add_argument(
         "--calibration",
@@ -49,9 +53,15 @@ def register(
     parser.add_argument(
         "--text", type=Path, action="append", required=True, metavar="PATH", help="text file, or a folder of *.txt"
     )
-    parser.add_argument("--tokens", type=int, default=4096, metavar="N", help="of each text, at most (default: 4096)")
     parser.add_argument(
-        "--length", type=int, default=256, metavar="N", help="tokens of a row, twice those of a prompt (default: 256)"
+        "--tokens", type=int, default=4096, metavar="N", help="read at most so many of each text (default: 4096)"
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        default=256,
+        metavar="N",
+        help="in rows of so many tokens, half of a row a prompt (default: 256)",
     )
     options.machine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

@@ -31,16 +31,28 @@ def register(
     )
     parser.add_argument("--scale", help="one of `scales` in params.yaml (default: the one that is set there)")
     parser.add_argument(
-        "--pace", type=Path, default=Path("results/pace.json"), metavar="FILE", help="of a finished run"
+        "--pace",
+        type=Path,
+        default=Path("results/pace.json"),
+        metavar="FILE",
+        help="speeds of a finished run (default: results/pace.json)",
     )
     parser.add_argument(
-        "--step-ms", type=float, metavar="MS", help="of an autoregressive step of the target (default: as measured)"
+        "--step-ms", type=float, metavar="MS", help="how long an autoregressive step takes (default: as in --pace)"
     )
     parser.add_argument(
-        "--job-seconds", type=float, default=5.0, metavar="S", help="of a job's start: imports, models (default: 5)"
+        "--job-seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="how long a job takes to start: imports, models (default: 5)",
     )
     parser.add_argument(
-        "--machines", type=options.at_least_one, action="append", metavar="N", help="at once (default: 1)"
+        "--machines",
+        type=options.at_least_one,
+        action="append",
+        metavar="N",
+        help="so many at once (default: 1); may be repeated",
     )
     parser.set_defaults(run=_run)
     return parser

@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 _GREEN, _PLAIN = "\x1b[32m", "\x1b[0m"
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Decode a prompt with one method, greedily, or with --temperature drawn by a seed. The output of every method equals that
 of `autoregressive`; what differs is the number of target forwards, and the time. (Drawn, transformers' own methods give
 other texts: they have a generator of their own.) Without --json the text streams as it is committed: accepted draft
 tokens in green, the target's own plain. Several prompts are decoded together where the method can, else one after the
 other; their texts come under headings when all are done. Special tokens, such as a text's end, are not shown.
-
+{request.COSTS}
 examples:
-  dynatree generate --target smollm2 --drafter smollm2-drafter --prompt "The tree" --temperature 0.7
+  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "The tree" --temperature 0.7
   dynatree generate --target ./my-model --method prompt_lookup --prompt-file essay.txt --max-new-tokens 200 --json
-  dynatree generate --target smollm2 --drafter smollm2-drafter --method dynatree --set depth=4 --set threshold=0.1 \\
+  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int8 --set depth=4 --set threshold=0.1 \\
       --prompt-ids "504 2670" --max-new-tokens 40
 """
 

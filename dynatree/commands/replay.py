@@ -16,15 +16,16 @@ if TYPE_CHECKING:
 
 METHODS = ("autoregressive", "linear", "dynatree")
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Make a page that plays autoregressive decoding, the chain and DynaTree on one prompt side by side, at their true
 relative speed: text as it is committed, the tree of each round with what was accepted and rejected. With a prompt it is
 decoded now, by one method after the other; without one the page shows the recorded rounds of a run (--results), and
 needs no model. The page loads nothing; it can be paused, and its time moved by hand. An .svg plays the same ten seconds
-over and over, in a README, too.
-
+over and over, in a README, too. It needs the extra `workflow` (pip install '.[workflow]' in the checkout), which `make`
+installs.
+{request.COSTS}
 examples:
-  dynatree replay --target smollm2 --drafter smollm2-drafter --prompt "Once upon a time" --out replay.html
+  dynatree replay --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "Once upon a time" --out replay.html
   dynatree replay --target ./my-model --prompt-file essay.txt --temperature 0.7 --seed 3 --out replay.html
   dynatree replay --results results --out replay.html
 """

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 # Where the arguments hold a prompt.
 PROMPTS = ("prompt", "prompt_file", "prompt_ids")
+# Of `dynatree`, which goes by costs; said in the help of each command that decodes.
+COSTS = """\
+Costs are kept for one format: `make demo` and `make all` measure those of --dtype int8 alone. In another one, such as
+float32, run `dynatree calibrate` with that --dtype first, or trees grow by their limits alone, with a warning.
+"""
 FindModel = Callable[[str, sections.Params], Path]
 
 
@@ -47,7 +52,9 @@ def models(parser: argparse.ArgumentParser, required: bool = True) -> None:
         "--target", required=required, metavar="PATH_OR_NAME", help="model folder, or a model of params.yaml"
     )
     parser.add_argument(
-        "--drafter", metavar="PATH_OR_NAME", help="the same; without one dynatree looks up in the text alone"
+        "--drafter",
+        metavar="PATH_OR_NAME",
+        help="the drafter, named likewise; without one the text alone is looked up in",
     )
 
 
@@ -71,15 +78,34 @@ def calibration(parser: argparse.ArgumentParser) -> None:
 
 def processors(parser: argparse.ArgumentParser) -> None:
     """--repetition-penalty and --no-repeat-ngram-size, and those of sampling."""
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, metavar="X", help="1: none")
-    parser.add_argument("--no-repeat-ngram-size", type=int, default=0, metavar="N", help="no N-gram twice; 0: any")
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="make tokens that the text has less likely, as transformers does; 1 (default): no penalty",
+    )
+    parser.add_argument(
+        "--no-repeat-ngram-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="no N tokens in a row come twice; 0 (default): any may",
+    )
 
     sampling = parser.add_argument_group("sampling", "the same seed gives the same text by every method of ours")
     sampling.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy")
     sampling.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens; 0 (default): all")
-    sampling.add_argument("--top-p", type=float, metavar="P", help="from the likeliest that reach P together; 1: all")
-    sampling.add_argument("--min-p", type=float, metavar="P", help="from those of at least P times the likeliest's; 0")
-    sampling.add_argument("--seed", type=int, metavar="N", help="0 (default) or more")
+    sampling.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the likeliest that reach P together; 1 (default): all"
+    )
+    sampling.add_argument(
+        "--min-p",
+        type=float,
+        metavar="P",
+        help="draw from tokens of at least P times the likeliest's probability; 0 (default): all",
+    )
+    sampling.add_argument("--seed", type=int, metavar="N", help="of the noise that tokens are drawn by (default: 0)")
 
 
 def processed(arguments: argparse.Namespace) -> dict[str, Any]:

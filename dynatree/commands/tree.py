@@ -15,15 +15,16 @@ from dynatree.study import params
 if TYPE_CHECKING:
     from dynatree.api import Generation
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Decode a prompt greedily with a method that grows trees, and show the tree of one round: every node that the target
 verified with its position and the drafter's probabilities, the accepted path (marked *), and the attention mask under
 which one forward verified all of it. --out draws the same.
-
+It needs the extra `workflow` (pip install '.[workflow]' in the checkout), which `make` installs.
+{request.COSTS}
 examples:
-  dynatree tree --target smollm2 --drafter smollm2-drafter --prompt "The tree grows by the river" --round 2
-  dynatree tree --target smollm2 --drafter smollm2-drafter --method fixed_tree --set depth=2 --set branch=3 \\
-      --set budget=null --prompt "The tree" --out tree.svg
+  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "The tree grows" --round 2
+  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int8 --method fixed_tree --set depth=2 \\
+      --set branch=3 --set budget=null --prompt "The tree" --out tree.svg
   dynatree tree --target ./my-model --method dynatree --prompt-file essay.txt --round 5 --out tree.html
 
 reading it:

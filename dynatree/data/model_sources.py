@@ -36,32 +36,32 @@ class PackageWeights(Knobs):
     """A GGUF file inside a package of the registry."""
 
     kind: Literal["package"]
-    package: registry.Package
-    member: str
-    member_sha256: str
+    package: registry.Package  # the archive that holds the file
+    member: str  # name of the GGUF file in it
+    member_sha256: str  # its checksum
 
 
 class HubWeights(Knobs):
     """A repository of the model hub, safetensors only."""
 
     kind: Literal["hub"]
-    repository: str
-    revision: str | None = None
+    repository: str  # OWNER/NAME
+    revision: str | None = None  # branch, tag or commit; null: the hub's default
 
 
 class LocalWeights(Knobs):
     """A folder in transformers' layout."""
 
     kind: Literal["local"]
-    path: str
+    path: str  # the folder
 
 
 class RandomWeights(Knobs):
     """Untrained weights of an architecture of transformers, with a byte tokenizer: for trying the machinery."""
 
     kind: Literal["random"]
-    architecture: str
-    configuration: dict[str, Any]
+    architecture: str  # transformers' model_type, such as llama
+    configuration: dict[str, Any]  # arguments of that architecture's configuration
 
 
 KINDS: dict[str, type[Knobs]] = {

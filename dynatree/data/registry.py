@@ -24,10 +24,10 @@ from dynatree.files import sha256 as file_sha256
 class Package(Knobs):
     """One archive: `name==version`, its file name and SHA-256, pip options that choose among the platforms' files."""
 
-    requirement: str
-    file: str
-    sha256: str
-    options: tuple[str, ...] = ()
+    requirement: str  # name==version
+    file: str  # name of the archive
+    sha256: str  # its checksum
+    options: tuple[str, ...] = ()  # of pip, where one platform's file is to be taken
 
 
 # pip asks a source archive's build backend for metadata; this one answers without running the archive's setup.py.

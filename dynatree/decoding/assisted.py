@@ -20,9 +20,9 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 class Settings(Knobs):
     """transformers' names: num_assistant_tokens, num_assistant_tokens_schedule, assistant_confidence_threshold."""
 
-    draft_tokens: int = Field(ge=1, default=20)
-    schedule: Literal["constant", "heuristic", "heuristic_transient"] = "constant"
-    confidence: float = Field(ge=0, lt=1, default=0.4)
+    draft_tokens: int = Field(ge=1, default=20)  # most tokens drafted a round
+    schedule: Literal["constant", "heuristic", "heuristic_transient"] = "constant"  # whether that number adapts
+    confidence: float = Field(ge=0, lt=1, default=0.4)  # drafting stops below this probability
 
 
 class Decoder:

@@ -15,8 +15,8 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 class Settings(Knobs):
     """transformers' names: prompt_lookup_num_tokens, max_matching_ngram_size."""
 
-    draft_tokens: int = Field(ge=1, default=10)
-    max_ngram: int = Field(ge=1, default=2)
+    draft_tokens: int = Field(ge=1, default=10)  # most tokens proposed a round
+    max_ngram: int = Field(ge=1, default=2)  # longest match that is looked for
 
 
 class Decoder(TargetAlone):

@@ -41,11 +41,11 @@ class Settings(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    policy: str
-    drafting: str = "model"
-    draft_vocabulary: bool = True
-    draft_noise: DraftNoise = "shared"
-    verification: Literal["agreement", "traversal"] = "agreement"
+    policy: str  # a file of dynatree/policies; its keys are further keys
+    drafting: str = "model"  # a file of dynatree/drafting
+    draft_vocabulary: bool = True  # false: the drafter ranges over all tokens
+    draft_noise: DraftNoise = "shared"  # of drawn text: what drafted tokens are ranked by
+    verification: Literal["agreement", "traversal"] = "agreement"  # how a path is accepted
 
     def build_policy(self) -> PolicySettings:
         policy: PolicySettings = plugins.load("policies", self.policy).Policy(**(self.model_extra or {}))

@@ -16,7 +16,7 @@ from dynatree.generation.trace import Clock, OnCommit, Trace
 class Settings(Knobs):
     """`forward`: the target's, as all methods have it; "torch": the model's own, as users who load it have it."""
 
-    forward: Literal["target", "torch"] = "target"
+    forward: Literal["target", "torch"] = "target"  # whose forward: ours of the target, or the model's own
 
 
 class Decoder(TargetAlone):

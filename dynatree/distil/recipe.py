@@ -14,20 +14,20 @@ class ContextLabels(Knobs):
     rank: int = Field(128, ge=1)  # of what it says of successors
     levels: int = Field(2, ge=1)  # of a tree that it is trained for
     passes: int = Field(8, ge=1)  # over all labels
-    learning_rate: float = Field(3e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)  # the largest; it falls to 0
 
 
 class Labels(Knobs):
     """The target's own probabilities, kept on disk: over tuning text, and over what the target writes itself."""
 
-    tokens: int = Field(ge=1)  # positions, at least
+    tokens: int = Field(ge=1)  # positions to label, at least
     seconds: float | None = Field(None, gt=0)  # of labelling, at most; null: tokens alone
     top: int = Field(32, ge=1)  # likeliest tokens kept of each position
     text_share: float = Field(0.3, ge=0, le=1)  # of the shards; the others hold continuations
     dialogue_share: float = Field(0.0, ge=0, le=1)  # likewise: dialogues that a chat model writes by itself
     rows: int = Field(64, ge=1)  # of a shard, written together
     prompt_tokens: int = Field(128, ge=4)  # longest; the shortest is a quarter
-    new_tokens: int = Field(80, ge=1)
+    new_tokens: int = Field(80, ge=1)  # of each continuation, at most
     temperatures: tuple[float, ...] = Field((1.0, 1.0, 0.7, 0.0), min_length=1)  # of a shard's rows in turn; 0: greedy
     penalties: tuple[float, ...] = Field((1.0,), min_length=1)  # repetition penalties, likewise; 1: none
     passes: int = Field(2, ge=1)  # over all labels
@@ -61,11 +61,11 @@ class Recipe(Knobs):
     negatives: int = Field(ge=0)  # further tokens, drawn for each batch
     mix: dict[str, float] = Field(default_factory=dict)  # weight of each data set; 1 where not named
     tokens: int = Field(ge=0)  # of text with its own next tokens as labels; 0 where states are read
-    labels: Labels | None = None
+    labels: Labels | None = None  # the target's probabilities to train on; null: text alone
     minutes: float | None = Field(None, gt=0)  # of training, its two parts by their tokens; None: as long as it takes
-    batch: int = Field(ge=1)
-    length: int = Field(ge=4)
-    learning_rate: float = Field(gt=0)
+    batch: int = Field(ge=1)  # rows of a training step
+    length: int = Field(ge=4)  # tokens of a row, and the most that the drafter is fed
+    learning_rate: float = Field(gt=0)  # the largest; it falls to 0
     repeat_share: float = Field(ge=0, le=1)  # of the text batches, in which a random span comes twice
     held_out_share: float = Field(0.05, gt=0, lt=1)  # of the tuning documents, for progress alone
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the target's forward and of the training's products

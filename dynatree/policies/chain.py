@@ -17,8 +17,8 @@ class Policy(PolicySettings):
     otherwise the drafter model makes the chain.
     """
 
-    draft_tokens: int = Field(ge=0)
-    threshold: float | None = Field(default=None, ge=0, le=1)
+    draft_tokens: int = Field(ge=0)  # length of the chain (K)
+    threshold: float | None = Field(default=None, ge=0, le=1)  # least probability of lookup's first token; null: any
 
     cuts_from_above: ClassVar[bool] = True
 

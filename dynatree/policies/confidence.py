@@ -28,10 +28,10 @@ _HISTORY, _AIM, _RATE = 10, 0.7, 0.05
 class Policy(PolicySettings):
     """`depth` is D_max, `base_depth` D_0; `threshold` (tau) prunes by v, the best `budget` (N) nodes are verified."""
 
-    depth: int = Field(ge=1, le=64, default=8)
-    base_depth: int = Field(ge=1, default=5)
-    threshold: float = Field(ge=0, le=1, default=0.05)
-    budget: int = Field(ge=0, le=1024, default=256)
+    depth: int = Field(ge=1, le=64, default=8)  # most levels (D_max)
+    base_depth: int = Field(ge=1, default=5)  # levels beyond which only likely nodes are expanded (D_0)
+    threshold: float = Field(ge=0, le=1, default=0.05)  # least path probability of a node (tau)
+    budget: int = Field(ge=0, le=1024, default=256)  # most nodes verified (N), the root apart
 
     @model_validator(mode="after")
     def _deeper(self) -> Self:

@@ -107,11 +107,11 @@ class Policy(PolicySettings):
     before any was seen is measured either way.
     """
 
-    depth: int = Field(ge=0, le=MOST_NODES)
-    branch: int = Field(ge=1, le=64)
-    threshold: float | None = Field(ge=0, le=1)
-    budget: int | None = Field(ge=0, le=MOST_NODES)
-    calibrated: bool = True
+    depth: int = Field(ge=0, le=MOST_NODES)  # most levels (D)
+    branch: int = Field(ge=1, le=64)  # most children of a node (B)
+    threshold: float | None = Field(ge=0, le=1)  # least path probability of a node (tau); null: any
+    budget: int | None = Field(ge=0, le=MOST_NODES)  # most nodes verified (N), the root apart; null: 127
+    calibrated: bool = True  # correct the drafter's probabilities by what was measured
 
     needs_costs: ClassVar[bool] = True
 

@@ -18,9 +18,9 @@ _MOST_NODES = 1024
 class Policy(PolicySettings):
     """Keeps every child until the tree has `budget` nodes (None: no limit), the root apart."""
 
-    depth: int = Field(ge=0, le=64)
-    branch: int = Field(ge=1, le=64)
-    budget: int | None = Field(ge=0, le=_MOST_NODES)
+    depth: int = Field(ge=0, le=64)  # levels (D)
+    branch: int = Field(ge=1, le=64)  # children of each node (B)
+    budget: int | None = Field(ge=0, le=_MOST_NODES)  # most nodes (N), breadth first, the root apart; null: no limit
 
     cuts_from_above: ClassVar[bool] = True
 

@@ -33,9 +33,9 @@ class StaticTree(NamedTuple):
 class Policy(PolicySettings):
     """At most `depth` levels, `branch` children a node, `budget` nodes besides the root."""
 
-    depth: int = Field(ge=0, le=32)
-    branch: int = Field(ge=1, le=16)
-    budget: int = Field(ge=0, le=MOST_NODES)
+    depth: int = Field(ge=0, le=32)  # most levels (D)
+    branch: int = Field(ge=1, le=16)  # most children of a node (B)
+    budget: int = Field(ge=0, le=MOST_NODES)  # most nodes (N), the root apart
 
     needs_costs: ClassVar[bool] = True
     takes_lookup: ClassVar[bool] = False

@@ -18,10 +18,10 @@ from dynatree.tree import TokenTree
 class Policy(PolicySettings):
     """`threshold` None: no pruning; `budget` None: no node limit; with `branch` > 1 not both."""
 
-    depth: int = Field(ge=0, le=127)
-    branch: int = Field(ge=1, le=64)
-    threshold: float | None = Field(ge=0, le=1)
-    budget: int | None = Field(ge=0, le=1024)
+    depth: int = Field(ge=0, le=127)  # most levels (D)
+    branch: int = Field(ge=1, le=64)  # most children of a node (B)
+    threshold: float | None = Field(ge=0, le=1)  # least path probability of a node (tau); null: any
+    budget: int | None = Field(ge=0, le=1024)  # most nodes verified (N), the root apart; null: no limit
 
     cuts_from_above: ClassVar[bool] = True
 

@@ -70,8 +70,10 @@ def section(model: type[BaseModel], title: str) -> list[str]:
 
 
 def comments(model: type[BaseModel]) -> dict[str, str]:
-    """What the comment beside each key of a class says."""
-    return dict(re.findall(r"^    (\w+): [^\n#]*#\s*([^\n]+)$", inspect.getsource(model), re.M))
+    """What the comment beside each key of a class says, there or where it comes from."""
+    classes = [each for each in reversed(model.__mro__) if issubclass(each, BaseModel) and each is not BaseModel]
+    found = (re.findall(r"^    (\w+): [^\n#]*#\s*([^\n]+)$", inspect.getsource(each), re.M) for each in classes)
+    return {key: said for pairs in found for key, said in pairs}
 
 
 def table(model: type[BaseModel]) -> list[str]:

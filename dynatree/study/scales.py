@@ -27,10 +27,10 @@ def from_one(values: list[int]) -> list[int]:
 class Calibration(Knobs):
     """Tuning prompts a data set and tokens of their continuations; contexts to time after, forwards of each size."""
 
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    contexts: list[int] = Field(min_length=1)
-    repeats: int = Field(ge=1)
+    prompts: int = Field(ge=1)  # tuning prompts a data set
+    output_tokens: int = Field(ge=2)  # decoded after each
+    contexts: list[int] = Field(min_length=1)  # forwards are timed after so many tokens
+    repeats: int = Field(ge=1)  # forwards timed of each size
 
     @field_validator("contexts")
     @classmethod
@@ -43,10 +43,10 @@ class Calibration(Knobs):
 class Size(Knobs):
     """Of an experiment: prompts a data set and tokens of their outputs; `settings`, `prompt_tokens`: further ones."""
 
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
-    settings: dict[str, list[str]] = Field(default_factory=dict)
-    prompt_tokens: list[int] = Field(default_factory=list)
+    prompts: int = Field(ge=1)  # a data set
+    output_tokens: int = Field(ge=2)  # decoded after each prompt
+    settings: dict[str, list[str]] = Field(default_factory=dict)  # by method: further settings beside the experiment's
+    prompt_tokens: list[int] = Field(default_factory=list)  # further lengths of prompts beside the experiment's
 
     @field_validator("prompt_tokens")
     @classmethod
@@ -57,20 +57,20 @@ class Size(Knobs):
 class BenchmarkSize(Knobs):
     """Prompts a data set and tokens of their outputs; the same for tuning."""
 
-    prompts: int = Field(ge=1)
-    output_tokens: int = Field(ge=2)
+    prompts: int = Field(ge=1)  # a data set, of each kind of text
+    output_tokens: int = Field(ge=2)  # decoded after each prompt
     repeats: int = Field(default=5, ge=1)  # of the slowest prompt of each method under `repeated`
-    tuning_prompts: int = Field(ge=1)
-    tuning_output_tokens: int = Field(ge=2)
+    tuning_prompts: int = Field(ge=1)  # a data set, by which `grids` are decided
+    tuning_output_tokens: int = Field(ge=2)  # decoded after each of those
 
 
 class Instead(Knobs):
     """What a scale takes in place of the keys of these names; `datasets` one for one, also in the experiments."""
 
-    pair: str | None = None
-    datasets: list[str] | None = None
-    dtype: DataType | None = None
-    device: Device | None = None
+    pair: str | None = None  # in place of `pair`
+    datasets: list[str] | None = None  # in place of `datasets`, one for one
+    dtype: DataType | None = None  # in place of `dtype`
+    device: Device | None = None  # in place of `device`
 
 
 class Scale(Knobs):

@@ -15,8 +15,8 @@ class Method(BaseModel):
     """A decoder and its knobs. `reads`: it drafts by the pair's `features`, where the pair has them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    decoder: str
-    reads: bool = False
+    decoder: str  # a file of dynatree/decoding; its knobs are further keys
+    reads: bool = False  # draft by the pair's `features`, where it has them
 
     @property
     def knobs(self) -> dict[str, Any]:
@@ -31,9 +31,9 @@ class Variant(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    decoder: str | None = None
-    like: str | None = None
-    reads: bool | None = None  # None: as that method, or not
+    decoder: str | None = None  # a file of dynatree/decoding; its knobs are further keys
+    like: str | None = None  # one of `methods`, whose keys it takes where none is given
+    reads: bool | None = None  # draft by the pair's `features`; null: as the method that it is like, or not
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
@@ -63,14 +63,14 @@ class KindOfText(Knobs):
     (generation/sampling.py).
     """
 
-    repetition_penalty: float = 1.0  # 1: none
-    no_repeat_ngram_size: int = 0  # 0: any
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int = 0
+    repetition_penalty: float = 1.0  # 1: none; above: tokens that the text has are less likely
+    no_repeat_ngram_size: int = 0  # so many tokens in a row never come twice; 0: they may
+    do_sample: bool = False  # draw tokens; false: take the likeliest
+    temperature: float = 1.0  # logits are divided by it
+    top_k: int = 0  # draw from so many likeliest tokens; 0: all
+    top_p: float = 1.0  # from the likeliest that reach it together; 1: all
+    min_p: float = 0.0  # from tokens of at least so much of the likeliest's probability; 0: all
+    seed: int = 0  # of the noise that tokens are drawn by
 
     @property
     def options(self) -> dict[str, Any]:
@@ -88,13 +88,13 @@ class Experiment(KindOfText):
     `KindOfText` are those of all its runs.
     """
 
-    datasets: list[str] = Field(min_length=1)
-    methods: list[str]
-    settings: dict[str, list[str]] = Field(default_factory=dict)
-    also: dict[str, Variant] = Field(default_factory=dict)
-    prompt_tokens: list[int] = Field(default_factory=list)
-    batches: list[int] = Field(default_factory=list)
-    dtypes: list[DataType] = Field(default_factory=list)
+    datasets: list[str] = Field(min_length=1)  # of `sources`
+    methods: list[str]  # of `methods`, in their own settings
+    settings: dict[str, list[str]] = Field(default_factory=dict)  # by method: further ones, such as D5_B2_tau0.03_N64
+    also: dict[str, Variant] = Field(default_factory=dict)  # by name: methods that only this experiment runs
+    prompt_tokens: list[int] = Field(default_factory=list)  # lengths of prompts; none: the scale's
+    batches: list[int] = Field(default_factory=list)  # numbers of requests decoded together; none: 1
+    dtypes: list[DataType] = Field(default_factory=list)  # formats, each with its own runs; none: the global `dtype`
 
     @field_validator("datasets", "methods", "prompt_tokens", "batches", "dtypes")
     @classmethod
@@ -126,21 +126,21 @@ Counts = Annotated[list[int], Field(min_length=1), AfterValidator(from_one)]
 class LookupGrid(Knobs):
     """Values to try in llama.cpp's prompt lookup."""
 
-    draft_tokens: Counts
-    max_ngram: Counts
+    draft_tokens: Counts  # most tokens of a proposal
+    max_ngram: Counts  # longest match that is looked for
 
 
 class DraftGrid(Knobs):
     """Values to try where llama.cpp drafts with the drafter."""
 
-    draft_tokens: Counts
+    draft_tokens: Counts  # tokens drafted a round
 
 
 class LlamaCpp(Knobs):
     """llama.cpp's ways of speculation that are compared, beside its autoregressive decoding; null: not that one."""
 
-    lookup: LookupGrid | None = None
-    draft: DraftGrid | None = None
+    lookup: LookupGrid | None = None  # its prompt lookup
+    draft: DraftGrid | None = None  # its draft model
 
     @property
     def grids(self) -> dict[str, dict[str, list[int]]]:
@@ -158,12 +158,12 @@ class Benchmark(Knobs):
     `llama_cpp`: values of the knobs of llama.cpp's own ways, likewise (`make llama_cpp`).
     """
 
-    texts: dict[str, KindOfText]
-    methods: list[str]
-    also: dict[str, Variant]
-    grids: dict[str, dict[str, list[Any]]]
-    repeated: list[str] = Field(default_factory=list)
-    llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)
+    texts: dict[str, KindOfText]  # kinds of text, by name
+    methods: list[str]  # of `methods`, in their own settings
+    also: dict[str, Variant]  # by name: methods that only the benchmark runs
+    grids: dict[str, dict[str, list[Any]]]  # by method and knob: values, of which the fastest combination is taken
+    repeated: list[str] = Field(default_factory=list)  # methods whose slowest prompt is timed again
+    llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)  # the same for llama.cpp's own ways
 
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
@@ -174,13 +174,13 @@ class Benchmark(Knobs):
 class Limits(Knobs):
     """What stops a slip of the pen from starting a year of work: the most generation runs."""
 
-    runs: int = Field(ge=1)
+    runs: int = Field(ge=1)  # more generation runs are refused
 
 
 class Pair(Knobs):
     """Where a target and its drafters come from: `kind` and that kind's keys (data/model_sources.py)."""
 
-    target: dict[str, Any]
+    target: dict[str, Any]  # the model whose output is wanted
     drafter: dict[str, Any]  # a language model
     features: dict[str, Any] | None = None  # of kind distil: one that reads the target's states
 
@@ -188,16 +188,19 @@ class Pair(Knobs):
 class Distil(Knobs):
     """How the drafter is had: trained afresh, or from its trained part where the checkout has one."""
 
-    retrain: bool
+    retrain: bool  # true: train afresh; false: take the trained part in drafters/, where there is one
 
 
 class Source(BaseModel):
-    """A data set: `kind` names a plug-in of dynatree/data/sources; other keys are its own."""
+    """A data set: `kind` names a plug-in of dynatree/data/sources; other keys are its own.
+
+    `start`: prompts begin at a document's first token ("body") or between 10 % and 90 % of it ("interior").
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    kind: str
-    start: Literal["body", "interior"]
-    evaluation_share: float = Field(gt=0, lt=1)
+    kind: str  # a file of dynatree/data/sources; its keys are further keys
+    start: Literal["body", "interior"]  # of prompts: a document's first token, or within it
+    evaluation_share: float = Field(gt=0, lt=1)  # of the documents: never trained or tuned on
 
     @property
     def origin(self) -> dict[str, Any]:

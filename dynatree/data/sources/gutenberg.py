@@ -13,8 +13,8 @@ from dynatree.errors import UserError
 class Parameters(Knobs):
     """`members`: glob patterns over the archive's file names, without the archive's own top folder."""
 
-    package: registry.Package
-    members: tuple[str, ...]
+    package: registry.Package  # the archive that holds the books
+    members: tuple[str, ...]  # glob patterns of their file names
 
 
 def documents(source: Parameters, cache: Path) -> Iterator[Document]:

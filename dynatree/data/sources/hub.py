@@ -15,13 +15,13 @@ from dynatree.data.hub import access
 class Parameters(Knobs):
     """`repository` ("Salesforce/wikitext"), its `configuration` and `split`; see `documents.from_rows` for `layout`."""
 
-    repository: str
-    configuration: str | None = None
-    split: str
-    text_column: str = "text"
-    layout: Layout = "rows"
-    title_column: str | None = None
-    max_documents: int | None = Field(default=None, ge=1)
+    repository: str  # OWNER/NAME of the data set
+    configuration: str | None = None  # name of its configuration; null: the only one
+    split: str  # test, validation, ...
+    text_column: str = "text"  # column that holds the text
+    layout: Layout = "rows"  # a document a row, or WikiText's line a row
+    title_column: str | None = None  # column that holds titles; null: none
+    max_documents: int | None = Field(default=None, ge=1)  # stop after so many; null: all
 
 
 def documents(source: Parameters, cache: Path) -> Iterator[Document]:

@@ -14,11 +14,11 @@ from dynatree.errors import UserError, readable
 class Parameters(Knobs):
     """`path`: a Parquet file or a folder of them; `document_heading`: see `documents.from_rows`."""
 
-    path: str
-    text_column: str = "text"
-    title_column: str | None = None
-    layout: Layout = "rows"
-    document_heading: str | None = None
+    path: str  # a file, or a folder of *.parquet
+    text_column: str = "text"  # column that holds the text
+    title_column: str | None = None  # column that holds titles; null: none
+    layout: Layout = "rows"  # a document a row, or WikiText's line a row
+    document_heading: str | None = None  # of wikitext: a regular expression; null: ` = Title = `
 
 
 def documents(source: Parameters, cache: Path) -> Iterator[Document]:

@@ -17,8 +17,8 @@ _PLACES = ("by the mill", "at noon", "behind the wall", "in the valley", "before
 class Parameters(Knobs):
     """How many documents, of how many sentences each."""
 
-    documents: int = Field(ge=2)
-    sentences: int = Field(ge=1)
+    documents: int = Field(ge=2)  # how many
+    sentences: int = Field(ge=1)  # of each document
 
 
 def documents(source: Parameters, cache: Path) -> Iterator[Document]:

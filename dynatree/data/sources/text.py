@@ -12,7 +12,7 @@ from dynatree.errors import UserError
 class Parameters(Knobs):
     """`path`: a text file, or a folder of `*.txt`."""
 
-    path: str
+    path: str  # a file, or a folder of *.txt
 
 
 def documents(source: Parameters, cache: Path) -> Iterator[Document]:

@@ -22,9 +22,9 @@ from dynatree.errors import UserError
 class Parameters(Knobs):
     """`member`: the dump's name in the archive; `member_sha256`: its checksum."""
 
-    package: registry.Package
-    member: str
-    member_sha256: str
+    package: registry.Package  # the archive that holds the dump
+    member: str  # the dump's name in it
+    member_sha256: str  # its checksum
 
 
 _PROGRESS_SECONDS = 5.0
