@@ -154,6 +154,7 @@ class DynaTree:
         None: some sentences. Let nothing else run meanwhile; a bar on standard error shows how far it is. Raises
         UserError for a method that makes no use of it.
         """
+        self._check_open()
         if not self._method.needs.calibration:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
         machine = self._machine

@@ -192,6 +192,8 @@ def test_a_closed_one_says_so() -> None:
     tree.close()
     with pytest.raises(UserError, match="it is closed"):
         tree.generate(PROMPT, max_new_tokens=3)
+    with pytest.raises(UserError, match="it is closed"):
+        tree.calibrate()
     with DynaTree(models.random_model()) as open_one:
         assert open_one.generate(PROMPT, max_new_tokens=3, do_sample=False).tokens
         with pytest.raises(UserError, match="prompt: a list of list; this takes one prompt"):
