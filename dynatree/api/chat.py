@@ -33,7 +33,8 @@ class Chat:
         self._kept = PrefixCache()
 
     def say(self, text: str, max_new_tokens: int = 512, **options: Any) -> Generator[Piece]:
-        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail.
+        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail, or the
+        conversation has begun anew or gone on meanwhile.
 
         `max_new_tokens` is cut to the room that the model's context has left; `options` as for `generate`. Raises
         UserError where it has none.
@@ -46,9 +47,9 @@ class Chat:
                 f"chat: {length} tokens of conversation fill the model's context of {limit}; reset begins anew"
             )
         stream = self._tree.stream(asked, room, kept=self._kept, skip_special_tokens=True, **options)
-        return self._answer(asked, stream)
+        return self._answer(asked, stream, self.messages)
 
-    def _answer(self, asked: list[dict[str, str]], stream: Stream) -> Generator[Piece]:
+    def _answer(self, asked: list[dict[str, str]], stream: Stream, before: list[dict[str, str]]) -> Generator[Piece]:
         failed = False
         try:
             yield from stream
@@ -58,7 +59,7 @@ class Chat:
         finally:
             stream.close()
             # An answer that failed, or was given up before its first token, leaves the question out, too.
-            if stream.generation.tokens and not failed:
+            if stream.generation.tokens and not failed and self.messages is before:
                 self.reply, self.reused = stream.generation, self._kept.reused
                 self.messages = [*asked, _message("assistant", self.reply.text or "")]
 

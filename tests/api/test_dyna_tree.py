@@ -337,6 +337,28 @@ def test_an_answer_that_fails_is_left_out(folder: Path) -> None:
     assert chat.messages == [*said, {"role": "user", "content": "so"}, {"role": "assistant", "content": shown}]
 
 
+def test_an_answer_to_what_is_no_more_is_left_out(folder: Path) -> None:
+    """Guards a conversation that began anew, or went on, while an answer was open: closing that would undo it."""
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.tokenizer is not None
+    tree.tokenizer.chat_template = TEMPLATE
+    chat = tree.chat("be")
+    answer = chat.say("hi", max_new_tokens=20)
+    next(answer)
+    chat.reset()
+    answer.close()
+    assert (chat.messages, chat.reply, chat.reused) == ([{"role": "system", "content": "be"}], None, 0)
+    first = chat.say("one", max_new_tokens=20)
+    next(first)
+    list(chat.say("two", max_new_tokens=20))
+    said, reply = [*chat.messages], chat.reply
+    first.close()
+    assert [message["content"] for message in said[:2]] == ["be", "two"] and len(said) == 3
+    assert chat.messages == said and chat.reply is reply
+    list(chat.say("three", max_new_tokens=8))
+    assert chat.messages[:3] == said and len(chat.messages) == 5
+
+
 def test_a_name_of_the_hub(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Guards the hub's path, with files as its cache has them: options of loading, the tokenizer, what is kept."""
     revision, home = "0" * 40, tmp_path / "hub" / "models--someone--bytes"
