@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from dynatree.api.generation import Generation
 from dynatree.api.streaming import Piece, Stream
 from dynatree.api.text import encode
+from dynatree.config import checked
 from dynatree.errors import UserError
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
@@ -33,16 +35,17 @@ class Chat:
         self._kept = PrefixCache()
 
     def say(self, text: str, max_new_tokens: int = 512, **options: Any) -> Generator[Piece]:
-        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail, or the
-        conversation has begun anew or gone on meanwhile.
+        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail, nor
+        where the conversation has begun anew, or gone on, meanwhile.
 
         `max_new_tokens` is cut to the room that the model's context has left; `options` as for `generate`. Raises
         UserError where it has none.
         """
         asked = [*self.messages, _message("user", text)]
+        wanted = checked("say", lambda count: GenerationOptions(max_new_tokens=count), max_new_tokens).max_new_tokens
         limit, length = self._tree.context_limit, len(encode(asked, self._tree.tokenizer))
-        room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
-        if room < 1 <= max_new_tokens:
+        room = wanted if limit is None else min(wanted, limit - length)
+        if room < 1:
             raise UserError(
                 f"chat: {length} tokens of conversation fill the model's context of {limit}; reset begins anew"
             )

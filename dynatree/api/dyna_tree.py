@@ -165,6 +165,10 @@ class DynaTree:
             return kept
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
+        if not prompts or not all(prompts):
+            raise UserError(
+                f"text: {len(prompts)} texts, of which {prompts.count([])} are empty; give some to go on from, or None"
+            )
         sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
         pair, fingerprints, _ = self._loaded
         with progress.bar("calibrate", calibrate.steps(pair, prompts, sizes[1])) as tell:
@@ -199,9 +203,12 @@ class DynaTree:
         return self._target.context_limit
 
     def check_prompt(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        """The token ids of `prompt`. Raises UserError: it is empty, or does not fit the context with so many more."""
+        """The token ids of `prompt`. Raises UserError: it is empty, or does not fit the context with so many more.
+
+        `max_new_tokens` is checked as `generate` does.
+        """
         ids = encode(prompt, self.tokenizer)
-        self._target.check_prompt(ids, max_new_tokens)
+        self._target.check_prompt(ids, self._asked(max_new_tokens, {}).max_new_tokens)
         return ids
 
     @overload

@@ -359,6 +359,30 @@ def test_an_answer_to_what_is_no_more_is_left_out(folder: Path) -> None:
     assert chat.messages[:3] == said and len(chat.messages) == 5
 
 
+def test_a_number_of_tokens_that_is_none_is_one_clear_line(folder: Path) -> None:
+    """Guards who takes it from a form or a file: a number is written as it may be, all else is told at once."""
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.tokenizer is not None
+    tree.tokenizer.chat_template = TEMPLATE
+    given: Any
+    for given in (None, "few", 0):
+        for ask in (tree.generate, tree.stream, tree.check_prompt, tree.warm_up, tree.chat().say):
+            with pytest.raises(UserError, match=r"max_new_tokens: Input should be .*\(got"):
+                ask("a tree", given)
+    given = "4"
+    assert tree.generate("a tree", given).tokens == tree.generate("a tree", 4).tokens
+    chat = tree.chat()
+    assert "".join(chat.say("a tree", given)) == (chat.reply and chat.reply.text)
+
+
+@pytest.mark.parametrize("text", [[], "", ["a tree", ""], [[]]], ids=str)
+def test_a_calibration_wants_text_to_go_on_from(folder: Path, text: Any) -> None:
+    """Guards against an error from deep in the measurement."""
+    tree = DynaTree.from_pretrained(folder, drafter=folder)
+    with pytest.raises(UserError, match=r"text: \d texts, of which \d are empty; give some to go on from"):
+        tree.calibrate(text)
+
+
 def test_a_name_of_the_hub(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Guards the hub's path, with files as its cache has them: options of loading, the tokenizer, what is kept."""
     revision, home = "0" * 40, tmp_path / "hub" / "models--someone--bytes"
@@ -562,6 +586,8 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([[3], []], {}, "prompt: it is empty"),
         ([1] * models.CONTEXT, {}, "context of 128; shorten the prompt"),
         ([3], {"max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
+        ([3], {"max_new_tokens": None}, "max_new_tokens: Input should be a valid integer.*got None"),
+        ([3], {"max_new_tokens": "few"}, "max_new_tokens: Input should be a valid integer.*got 'few'"),
         ([3], {"repetition_penalty": 0}, "repetition_penalty: Input should be greater"),
         ([3], {"temprature": 1.0}, "temprature: Extra inputs are not permitted.*options are max_new_tokens"),
         ([3], {"temperature": 0.7}, "temperature 0.7 is for sampling, and decoding is greedy; add do_sample=True"),
