@@ -243,9 +243,9 @@ class DynaTree:
         prompts: Sequence[Prompt] = [prompt] if single else prompt  # type: ignore[list-item, assignment]
         every = [ids for one in prompts for ids in [self.check_prompt(one, max_new_tokens)] * (copies or 1)]
         options = {name: value for name, value in options.items() if name != "num_return_sequences"}
-        if copies and copies > 1:
-            options["request_key"] = tuple(range(copies)) * len(prompts)
-        asked = self._asked(max_new_tokens, options, len(every))
+        asked = self._asked(max_new_tokens, options, len(prompts))
+        if copies:
+            asked = asked.keyed([*range(copies)] * len(prompts))
         if isinstance(self._decoder, decoding.BatchDecoder):
             traces = decoding.decode_together(self._decoder, every, asked)
         else:

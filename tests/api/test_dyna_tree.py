@@ -251,8 +251,15 @@ def test_processors_that_know_steps_or_prompts_by_their_place_are_asked_for_one_
             found = tree.generate(PROMPT, max_new_tokens=24, logits_processor=listed)
             assert isinstance(found, Generation)
             assert found.tokens == expected(model, PROMPT, 24, logits_processor=listed)
-            with pytest.raises(UserError, match="it tells prompts by their place; give one prompt"):
-                tree.generate([PROMPT, PROMPT[::-1]], max_new_tokens=24, logits_processor=listed)
+            drawn = {"max_new_tokens": 24, "logits_processor": listed, "do_sample": True, "num_return_sequences": 3}
+            # To a copy the prompt's place is that of the prompt, and not its own.
+            several = [
+                tree.generate(PROMPT, **(drawn | {"num_return_sequences": None}), request_key=key) for key in range(3)
+            ]
+            assert [one.tokens for one in tree.generate(PROMPT, **drawn)] == [one.tokens for one in several]
+            for more in ({}, drawn):
+                with pytest.raises(UserError, match="it tells prompts by their place, and here are 2; give one"):
+                    tree.generate([PROMPT, PROMPT[::-1]], **{"max_new_tokens": 24, "logits_processor": listed, **more})
         with pytest.raises(UserError, match="UnbatchedClassifierFreeGuidanceLogitsProcessor: it keeps what it saw"):
             tree.stream(PROMPT, max_new_tokens=24, logits_processor=[guided])
 
