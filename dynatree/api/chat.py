@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 from dynatree.api.generation import Generation
 from dynatree.api.streaming import Piece, Stream
 from dynatree.api.text import encode
+from dynatree.config import checked
 from dynatree.errors import UserError
+from dynatree.generation.options import GenerationOptions
 from dynatree.generation.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
@@ -33,22 +35,24 @@ class Chat:
         self._kept = PrefixCache()
 
     def say(self, text: str, max_new_tokens: int = 512, **options: Any) -> Generator[Piece]:
-        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail.
+        """The pieces of the answer, which becomes a message when they end, or are closed, and not where they fail, nor
+        where the conversation has begun anew, or gone on, meanwhile.
 
         `max_new_tokens` is cut to the room that the model's context has left; `options` as for `generate`. Raises
         UserError where it has none.
         """
         asked = [*self.messages, _message("user", text)]
+        wanted = checked("say", lambda count: GenerationOptions(max_new_tokens=count), max_new_tokens).max_new_tokens
         limit, length = self._tree.context_limit, len(encode(asked, self._tree.tokenizer))
-        room = max_new_tokens if limit is None else min(max_new_tokens, limit - length)
-        if room < 1 <= max_new_tokens:
+        room = wanted if limit is None else min(wanted, limit - length)
+        if room < 1:
             raise UserError(
                 f"chat: {length} tokens of conversation fill the model's context of {limit}; reset begins anew"
             )
         stream = self._tree.stream(asked, room, kept=self._kept, skip_special_tokens=True, **options)
-        return self._answer(asked, stream)
+        return self._answer(asked, stream, self.messages)
 
-    def _answer(self, asked: list[dict[str, str]], stream: Stream) -> Generator[Piece]:
+    def _answer(self, asked: list[dict[str, str]], stream: Stream, before: list[dict[str, str]]) -> Generator[Piece]:
         failed = False
         try:
             yield from stream
@@ -58,7 +62,7 @@ class Chat:
         finally:
             stream.close()
             # An answer that failed, or was given up before its first token, leaves the question out, too.
-            if stream.generation.tokens and not failed:
+            if stream.generation.tokens and not failed and self.messages is before:
                 self.reply, self.reused = stream.generation, self._kept.reused
                 self.messages = [*asked, _message("assistant", self.reply.text or "")]
 

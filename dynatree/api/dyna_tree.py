@@ -154,6 +154,7 @@ class DynaTree:
         None: some sentences. Let nothing else run meanwhile; a bar on standard error shows how far it is. Raises
         UserError for a method that makes no use of it.
         """
+        self._check_open()
         if not self._method.needs.calibration:
             raise UserError(f"calibrate: method {self.method} makes no use of it")
         machine = self._machine
@@ -164,6 +165,10 @@ class DynaTree:
             return kept
         texts = calibrations.OPENINGS if text is None else [text] if isinstance(text, str) else text
         prompts = [encode(one, self.tokenizer)[: calibrations.CONTEXTS[0]] for one in texts]
+        if not prompts or not all(prompts):
+            raise UserError(
+                f"text: {len(prompts)} texts, of which {prompts.count([])} are empty; give some to go on from, or None"
+            )
         sizes = (calibrations.OUTPUT_TOKENS, calibrations.CONTEXTS, calibrations.REPEATS)
         pair, fingerprints, _ = self._loaded
         with progress.bar("calibrate", calibrate.steps(pair, prompts, sizes[1])) as tell:
@@ -198,9 +203,12 @@ class DynaTree:
         return self._target.context_limit
 
     def check_prompt(self, prompt: Prompt, max_new_tokens: int) -> list[int]:
-        """The token ids of `prompt`. Raises UserError: it is empty, or does not fit the context with so many more."""
+        """The token ids of `prompt`. Raises UserError: it is empty, or does not fit the context with so many more.
+
+        `max_new_tokens` is checked as `generate` does.
+        """
         ids = encode(prompt, self.tokenizer)
-        self._target.check_prompt(ids, max_new_tokens)
+        self._target.check_prompt(ids, self._asked(max_new_tokens, {}).max_new_tokens)
         return ids
 
     @overload
@@ -235,9 +243,9 @@ class DynaTree:
         prompts: Sequence[Prompt] = [prompt] if single else prompt  # type: ignore[list-item, assignment]
         every = [ids for one in prompts for ids in [self.check_prompt(one, max_new_tokens)] * (copies or 1)]
         options = {name: value for name, value in options.items() if name != "num_return_sequences"}
-        if copies and copies > 1:
-            options["request_key"] = tuple(range(copies)) * len(prompts)
-        asked = self._asked(max_new_tokens, options, len(every))
+        asked = self._asked(max_new_tokens, options, len(prompts))
+        if copies:
+            asked = asked.keyed([*range(copies)] * len(prompts))
         if isinstance(self._decoder, decoding.BatchDecoder):
             traces = decoding.decode_together(self._decoder, every, asked)
         else:

@@ -28,7 +28,10 @@ _OF_PROMPTS: dict[type, str] = {
 
 
 def of_nodes(processors: Iterable[Any], prompts: int) -> list[Any]:
-    """`processors` for the nodes of trees of so many `prompts`. Raises UserError for one that is not for these."""
+    """`processors` for the nodes of trees of so many `prompts`. Raises UserError for one that is not for these.
+
+    Copies of a prompt are not counted where each row has the prompt's own place.
+    """
     return [_of_nodes(processor, prompts) for processor in processors]
 
 
@@ -39,7 +42,10 @@ def _of_nodes(processor: Any, prompts: int) -> Any:
     if name is None:
         return processor
     if prompts > 1:
-        raise UserError(f"{name}: it tells prompts by their place; give one prompt")
+        raise UserError(
+            f"{name}: it tells prompts by their place, and here are {prompts}; give one, and inside transformers' "
+            "`generate` num_return_sequences=1"
+        )
     return _row_by_row(processor)
 
 

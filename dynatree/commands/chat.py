@@ -104,7 +104,7 @@ class _Talk:
             if not line.startswith("/"):
                 self._answer(line)
                 return True
-            name, *rest = line[1:].split()
+            name, *rest = line[1:].split() or [""]
             commands: dict[str, Callable[..., None]] = {
                 "stats": self._stats,
                 "tree": self._tree,

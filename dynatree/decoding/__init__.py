@@ -259,6 +259,11 @@ class RoundDecoder(ABC):
         return active
 
 
+def may_lend(active: Sequence[Request]) -> bool:
+    """Whether logits of a forward are read before the next one: a processor of the caller's may decode by the model."""
+    return not any(request.processors.further for request in active)
+
+
 def _last(rounds: Iterator[list[Request]]) -> list[Request]:
     """What the last of `rounds` gives."""
     requests: list[Request] = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from dynatree.decoding import RoundDecoder, TargetAlone
+from dynatree.decoding import RoundDecoder, TargetAlone, may_lend
 from dynatree.engine.backend import Feed
 from dynatree.generation.request import Request
 from dynatree.generation.trace import Clock
@@ -14,7 +14,7 @@ class Decoder(TargetAlone, RoundDecoder):
     def _round(self, active: Sequence[Request], clock: Clock) -> None:
         with clock.phase("verify"):
             feeds = [Feed(request.text[-1:], request.cache) for request in active]
-            rows = self._target.forward_batch(feeds, lent=True)
+            rows = self._target.forward_batch(feeds, lent=may_lend(active))
             tokens = [request.next_token(row.logits) for request, row in zip(active, rows, strict=True)]
         for request, token in zip(active, tokens, strict=True):
             request.commit([token], accepted=0, drafted=0, depth=0)

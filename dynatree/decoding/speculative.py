@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynatree import plugins
 from dynatree.costs.calibration import Calibration
-from dynatree.decoding import Needs, RoundDecoder
+from dynatree.decoding import Needs, RoundDecoder, may_lend
 from dynatree.drafting import Drafter, DrawingDrafter
 from dynatree.engine.backend import Feed
 from dynatree.engine.compatibility import pair_up
@@ -100,7 +100,7 @@ class Decoder(RoundDecoder):
             alone = len(tree) == 1
             tokens = request.text[-1:] if alone else tree.tokens
             feeds.append(Feed(tokens, request.cache, tree=None if alone else tree))
-        rows = self._target.forward_batch(feeds, reads=self._reads, lent=True)
+        rows = self._target.forward_batch(feeds, reads=self._reads, lent=may_lend(active))
         verified = []
         for request, tree, (logits, states) in zip(active, trees, rows, strict=True):
             path, token = self._accepted(request, tree, logits)

@@ -62,8 +62,12 @@ def computed_by(of: Backend, model: PreTrainedModel) -> Iterator[None]:
         (output,) = of.forward([feed])
         return CausalLMOutputWithPast(logits=output.logits[None, -logits_to_keep:], cache=held)
 
+    # Of a generation within which this one is made, as by a criterion.
+    outer = model.__dict__.get("forward")
     model.forward = forward
     try:
         yield
     finally:
         del model.forward
+        if outer is not None:
+            model.forward = outer

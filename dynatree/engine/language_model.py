@@ -162,13 +162,14 @@ class LanguageModel:
     def configured(self, config: GenerationConfig) -> Iterator[None]:
         """Within, `config` is the model's, and the model the calling thread's `alone`."""
         with self.alone():
-            own = self._before.generation_config = self.model.generation_config
+            outer, own = self._before.generation_config, self.model.generation_config
+            # Of generations one within another the outermost knows the model's own.
+            self._before.generation_config = own if outer is None else outer
             self.model.generation_config = config
             try:
                 yield
             finally:
-                self.model.generation_config = own
-                self._before.generation_config = None
+                self.model.generation_config, self._before.generation_config = own, outer
 
     @contextmanager
     def threads(self) -> Iterator[None]:

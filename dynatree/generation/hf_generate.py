@@ -1,4 +1,4 @@
-"""transformers' own `generate`, watched from outside: commits from a streamer, forwards from a hook on the model.
+"""transformers' own `generate`, watched from outside: commits from a criterion, forwards from a hook on the model.
 
 The baselines run on the same model object and the same kernels as our decoders, with nothing switched on that is not
 asked for. Where they sample, they draw by torch's generator: other texts than ours, from the same distribution.
@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.ending import Ending
@@ -22,13 +21,15 @@ from dynatree.generation.options import GenerationOptions
 from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
 
 
-class _Commits(BaseStreamer):
-    """Turns what `generate` streams into rounds: the prompt comes first, then one call a commit."""
+class _Commits(StoppingCriteria):
+    """The only criterion of `generate`, which asks it after each commit: turns these into rounds, and says when to end.
+
+    The caller's criteria are asked through it, for each token of a commit, and `generate` would only ask at the end.
+    """
 
     def __init__(self, recorder: Recorder, prompt_length: int, limit: int):
         self._recorder, self._limit = recorder, limit
         self._prompt_length = prompt_length
-        self._prompt_seen = False
         self.fed: list[int] = []  # new tokens of each target forward
 
     def watch(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -38,20 +39,19 @@ class _Commits(BaseStreamer):
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         self.fed.append(ids.shape[1] - (0 if self.fed else self._prompt_length - 1))
 
-    def put(self, value: Tensor) -> None:
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        tokens = value.flatten().tolist()
+    def __call__(self, ids: Tensor, *_: Any, **__: Any) -> Any:
+        # Some devices hear of the end a step late.
+        if not self._recorder.finished:
+            self._commit(ids[0, self._prompt_length + len(self._recorder.trace.output) :].tolist())
+        return torch.tensor([self._recorder.finished], device=ids.device)
+
+    def _commit(self, tokens: list[int]) -> None:
         if not self._recorder.trace.commits:
             self._recorder.first(tokens, accepted=len(tokens) - 1)
         else:
             # What it looks up beyond the last wanted token can never be emitted.
             drafted = min(self.fed[-1] - 1, self._limit - len(self._recorder.trace.output) - 1)
             self._recorder.round(tokens, accepted=len(tokens) - 1, drafted=drafted, depth=drafted)
-
-    def end(self) -> None:
-        pass
 
 
 # Torch's generator is the process's: who sets it has it alone.
@@ -114,8 +114,7 @@ def generate(
             attention_mask=torch.ones_like(ids),
             generation_config=config,
             logits_processor=LogitsProcessorList(options.logits_processor),
-            stopping_criteria=StoppingCriteriaList(options.stopping_criteria),
-            streamer=commits,
+            stopping_criteria=StoppingCriteriaList([commits]),
             assistant_model=assistant.model.model if assistant else None,
         )
         made = [model.forwards - before for model, before in zip(models, forwards, strict=True)]

@@ -1,7 +1,8 @@
-"""Logits processors, applied to every node of a tree as `generate` applies them to every step.
+"""Logits processors, applied to nodes of a tree as `generate` applies them to every step.
 
-A node's row is processed as if its path had been committed. Definitions: transformers' RepetitionPenaltyLogitsProcessor
-(CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
+A node's row is processed as if its path had been committed. Verification by agreement has the nodes of the accepted
+path processed, from the root to its end; traversal, and greedy decoding on a GPU, all nodes. Definitions: transformers'
+RepetitionPenaltyLogitsProcessor (CTRL, Keskar et al. 2019, 1909.05858) and NoRepeatNGramLogitsProcessor.
 """
 
 import math

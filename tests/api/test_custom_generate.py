@@ -217,6 +217,10 @@ def test_a_processor_that_tells_prompts_by_their_place_is_for_one() -> None:
             assert torch.equal(called(model, batch(PROMPTS[0]), options, custom_generate=tree), wanted)
             with pytest.raises(UserError, match=f"{next(iter(options))}: it tells prompts by their place"):
                 called(model, batch(*PROMPTS[:2]), options, custom_generate=tree)
+            # There a copy has a place of its own.
+            several = {**options, "do_sample": True, "num_return_sequences": 4}
+            with pytest.raises(UserError, match=r"here are 4; give one, and inside .* num_return_sequences=1"):
+                called(model, batch(PROMPTS[0]), several, custom_generate=tree)
 
 
 def test_a_processor_that_remembers_steps_is_refused() -> None:

@@ -192,6 +192,8 @@ def test_a_closed_one_says_so() -> None:
     tree.close()
     with pytest.raises(UserError, match="it is closed"):
         tree.generate(PROMPT, max_new_tokens=3)
+    with pytest.raises(UserError, match="it is closed"):
+        tree.calibrate()
     with DynaTree(models.random_model()) as open_one:
         assert open_one.generate(PROMPT, max_new_tokens=3, do_sample=False).tokens
         with pytest.raises(UserError, match="prompt: a list of list; this takes one prompt"):
@@ -249,8 +251,15 @@ def test_processors_that_know_steps_or_prompts_by_their_place_are_asked_for_one_
             found = tree.generate(PROMPT, max_new_tokens=24, logits_processor=listed)
             assert isinstance(found, Generation)
             assert found.tokens == expected(model, PROMPT, 24, logits_processor=listed)
-            with pytest.raises(UserError, match="it tells prompts by their place; give one prompt"):
-                tree.generate([PROMPT, PROMPT[::-1]], max_new_tokens=24, logits_processor=listed)
+            drawn = {"max_new_tokens": 24, "logits_processor": listed, "do_sample": True, "num_return_sequences": 3}
+            # To a copy the prompt's place is that of the prompt, and not its own.
+            several = [
+                tree.generate(PROMPT, **(drawn | {"num_return_sequences": None}), request_key=key) for key in range(3)
+            ]
+            assert [one.tokens for one in tree.generate(PROMPT, **drawn)] == [one.tokens for one in several]
+            for more in ({}, drawn):
+                with pytest.raises(UserError, match="it tells prompts by their place, and here are 2; give one"):
+                    tree.generate([PROMPT, PROMPT[::-1]], **{"max_new_tokens": 24, "logits_processor": listed, **more})
         with pytest.raises(UserError, match="UnbatchedClassifierFreeGuidanceLogitsProcessor: it keeps what it saw"):
             tree.stream(PROMPT, max_new_tokens=24, logits_processor=[guided])
 
@@ -333,6 +342,52 @@ def test_an_answer_that_fails_is_left_out(folder: Path) -> None:
     shown = next(answer)
     answer.close()
     assert chat.messages == [*said, {"role": "user", "content": "so"}, {"role": "assistant", "content": shown}]
+
+
+def test_an_answer_to_what_is_no_more_is_left_out(folder: Path) -> None:
+    """Guards a conversation that began anew, or went on, while an answer was open: closing that would undo it."""
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.tokenizer is not None
+    tree.tokenizer.chat_template = TEMPLATE
+    chat = tree.chat("be")
+    answer = chat.say("hi", max_new_tokens=20)
+    next(answer)
+    chat.reset()
+    answer.close()
+    assert (chat.messages, chat.reply, chat.reused) == ([{"role": "system", "content": "be"}], None, 0)
+    first = chat.say("one", max_new_tokens=20)
+    next(first)
+    list(chat.say("two", max_new_tokens=20))
+    said, reply = [*chat.messages], chat.reply
+    first.close()
+    assert [message["content"] for message in said[:2]] == ["be", "two"] and len(said) == 3
+    assert chat.messages == said and chat.reply is reply
+    list(chat.say("three", max_new_tokens=8))
+    assert chat.messages[:3] == said and len(chat.messages) == 5
+
+
+def test_a_number_of_tokens_that_is_none_is_one_clear_line(folder: Path) -> None:
+    """Guards who takes it from a form or a file: a number is written as it may be, all else is told at once."""
+    tree = DynaTree.from_pretrained(folder)
+    assert tree.tokenizer is not None
+    tree.tokenizer.chat_template = TEMPLATE
+    given: Any
+    for given in (None, "few", 0):
+        for ask in (tree.generate, tree.stream, tree.check_prompt, tree.warm_up, tree.chat().say):
+            with pytest.raises(UserError, match=r"max_new_tokens: Input should be .*\(got"):
+                ask("a tree", given)
+    given = "4"
+    assert tree.generate("a tree", given).tokens == tree.generate("a tree", 4).tokens
+    chat = tree.chat()
+    assert "".join(chat.say("a tree", given)) == (chat.reply and chat.reply.text)
+
+
+@pytest.mark.parametrize("text", [[], "", ["a tree", ""], [[]]], ids=str)
+def test_a_calibration_wants_text_to_go_on_from(folder: Path, text: Any) -> None:
+    """Guards against an error from deep in the measurement."""
+    tree = DynaTree.from_pretrained(folder, drafter=folder)
+    with pytest.raises(UserError, match=r"text: \d texts, of which \d are empty; give some to go on from"):
+        tree.calibrate(text)
 
 
 def test_a_name_of_the_hub(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -538,6 +593,8 @@ def test_bad_input_is_one_clear_line(given: dict[str, Any], complaint: str) -> N
         ([[3], []], {}, "prompt: it is empty"),
         ([1] * models.CONTEXT, {}, "context of 128; shorten the prompt"),
         ([3], {"max_new_tokens": 0}, "max_new_tokens: Input should be greater"),
+        ([3], {"max_new_tokens": None}, "max_new_tokens: Input should be a valid integer.*got None"),
+        ([3], {"max_new_tokens": "few"}, "max_new_tokens: Input should be a valid integer.*got 'few'"),
         ([3], {"repetition_penalty": 0}, "repetition_penalty: Input should be greater"),
         ([3], {"temprature": 1.0}, "temprature: Extra inputs are not permitted.*options are max_new_tokens"),
         ([3], {"temperature": 0.7}, "temperature 0.7 is for sampling, and decoding is greedy; add do_sample=True"),

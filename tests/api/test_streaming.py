@@ -132,6 +132,28 @@ def test_generations_by_transformers_take_turns(method: str) -> None:
         assert stream.generation.trace.target_forwards == alone.trace.target_forwards
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("method", ["transformers", "assisted", "prompt_lookup"])
+def test_a_criterion_may_decode_by_the_tree_itself(method: str, dtype: torch.dtype) -> None:
+    """Guards a generation from the end of one within it: the graph's forward, the configuration, the end tokens."""
+    model, helper = (models.random_model(dtype=dtype, seed=seed) for seed in (0, 1))
+    model.generation_config.eos_token_id = [*range(0, models.VOCABULARY, 5)]
+    kept, within = model.generation_config, list[list[int]]()
+    with DynaTree(model, drafter=helper, method=method) as tree:
+        alone, short = tree.generate(PROMPT, 30, eos_token_id=None), tree.generate(PROMPT, 30)
+
+        def asking(*_: Any) -> bool:
+            forward = model.forward
+            within.append(tree.generate(PROMPT, 30).tokens)
+            assert model.forward == forward
+            return False
+
+        found = tree.generate(PROMPT, 30, eos_token_id=None, stopping_criteria=[asking])
+        assert found.tokens == alone.tokens and model.generation_config is kept
+        assert within == [short.tokens] * 30
+    assert "forward" not in vars(model)
+
+
 def test_two_holders_of_a_model_take_turns() -> None:
     """Guards one from what the other has set for its generation: the model is one."""
     model = models.random_model(dtype=torch.float32)

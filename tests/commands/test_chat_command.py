@@ -77,8 +77,8 @@ def test_five_turns_are_what_generate_gives(
 
 def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Guards each command, and that what is wrong is told and does not end the conversation."""
-    lines = ["/stats", "/magic", "/tree 1 2", "/help", "hello", "/stats", "/tree", "/tree 0", "/tree x", "/tree 99"]
-    status, out, err = talk(monkeypatch, capsys, [*lines, "hello", "/stats", "/reset", "/tree"])
+    lines = ["/stats", "/magic", "/tree 1 2", "/", "/help", "hello", "/stats", "/tree", "/tree 0", "/tree x"]
+    status, out, err = talk(monkeypatch, capsys, [*lines, "/tree 99", "hello", "/stats", "/reset", "/tree"])
     shown = "\n".join(out)
     assert status == 0 and "/reset         begin anew" in shown
     assert len(re.findall(r"last answer: 12 tokens in \d+\.\d\d s", shown)) == 2
@@ -93,10 +93,11 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert complaints[1].startswith(f"error: /magic: {known}") and complaints[2].startswith(
         f"error: /tree 1 2: {known}"
     )
-    assert complaints[3:5] == [
+    assert complaints[3].startswith(f"error: /: {known}")
+    assert complaints[4:6] == [
         "error: /tree x: write a round's number, counted from 0",
-        complaints[4],
-    ] and complaints[4].startswith("error: round: no 99")
+        complaints[5],
+    ] and complaints[5].startswith("error: round: no 99")
 
 
 def test_a_full_context_is_told_and_reset_makes_room(

@@ -139,6 +139,28 @@ def test_accepted_end_token_counts_as_accepted(target: Build, drafter: Drafts) -
             assert len(round.emitted) - 1 <= round.accepted <= len(round.emitted)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_criterion_that_is_true_at_its_own_token_alone_ends_the_output(
+    target: Build, drafter: Drafts, method: str
+) -> None:
+    """Guards against decoding on where a criterion stopped within a commit, and against asking it twice a token."""
+    name, knobs = METHODS[method]
+    decoder = plugins.load("decoding", name).Decoder(target(), drafter("same"), models.calibration(), **knobs)
+    prompt = [*PROMPT] * 3
+    whole = decoder.decode(prompt, models.wanted(20)).output
+    for token in dict.fromkeys(whole):
+        asked = list[int]()
+
+        def stop(ids: torch.Tensor, _: Any, token: int = token, asked: list[int] = asked) -> bool:
+            asked.append(ids.shape[1])
+            return bool(ids[0, -1] == token)
+
+        trace = decoder.decode(prompt, models.wanted(20, stopping_criteria=(stop,)))
+        assert (trace.output, trace.finish_reason) == (whole[: whole.index(token) + 1], "stop")
+        assert asked == [len(prompt) + 1 + place for place in range(len(trace.output))]
+        assert trace.target_forwards == len(trace.rounds)
+
+
 def test_what_transformers_looks_up_beyond_the_end_is_not_counted(target: Build) -> None:
     """Guards against an acceptance that compares what was cut with what was not: our trees end with the output."""
     trace = (

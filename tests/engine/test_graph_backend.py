@@ -734,6 +734,24 @@ def test_drawn_rows_that_end_apart_are_what_they_are_alone(monkeypatch: pytest.M
     assert [one.tokens for one in found] == wanted
 
 
+@pytest.mark.parametrize("method", OURS)
+def test_a_processor_may_decode_by_the_model_itself(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Guards rows that are read after it, of a path's later nodes and of later prompts, from its forwards."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    prompts = [TEXT[:240].tolist(), TEXT[100:130].tolist(), TEXT[7:40].tolist()]
+    own = model("llama")
+    with DynaTree(own, drafter=copied(own), method=method, dtype="int8") as tree:
+
+        def asking(ids: Tensor, scores: Tensor) -> Tensor:
+            tree.generate([3, 1], 3)
+            return scores
+
+        for asked in (prompts[:1], prompts):
+            tree._target.prepare(len(asked))
+            found, wanted = (tree.generate(asked, 24, logits_processor=given) for given in ([asking], None))
+            assert [one.tokens for one in found] == [one.tokens for one in wanted]
+
+
 @pytest.mark.parametrize("depth", [3, 4])
 def test_a_drafter_with_a_window_drafts_on(depth: int) -> None:
     """Guards a drafter with a window, whose positions and blocks are others than the target's."""
