@@ -24,7 +24,7 @@ from dynatree.engine.graph.parts import Size, States, Weights
 from dynatree.engine.graph.tree_attention import TREE, kind
 
 BUILDERS = (llama, gpt_neox)
-# Those that OpenVINO's paged attention is for, by their names.
+# Those that attention is for, by their names.
 _PROCESSORS = ("x86_64", "amd64")
 # Tokens of a long text that one forward takes.
 _PIECE = 256
