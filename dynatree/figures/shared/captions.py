@@ -113,7 +113,10 @@ def fastest(rows: Sequence[queries.Row], names: Names) -> str:
 
 
 def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str, place: str) -> list[str]:
-    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the largest and the smallest."""
+    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the largest and the smallest.
+
+    None where there is nobody to compare.
+    """
     leaders: dict[str, list[str]] = {}
     lengths = sorted({row["x"] for row in rows})
     for length in lengths:
@@ -122,7 +125,7 @@ def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str, place: s
         leaders.setdefault(name, []).append(f"{length:,}")
     parts = [f"{name} at {grammar.joined(at)}" for name, at in leaders.items()]
     sentences = [f"On {place}, fastest: {'; '.join(parts)} {unit}."] if len(lengths) > 1 else []
-    for length in dict.fromkeys((lengths[-1], lengths[0])):
+    for length in dict.fromkeys((*lengths[-1:], *lengths[:1])):
         said = fastest([row for row in rows if row["x"] == length], names)
         sentences.append(f"On {place}, at {length:,} {unit}: {said}.")
     return sentences
