@@ -95,6 +95,11 @@ def _check_figure(figure: str, params: Params) -> None:
             f"experiments.{experiment}.{several[0]}: {given}; figure {figure} does not tell them apart: give one, or "
             f"leave the figure out, here or by scales.{params.scale}.leaves_out"
         )
+    elif experiment and "batches" in one and (given := [n for n in params.experiments[experiment].batches if n > 1]):
+        raise UserError(
+            f"experiments.{experiment}.batches: {given}; figure {figure} is of requests decoded alone: give 1, or "
+            f"leave the figure out, here or by scales.{params.scale}.leaves_out"
+        )
     elif shown in ("timeline", "memory") and not getattr(params, shown):
         reason = f"what `{shown}` lists, which is no method"
     elif shown == "texts" and not any(map(partial(_is_another_kind, params), grid.expand(params).values())):

@@ -375,6 +375,21 @@ def test_a_figure_that_tells_no_formats_apart_is_of_one() -> None:
     plugin_checks.check(params.check(changed("experiments.length_scaling.dtypes", ["float32"])))
 
 
+def test_a_figure_of_requests_alone_takes_no_batch() -> None:
+    """Guards against a figure that refuses its rows once they are measured."""
+    with pytest.raises(
+        UserError, match=r"length_scaling\.batches: \[2\]; figure length_scaling is of requests decoded"
+    ):
+        plugin_checks.check(params.check(batched([2])))
+    plugin_checks.check(params.check(batched([1])))
+
+
+def batched(batches: list[int]) -> dict[str, Any]:
+    raw = changed("experiments.length_scaling.batches", batches)
+    raw["experiments"]["length_scaling"]["methods"] = ["autoregressive", "linear"]
+    return raw
+
+
 def test_a_scales_own_lengths_of_prompts_count_as_the_experiments() -> None:
     """Guards against two lengths of prompts that a figure takes for one, since a scale adds the second."""
     key = "experiments.length_scaling.prompt_tokens"

@@ -69,12 +69,16 @@ def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) ->
             f"{row['experiment']}: {row['method']} and {other['method']} have no prompt of {row['dataset']} in common"
         )
     ratios = [own[key]["speedup"] / theirs[key]["speedup"] for key in keys]
-    ends = bootstrap.interval(ratios, [own[key]["document_id"] for key in keys], geometric=True)
+    alone = row["batch"] == 1
+    # What was decoded together was measured together: it is drawn together, and counts as one.
+    groups = [own[key]["document_id"] if alone else str(own[key]["group"]) for key in keys]
+    measured = {prompt for prompt, _ in keys} if alone else set(groups)
+    ends = bootstrap.interval(ratios, groups, geometric=True)
     work = [name for name in WORK if name in own[keys[0]]]
     return {
         "ratio": bootstrap.mean(ratios, geometric=True),
         "ends": ends,
-        "differs": bootstrap.significant(ends, len({prompt for prompt, _ in keys})),
+        "differs": bootstrap.significant(ends, len(measured)),
         "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
     }
 
