@@ -24,6 +24,7 @@ from dynatree.costs.cost_table import Curve
 from dynatree.data import model_sources
 from dynatree.data.splits import EVALUATION, read_tokens, write_tokens
 from dynatree.engine import checkpoint, language_model
+from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, benchmark, draft_gguf, llama_cpp
 from dynatree.measuring.clock import StepSampler, lock_path
@@ -320,6 +321,30 @@ def test_another_engine_is_timed_side_by_side(
     further = {*Path("results/llama_cpp").rglob("*.json")} - {*records}
     kinds = Counter(path.parent.name.partition("-")[0] for path in further if path.name not in EACH_TIME)
     assert kinds == dict.fromkeys(texts, 2)
+
+
+def test_costs_of_another_machine_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against batches stamped with the machine of one request's costs, and against speeds of trees that were
+    grown by another machine's costs, a warning for all that is said."""
+    shutil.copytree("results/calibration", "elsewhere")
+    costs = files.read_json(Path("elsewhere/costs.json"))
+    files.write_json(Path("elsewhere/costs.json"), {**costs, "machine": {**costs["machine"], "torch": "0.1"}})
+    pair = "--target models/target --drafter models/drafter --calibration elsewhere"
+    with pytest.raises(SystemExit):
+        here("calibrate_batches", f"{pair} --contexts 16 --repeats 1 --batches 2")
+    assert "calibration elsewhere: of another machine: torch is '0.1' there" in capsys.readouterr().err
+    methods = json.dumps({"autoregressive": {"decoder": "autoregressive"}}, separators=(",", ":"))
+    asked = f"{pair} --tokens tokens.parquet --start body --prompts 1 --prompt-tokens 16 --output-tokens 12 --repeats 1"
+    asked += f" --methods {methods} --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {{}}"
+    with pytest.raises(SystemExit):
+        here(
+            "benchmark", f"{asked} --decoding tokens.parquet --records elsewhere/records --out elsewhere/table.parquet"
+        )
+    assert "torch is" in (said := capsys.readouterr().err) and "but '0.1' for --calibration" in said
+    made = runpy.run_path(str(SCRIPTS / "aggregate.py"))
+    inputs = f"--results results --runs {RUN} --calibrations elsewhere/costs.json --model models/target --out elsewhere"
+    with pytest.raises(UserError, match=r"but '0.1' for elsewhere/costs\.json"):
+        made["aggregate"](made["parser"]().parse_args(inputs.split()), str)
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
