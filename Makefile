@@ -113,7 +113,7 @@ benchmark: $(STAMP) ## all methods side by side in one process, for hours; goes 
 llama_cpp: $(STAMP) ## beside it, llama.cpp with 4-bit weights on the same prompts
 	$(call alone,$(SNAKEMAKE) figures/llama_cpp.svg)
 
-prune: $(STAMP) ## remove runs that the parameters no longer ask for
+prune: $(STAMP) ## remove runs that the parameters no longer ask for, records of earlier benchmarks, and stamps of a month ago
 	$(BIN)/python workflow/scripts/prune.py --results results
 
 clean: ## remove .venv and build

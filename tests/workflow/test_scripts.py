@@ -142,6 +142,25 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
     assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
 
 
+def test_earlier_benchmarks_and_old_stamps_are_pruned(folder: Path) -> None:
+    """Guards against records of the current benchmark that go, a dry run that removes, and folders that only grow."""
+    for name in ("benchmark/now", "benchmark/before", "llama_cpp/unknown"):
+        files.write_json(Path("pruned", name, "machine.json"), {})
+    files.write_json(Path("pruned/benchmark", files.CURRENT), "now")
+    stamps = [Path(".cache", name) for name in ("code/old", "code/new", "checked/old", "checked/new", "downloads/old")]
+    for stamp in stamps:
+        files.write_json(stamp, {})
+        if stamp.name == "old":
+            os.utime(stamp, (0, 0))
+    files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    without_torch("prune", "--results pruned --dry-run", folder)
+    assert Path("pruned/benchmark/before").is_dir() and all(stamp.is_file() for stamp in stamps)
+    without_torch("prune", "--results pruned", folder)
+    left = {path.relative_to("pruned").as_posix() for path in Path("pruned").rglob("*.json")}
+    assert left == {"benchmark/now/machine.json", f"benchmark/{files.CURRENT}", "llama_cpp/unknown/machine.json"}
+    assert [stamp.name for stamp in stamps if stamp.is_file()] == ["new", "new", "old"]
+
+
 def test_what_the_lock_names_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
