@@ -59,8 +59,8 @@ rule partial:
     conda:
         "../envs/dynatree.yaml"
     params:
-        runs=[f"results/{run}" for run in RUNS if complete(run)],
-        missing=[run for run in RUNS if not complete(run)],
+        runs=lambda w: [f"results/{run}" for run in RUNS if complete(run)],
+        missing=lambda w: [run for run in RUNS if not complete(run)],
         model=subpath(input.tokenizer, parent=True),
     shell:
         "python workflow/scripts/aggregate.py --runs {params.runs} --missing {params.missing} "
