@@ -65,7 +65,7 @@ quick: $(STAMP) ## the same rules on tiny random models, in a copy of the checko
 	cd build/quick && OMP_WAIT_POLICY=passive "$(CURDIR)/$(BIN)/snakemake" --cores 2 --resources exclusive=200 -- all
 	@echo "figures: build/quick/figures"
 
-prune: $(STAMP) ## remove runs that the parameters no longer ask for
+prune: $(STAMP) ## remove runs that the parameters no longer ask for, records of earlier benchmarks, and stamps of a month ago
 	$(BIN)/python workflow/scripts/prune.py --results results
 
 ##@ Keep and publish

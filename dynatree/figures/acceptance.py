@@ -15,6 +15,8 @@ SECTION = "Acceptance"
 
 # The main runs, and further chains and fixed trees beside them.
 EXPERIMENTS = ("headline", "chains")
+# What an experiment may vary besides.
+CONDITIONS = ("prompt_tokens", "batch", "dtype")
 STEP = 16
 
 
@@ -113,17 +115,24 @@ def _runs(tables: Mapping[str, pa.Table]) -> list[queries.Row]:
     drafting = {(run["method"], run["settings"]) for run in runs if run["drafted"]}
     if not any(run["drafted"] for run in runs if run["experiment"] == EXPERIMENTS[0]):
         raise UserError(f"no headline run drafted anything; methods: {', '.join({run['method'] for run in every})}")
-    sizes: dict[tuple[str, str], tuple[frozenset[str], int]] = {}
-    for group in {(run["experiment"], run["dataset"]) for run in runs}:
-        here = [run for run in runs if (run["experiment"], run["dataset"]) == group]
-        sizes[group] = frozenset(run["prompt_id"] for run in here), max(run["output_tokens"] for run in here)
+    varied = [column for column in CONDITIONS if len({run[column] for run in runs}) > 1]
+
+    def group(run: queries.Row) -> tuple[str, ...]:
+        return tuple(run[name] for name in ("experiment", "dataset", *varied))
+
+    sizes: dict[tuple[str, ...], tuple[frozenset[str], int]] = {}
+    for key in {group(run) for run in runs}:
+        here = [run for run in runs if group(run) == key]
+        sizes[key] = frozenset(run["prompt_id"] for run in here), max(run["output_tokens"] for run in here)
+    usual = {key[1]: size for key, size in sizes.items() if key[0] == EXPERIMENTS[0]}
     result = []
     for run in runs:
         place = run["dataset"]
-        prompts, tokens = sizes[run["experiment"], place]
+        prompts, tokens = sizes[group(run)]
         # Counts of other prompts or of longer outputs are not compared with one another.
-        if (prompts, tokens) != sizes.get((EXPERIMENTS[0], place)):
+        if (prompts, tokens) != usual.get(place):
             place += f", {grammar.plural(len(prompts), 'prompt')} of {tokens} tokens"
+        place += "".join(f", {column.replace('_', ' ')} {run[column]}" for column in varied)
         if (run["method"], run["settings"]) in drafting:
             result.append(run | {"place": place})
     return result

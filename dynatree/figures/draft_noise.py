@@ -84,7 +84,9 @@ def _found(tables: Mapping[str, pa.Table]) -> Kinds:
         for place, rows in queries.places(here, "prompt_tokens", "batch", "dtype"):
             own = {metric: sorted((r for r in rows if r["metric"] == metric), key=_rank) for metric in AXES}
             if all(own.values()):
-                found[f"{rows[0]['kind'].capitalize()}: {place}"] = own
+                title = f"{rows[0]['kind'].capitalize()}: {place}"
+                # Two experiments may have one kind of text.
+                found[f"{title}, {experiment}" if title in found else title] = own
     if not found:
         raise UserError(f"{EXPERIMENT}: no method that drafts was run; see it in params.yaml")
     return found

@@ -97,6 +97,8 @@ def _lengths(series: list[dict[tuple[str, int], dict[int, Timed]]]) -> list[int]
 def _timed(tables: Mapping[str, pa.Table]) -> dict[tuple[str, str, str], dict[tuple[str, int], dict[int, Timed]]]:
     """Per (data set, method, settings), (prompt, repeat) and length: when it was reached."""
     runs = queries.rows(tables, "runs", experiment=EXPERIMENT)
+    if (most := max(run["batch"] for run in runs)) > 1:
+        raise UserError(f"{EXPERIMENT}: batch {most}, whose requests share their time; this figure is of batch 1")
     commits = defaultdict(list)
     for row in queries.rows(tables, "rounds", experiment=EXPERIMENT):
         commits[_run(row)].append((row["output_tokens"], row["commit_ms"]))

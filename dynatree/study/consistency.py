@@ -110,7 +110,9 @@ def check_experiments(params: Params) -> None:
         among(f"{key}.settings", experiment.settings, params.methods)
         check_own_methods(key, experiment.also, params)
         among(f"{key}.methods", [PLAIN], experiment.methods)
-        check_batches(key, experiment, params.sizes.of(title).prompts, params.scale)
+        # Of one that is not run, no size is judged.
+        if title not in params.sizes.leaves_out:
+            check_batches(key, experiment, params.sizes.of(title).prompts, params.scale)
 
 
 def check_batches(key: str, experiment: Experiment, prompts: int, scale: str) -> None:

@@ -13,6 +13,7 @@ from dynatree.errors import UserError
 from dynatree.files import drafter_of, features_of
 from dynatree.generation.options import GenerationOptions
 from dynatree.study import grid
+from dynatree.study.consistency import PLAIN
 from dynatree.study.sections import Method, Params
 
 # How a drafter is had, besides the kinds of any model.
@@ -60,9 +61,21 @@ def check(params: Params) -> dict[str, dict[str, Any]]:
                     known = ", ".join(params.sources)
                     raise UserError(f"{key}.mix: no data set {dataset!r}; choose one of {known}")
             _check_role(key, role, trained)
+    _check_timeline(params)
     for figure in params.figures:
         _check_figure(figure, params)
     return needs
+
+
+def _check_timeline(params: Params) -> None:
+    """Only rounds of our own have phases to time."""
+    timed = [name for name, method in params.methods.items() if _in_rounds(method)]
+    if wrong := [name for name in params.timeline if name not in timed]:
+        raise UserError(f"timeline: {wrong[0]} records no phases; choose of {', '.join(timed)}")
+
+
+def _in_rounds(method: Method) -> bool:
+    return issubclass(plugins.load("decoding", method.decoder).Decoder, decoding.RoundDecoder)
 
 
 def _check_figure(figure: str, params: Params) -> None:
@@ -74,10 +87,17 @@ def _check_figure(figure: str, params: Params) -> None:
     reason = None
     if experiment and experiment not in params.experiments:
         reason = f"experiment {experiment}, which is not there"
-    elif experiment and (several := [key for key in one if len(getattr(params.experiments[experiment], key)) > 1]):
-        given = getattr(params.experiments[experiment], several[0])
+    elif experiment and not _compares(params, experiment):
+        reason = f"experiment {experiment}, which compares {PLAIN} decoding with nothing"
+    elif experiment and (several := [key for key in one if len(_values(params, experiment, key)) > 1]):
+        given = _values(params, experiment, several[0])
         raise UserError(
             f"experiments.{experiment}.{several[0]}: {given}; figure {figure} does not tell them apart: give one, or "
+            f"leave the figure out, here or by scales.{params.scale}.leaves_out"
+        )
+    elif experiment and "batches" in one and (given := [n for n in params.experiments[experiment].batches if n > 1]):
+        raise UserError(
+            f"experiments.{experiment}.batches: {given}; figure {figure} is of requests decoded alone: give 1, or "
             f"leave the figure out, here or by scales.{params.scale}.leaves_out"
         )
     elif shown in ("timeline", "memory") and not getattr(params, shown):
@@ -87,6 +107,17 @@ def _check_figure(figure: str, params: Params) -> None:
     if reason:
         place = f"scales.{params.scale}.leaves_out"
         raise UserError(f"figures: {figure} shows {reason}; leave the figure out, too, here or by {place}")
+
+
+def _values(params: Params, title: str, key: str) -> list[Any]:
+    """What an experiment varies by `key`, with what the scale adds."""
+    return [*getattr(params.experiments[title], key), *getattr(params.sizes.of(title), key, ())]
+
+
+def _compares(params: Params, title: str) -> bool:
+    """Whether an experiment has another method, or formats, to compare autoregressive decoding with."""
+    others = any(name != PLAIN for _, name, _ in grid.methods(params, title))
+    return others or len(params.experiments[title].dtypes) > 1
 
 
 def _is_another_kind(params: Params, run: grid.Run) -> bool:

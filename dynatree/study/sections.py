@@ -165,6 +165,13 @@ class Benchmark(Knobs):
     repeated: list[str] = Field(default_factory=list)  # methods whose slowest prompt is timed again
     llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)  # the same for llama.cpp's own ways
 
+    @field_validator("grids")
+    @classmethod
+    def _something_to_try(cls, grids: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
+        if empty := [f"{name}.{knob}" for name, grid in grids.items() for knob, values in grid.items() if not values]:
+            raise ValueError(f"{empty[0]}: []; give at least 1 value, or leave the knob out")
+        return grids
+
     def all_methods(self, methods: dict[str, Method]) -> dict[str, Method]:
         """Every method that is compared, by name, in order."""
         own = {name: variant.method(methods) for name, variant in self.also.items()}

@@ -3,6 +3,7 @@
 Speeds are in tokens per autoregressive step, of steps that were timed meanwhile (measuring/clock.py).
 """
 
+import statistics
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -106,7 +107,7 @@ def _median_ratio(method: str, timed: Sequence[Row]) -> float:
     usual, own = (
         [row["seconds"] / row["step"] for row in rows if row["method"] == name] for name in (AUTOREGRESSIVE, method)
     )
-    return bootstrap.median([ours / theirs for ours, theirs in zip(usual, own, strict=True)])
+    return statistics.median([ours / theirs for ours, theirs in zip(usual, own, strict=True)])
 
 
 def _with_steps(rows: Sequence[Row]) -> list[Row]:

@@ -15,6 +15,8 @@ DIGITS = 4
 MEANS = ("speedup", "tokens_per_iteration", "perplexity")
 SWEEP = "tree_shape"
 KNOBS = ("depth", "branch", "threshold")
+# What tells apart runs of the sweep with the same knobs.
+CONDITIONS = ("dataset", "prompt_tokens", "batch", "dtype")
 ENDS = ("speedup", "low", "high")
 # The tables for `dvc plots`.
 PLOTS = ("speedup", *KNOBS)
@@ -107,14 +109,17 @@ def plots(run_rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def sweep(rows: list[Row], knob: str) -> list[Row]:
-    """The speedup by `knob`, all others at the values that most of these runs have."""
+    """The speedup by `knob`, all others at the values that most of these runs have; at each of several places."""
     knobs = [settings.parse(row["settings"]) for row in rows]
     names = dict.fromkeys(name for own in knobs for name in own)
     usual = {name: Counter(own.get(name) for own in knobs).most_common(1)[0][0] for name in names}
-    line: dict[Any, list[Row]] = {}
+    line: dict[tuple[Any, str], list[Row]] = {}
+    varied = [name for name in CONDITIONS if len({row[name] for row in rows}) > 1]
     for row, own in zip(rows, knobs, strict=True):
         if knob in own and {**own, knob: None} == {**usual, knob: None}:
-            line.setdefault(own[knob], []).append(row)
+            line.setdefault((own[knob], ", ".join(str(row[name]) for name in varied)), []).append(row)
     # A limit that is off is none, and stands behind all numbers.
-    ordered = sorted(line, key=lambda value: (value is None, value))
-    return [{knob: value, **point(line[value])} for value in ordered]
+    ordered = sorted(line, key=lambda key: (key[1], key[0] is None, key[0]))
+    return [
+        {knob: value, **({"place": place} if place else {}), **point(line[value, place])} for value, place in ordered
+    ]

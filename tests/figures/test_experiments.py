@@ -36,7 +36,7 @@ def runs(method: str, prompt: int, commits: list[tuple[int, float]], reference: 
     """A run and its rounds, given as (tokens so far, ms)."""
     key = {"experiment": "length_scaling", "method": method, "settings": "default", "dataset": "wikipedia"}
     key |= {"prompt_id": f"wikipedia:{prompt}", "repeat": 0}
-    run = key | {"document_id": f"{prompt}", "output_tokens": commits[-1][0], "pace": 10.0 / reference}
+    run = key | {"document_id": f"{prompt}", "batch": 1, "output_tokens": commits[-1][0], "pace": 10.0 / reference}
     return {"runs": [run], "rounds": [key | {"output_tokens": made, "commit_ms": ms} for made, ms in commits]}
 
 
@@ -85,6 +85,14 @@ def test_lengths_need_autoregressive_decoding() -> None:
     """Guards against speedups over whatever method comes first."""
     with pytest.raises(UserError, match="autoregressive"):
         figure("length_scaling").draw(together(runs("dynatree", 0, [(100, 100.0)], reference=1.0)))
+
+
+def test_lengths_are_of_requests_decoded_alone() -> None:
+    """Guards against intervals over prompts whose time is that of their batch."""
+    tables = together(runs("autoregressive", 0, [(100, 100.0)], 1.0), runs("dynatree", 0, [(100, 50.0)], 1.0))
+    tables["runs"] = table("runs", [row | {"batch": 4} for row in tables["runs"].to_pylist()])
+    with pytest.raises(UserError, match="length_scaling: batch 4, whose requests share their time"):
+        figure("length_scaling").draw(tables)
 
 
 def test_a_knobs_panel_holds_the_other_knobs() -> None:
@@ -157,6 +165,19 @@ def test_a_difference_is_taken_prompt_by_prompt() -> None:
     caption = figure("ablation").caption(tables)
     assert "slowest variant: Without lookup, \u221210 % [\u221210 %, \u221210 %], significant" in caption
     assert "Fastest of DynaTree and its variants: DynaTree." in caption
+
+
+def test_a_batch_counts_as_one_measurement() -> None:
+    """Guards against a verdict from twelve prompts that were timed in two batches."""
+    tables = ablated({("dynatree", "D63"): [1.0] * 12, ("without_lookup", "D63"): [0.9] * 12})
+    assert "significant" in figure("ablation").caption(tables)
+    for name in tables:
+        rows = [row | {"batch": 6} for row in tables[name].to_pylist()]
+        grouped = [
+            row | ({"group": int(row["prompt_id"]) // 6} if name == "runs" else {"measurements": 2}) for row in rows
+        ]
+        tables[name] = table(name, grouped)
+    assert "Without lookup, \u221210 %, inconclusive" in figure("ablation").caption(tables)
 
 
 def test_a_difference_is_taken_within_a_format() -> None:
@@ -252,6 +273,15 @@ def test_what_shared_noise_is_worth_is_said_of_each_temperature() -> None:
     assert "Shared noise has most drafted" in said["dynatree"] and "No noise has most drafted" in said["linear"]
     found = figure("draft_noise")._found(synthetic.make())
     assert all([row["method"] for row in rows["speedup"]] == [*experiments.NOISES][1:] for rows in found.values())
+
+
+def test_two_experiments_of_one_temperature_are_both_shown() -> None:
+    """Guards against the second in the place of the first."""
+    tables = synthetic.make(datasets=("wikipedia",))
+    alike = [row | {"kind": "sampled, temperature 1"} for row in tables["summary"].to_pylist()]
+    found = figure("draft_noise")._found({"summary": table("summary", alike)})
+    title = "Sampled, temperature 1: wikipedia"
+    assert [*found] == [title, f"{title}, draft_noise_cool"]
 
 
 def ratio(method: str, value: float, x: int = 0, significant: bool = False) -> Row:

@@ -77,6 +77,11 @@ def name(figure: ModuleType) -> str:
     return figure.__name__.rsplit(".", 1)[-1]
 
 
+def test_nobody_is_fastest_where_none_is_compared() -> None:
+    """Guards against an IndexError in the caption of autoregressive decoding alone."""
+    assert captions.fastest_along([], {}, "prompt tokens", "wikipedia") == []
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_draws_only_from_the_tables_it_names(figure: ModuleType, shape: str) -> None:
     """Guards against a table that the figure reads but does not declare, and against a chart that comes out empty."""

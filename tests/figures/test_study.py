@@ -159,3 +159,13 @@ def test_chains_stand_beside_the_headline_where_they_ran_alike() -> None:
     text = caption("acceptance", apart)
     headline, _, other = text.partition("On wikipedia, 1 prompt of 50 tokens")
     assert "Linear chain K 8" not in headline and "Linear chain K 6" not in other and "K 10" in other
+
+
+def test_chains_of_other_conditions_are_places_of_their_own() -> None:
+    """Guards against a mean over batches and formats that no run was made in."""
+    tables = dict(synthetic.make(datasets=("wikipedia",)))
+    rows = [row | {"batch": 1} for row in tables["runs"].to_pylist()]
+    chains = [row | {"batch": 4} for row in rows if row["experiment"] == "chains"]
+    tables["runs"] = pa.Table.from_pylist([*rows, *chains], schema=tables["runs"].schema)
+    told = caption("acceptance", tables)
+    assert "On wikipedia, batch 1, " in told and "On wikipedia, batch 4, " in told

@@ -84,6 +84,15 @@ def test_ratios_are_of_the_same_prompt(target: Build, drafter: Drafts) -> None:
     assert chain["autoregressive"]["worst_again"] == pytest.approx(2) and chain["transformers"]["worst_again"] is None
 
 
+def test_of_two_middle_ratios_the_median_is_between() -> None:
+    """Guards against a slow prompt that looks faster where it was timed an even number of times."""
+    times = [("autoregressive", 4.0), ("chain", 1.0), ("autoregressive", 4.0), ("chain", 2.0)]
+    again = [
+        {"method": method, "prompt_id": "a", "seconds": seconds, "references": [1.0, 1.0]} for method, seconds in times
+    ]
+    assert comparison._median_ratio("chain", again) == pytest.approx(3)
+
+
 def test_documents_of_two_data_sets_may_have_one_name() -> None:
     """Guards against intervals over all data sets that draw documents of one name together."""
     rows = [

@@ -127,6 +127,7 @@ def test_a_scale_brings_its_own_models_text_and_machine() -> None:
         ("scales.laptop.instead", {"datasets": ["pg19"]}, ["instead.datasets: ['pg19']", "['wikipedia', 'gutenberg']"]),
         ("scales.laptop.leaves_out", ["ablations"], ["scales.laptop.leaves_out: no 'ablations'", "ablation"]),
         ("scales.paper.instead.dtype", "float8", ["scales.paper.instead.dtype", "'float8'"]),
+        ("benchmark.grids.linear.draft_tokens", [], ["linear.draft_tokens: []; give at least 1"]),
         ("benchmark.repeated", ["nobody"], ["benchmark.repeated", "'nobody'", "dynatree"]),
         ("sede", 3, ["sede", "not permitted"]),
     ],
@@ -172,6 +173,11 @@ def test_a_wrong_value_is_named(place: str, value: Any, parts: list[str]) -> Non
         ("experiments.nucleus.do_sample", False, ["experiments.nucleus", "temperature 0.7", "do_sample"]),
         ("benchmark.texts.penalised", {"heat": 1}, ["benchmark.texts.penalised", "heat"]),
         ("experiments.prompt_length.batches", [1, 2], ["methods.assisted", "one prompt at a time"]),
+        (
+            "timeline",
+            ["linear", "assisted"],
+            ["timeline: assisted records no phases; choose of autoregressive, linear"],
+        ),
         ("limits.runs", 3, ["limits.runs", "generation runs are asked for, more than 3"]),
         ("sources.gutenberg.members", ..., ["sources.gutenberg", "members", "required"]),
         ("sources.tiny_books.pages", 3, ["sources.tiny_books", "pages", "not permitted"]),
@@ -301,6 +307,15 @@ def test_what_would_be_found_out_late_is_refused(key: str, value: Any, said: str
         params.check(changed(key, value))
 
 
+def test_what_a_scale_leaves_out_is_not_judged_by_its_sizes() -> None:
+    """Guards against prompts that must suit the batches of an experiment that is not run."""
+    odd = {**changed("experiments.batch_size.batches", [1, 3]), "figures": ["datasets"]}
+    with pytest.raises(UserError, match="3 does not divide"):
+        params.check(odd)
+    odd["scales"] = {**RAW["scales"], "laptop": {**RAW["scales"]["laptop"], "leaves_out": ["batch_size"]}}
+    assert "batch_size" not in params.check(odd).experiments
+
+
 def test_a_model_is_not_built_over_its_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a user's own weights, which the job graph would remove before it reads them."""
     monkeypatch.chdir(tmp_path)
@@ -315,6 +330,14 @@ def test_a_figure_without_its_experiment_is_refused() -> None:
     experiments = {name: values for name, values in RAW["experiments"].items() if name != "ablation"}
     with pytest.raises(UserError, match="figures: ablation shows experiment ablation, which is not there"):
         plugin_checks.check(params.check({**changed("figures", ["ablation"]), "experiments": experiments}))
+
+
+def test_a_figure_of_an_experiment_that_compares_nothing_is_refused() -> None:
+    """Guards against a figure of speedups that has none to draw, found out after all measuring."""
+    alone = changed("experiments.prompt_length.methods", ["autoregressive"])
+    with pytest.raises(UserError, match="figures: prompt_length shows experiment prompt_length, which compares"):
+        plugin_checks.check(params.check(alone))
+    plugin_checks.check(params.check({**alone, "figures": ["datasets"]}))
 
 
 TEXTS = ["sampled", "nucleus", "penalised"]
@@ -350,6 +373,32 @@ def test_a_figure_that_tells_no_formats_apart_is_of_one() -> None:
     ):
         plugin_checks.check(params.check(several))
     plugin_checks.check(params.check(changed("experiments.length_scaling.dtypes", ["float32"])))
+
+
+def test_a_figure_of_requests_alone_takes_no_batch() -> None:
+    """Guards against a figure that refuses its rows once they are measured."""
+    with pytest.raises(
+        UserError, match=r"length_scaling\.batches: \[2\]; figure length_scaling is of requests decoded"
+    ):
+        plugin_checks.check(params.check(batched([2])))
+    plugin_checks.check(params.check(batched([1])))
+
+
+def batched(batches: list[int]) -> dict[str, Any]:
+    raw = changed("experiments.length_scaling.batches", batches)
+    raw["experiments"]["length_scaling"]["methods"] = ["autoregressive", "linear"]
+    return raw
+
+
+def test_a_scales_own_lengths_of_prompts_count_as_the_experiments() -> None:
+    """Guards against two lengths of prompts that a figure takes for one, since a scale adds the second."""
+    key = "experiments.length_scaling.prompt_tokens"
+    several = changed(key, [50])
+    plugin_checks.check(params.check(several))
+    size = {**RAW["scales"]["laptop"]["experiments"]["length_scaling"], "prompt_tokens": [100]}
+    several["scales"]["laptop"]["experiments"]["length_scaling"] = size
+    with pytest.raises(UserError, match=rf"{key}: \[50, 100\]; figure length_scaling does not tell"):
+        plugin_checks.check(params.check(several))
 
 
 def test_passes_are_named_by_all_figures_that_show_them() -> None:

@@ -105,6 +105,23 @@ def test_a_sweep_holds_the_other_knobs_at_their_usual_values() -> None:
     }
 
 
+def test_a_sweep_tells_its_places_apart() -> None:
+    """Guards against a mean over two data sets, whose documents may have one name, or over two formats."""
+    shapes = [
+        row
+        for depth, speedup in ((2, 1.0), (4, 2.0))
+        for factor, place in ((1, {}), (2, {"dataset": "e"}), (4, {"dtype": "int8"}))
+        for row in rows(
+            "dynatree_threshold", [factor * speedup], f"D{depth}_B2_tau0.1_N8", experiment="tree_shape", **place
+        )
+    ]
+    found = [(row["place"], row["depth"], row["speedup"]) for row in headline.plots(shapes)["depth"]]
+    assert found == [
+        ("d, float32", 2, 1.0), ("d, float32", 4, 2.0), ("d, int8", 2, 4.0), ("d, int8", 4, 8.0),
+        ("e, float32", 2, 2.0), ("e, float32", 4, 4.0),
+    ]  # fmt: skip
+
+
 def test_pruning_that_is_off_stands_behind_its_thresholds() -> None:
     """Guards against an aggregation that ends in an error after everything was measured."""
     shapes = [

@@ -283,6 +283,44 @@ def test_dvc_chooses_prompts_anew_for_what_any_experiment_asks(tmp_path, changes
     assert not [name for name in {*before} & {*after} if before[name] == after[name]]
 
 
+def test_dvc_makes_tables_anew_without_settings_that_a_scale_takes_back(tmp_path):
+    """Guards against settings that are no longer asked for, and stay in DVC's tables."""
+    world = changed(tmp_path)
+    world.run("dvc", "config", "core.no_scm", "true")
+    seen = []
+    for further in (["D4_B2_tau0.03_N64"], []):
+        size = {
+            **world.params["scales"]["laptop"]["experiments"]["default"],
+            "settings": {"dynatree_threshold": further},
+        }
+        world.edit(scales__laptop__experiments__tree_shape=size)
+        world.stages()
+        with Repo(str(tmp_path)) as repository:
+            (stage,) = [stage for stage in repository.index.stages if stage.name == "aggregate"]
+            seen.append([dep.read_params() for dep in stage.params])
+    assert seen[0] != seen[1]
+
+
+def test_the_tables_are_of_one_machine_with_every_calibration(tmp_path):
+    """Guards against trees by another machine's costs, where those of the tables are of another drafter or format."""
+    world = World(tmp_path)
+    world.copy()
+    known = params.read(tmp_path / "params.yaml")
+    # The drafter that reads is the one of the tables; one method drafts by the other.
+    assert known.methods["dynatree"].reads
+    world.edit(methods__dynatree_threshold__reads=False)
+    world.check()
+    said = world.run("snakemake", "--cores", 1, "--dry-run", "--printshellcmds", "--forceall", "results/metrics.json")
+    (command,) = re.findall(r"^Shell command: python workflow/scripts/aggregate.py (.*)$", said, re.M)
+    costs, further = (
+        {*re.findall(rf"--{name} (.*?)(?= --)", command)[0].split()} for name in ("costs", "calibrations")
+    )
+    assert "results/calibration/features/float32/costs.json" in costs
+    assert "results/calibration/float32/costs.json" in further and not costs & further
+    calibrations = re.findall(r"results/calibration/\S*?(?:costs|batches)\.json", said)
+    assert costs | further == {path.strip(",") for path in calibrations}
+
+
 def test_another_import_makes_dvc_yaml_stale(tmp_path):
     """Guards against a file that DVC does not watch."""
     world = changed(tmp_path)

@@ -87,6 +87,16 @@ def test_partial_tables_name_what_is_missing(world: World):
     assert not world.snakemake()
 
 
+def test_partial_tables_leave_out_records_of_other_sizes(world: World):
+    """Guards against runs of an earlier scale or seed that count as finished, since their files are there."""
+    with world.edited(scales__tiny__experiments__default={"prompts": 1, "output_tokens": 15}):
+        world.check()
+        said = world.run("snakemake", "--cores", 1, "partial")
+    missing = {line.removeprefix("missing: ") for line in said.splitlines() if line.startswith("missing: ")}
+    assert missing == {folder for folder in runs(world) if folder.startswith(("tree_shape/", "prompt_length/"))}
+    assert not world.snakemake()
+
+
 def test_changed_tau_reruns_dynatree_alone_in_snakemake(world: World):
     """The same as in DVC."""
     world.edit(**{TAU: 0.4})

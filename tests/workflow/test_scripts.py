@@ -24,6 +24,7 @@ from dynatree.costs.cost_table import Curve
 from dynatree.data import model_sources
 from dynatree.data.splits import EVALUATION, read_tokens, write_tokens
 from dynatree.engine import checkpoint, language_model
+from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import audit, benchmark, draft_gguf, llama_cpp
 from dynatree.measuring.clock import StepSampler, lock_path
@@ -139,6 +140,25 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
     files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     without_torch("prune", "--results kept", folder)
     assert [path.name for path in Path("kept/runs/autoregressive/default").iterdir()] == ["wikipedia"]
+
+
+def test_earlier_benchmarks_and_old_stamps_are_pruned(folder: Path) -> None:
+    """Guards against records of the current benchmark that go, a dry run that removes, and folders that only grow."""
+    for name in ("benchmark/now", "benchmark/before", "llama_cpp/unknown"):
+        files.write_json(Path("pruned", name, "machine.json"), {})
+    files.write_json(Path("pruned/benchmark", files.CURRENT), "now")
+    stamps = [Path(".cache", name) for name in ("code/old", "code/new", "checked/old", "checked/new", "downloads/old")]
+    for stamp in stamps:
+        files.write_json(stamp, {})
+        if stamp.name == "old":
+            os.utime(stamp, (0, 0))
+    files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
+    without_torch("prune", "--results pruned --dry-run", folder)
+    assert Path("pruned/benchmark/before").is_dir() and all(stamp.is_file() for stamp in stamps)
+    without_torch("prune", "--results pruned", folder)
+    left = {path.relative_to("pruned").as_posix() for path in Path("pruned").rglob("*.json")}
+    assert left == {"benchmark/now/machine.json", f"benchmark/{files.CURRENT}", "llama_cpp/unknown/machine.json"}
+    assert [stamp.name for stamp in stamps if stamp.is_file()] == ["new", "new", "old"]
 
 
 def test_what_the_lock_names_is_published(
@@ -320,6 +340,30 @@ def test_another_engine_is_timed_side_by_side(
     further = {*Path("results/llama_cpp").rglob("*.json")} - {*records}
     kinds = Counter(path.parent.name.partition("-")[0] for path in further if path.name not in EACH_TIME)
     assert kinds == dict.fromkeys(texts, 2)
+
+
+def test_costs_of_another_machine_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against batches stamped with the machine of one request's costs, and against speeds of trees that were
+    grown by another machine's costs, a warning for all that is said."""
+    shutil.copytree("results/calibration", "elsewhere")
+    costs = files.read_json(Path("elsewhere/costs.json"))
+    files.write_json(Path("elsewhere/costs.json"), {**costs, "machine": {**costs["machine"], "torch": "0.1"}})
+    pair = "--target models/target --drafter models/drafter --calibration elsewhere"
+    with pytest.raises(SystemExit):
+        here("calibrate_batches", f"{pair} --contexts 16 --repeats 1 --batches 2")
+    assert "calibration elsewhere: of another machine: torch is '0.1' there" in capsys.readouterr().err
+    methods = json.dumps({"autoregressive": {"decoder": "autoregressive"}}, separators=(",", ":"))
+    asked = f"{pair} --tokens tokens.parquet --start body --prompts 1 --prompt-tokens 16 --output-tokens 12 --repeats 1"
+    asked += f" --methods {methods} --tuning-prompts 1 --tuning-output-tokens 4 --seed 0 --grids {{}} --texts {{}}"
+    with pytest.raises(SystemExit):
+        here(
+            "benchmark", f"{asked} --decoding tokens.parquet --records elsewhere/records --out elsewhere/table.parquet"
+        )
+    assert "torch is" in (said := capsys.readouterr().err) and "but '0.1' for --calibration" in said
+    made = runpy.run_path(str(SCRIPTS / "aggregate.py"))
+    inputs = f"--results results --runs {RUN} --calibrations elsewhere/costs.json --model models/target --out elsewhere"
+    with pytest.raises(UserError, match=r"but '0.1' for elsewhere/costs\.json"):
+        made["aggregate"](made["parser"]().parse_args(inputs.split()), str)
 
 
 def test_prompts_are_decoded_together_where_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,11 @@ TIMELINE, MEMORY = ([folder for folder, run in PASSES.items() if run.top == top]
 TEXTS = sorted(
     {*((PARAMS.dtype, dataset) for dataset in PARAMS.datasets), *((run.dtype, run.dataset) for run in RUNS.values())}
 )
+COSTS = [*(calibrated(dtype, READS)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])]
+# Those of other drafters and formats, which runs used but no table has: they must be of the same machine, too.
+USED = {
+    path for run in [*RUNS.values(), *PASSES.values()] for path in calibration(run) if Path(path).name != "steps.json"
+}
 MADE_APART = {table for tables in APART.values() for table in tables}
 
 
@@ -19,7 +24,8 @@ rule aggregate:
         runs=expand("results/{run}/{file}", run=RUNS, file=RECORDS),
         timeline=[f"results/{folder}/phases.json" for folder in TIMELINE],
         memory=[f"results/{folder}/memory.json" for folder in MEMORY],
-        costs=[*(calibrated(dtype, READS)[0] for dtype in FORMATS), *([BATCHES] if BATCHED else [])],
+        costs=COSTS,
+        calibrations=sorted(USED - {*COSTS}),
         drafter="results/drafter_report.json",
         perplexity=[f"results/perplexity/{dtype}/{dataset}.json" for dtype, dataset in TEXTS],
         tokenizer=f"{TARGET}/tokenizer.json",
@@ -40,7 +46,7 @@ rule aggregate:
     shell:
         "python workflow/scripts/aggregate.py --runs {params.runs} --timeline {params.timeline} --memory {params.memory} "
         "--perplexity {input.perplexity} "
-        "--costs {input.costs} --drafter {input.drafter} "
+        "--costs {input.costs} --calibrations {input.calibrations} --drafter {input.drafter} "
         "--model {params.model} --results results --out results 2>&1 | tee {log:q}"
 
 
@@ -53,8 +59,8 @@ rule partial:
     conda:
         "../envs/dynatree.yaml"
     params:
-        runs=[f"results/{run}" for run in RUNS if complete(run)],
-        missing=[run for run in RUNS if not complete(run)],
+        runs=lambda w: [f"results/{run}" for run in RUNS if complete(run)],
+        missing=lambda w: [run for run in RUNS if not complete(run)],
         model=subpath(input.tokenizer, parent=True),
     shell:
         "python workflow/scripts/aggregate.py --runs {params.runs} --missing {params.missing} "

@@ -1,6 +1,7 @@
 # Parameters, checked; the runs they ask for; which library files a job uses. The only place for helpers.
 import json
 import shlex
+import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -309,6 +310,22 @@ def size_options(run):
     return f"--count {run.prompts} --batch {run.batch} --repeats {run.repeats}"
 
 
+@cache
+def pending():
+    """Records of runs that a job would make: they are not there, or of other parameters, text, models or code.
+
+    Snakemake is asked, which alone knows by what a file was made. Takes seconds.
+    """
+    given = [f"{key}={json.dumps(value)}" for key, value in workflow.config_settings.overwrite_config.items()]
+    files = [f"results/{folder}/{file}" for folder in RUNS for file in RECORDS]
+    command = ["-m", "snakemake", "--summary", *(["--config", *given] if given else []), "--", *files]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"snakemake --summary: {(done.stderr.strip() or 'failed').splitlines()[-1]}")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return {path for path, *_, plan in rows if plan == "update pending"}
+
+
 def complete(folder):
-    """Whether all records of a run are there; each is written whole or not at all."""
-    return all(Path("results", folder, file).is_file() for file in RECORDS)
+    """Whether all records of a run are there, as they are asked for now."""
+    return not any(f"results/{folder}/{file}" in pending() for file in RECORDS)

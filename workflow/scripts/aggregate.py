@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--memory", type=Path, nargs="*", default=[], help="folders of measurements of memory")
     made.add_argument("--perplexity", type=Path, nargs="*", default=[], help="JSON files, one a data set and format")
     made.add_argument("--costs", type=Path, nargs="*", default=[], help="costs.json and batches.json")
+    made.add_argument("--calibrations", type=Path, nargs="*", default=[], help="further ones that runs used: checked")
     made.add_argument("--drafter", type=Path, help="the drafter's report")
     made.add_argument("--model", type=Path, required=True, help="model folder with tokenizer.json")
     made.add_argument("--results", type=Path, required=True, help="folder that the runs' folders are named below")
@@ -33,7 +34,8 @@ def aggregate(a: argparse.Namespace, decode: Callable[[list[int]], str]) -> None
     records = [metrics.Records.read(a.results, folder) for folder in a.runs]
     machines = {str(folder): record.machine for folder, record in zip(a.runs, records, strict=True)}
     # Not those of memory, which is no timing: on a cluster its jobs share a node.
-    others = [folder / files.PHASES for folder in a.timeline] + [*a.costs, *([a.drafter] if a.drafter else [])]
+    others = [*(folder / files.PHASES for folder in a.timeline), *a.costs, *a.calibrations]
+    others += [a.drafter] if a.drafter else []
     machine = metrics.same_machine(machines | {str(path): files.read_json(path)["machine"] for path in others})
     rows = {
         "runs": metrics.runs(records),

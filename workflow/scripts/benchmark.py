@@ -93,6 +93,7 @@ def main() -> None:
         tuning = prompts(a.tuning_prompts, a.tuning_output_tokens, TUNING)
         machine = describe_machine(a.dtype, a.device)
         # By whether the drafter reads the target's states.
+        option = {False: "--calibration", True: "--features-calibration"}
         beside = {False: (a.drafter, a.calibration), True: (a.features, a.features_calibration)}
         beside = {reads: given for reads, given in beside.items() if given[0]}
         folders = {reads: {"target": a.target, "drafter": drafter} for reads, (drafter, _) in beside.items()}
@@ -102,6 +103,9 @@ def main() -> None:
             reads: Calibration.read(folder, fingerprints[reads], machine) if folder else None
             for reads, (_, folder) in beside.items()
         }
+        # By another machine's costs a policy grows other trees than it would by this one's.
+        weighed = {option[reads]: known.costs.machine for reads, known in calibrations.items() if known}
+        metrics.same_machine({"this machine": machine} | weighed)
         pairs = {reads: kept.pair(pair, a.dtype, a.device) for reads, pair in folders.items()}
         target = pairs[False].target
 

@@ -7,7 +7,7 @@ from dynatree.commands import options
 from dynatree.costs.calibration import Calibration
 from dynatree.engine import checkpoint
 from dynatree.engine.machine import describe_machine, set_threads
-from dynatree.errors import reported
+from dynatree.errors import UserError, reported
 from dynatree.measuring import forward_times
 
 
@@ -24,7 +24,14 @@ def main() -> None:
         set_threads(a.threads)
         folders = options.folders(a)
         fingerprints = checkpoint.fingerprints(folders)
-        known = Calibration.read(a.calibration, fingerprints, describe_machine(a.dtype, a.device))
+        here = describe_machine(a.dtype, a.device)
+        known = Calibration.read(a.calibration, fingerprints, here)
+        there = known.costs.machine
+        # They are kept as of the machine of one request's costs. How much memory it has moves none of them.
+        if differing := [key for key in here if key != "memory_gib" and there.get(key) != here[key]]:
+            values = f"{differing[0]} is {there.get(differing[0])!r} there, {here[differing[0]]!r} here"
+            again = "snakemake --cores 1 --forcerun calibrate -- all"
+            raise UserError(f"calibration {a.calibration}: of another machine: {values}; measure it again: {again}")
         sizes = (a.contexts, a.repeats, a.dtype, a.device, a.batches)
         forward_times.with_batches(folders, known, *sizes).write_batches(a.calibration)
 

@@ -1,14 +1,45 @@
-"""Remove the folders of runs and passes that the parameters no longer ask for."""
+"""Remove what the parameters no longer ask for: folders of runs and passes, records of earlier benchmarks; and what was
+kept of code and parameters as they were a month ago."""
 
 import argparse
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from dynatree.code_checksums import KEPT
 from dynatree.errors import reported
-from dynatree.files import MEMORY, OUTPUTS, PHASES
+from dynatree.files import CURRENT, MEMORY, OUTPUTS, PHASES, read_json
 from dynatree.study import grid, params
+from dynatree.tables.schema import APART
 
 RECORDS = (OUTPUTS, PHASES, MEMORY)
+# Small files that are made again when they are asked for.
+STAMPS = (Path(KEPT), Path(".cache/checked"))
+MONTH = 30 * 24 * 3600
+
+
+def runs(results: Path) -> Iterator[Path]:
+    """Folders of records that no run or pass asks for; whatever else lies below the results is not touched."""
+    known = params.read("params.yaml")
+    wanted = {results / folder for folder in (*grid.expand(known), *grid.passes(known))}
+    found = {path.parent for name in RECORDS for path in results.rglob(name)}
+    yield from sorted(found - wanted)
+
+
+def benchmarks(results: Path) -> Iterator[Path]:
+    """Folders of records that the benchmarks' tables are not made of; none where nothing says of which they are."""
+    for current in (results / name / CURRENT for name in APART):
+        if current.is_file():
+            named = read_json(current)
+            yield from sorted(path for path in current.parent.iterdir() if path.is_dir() and path.name != named)
+
+
+def stamps() -> Iterator[Path]:
+    """Files that were not written for a month."""
+    begin = time.time() - MONTH
+    for folder in STAMPS:
+        yield from sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_mtime < begin)
 
 
 def main() -> None:
@@ -17,14 +48,14 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only say what would go")
     a = parser.parse_args()
     with reported():
-        known = params.read("params.yaml")
-        wanted = {a.results / folder for folder in (*grid.expand(known), *grid.passes(known))}
-        # A folder of records holds their files; whatever else lies below the results is not touched.
-        found = {path.parent for name in RECORDS for path in a.results.rglob(name)}
-        for folder in sorted(found - wanted):
-            print(f"remove {folder}")
-            if not a.dry_run:
-                shutil.rmtree(folder)
+        for gone in [*runs(a.results), *benchmarks(a.results), *stamps()]:
+            print(f"remove {gone}")
+            if a.dry_run:
+                continue
+            if gone.is_dir():
+                shutil.rmtree(gone)
+            else:
+                gone.unlink()
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ READ: dict[str, tuple[str, ...]] = {
     "generate": MACHINE,
     "timeline": (*MACHINE, *of_scale("timeline_tokens")),
     "memory": (*MACHINE, *of_scale("output_tokens")),
-    "aggregate": ("scale", "datasets", "methods", "experiments", "timeline", "memory"),
+    "aggregate": ("scale", "datasets", "methods", "experiments", *of_scale("experiments"), "timeline", "memory"),
     "draw": (),
     "draw_replay": (),
 }

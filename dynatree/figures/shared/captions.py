@@ -69,12 +69,16 @@ def paired(row: queries.Row, other: queries.Row, runs: Sequence[queries.Row]) ->
             f"{row['experiment']}: {row['method']} and {other['method']} have no prompt of {row['dataset']} in common"
         )
     ratios = [own[key]["speedup"] / theirs[key]["speedup"] for key in keys]
-    ends = bootstrap.interval(ratios, [own[key]["document_id"] for key in keys], geometric=True)
+    alone = row["batch"] == 1
+    # What was decoded together was measured together: it is drawn together, and counts as one.
+    groups = [own[key]["document_id"] if alone else str(own[key]["group"]) for key in keys]
+    measured = {prompt for prompt, _ in keys} if alone else set(groups)
+    ends = bootstrap.interval(ratios, groups, geometric=True)
     work = [name for name in WORK if name in own[keys[0]]]
     return {
         "ratio": bootstrap.mean(ratios, geometric=True),
         "ends": ends,
-        "differs": bootstrap.significant(ends, len({prompt for prompt, _ in keys})),
+        "differs": bootstrap.significant(ends, len(measured)),
         "alike": all(own[key][name] == theirs[key][name] for key in keys for name in work),
     }
 
@@ -113,7 +117,10 @@ def fastest(rows: Sequence[queries.Row], names: Names) -> str:
 
 
 def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str, place: str) -> list[str]:
-    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the largest and the smallest."""
+    """Sentences: who is fastest at which `x` (of the unit `unit`), and by how much at the largest and the smallest.
+
+    None where there is nobody to compare.
+    """
     leaders: dict[str, list[str]] = {}
     lengths = sorted({row["x"] for row in rows})
     for length in lengths:
@@ -122,7 +129,7 @@ def fastest_along(rows: Sequence[queries.Row], names: Names, unit: str, place: s
         leaders.setdefault(name, []).append(f"{length:,}")
     parts = [f"{name} at {grammar.joined(at)}" for name, at in leaders.items()]
     sentences = [f"On {place}, fastest: {'; '.join(parts)} {unit}."] if len(lengths) > 1 else []
-    for length in dict.fromkeys((lengths[-1], lengths[0])):
+    for length in dict.fromkeys((*lengths[-1:], *lengths[:1])):
         said = fastest([row for row in rows if row["x"] == length], names)
         sentences.append(f"On {place}, at {length:,} {unit}: {said}.")
     return sentences
