@@ -72,8 +72,8 @@ class Checkout:
             parts = module.split(".")
             place = self.root.joinpath(*parts)
             above = self._files(".".join(parts[:-1])) if len(parts) > 1 else []
-            # A module may have a part that is compiled, by its own name.
-            own = [place / "__init__.py", *(place.with_suffix(suffix) for suffix in (".py", ".cpp"))]
+            # A package may have parts that are compiled.
+            own = [place / "__init__.py", *sorted(place.glob("*.[ch]pp")), place.with_suffix(".py")]
             own = own if parts[0] == PACKAGE else []
             self._modules[module] = [*above, *(path for path in own if path.is_file() and counts(path))]
         return self._modules[module]

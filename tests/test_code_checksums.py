@@ -156,14 +156,17 @@ def test_a_script_uses_what_it_imports_and_its_plug_ins(checkout: Path) -> None:
     assert with_plug_in == [*rules, "dynatree/rules/extra.py", "dynatree/tree.py", "scripts/say.py"]
 
 
-def test_a_module_has_its_compiled_part(checkout: Path) -> None:
-    """Guards results against code that is no Python, which lies beside the module that compiles it."""
-    (checkout / "dynatree/deep/model.cpp").write_text("int one() { return 1; }\n", encoding="utf-8")
-    used = Checkout(checkout).used("scripts/run.py", ["dynatree.deep.model"])
-    assert {"dynatree/deep/model.py", "dynatree/deep/model.cpp"} <= set(used)
-    before = Checkout(checkout).listing(used)
-    (checkout / "dynatree/deep/model.cpp").write_text("int one() { return 2; }\n", encoding="utf-8")
-    assert Checkout(checkout).listing(used) != before
+def test_a_package_has_its_compiled_parts(checkout: Path) -> None:
+    """Guards results against code that is no Python, which lies beside the modules that compile it."""
+    places = [checkout / "dynatree/rules" / name for name in ("base.hpp", "rules.cpp")]
+    for path in places:
+        path.write_text("// one\n", encoding="utf-8")
+    used = Checkout(checkout).used("scripts/run.py")
+    assert {path.relative_to(checkout).as_posix() for path in places} <= set(used)
+    for path in places:
+        before = Checkout(checkout).listing(used)
+        path.write_text("// two\n", encoding="utf-8")
+        assert Checkout(checkout).listing(used) != before
 
 
 def test_what_is_kept_of_code_is_found_by_its_content(checkout: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from dynatree.engine.graph.tree_attention import kind
+from dynatree.engine.compatibility import GRAPH_FORMATS
+from dynatree.engine.graph import kernels
 
 
 def _processor() -> str:
@@ -66,5 +67,5 @@ def describe_machine(dtype: str, device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "openvino": (openvino := _version("openvino") if device == "cpu" else None),
-        "attention": kind() if openvino else None,
+        "kernels": kernels.kind() if openvino and dtype in GRAPH_FORMATS else None,
     }

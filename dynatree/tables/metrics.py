@@ -37,7 +37,7 @@ STALLED, FEW = 1.5, 3
 # The parts of a machine's description that timings must share to be compared; memory size is not one of them.
 COMPARABLE = (
     *("processor", "cores", "gpu", "threads", "dtype"),
-    *("python", "torch", "transformers", "openvino", "attention"),
+    *("python", "torch", "transformers", "openvino", "kernels"),
 )
 
 

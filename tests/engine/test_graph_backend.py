@@ -16,10 +16,9 @@ from dynatree import DynaTree, decoding
 from dynatree.engine.backend import Feed
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.backend import EagerBackend
-from dynatree.engine.graph import block_cache, codes, compiled, parts, tree_attention
+from dynatree.engine.graph import block_cache, codes, compiled, kernels, parts
 from dynatree.engine.graph.backend import GraphBackend
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache, Pool, Seat
-from dynatree.engine.graph.tree_attention import PAGED
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
@@ -350,20 +349,20 @@ def test_a_drafter_that_reads_decodes_as_one_token_a_forward(
 
 
 @pytest.fixture
-def paged(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """OpenVINO's attention, as where there is no compiler."""
-    monkeypatch.setenv(tree_attention.VARIABLE, PAGED)
-    tree_attention.kind.cache_clear()
+def openvinos(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """OpenVINO's operations, as where there is no compiler."""
+    monkeypatch.setenv(kernels.VARIABLE, kernels.OPENVINO)
+    kernels._kind.cache_clear()
     yield
-    tree_attention.kind.cache_clear()
+    kernels._kind.cache_clear()
 
 
-@pytest.mark.usefixtures("paged")
+@pytest.mark.usefixtures("openvinos")
 @pytest.mark.parametrize(("architecture", "format"), [("llama", "int4"), ("qwen3", "float32"), ("gpt_neox", "int8")])
 def test_without_a_compiler_bits_are_the_same_too(
     monkeypatch: pytest.MonkeyPatch, architecture: str, format: str
 ) -> None:
-    """Guards the other attention, whose blocks lie otherwise: trees, chunks and batches, in graphs of every width."""
+    """Guards the other operations, whose blocks lie otherwise: trees, chunks and batches, in graphs of every width."""
     monkeypatch.setattr(compiled, "STATIC_FROM", 0)
     made = GraphBackend(model(architecture), format)
     whole, logits = prefilled(made, 300)
@@ -380,10 +379,10 @@ def test_without_a_compiler_bits_are_the_same_too(
     wanted = model(architecture)(TEXT[None, :300]).logits[0].detach()
     assert float((made.score(TEXT[:300], 300) - wanted).square().mean().sqrt() / wanted.std()) < BOUNDS[format]
     types = {node.get_type_name() for node in made._graph(None)._make(parts.Size()).get_ops()}
-    assert "PagedAttentionExtension" in types and "TreeAttention" not in types
+    assert "PagedAttentionExtension" in types and not {"TreeAttention", "Product"} & types
 
 
-@pytest.mark.usefixtures("paged")
+@pytest.mark.usefixtures("openvinos")
 def test_without_a_sequence_of_no_token_rows_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the tests above: OpenVINO cuts the sums of a few rows in as many parts as there are threads."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

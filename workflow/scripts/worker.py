@@ -84,7 +84,8 @@ def state() -> str:
     """What a worker has to share with a call: code, packages and environment."""
     told = hashlib.sha256(json.dumps([sys.executable, Path(sysconfig.get_path("purelib")).stat().st_mtime_ns]).encode())
     told.update(json.dumps(sorted(item for item in os.environ.items() if item[0] not in PASSING)).encode())
-    for path in sorted([*Path("dynatree").rglob("*.py"), *Path("workflow/scripts").glob("*.py")]):
+    code = [path for kind in ("py", "cpp", "hpp") for path in Path("dynatree").rglob(f"*.{kind}")]
+    for path in sorted([*code, *Path("workflow/scripts").glob("*.py")]):
         told.update(f"\n{path}\n".encode() + path.read_bytes())
     return told.hexdigest()
 

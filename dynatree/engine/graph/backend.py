@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
 from dynatree.engine.fusion import Fusion
-from dynatree.engine.graph import gpt_neox, llama, parts
+from dynatree.engine.graph import gpt_neox, kernels, llama, parts
 from dynatree.engine.graph.block_cache import BlockCache, Pool
 from dynatree.engine.graph.compiled import MOST_ROWS, Given, Graph
 from dynatree.engine.graph.parts import Size, States, Weights
-from dynatree.engine.graph.tree_attention import TREE, kind
 
 BUILDERS = (llama, gpt_neox)
 # Those that attention is for, by their names.
@@ -79,7 +78,7 @@ class GraphBackend:
         self._model, self._builder, self.format = model, _builder(model), format
         self._embedding = model.get_input_embeddings()
         self._shape, self._layers = parts.shape(model), config.num_hidden_layers
-        self._pool = Pool(self._layers, self._shape.groups, self._shape.size, across=kind() == TREE)
+        self._pool = Pool(self._layers, self._shape.groups, self._shape.size, across=kernels.kind() == kernels.OWN)
         self._graphs: dict[int | None, Graph] = {}
         self._states = States()
         self._watchers: list[tuple[Begin, End]] = []

@@ -40,10 +40,10 @@ from dynatree.engine.graph.parts import (
     blocks_held,
 )
 
-# Numbers of rows that have a graph of their own, the most useful first, as long as all fit in so many bytes; a single
-# one would not be worth its weights.
-WIDTHS = (1, 8, 4, 16)
-STATIC_BYTES = 650 * 2**20
+# Numbers of rows that have a graph of their own, the most useful first. Where each has a copy of the weights, as many
+# as fit in so many bytes, the first few at most; a single one would not be worth it.
+WIDTHS = (1, 8, 4, 16, 2, 64, 32)
+STATIC_BYTES, MOST_COPIES = 650 * 2**20, 4
 # Rows that a graph has at most where their number is fixed.
 _WIDEST = 64
 # Of several requests that are decoded together, rows of each that there is a graph for.
@@ -113,13 +113,14 @@ class Graph:
         }
         # Now, and not in the midst of a request that somebody waits for.
         general = make(Size())
-        self._memory = Allocated(weights.bytes)
+        self._memory = Allocated(weights.copied)
         self._any_number = self._compiled(general, Size(), self._memory)
         # By their rows; None: its bits are others.
         self._requests: dict[int, _Request | None] = {}
         self._wanted: Counter[int | None] = Counter()
         self._least = 1 if self._one_row_is_like_two() else 2
-        count = int(STATIC_BYTES / (_COPIES * weights.bytes)) if weights.bytes >= STATIC_FROM else 0
+        copies = min(MOST_COPIES, int(STATIC_BYTES / (_COPIES * weights.copied))) if weights.copied else len(WIDTHS)
+        count = copies if weights.bytes >= STATIC_FROM else 0
         self._static = self._from_least(WIDTHS[:count] if count > 1 else ())
         # Those, and of several requests while they are decoded together; ascending.
         self._widths = self._static
@@ -174,7 +175,7 @@ class Graph:
         if width in self._requests and self._fits(self._requests[width]):
             return
         # First: it may have the pool grow.
-        some, memory = self._some(width), Allocated(self.weights.bytes)
+        some, memory = self._some(width), Allocated(self.weights.copied)
         size = Size(width, _further(width), len(self._pool))
         made = self._compiled(self._make(size), size, memory)
         self._requests[width] = made if self._same(made, some) else None
@@ -305,7 +306,7 @@ class _Request:
         if self.size.rows is not None:
             whole[BLOCKS] = np.zeros(blocks_held(self.size), np.int32)
         if self.size.rows is None or self.size.further:
-            whole[SPREAD] = np.minimum(np.arange(places), rows - 1)
+            whole[SPREAD] = np.minimum(np.arange(places, dtype=np.int32), rows - 1)
         if self.size.rows is None:
             whole[OWN] = np.arange(rows)
         for place, values in whole.items():

@@ -21,9 +21,9 @@ from openvino.op import _PagedAttentionExtension as PagedAttention
 from torch import Tensor, nn
 
 from dynatree.engine.fusion import Fusion
-from dynatree.engine.graph import codes, tree_attention
+from dynatree.engine.graph import codes, kernels
 from dynatree.engine.graph.block_cache import BLOCK
-from dynatree.engine.graph.tree_attention import PAGED
+from dynatree.engine.graph.kernels import OPENVINO, packing
 
 # In float32 a graph is the model's own forward but for rounding; float16 is the type of its weights alone.
 FORMATS = ("float32", "float16", "int8", "int4")
@@ -115,7 +115,8 @@ def inputs(shape: Shape, size: Size, states: States) -> tuple[list[Any], Nodes]:
     counts = (-1,) * 4 if size.rows is None else (sequences, sequences + 1, blocks_held(size), sequences + 1)
     seats = [op.parameter(PartialShape([count]), Type.i32) for count in counts]
     seats.append(op.parameter(PartialShape([]), Type.i32))
-    spread, own, wanted = (op.parameter(PartialShape([count]), Type.i64) for count in (places, -1, -1))
+    spread = op.parameter(PartialShape([places]), Type.i32)
+    own, wanted = (op.parameter(PartialShape([-1]), Type.i64) for _ in range(2))
     if size.rows is not None:
         own = wanted = None
         spread = spread if size.further else None
@@ -131,7 +132,7 @@ def blocks_held(size: Size) -> int:
 def pool(shape: Shape, size: Size) -> list[Any]:
     """A layer's inputs: keys and values of all blocks, as `Pool` holds them."""
     row = (BLOCK, shape.size)
-    of_key = row if tree_attention.kind() == PAGED else row[::-1]
+    of_key = row if kernels.kind() == OPENVINO else row[::-1]
     return [op.parameter(PartialShape([size.blocks, shape.groups, *of]), Type.f32) for of in (of_key, row)]
 
 
@@ -141,15 +142,15 @@ def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], n
     z [n, (heads + 2 groups) * size]; `normed`: each head's query and key are. A row's sums are over the positions of
     its path in an order of their own, whatever else is computed.
     """
-    if tree_attention.kind() == PAGED:
+    if kernels.kind() == OPENVINO:
         return _paged_attention(shape, size, nodes, z, pool, normed)
     past, _, blocks, begins, _ = nodes.seats
-    every = op.constant(np.arange(size.rows or 0, dtype=np.int64))
+    every = op.constant(np.arange(size.rows or 0, dtype=np.int32))
     spread = every if nodes.spread is None else nodes.spread
     norms = [] if normed is None else [op.constant(part.detach().float().numpy()) for part in normed[:2]]
     inputs = [z, nodes.cos, nodes.sin, spread, past, blocks, begins, *pool, *norms]
     eps = 0.0 if normed is None else normed.eps
-    return tree_attention.node(inputs, heads=shape.heads, groups=shape.groups, size=shape.size, eps=eps)
+    return kernels.attention(inputs, heads=shape.heads, groups=shape.groups, size=shape.size, eps=eps)
 
 
 def _paged_attention(
@@ -262,11 +263,13 @@ class Weights:
     def __init__(self, format: str):
         self._format = format
         self._held: list[np.ndarray] = []
+        self._memory = packing.Memory()
         self._made: list[Any] = []
         self._next = 0
         self._fed: Any = None
         self._nothing: dict[int, Any] = {}
-        self.bytes = 0
+        # Of all weights, and of those that each graph has a copy of.
+        self.bytes = self.copied = 0
 
     def again(self) -> "Weights":
         """From the first weight on."""
@@ -295,15 +298,37 @@ class Weights:
     def product(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
-        four = self._format == "int4" and weight.shape[1] % codes.GROUP == 0
-        y = self._four(x, weight) if four else self._dense(x, weight)
+        whole_groups = weight.shape[1] % codes.GROUP == 0
+        four = self._format == "int4" and whole_groups
+        own = kernels.multiplies_bytes() and whole_groups
+        y = (self._by_bytes(x, weight, 4) if own else self._four(x, weight)) if four else self._dense(x, weight)
         return y if bias is None else op.add(y, op.constant(bias.detach().float().numpy()))
 
     def head(self, x: Any, weight: Tensor) -> Any:
         """x [w, i] by the rows [v, i] of the output layer, which are read once a step: in 8 bits at most."""
         return self._dense(x, weight.detach().float())
 
+    def _by_bytes(self, x: Any, weight: Tensor, bits: int) -> Any:
+        """By our own operation, from memory that all graphs share."""
+
+        def make() -> Any:
+            fours = bits == 4
+            found = (
+                packing.packed_four(codes.four_bits(weight))
+                if fours
+                else packing.packed_eight(*codes.eight_bits(weight))
+            )
+            held = self._memory.hold(found)
+            self._held.append(held)
+            self.bytes += held.nbytes
+            return op.constant(ov.Tensor(held, shared_memory=True))
+
+        return kernels.product(x, self._weight(make), len(weight), bits)
+
     def _dense(self, x: Any, weight: Tensor) -> Any:
+        small = self._format in ("int8", "int4") and weight.shape[1] % codes.GROUP == 0
+        if small and kernels.multiplies_bytes():
+            return self._by_bytes(x, weight, 8)
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
 
     def _rows(self, weight: Tensor) -> Any:
@@ -344,6 +369,7 @@ class Weights:
             array = array.reshape(-1)[0::2] | array.reshape(-1)[1::2] << 4
         self._held.append(array)
         # A compiled graph holds halves in full.
-        self.bytes += array.nbytes * (2 if array.dtype == np.float16 else 1)
+        size = array.nbytes * (2 if array.dtype == np.float16 else 1)
+        self.bytes, self.copied = self.bytes + size, self.copied + size
         shared = ov.Tensor(array, shared_memory=True) if type is None else ov.Tensor(array, list(values.shape), type)
         return op.constant(shared)

@@ -6,65 +6,34 @@
 // greatest scores (Milakov and Gimelshein 2018, 1805.02867; Flash-Decoding, Dao et al. 2023). Rows that read the same
 // block read it together, a tile of queries at a time, so that a tree reads its text once.
 
+#pragma once
+
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <memory>
-#include <utility>
-#include <vector>
 
-#include <immintrin.h>
-#include <openvino/core/extension.hpp>
-#include <openvino/core/op_extension.hpp>
-#include <openvino/op/op.hpp>
-#include <tbb/parallel_for.h>
+#include "common.hpp"
 
-namespace {
+namespace dynatree {
 
+// Queries that read a block together, and vectors of values at a time.
 #ifdef __AVX512F__
-constexpr int LANES = 16, TILE = 6, WIDE = 4;
+constexpr int TILE = 6, WIDE = 4;
 #else
-constexpr int LANES = 8, TILE = 3, WIDE = 2;
+constexpr int TILE = 3, WIDE = 2;
 #endif
-// Positions of a block, and of a segment; floats of a line of the processor's cache.
-constexpr int BLOCK = 32, SEGMENT = 128, LINE = 16;
+// Positions of a block, and of a segment.
+constexpr int BLOCK = 32, SEGMENT = 128;
+// The block of rows that are nobody's (block_cache.py), which is never written.
+constexpr int64_t NOBODY = 0;
 // Products of a query and a key that are worth a second thread.
 constexpr int64_t SHARED_FROM = 256;
 // Rows that are worth it where each has little to do.
 constexpr int64_t MANY = 8;
-// Rows at a time, for which there is memory.
-constexpr int64_t CHUNK = 64;
+// Rows at a time at most, and what they sum in so many floats: 16 MiB.
+constexpr int64_t CHUNK = 64, MOST_SUMS = 1 << 22;
 // Below the logarithm of what float32 can hold.
 constexpr float LEAST = -87.0f;
-
-typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
-typedef int32_t Int __attribute__((vector_size(LANES * sizeof(int32_t))));
-
-inline Vec load(const float* from) {
-    Vec value;
-    std::memcpy(&value, from, sizeof(value));
-    return value;
-}
-
-inline void store(float* to, Vec value) {
-    std::memcpy(to, &value, sizeof(value));
-}
-
-inline Vec all(float value) {
-    return value - Vec{};  // not plus: -0 is kept, so that this is a broadcast alone
-}
-
-// Compilers join products and sums as they see fit, here one way and there another: they are told not to.
-inline Vec fma(Vec x, Vec y, Vec z) {
-#if defined(__AVX512F__)
-    return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
-#elif defined(__FMA__)
-    return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
-#else
-    return x * y + z;
-#endif
-}
 
 // exp of x <= 0, by halves of ln 2 and a polynomial (Cephes' expf).
 inline Vec exponential(Vec x) {
@@ -252,41 +221,11 @@ struct Inputs {
     }
 };
 
-// Memory, kept from call to call. A call takes it away, since another may begin on its thread meanwhile.
-template <typename T, int Use = 0>
-class Kept {
-public:
-    explicit Kept(size_t count) : m_held(std::move(held())) {
-        if (m_held.size() < count)
-            m_held.resize(count);
-    }
-    ~Kept() {
-        held() = std::move(m_held);
-    }
-    T* data() {
-        return m_held.data();
-    }
-
-private:
-    static std::vector<T>& held() {
-        thread_local std::vector<T> memory;
-        return memory;
-    }
-    std::vector<T> m_held;
-};
-
-template <typename Task>
-void share(int64_t tasks, bool shared, const Task& task) {
-    if (!shared)
-        for (int64_t place = 0; place < tasks; ++place)
-            task(place);
-    else
-        tbb::parallel_for(int64_t{0}, tasks, task);
-}
-
 // Writes the key and the value of a place, of one group; `key` [size] is used up.
 void write(const Sizes& of, const Inputs& in, int64_t place, int64_t group, float* key) {
     const int64_t past = in.past[place], block = in.blocks[in.begins[place] + past / BLOCK];
+    if (block == NOBODY)
+        return;
     const int64_t begin = (block * of.groups + group) * BLOCK * of.size;
     const float* z = in.row(of, place);
     turn(of, z + (of.heads + group) * of.size, in.key_norm, in.cos + place * of.turned, in.sin + place * of.turned, key);
@@ -388,15 +327,20 @@ void join_segments(const Sizes& of, const Inputs& in, const Chunk& chunk, int64_
 }
 
 void attend(const Sizes& of, const Inputs& in, float* out) {
-    // Of a long text all is written first: later chunks read what rows of earlier ones have written.
-    const bool at_once = in.rows <= CHUNK;
+    int64_t furthest = 0;
+    for (int64_t row = 0; row < in.rows; ++row)
+        furthest = std::max<int64_t>(furthest, in.past[row]);
+    const int64_t a_row = of.heads * (furthest / SEGMENT + 1) * of.summed();
+    const int64_t step = std::clamp<int64_t>(MOST_SUMS / a_row, 1, CHUNK);
+    // Of a long text all is written first: later rows read what earlier ones have written.
+    const bool at_once = in.rows <= step;
     if (!at_once)
         share(in.places * of.groups, true, [&](int64_t task) {
             Kept<float> key(of.size);
             write(of, in, task / of.groups, task % of.groups, key.data());
         });
-    for (int64_t first = 0; first < in.rows; first += CHUNK) {
-        const int64_t last = std::min(first + CHUNK, in.rows);
+    for (int64_t first = 0; first < in.rows; first += step) {
+        const int64_t last = std::min(first + step, in.rows);
         int64_t longest = 0, products = 0;
         for (int64_t row = first; row < last; ++row) {
             longest = std::max<int64_t>(longest, in.past[row] + 1);
@@ -412,10 +356,6 @@ void attend(const Sizes& of, const Inputs& in, float* out) {
               [&](int64_t place) { join_segments(of, in, chunk, first + place, out); });
     }
 }
-
-}  // namespace
-
-namespace dynatree {
 
 // Inputs: z [n, (heads + 2 groups) * size], cos and sin [m, turned], spread [m], past [m], blocks, begins [m + 1], keys
 // [blocks, groups, size, BLOCK], values [blocks, groups, BLOCK, size]; norms [size] of queries and of keys, if any.
@@ -463,6 +403,9 @@ public:
             return static_cast<float*>(const_cast<void*>(inputs[place].data()));
         };
         const bool normed = inputs.size() > 9;
+        for (size_t place = 0; place < inputs.size(); ++place)
+            OPENVINO_ASSERT(inputs[place].get_element_type() == (place > 2 && place < 7 ? ov::element::i32 : ov::element::f32),
+                            "TreeAttention: input ", place, " is of another type");
         const Inputs in{floats(0),
                         floats(1),
                         floats(2),
@@ -487,6 +430,3 @@ private:
 };
 
 }  // namespace dynatree
-
-OPENVINO_CREATE_EXTENSIONS(
-    std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<dynatree::TreeAttention>>()}));

@@ -1,4 +1,4 @@
-"""Our own attention, by itself: against the plain formula in float64, and where it cannot be had."""
+"""Our own operations, by themselves: against plain formulas in float64, and where they cannot be had."""
 
 import random
 import shutil
@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import openvino as ov
 import pytest
+import torch
 from openvino import PartialShape, Type
 from openvino import opset13 as op
 
-from dynatree.engine.graph import tree_attention
+from dynatree.engine.graph import codes, kernels
 from dynatree.engine.graph.block_cache import BLOCK
+from dynatree.engine.graph.kernels import packing
 from dynatree.errors import UserError
 
-needs_compiler = pytest.mark.skipif(tree_attention._library() is None, reason="no C++ compiler")
-BLOCKS, EPS = 60, 1e-5
+needs_compiler = pytest.mark.skipif(kernels._library() is None, reason="no C++ compiler")
+BLOCKS, EPS = 160, 1e-5
 
 
 class Case(NamedTuple):
@@ -87,14 +89,12 @@ def run(case: Case, rows: Rows) -> np.ndarray:
     """What a graph of the operation alone gives, which writes into the pool of `rows`."""
     begins = np.cumsum([0, *map(len, rows.blocks)]).astype(np.int32)
     given = [rows.z, rows.cos[:, None, None], rows.sin[:, None, None]]
-    given += [np.array(rows.spread), np.array(rows.past, np.int32)]
+    given += [np.array(rows.spread, np.int32), np.array(rows.past, np.int32)]
     given += [np.concatenate(rows.blocks).astype(np.int32), begins, rows.keys, rows.values]
-    types = {np.dtype(np.float32): Type.f32, np.dtype(np.int32): Type.i32, np.dtype(np.int64): Type.i64}
+    types = {np.dtype(np.float32): Type.f32, np.dtype(np.int32): Type.i32}
     inputs = [op.parameter(PartialShape([-1] * part.ndim), types[part.dtype]) for part in given]
     inputs[0] = op.parameter(PartialShape([-1, rows.z.shape[1]]), Type.f32)
-    made = tree_attention.node(
-        [*inputs, *map(op.constant, rows.norms)], heads=case.heads, groups=case.groups, size=case.size, eps=EPS
-    )
+    made = kernels.attention([*inputs, *map(op.constant, rows.norms)], case.heads, case.groups, case.size, EPS)
     settings = {"INFERENCE_NUM_THREADS": case.threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(ov.Model([made], inputs), "CPU", settings).create_infer_request()
     for place, part in enumerate(given):
@@ -150,14 +150,15 @@ def test_it_is_attention(case: Case) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("few", [True, False])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_a_row_has_its_bits_alone(case: Case) -> None:
+def test_a_row_has_its_bits_alone(case: Case, few: bool) -> None:
     """Guards tiles of every size, chunks of many rows, segments and threads: none may show in a row."""
-    pasts = [300, 7, 299, 300, 40, 127, 128, 300, 0, 255, 256, 31, 32]
+    pasts = [300, 7, 299, 300, 40, 127, 128, 300, 0, 255, 256, 31, 32] * (1 if few else 9)
     rows = some_rows(case, pasts, seed=9)
     both = run(case, rows)
     assert np.array_equal(run(case._replace(threads=3 - case.threads), rows), both)
-    for row in range(len(pasts)):
+    for row in range(0, len(pasts), 1 if few else 17):
         alone = rows._replace(
             spread=[0],
             past=[rows.past[row]],
@@ -181,12 +182,75 @@ def test_large_scores_are_no_overflow() -> None:
     assert np.isfinite(found).all() and np.allclose(found, wanted, rtol=1e-3, atol=1e-2)
 
 
+needs_bytes = pytest.mark.skipif(not kernels.multiplies_bytes(), reason="no AVX-512 VNNI")
+
+
+def packed(weight: torch.Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of a weight [o, i], and the weight that they stand for, in float64."""
+    if bits == 8:
+        values, scale = codes.eight_bits(weight)
+        return packing.packed_eight(values, scale).flatten().numpy(), (values.double() * scale).numpy()
+    found = codes.four_bits(weight)
+    least = (found.rest - (found.scale * found.zeros).squeeze(-1)).half().double()
+    stands = found.codes.double() * found.scale.half() + least.unsqueeze(-1)
+    return packing.packed_four(found).flatten().numpy(), stands.flatten(1).numpy()
+
+
+def times(x: np.ndarray, weights: np.ndarray, outputs: int, bits: int, threads: int = 1) -> np.ndarray:
+    """What a graph of the operation alone gives."""
+    given = op.parameter(PartialShape([-1, x.shape[1]]), Type.f32)
+    held = packing.Memory().hold(torch.from_numpy(weights))
+    made = kernels.product(given, op.constant(ov.Tensor(held, shared_memory=True)), outputs, bits)
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    request = ov.Core().compile_model(ov.Model([made], [given]), "CPU", settings).create_infer_request()
+    request.infer([x])
+    found: np.ndarray = request.get_output_tensor(0).data.copy()
+    return found
+
+
+@needs_bytes
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 32), (16, 64), (97, 96), (130, 576), (576, 1536)])
+def test_it_is_a_product(outputs: int, inputs: int, bits: int) -> None:
+    """Guards the order of packed weights, tiles that are not full, and activations that become integers."""
+    chance = torch.Generator().manual_seed(outputs)
+    weight = torch.randn(outputs, inputs, generator=chance) + 0.3
+    bytes, stands = packed(weight, bits)
+    for count in (1, 2, 7, 8, 9, 23):
+        x = torch.randn(count, inputs, generator=chance)
+        x[0, :32] = 0
+        groups = x.double().view(count, -1, 32)
+        step = groups.abs().amax(-1, keepdim=True) / 127
+        rounded = (groups / step.clamp(min=1e-30)).round() * step
+        found = times(x.numpy(), bytes, outputs, bits)
+        wanted = rounded.view(count, -1).numpy() @ stands.T
+        # A value half-way between two integers may go either way.
+        either = 1.01 * float(step.max()) * np.abs(stands).max()
+        assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max() + either
+        assert np.median(np.abs(found - wanted)) <= 1e-5 * np.abs(wanted).max()
+        exact = x.double().numpy() @ weight.double().numpy().T
+        assert np.square(found - exact).mean() <= (2e-4 if bits == 8 else 2e-2) * np.square(exact).mean()
+
+
+@needs_bytes
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_product_of_a_row_has_its_bits_alone(bits: int) -> None:
+    """Guards tiles of rows and threads: neither may show in a row."""
+    chance = torch.Generator().manual_seed(3)
+    bytes, _ = packed(torch.randn(130, 576, generator=chance), bits)
+    x = torch.randn(23, 576, generator=chance).numpy()
+    together = times(x, bytes, 130, bits)
+    assert np.array_equal(times(x, bytes, 130, bits, threads=2), together)
+    for count in range(1, 10):
+        assert np.array_equal(times(x[23 - count :], bytes, 130, bits), together[23 - count :]), count
+
+
 @pytest.fixture
 def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """As in a process that has not asked yet, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv(tree_attention.VARIABLE, raising=False)
-    kept: list[Any] = [tree_attention.kind, tree_attention._library]
+    monkeypatch.delenv(kernels.VARIABLE, raising=False)
+    kept: list[Any] = [kernels._kind, kernels._library]
     for one in kept:
         one.cache_clear()
     yield tmp_path
@@ -194,11 +258,11 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         one.cache_clear()
 
 
-def test_an_unknown_attention_is_refused(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_kernels_are_refused(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards against a typing error that silently gives another speed."""
-    monkeypatch.setenv(tree_attention.VARIABLE, "flash")
-    with pytest.raises(UserError, match=r"DYNATREE_ATTENTION: 'flash' is unknown; choose from tree, paged"):
-        tree_attention.kind()
+    monkeypatch.setenv(kernels.VARIABLE, "flash")
+    with pytest.raises(UserError, match=r"DYNATREE_KERNELS: 'flash' is unknown; choose from own, openvino"):
+        kernels.kind()
 
 
 @pytest.mark.parametrize("trouble", ["no compiler", "not Linux", "broken", "full"])
@@ -218,25 +282,59 @@ def test_without_it_openvino_has_its_own(
         monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/c++")
         monkeypatch.setattr(subprocess, "run", broken)
         if trouble == "full":
-            monkeypatch.setattr(tree_attention, "_place", lambda _: anew / "file" / "x.so")
+            monkeypatch.setattr(kernels, "_place", lambda _: anew / "file" / "x.so")
             (anew / "file").write_text("")
-    assert tree_attention.kind() == tree_attention.PAGED
+    assert kernels.kind() == kernels.OPENVINO
     assert ("no such header" in caplog.text) == (trouble == "broken")
     assert not [path for path in anew.rglob("*") if path.suffix in (".so", ".part")]
 
 
 @needs_compiler
+@pytest.mark.parametrize("kept", [b"", b"no library"])
+def test_what_cannot_be_loaded_is_compiled_again(anew: Path, kept: bytes) -> None:
+    """Guards against a file of a crash, or of another system, that nobody would know to remove."""
+    compiler = kernels._compiler()
+    assert compiler is not None
+    path = kernels._place(compiler)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kept)
+    assert kernels.kind() == kernels.OWN and path.stat().st_size > 1000
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_compiler_may_have_options(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Guards those who compile by another, or through a cache."""
+    monkeypatch.setenv("CXX", f"{sys.executable} -m some")
+    assert kernels._compiler() == [sys.executable, "-m", "some"]
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    assert kernels._compiler() is None and "CXX is no-such-compiler" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["x86-64-v3", "x86-64-v2"])
+def test_other_processors(anew: Path, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """Guards what is compiled where there is no AVX-512, and no AVX2: in a process of its own, as a library stays."""
+    ran = "import sys; from dynatree.engine.graph import kernels; from tests.engine import test_kernels as t\n"
+    ran += f"kernels._OPTIONS = tuple(one if one[:6] != '-march' else '-march={level}' for one in kernels._OPTIONS)\n"
+    ran += "assert kernels.kind() == kernels.OWN\n"
+    ran += "[(t.test_it_is_attention(case), t.test_a_row_has_its_bits_alone(case, True)) for case in t.CASES]"
+    done = subprocess.run([sys.executable, "-c", ran], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_compiler
 def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the cache: found again as long as source, compiler and processor are the same."""
-    path = tree_attention._library()
+    path = kernels._library()
     assert path is not None and path.is_file() and path.is_relative_to(anew)
     ran: list[list[str]] = []
-    real = tree_attention._run
-    monkeypatch.setattr(tree_attention, "_run", lambda command: [ran.append(command), real(command)][1])
-    tree_attention._library.cache_clear()
-    assert tree_attention._library() == path
+    real = kernels._run
+    monkeypatch.setattr(kernels, "_run", lambda command: [ran.append(command), real(command)][1])
+    kernels._library.cache_clear()
+    assert kernels._library() == path
     assert [command[1:] for command in ran] == [["--version"]]
-    other = anew / "other.cpp"
-    other.write_text(tree_attention.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(tree_attention, "SOURCE", other)
-    assert tree_attention._place(ran[0][0]) != path
+    other = shutil.copytree(kernels.SOURCES, anew / "other")
+    (other / "common.hpp").write_text("// another\n")
+    monkeypatch.setattr(kernels, "SOURCES", other)
+    assert kernels._place([ran[0][0]]) != path

@@ -1,0 +1,14 @@
+// The operations that OpenVINO is given (kernels/__init__.py).
+
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+
+#include "attention.hpp"
+#include "product.hpp"
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
+    std::make_shared<ov::OpExtension<dynatree::TreeAttention>>(),
+#ifdef __AVX512VNNI__
+    std::make_shared<ov::OpExtension<dynatree::Product>>(),
+#endif
+}));
