@@ -54,10 +54,12 @@ class Pool:
         )
         return keys.swapaxes(-1, -2) if self._across else keys, values
 
-    def as_stored(self, layer: int) -> tuple[Any, Any]:
-        """The memory of a layer's keys and values, in the order in which they lie there."""
-        keys = self.keys[layer]
-        return keys.swapaxes(-1, -2) if self._across else keys, self.values[layer]
+    def given(self, layer: int) -> list[Any]:
+        """What a graph takes: of keys that lie across and of values where they are, of others these themselves."""
+        both = self.keys[layer], self.values[layer]
+        if not self._across:
+            return [*both]
+        return [np.array([part.ctypes.data for part in both], np.uint64).view(np.int32)]
 
     def __len__(self) -> int:
         return int(self.keys.shape[1])

@@ -340,10 +340,10 @@ class _Request:
         if self._bound is not None and self._bound[0] is pool.keys:
             return
         self._bound = pool.keys, pool.values
-        first = len(self.compiled.inputs) - 2 * len(pool.keys)
-        for layer in range(len(pool.keys)):
-            for part, held in enumerate(pool.as_stored(layer)):
-                self._request.set_input_tensor(first + 2 * layer + part, ov.Tensor(held, shared_memory=True))
+        given = [part for layer in range(len(pool.keys)) for part in pool.given(layer)]
+        first = len(self.compiled.inputs) - len(given)
+        for place, part in enumerate(given, first):
+            self._request.set_input_tensor(place, ov.Tensor(part, shared_memory=part.dtype == np.float32))
 
     def _point(self, place: int, values: np.ndarray) -> None:
         self._held[place] = values

@@ -87,6 +87,8 @@ class Nodes(NamedTuple):
 
 # Sequences of no token behind those of the rows, see `_paged_attention`.
 EMPTY = 1
+# Of keys and values, in whole numbers of 32 bits.
+ADDRESSES = 4
 # Inputs of a graph before those of the layers, the last three where they are wanted.
 X, COS, SIN, PAST, BEGINS, BLOCKS, BLOCK_BEGINS, LONGEST, SPREAD, OWN, WANTED = range(11)
 
@@ -130,10 +132,11 @@ def blocks_held(size: Size) -> int:
 
 
 def pool(shape: Shape, size: Size) -> list[Any]:
-    """A layer's inputs: keys and values of all blocks, as `Pool` holds them."""
-    row = (BLOCK, shape.size)
-    of_key = row if kernels.kind() == OPENVINO else row[::-1]
-    return [op.parameter(PartialShape([size.blocks, shape.groups, *of]), Type.f32) for of in (of_key, row)]
+    """A layer's inputs: where `Pool` holds its keys and values, or for OpenVINO's attention these themselves."""
+    if kernels.kind() == OPENVINO:
+        return [op.parameter(PartialShape([size.blocks, shape.groups, BLOCK, shape.size]), Type.f32) for _ in range(2)]
+    # Of an input of a number of blocks each graph would make memory of its own, as large as the pool.
+    return [op.parameter(PartialShape([ADDRESSES]), Type.i32)]
 
 
 def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], normed: Normed | None = None) -> Any:

@@ -357,9 +357,9 @@ void attend(const Sizes& of, const Inputs& in, float* out) {
     }
 }
 
-// Inputs: z [n, (heads + 2 groups) * size], cos and sin [m, turned], spread [m], past [m], blocks, begins [m + 1], keys
-// [blocks, groups, size, BLOCK], values [blocks, groups, BLOCK, size]; norms [size] of queries and of keys, if any.
-// Output: [n, heads * size], of the first n of the m places.
+// Inputs: z [n, (heads + 2 groups) * size], cos and sin [m, turned], spread [m], past [m], blocks, begins [m + 1], and
+// where keys [blocks, groups, size, BLOCK] and values [blocks, groups, BLOCK, size] are, an address in two numbers each;
+// norms [size] of queries and of keys, if any. Output: [n, heads * size], of the first n of the m places.
 class TreeAttention : public ov::op::Op {
 public:
     OPENVINO_OP("TreeAttention", "dynatree");
@@ -402,10 +402,12 @@ public:
         const auto floats = [&](size_t place) {
             return static_cast<float*>(const_cast<void*>(inputs[place].data()));
         };
-        const bool normed = inputs.size() > 9;
+        const bool normed = inputs.size() > 8;
         for (size_t place = 0; place < inputs.size(); ++place)
-            OPENVINO_ASSERT(inputs[place].get_element_type() == (place > 2 && place < 7 ? ov::element::i32 : ov::element::f32),
+            OPENVINO_ASSERT(inputs[place].get_element_type() == (place > 2 && place < 8 ? ov::element::i32 : ov::element::f32),
                             "TreeAttention: input ", place, " is of another type");
+        float* memory[2];
+        std::memcpy(memory, inputs[7].data(), sizeof(memory));
         const Inputs in{floats(0),
                         floats(1),
                         floats(2),
@@ -413,10 +415,10 @@ public:
                         static_cast<const int32_t*>(inputs[4].data()),
                         static_cast<const int32_t*>(inputs[5].data()),
                         static_cast<const int32_t*>(inputs[6].data()),
-                        floats(7),
-                        floats(8),
+                        memory[0],
+                        memory[1],
+                        normed ? floats(8) : nullptr,
                         normed ? floats(9) : nullptr,
-                        normed ? floats(10) : nullptr,
                         rows,
                         places};
         outputs[0].set_shape({inputs[0].get_shape()[0], static_cast<size_t>(m_heads * m_size)});
