@@ -106,7 +106,7 @@ class Decoder(RoundDecoder):
             path, token = self._accepted(request, tree, logits)
             if self._drafter.learns:
                 self._drafter.learn(request, tree, path, logits)
-            request.states = states[path] if len(states) else states
+            request.states = states[path] if len(states) > 1 else states
             verified.append((path, token))
         return verified
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cached_property
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, WeakSet
@@ -244,7 +245,8 @@ class LanguageModel:
         """Of the text, where the model also takes images or the like."""
         return self.model.config.get_text_config(decoder=True)
 
-    @property
+    # Asked each round, and transformers takes 20 µs to answer.
+    @cached_property
     def context_limit(self) -> int | None:
         """Most positions the model was made for; None if it does not say."""
         limit: int | None = getattr(self._config, "max_position_embeddings", None)
