@@ -153,6 +153,8 @@ def test_each_job_depends_on_exactly_the_code_that_it_runs(planned):
         packages = {".".join(name.split(".")[:depth]) for name in wanted for depth in range(1, name.count(".") + 2)}
         files = {folder(name).with_suffix(".py") for name in wanted}
         files |= {folder(name) / "__init__.py" for name in packages}
+        # What a package compiles is code of it.
+        files |= {path for name in packages for path in folder(name).glob("*.[ch]pp")}
         own = {path.relative_to(ROOT).as_posix() for path in files if path.is_file() and counts(path)}
         assert named == {job.script, *own}, job.script
         seen[job.rule] += 1
