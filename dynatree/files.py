@@ -52,12 +52,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynatree"
 
 
-def made(folder: Path) -> Path:
-    """`folder`, which is there now."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 @contextmanager
 def written(path: str | Path) -> Iterator[None]:
     """Within, what the file system refuses is an OSError for `path`, whichever library writes."""

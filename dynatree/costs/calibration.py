@@ -14,7 +14,7 @@ from dynatree.errors import UserError
 log = logging.getLogger(__name__)
 
 # Parts of a machine's description that move the table; versions of Python do not.
-_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino")
+_DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino", "kernels")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
 VERSION = 6

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dynatree.costs import calibration
 from dynatree.engine import machine
 from dynatree.tables import metrics
 
@@ -47,6 +48,8 @@ def test_description_has_what_timings_must_share() -> None:
     machine.set_threads(1)
     found = machine.describe_machine("float32", "cpu")
     assert set(metrics.COMPARABLE) <= set(found)
+    # A table of forwards is told by the same, whichever Python asks for them.
+    assert set(calibration._DECISIVE) == set(metrics.COMPARABLE) - {"python"}
     assert (found["threads"], found["dtype"], found["gpu"]) == (1, "float32", None)
     assert found["torch"] == torch.__version__
     json.dumps(found, allow_nan=False)

@@ -301,37 +301,29 @@ class Weights:
     def product(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
-        whole_groups = weight.shape[1] % codes.GROUP == 0
-        four = self._format == "int4" and whole_groups
-        own = kernels.multiplies_bytes() and whole_groups
-        y = (self._by_bytes(x, weight, 4) if own else self._four(x, weight)) if four else self._dense(x, weight)
+        four = self._format == "int4" and weight.shape[1] % codes.GROUP == 0
+        y = self._four(x, weight) if four else self._dense(x, weight)
         return y if bias is None else op.add(y, op.constant(bias.detach().float().numpy()))
 
     def head(self, x: Any, weight: Tensor) -> Any:
         """x [w, i] by the rows [v, i] of the output layer, which are read once a step: in 8 bits at most."""
         return self._dense(x, weight.detach().float())
 
-    def _by_bytes(self, x: Any, weight: Tensor, bits: int) -> Any:
+    def _by_bytes(self, x: Any, outputs: int, bits: int, pack: Callable[[], Tensor]) -> Any:
         """By our own operation, from memory that all graphs share."""
 
         def make() -> Any:
-            fours = bits == 4
-            found = (
-                packing.packed_four(codes.four_bits(weight))
-                if fours
-                else packing.packed_eight(*codes.eight_bits(weight))
-            )
-            held = self._memory.hold(found)
+            held = self._memory.hold(pack())
             self._held.append(held)
             self.bytes += held.nbytes
             return op.constant(ov.Tensor(held, shared_memory=True))
 
-        return kernels.product(x, self._weight(make), len(weight), bits)
+        return kernels.product(x, self._weight(make), outputs, bits)
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
         small = self._format in ("int8", "int4") and weight.shape[1] % codes.GROUP == 0
         if small and kernels.multiplies_bytes():
-            return self._by_bytes(x, weight, 8)
+            return self._by_bytes(x, len(weight), 8, lambda: packing.packed_eight(*codes.eight_bits(weight)))
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
 
     def _rows(self, weight: Tensor) -> Any:
@@ -346,6 +338,8 @@ class Weights:
         return op.reshape(w, whole(*values.shape), False)
 
     def _four(self, x: Any, weight: Tensor) -> Any:
+        if kernels.multiplies_bytes():
+            return self._by_bytes(x, len(weight), 4, lambda: packing.packed_four(codes.four_bits(weight)))
         groups = weight.shape[1] // codes.GROUP
         sums = op.reduce_sum(op.reshape(x, whole(0, groups, codes.GROUP), True), np.array([2]), False)
         columns = [x, sums, *self._zeros(-groups % codes.GROUP)]

@@ -39,8 +39,6 @@ _DEFINED = ("-D_GLIBCXX_USE_CXX11_ABI=1",)
 _LINKED = ("-Wl,-z,defs", "-Wl,-z,nodelete")
 # Seconds; it takes five.
 _MOST_SECONDS = 300
-
-
 # Asked by several threads at once, of which one compiles.
 _lock = RLock()
 
@@ -95,7 +93,8 @@ def _library() -> Path | None:
         path = _place(compiler)
         if not (path.is_file() and _loads(path)):
             log.info("kernels: compiling them for this processor with %s, once", compiler[0])
-            with tempfile.TemporaryDirectory(dir=files.made(path.parent)) as folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 made = Path(folder) / path.name
                 _run([*compiler, *_OPTIONS, *_openvino(), str(SOURCES / "kernels.cpp"), "-o", str(made), *_linked()])
                 ctypes.CDLL(str(made))
