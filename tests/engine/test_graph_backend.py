@@ -223,6 +223,42 @@ def test_logits_are_those_of_the_model(architecture: str) -> None:
         assert torch.equal(made.score(TEXT[:300], 7), found[-7:])
 
 
+def operations(made: GraphBackend) -> set[str]:
+    return {node.get_type_name() for node in made._graph(None)._make(parts.Size()).get_ops()}
+
+
+@pytest.mark.skipif(not kernels.multiplies_bytes(), reason="no AVX-512 VNNI")
+@pytest.mark.parametrize("format", ["int8", "int4"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_layers_by_one_operation_are_those_by_several(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, format: str
+) -> None:
+    """Guards norms, biases, gates and what is added up, and the states behind layers."""
+    found = []
+    for fuses in (parts.fuses, lambda *_: False):
+        monkeypatch.setattr(parts, "fuses", fuses)
+        made = GraphBackend(model(architecture), format)
+        feeds = [Feed(TEXT[:300], made.new_caches(1)[0])]
+        found.append(made.forward(feeds, reads=READS)[0])
+        assert ("Layers" in operations(made)) == (len(found) == 1)
+    for mine, theirs in zip(*found, strict=True):
+        # Sums in another order, so that now and then an activation becomes the next integer.
+        assert float((mine - theirs).square().mean().sqrt() / theirs.std()) < 0.03
+
+
+def test_layers_with_other_biases_are_computed_by_several() -> None:
+    """Guards models whose every product has something added."""
+    torch.manual_seed(1)
+    made = AutoModelForCausalLM.from_config(LlamaConfig(**GATED, attention_bias=True, mlp_bias=True)).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.normal_(0, 0.25)
+    wanted = made(TEXT[None, :300]).logits[0].detach()
+    own = GraphBackend(made, "int8")
+    error = (own.score(TEXT[:300], 300) - wanted).square().mean().sqrt() / wanted.std()
+    assert float(error) < BOUNDS["int8"] and "Layers" not in operations(own)
+
+
 READS = (1, 2)
 OURS = ("autoregressive", "dynatree", "linear", "fixed_tree")
 
@@ -378,8 +414,8 @@ def test_without_a_compiler_bits_are_the_same_too(
     assert torch.equal(rows, again)
     wanted = model(architecture)(TEXT[None, :300]).logits[0].detach()
     assert float((made.score(TEXT[:300], 300) - wanted).square().mean().sqrt() / wanted.std()) < BOUNDS[format]
-    types = {node.get_type_name() for node in made._graph(None)._make(parts.Size()).get_ops()}
-    assert "PagedAttentionExtension" in types and not {"TreeAttention", "Product"} & types
+    types = operations(made)
+    assert "PagedAttentionExtension" in types and not {"TreeAttention", "Product", "Layers"} & types
 
 
 @pytest.mark.usefixtures("openvinos")

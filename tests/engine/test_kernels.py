@@ -198,11 +198,14 @@ def packed(weight: torch.Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
     return packing.packed_four(found).flatten().numpy(), stands.flatten(1).numpy()
 
 
-def times(x: np.ndarray, weights: np.ndarray, outputs: int, bits: int, threads: int = 1) -> np.ndarray:
+def times(
+    x: np.ndarray, weights: np.ndarray, outputs: int, bits: int, threads: int = 1, norm: np.ndarray | None = None
+) -> np.ndarray:
     """What a graph of the operation alone gives."""
     given = op.parameter(PartialShape([-1, x.shape[1]]), Type.f32)
     held = packing.Memory().hold(torch.from_numpy(weights))
-    made = kernels.product(given, op.constant(ov.Tensor(held, shared_memory=True)), outputs, bits)
+    norms = [] if norm is None else [op.constant(norm)]
+    made = kernels.product([given, op.constant(ov.Tensor(held, shared_memory=True)), *norms], outputs, bits, EPS)
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(ov.Model([made], [given]), "CPU", settings).create_infer_request()
     request.infer([x])
@@ -245,6 +248,18 @@ def test_a_product_of_a_row_has_its_bits_alone(bits: int) -> None:
     assert np.array_equal(times(x, bytes, 130, bits, threads=2), together)
     for count in range(1, 10):
         assert np.array_equal(times(x[23 - count :], bytes, 130, bits), together[23 - count :]), count
+
+
+@needs_bytes
+def test_rows_are_normed_before_a_product() -> None:
+    """Guards the norm before the output layer."""
+    chance = torch.Generator().manual_seed(4)
+    bytes, _ = packed(torch.randn(33, 96, generator=chance), 8)
+    x, norm = (torch.randn(*size, generator=chance) for size in ((11, 96), (96,)))
+    normed = x / (x.square().mean(-1, keepdim=True) + EPS).sqrt() * norm
+    found, wanted = times(x.numpy(), bytes, 33, 8, norm=norm.numpy()), times(normed.numpy(), bytes, 33, 8)
+    assert np.abs(found - wanted).mean() <= 1e-3 * np.abs(wanted).mean()
+    assert np.array_equal(times(x[4:5].numpy(), bytes, 33, 8, threads=2, norm=norm.numpy())[0], found[4])
 
 
 @pytest.fixture

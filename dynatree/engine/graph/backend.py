@@ -112,7 +112,7 @@ class GraphBackend:
         """From now on join the embedding of each token to a state, or to zeros."""
         if self._states.fusion is not fusion:
             self._states = self._states._replace(fusion=fusion)
-            self._graphs = {head: self._made(head, Weights(self.format)) for head in self._graphs}
+            self._graphs = {head: self._made(head, Weights(self.format, self._threads)) for head in self._graphs}
 
     def expose(self, layers: Sequence[int]) -> None:
         """Have graphs that give the states behind `layers`, too: made anew, of the same weights, where they do not."""
@@ -161,7 +161,7 @@ class GraphBackend:
 
     def _graph(self, head: int | None) -> Graph:
         if head not in self._graphs:
-            self._graphs[head] = self._made(head, Weights(self.format))
+            self._graphs[head] = self._made(head, Weights(self.format, self._threads))
         return self._graphs[head]
 
     def _made(self, head: int | None, weights: Weights) -> Graph:

@@ -43,6 +43,8 @@ from dynatree.engine.graph.parts import (
 # Numbers of rows that have a graph of their own, the most useful first. Where each has a copy of the weights, as many
 # as fit in so many bytes, the first few at most; a single one would not be worth it.
 WIDTHS = (1, 8, 4, 16, 2, 64, 32)
+# Where operations of our own are all there is of it, it is made in a tenth of a second and takes a mebibyte.
+FINE_WIDTHS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8))
 STATIC_BYTES, MOST_COPIES = 650 * 2**20, 4
 # Rows that a graph has at most where their number is fixed.
 _WIDEST = 64
@@ -50,8 +52,8 @@ _WIDEST = 64
 TOGETHER_WIDTHS = (1, 4, 8)
 # Rows of one forward at most: of more, each takes as long alone.
 MOST_ROWS = 512
-# Forwards that are wanted of a graph before it is made: each saves some 4 ms of the 2 s that it takes.
-EARNED = 400
+# Forwards that are wanted of a graph before it is made: each saves some 4 ms of the 2 s that it takes, or one of 70.
+EARNED, FINE_EARNED = 400, 50
 # Forwards of a graph that is the only one before its weights are worth huge pages: they take 2.5 ms a MiB, once, and
 # save 2 µs a MiB and forward.
 EARNED_PAGES = 1000
@@ -60,6 +62,8 @@ STATIC_FROM = 2**20
 # No generated kernels for what stands between the products: they may be others where the width is fixed, and those of
 # OpenVINO 2026.4 crash on GPT-NeoX.
 SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
+# Rows of nobody that cost no more than a graph for any number.
+_NEAR = 2
 # Committed tokens that are looked back to where graphs are compared.
 _SEEN = 40
 # What a compiled graph takes, in sizes of its weights: they are packed, and much is made around them.
@@ -102,8 +106,8 @@ class Graph:
 
     def __init__(self, make: Callable[[Size], ov.Model], weights: Weights, shape: Shape, pool: Pool, threads: int):
         self._make, self.weights, self._shape, self._pool = make, weights, shape, pool
+        self._threads = threads
         self._settings = {
-            "INFERENCE_NUM_THREADS": str(threads),
             "NUM_STREAMS": "1",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": "f32",
@@ -119,9 +123,10 @@ class Graph:
         self._requests: dict[int, _Request | None] = {}
         self._wanted: Counter[int | None] = Counter()
         self._least = 1 if self._one_row_is_like_two() else 2
-        copies = min(MOST_COPIES, int(STATIC_BYTES / (_COPIES * weights.copied))) if weights.copied else len(WIDTHS)
+        known, self._earned = (FINE_WIDTHS, FINE_EARNED) if weights.alone else (WIDTHS, EARNED)
+        copies = min(MOST_COPIES, int(STATIC_BYTES / (_COPIES * weights.copied))) if weights.copied else len(known)
         count = copies if weights.bytes >= STATIC_FROM else 0
-        self._static = self._from_least(WIDTHS[:count] if count > 1 else ())
+        self._static = self._from_least(known[:count] if count > 1 else ())
         # Those, and of several requests while they are decoded together; ascending.
         self._widths = self._static
 
@@ -141,7 +146,7 @@ class Graph:
         for old in [width for width, request in self._requests.items() if not self._fits(request)]:
             del self._requests[old]
         for width in self._widths:
-            if self._wanted[width] >= EARNED:
+            if self._wanted[width] >= self._earned:
                 self._request(width)
         if not self._static and self._wanted[None] >= EARNED_PAGES:
             self._memory.gather()
@@ -160,11 +165,18 @@ class Graph:
         further = sum(len(one.further) for one in given)
         fits = [width for width in self._widths if width >= rows and _further(width) >= further]
         width = fits[0] if fits else None
-        request = self._requests.get(width) if width else None
-        if request is None or not self._fits(request):
+        request = self._made_for(width) if width else None
+        if request is None:
             self._wanted[width] += 1
-            request = self._any_number
+            # Instead, one that is hardly wider, if there is one.
+            near = (self._made_for(other) for other in fits[1:] if other <= rows + _NEAR)
+            request = next((one for one in near if one), self._any_number)
         return request.infer(given, self._pool, self._least, lent)
+
+    def _made_for(self, width: int) -> "_Request | None":
+        """The graph for so many rows, if it is made, and for the pool as it is."""
+        request = self._requests.get(width)
+        return request if self._fits(request) else None
 
     def _fits(self, request: "_Request | None") -> bool:
         """Whether it is for as many blocks as there are; the pool may have grown."""
@@ -183,8 +195,13 @@ class Graph:
             memory.gather()
 
     def _compiled(self, graph: ov.Model, size: Size, memory: Allocated) -> "_Request":
+        # Those of its own would only be in the way.
+        threads = 1 if self.weights.alone else self._threads
+        # Nor is a thread to be kept to one processor, which those that it begins would be kept to as well.
+        pinning = {"ENABLE_CPU_PINNING": "NO"} if self.weights.alone else {}
+        settings = {**self._settings, **pinning, "INFERENCE_NUM_THREADS": str(threads)}
         with memory.within():
-            return _Request(_core().compile_model(graph, "CPU", self._settings), self._shape, size)
+            return _Request(_core().compile_model(graph, "CPU", settings), self._shape, size)
 
     def _one_row_is_like_two(self) -> bool:
         """Whether a product over a single row has its bits beside another: for one some processors have a kernel with

@@ -7,7 +7,7 @@ from openvino import opset13 as op
 from torch import Tensor
 
 from dynatree.engine.graph import parts
-from dynatree.engine.graph.parts import Normed, Size, States, Weights
+from dynatree.engine.graph.parts import Gated, Normed, Size, Stack, States, Weights
 
 TYPES = ("llama", "mistral", "qwen2", "qwen3")
 ACTIVATION = "silu"
@@ -18,22 +18,26 @@ def graph(model: Any, weights: Weights, head: Tensor, size: Size, states: States
     config, base = model.config, model.base_model
     shape = parts.shape(model)
     inputs, nodes = parts.inputs(shape, size, states)
-    y, behind = parts.joined(inputs[0], weights, states), []
-    for layer in base.layers:
-        attention, pool = layer.self_attn, parts.pool(shape, size)
-        inputs += pool
-        z = parts.rms_norm(y, layer.input_layernorm.weight, config.rms_norm_eps)
-        z = weights.linear(z, attention.q_proj, attention.k_proj, attention.v_proj)
-        mixed = parts.attention(shape, size, nodes, z, pool, _normed(attention, config.rms_norm_eps))
-        y = op.add(y, weights.linear(mixed, attention.o_proj))
-        z = parts.rms_norm(y, layer.post_attention_layernorm.weight, config.rms_norm_eps)
-        z = weights.linear(z, layer.mlp.gate_proj, layer.mlp.up_proj)
-        inner = config.intermediate_size
-        gate, up = op.variadic_split(z, op.constant(1), parts.whole(inner, inner)).outputs()
-        y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.mlp.down_proj))
-        behind.append(y)
-    y = parts.rms_norm(parts.asked(y, nodes), base.norm.weight, config.rms_norm_eps)
-    return ov.Model([weights.head(y, head), *parts.read(behind, states)], inputs)
+    pools = [parts.pool(shape, size) for _ in base.layers]
+    layers = [_gated(layer, config.rms_norm_eps) for layer in base.layers]
+    weights.alone = parts.fuses(shape, layers, weights)
+    y = parts.joined(inputs[0], weights, states)
+    y, read = parts.gated_layers(Stack(shape, size, nodes, y, pools, layers), weights, states)
+    logits = weights.head(parts.asked(y, nodes), head, base.norm.weight, config.rms_norm_eps)
+    return ov.Model([op.result(one) for one in (logits, *read)], [*inputs, *(part for pool in pools for part in pool)])
+
+
+def _gated(layer: Any, eps: float) -> Gated:
+    attention, mlp = layer.self_attn, layer.mlp
+    return Gated(
+        norms=(layer.input_layernorm.weight, layer.post_attention_layernorm.weight),
+        qkv=(attention.q_proj, attention.k_proj, attention.v_proj),
+        o=attention.o_proj,
+        gate_up=(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj,
+        normed=_normed(attention, eps),
+        eps=eps,
+    )
 
 
 def _normed(attention: Any, eps: float) -> Normed | None:

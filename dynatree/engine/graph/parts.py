@@ -74,6 +74,21 @@ class Normed(NamedTuple):
     eps: float
 
 
+class Gated(NamedTuple):
+    """A layer as Llama's is: a norm, attention by `qkv` and `o`, another norm, `gate` and `up`, and `down`.
+
+    `norms` [width] before attention and after it.
+    """
+
+    norms: tuple[Tensor, Tensor]
+    qkv: tuple[nn.Linear, ...]
+    o: nn.Linear
+    gate_up: tuple[nn.Linear, nn.Linear]
+    down: nn.Linear
+    normed: Normed | None
+    eps: float
+
+
 class Nodes(NamedTuple):
     """Inputs of a graph that its layers share; None: all rows in their order."""
 
@@ -147,13 +162,88 @@ def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], n
     """
     if kernels.kind() == OPENVINO:
         return _paged_attention(shape, size, nodes, z, pool, normed)
-    past, _, blocks, begins, _ = nodes.seats
-    every = op.constant(np.arange(size.rows or 0, dtype=np.int32))
-    spread = every if nodes.spread is None else nodes.spread
-    norms = [] if normed is None else [op.constant(part.detach().float().numpy()) for part in normed[:2]]
-    inputs = [z, nodes.cos, nodes.sin, spread, past, blocks, begins, *pool, *norms]
+    inputs = [z, *_placed(size, nodes), *pool, *_norms(normed)]
     eps = 0.0 if normed is None else normed.eps
     return kernels.attention(inputs, heads=shape.heads, groups=shape.groups, size=shape.size, eps=eps)
+
+
+def _placed(size: Size, nodes: Nodes) -> list[Any]:
+    """What attention of our own takes of the inputs that layers share."""
+    past, _, blocks, begins, _ = nodes.seats
+    every = op.constant(np.arange(size.rows or 0, dtype=np.int32))
+    return [nodes.cos, nodes.sin, every if nodes.spread is None else nodes.spread, past, blocks, begins]
+
+
+def _norms(normed: Normed | None) -> list[Any]:
+    return [] if normed is None else [vector(normed.query), vector(normed.key)]
+
+
+def vector(values: Tensor) -> Any:
+    """A constant of float32."""
+    return op.constant(values.detach().float().numpy())
+
+
+class Stack(NamedTuple):
+    """The layers of a model: of rows y [n, width], with the keys and values of each."""
+
+    shape: Shape
+    size: Size
+    nodes: Nodes
+    y: Any
+    pools: list[list[Any]]
+    layers: list[Gated]
+
+
+def fuses(shape: Shape, layers: Sequence[Gated], weights: "Weights") -> bool:
+    """Whether all `layers` are one operation of our own: where weights are bytes, and nothing else has a bias."""
+    inner = [linear for layer in layers for linear in (layer.o, *layer.gate_up, layer.down)]
+    fits = weights.are_bytes(shape.width, shape.heads * shape.size, layers[0].down.in_features)
+    return fits and all(linear.bias is None for linear in inner)
+
+
+def gated_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any, list[Any]]:
+    """What is behind `stack` [n, width], and states, if read."""
+    return (_fused_layers if weights.alone else _plain_layers)(stack, weights, states)
+
+
+def _plain_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any, list[Any]]:
+    y, behind = stack.y, []
+    for layer, pool in zip(stack.layers, stack.pools, strict=True):
+        z = weights.linear(rms_norm(y, layer.norms[0], layer.eps), *layer.qkv)
+        mixed = attention(stack.shape, stack.size, stack.nodes, z, pool, layer.normed)
+        y = op.add(y, weights.linear(mixed, layer.o))
+        z = weights.linear(rms_norm(y, layer.norms[1], layer.eps), *layer.gate_up)
+        inner = layer.down.in_features
+        gate, up = op.variadic_split(z, op.constant(1), whole(inner, inner)).outputs()
+        y = op.add(y, weights.linear(op.multiply(op.swish(gate), up), layer.down))
+        behind.append(y)
+    return y, read(behind, states)
+
+
+def _fused_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any, list[Any]]:
+    shape, first = stack.shape, stack.layers[0]
+    inputs = [stack.y, *_placed(stack.size, stack.nodes)]
+    biased = any(linear.bias is not None for layer in stack.layers for linear in layer.qkv)
+    for layer, pool in zip(stack.layers, stack.pools, strict=True):
+        inputs += [*pool, *(vector(norm) for norm in layer.norms)]
+        inputs += [weights.packed(*some) for some in (layer.qkv, (layer.o,), layer.gate_up, (layer.down,))]
+        inputs += [vector(bias_of(layer.qkv))] if biased else []
+        inputs += _norms(layer.normed)
+    made = kernels.layers(
+        inputs,
+        heads=shape.heads,
+        groups=shape.groups,
+        size=shape.size,
+        inner=first.down.in_features,
+        bits=weights.bits,
+        biased=biased,
+        normed=first.normed is not None,
+        eps=first.eps,
+        reads=[*states.reads],
+        threads=weights.threads,
+    )
+    y, *behind = made.outputs()
+    return y, behind
 
 
 def _paged_attention(
@@ -246,25 +336,32 @@ def asked(y: Any, nodes: Nodes) -> Any:
 def layer_norm(x: Any, norm: nn.LayerNorm) -> Any:
     """As torch's."""
     scaled = op.mvn(x, np.array([-1]), True, norm.eps, "inside_sqrt")
-    scaled = op.multiply(scaled, op.constant(norm.weight.detach().float().numpy()))
-    return op.add(scaled, op.constant(norm.bias.detach().float().numpy()))
+    return op.add(op.multiply(scaled, vector(norm.weight)), vector(norm.bias))
 
 
 def rms_norm(x: Any, weight: Tensor, eps: float) -> Any:
     """As LlamaRMSNorm."""
     mean = op.reduce_mean(op.multiply(x, x), np.array([-1]), True)
     scaled = op.divide(x, op.sqrt(op.add(mean, op.constant(np.float32(eps)))))
-    return op.multiply(scaled, op.constant(weight.detach().float().numpy()))
+    return op.multiply(scaled, vector(weight))
+
+
+def bias_of(layers: Sequence[nn.Linear]) -> Tensor:
+    """That of all `layers` side by side, zeros for those that have none."""
+    return torch.cat(
+        [layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias for layer in layers]
+    )
 
 
 class Weights:
     """Products with weights in `format`. It owns the arrays that the graphs' constants point into.
 
     A second graph of the same model (`again`) takes the weights of the first, in the order in which they were made.
+    Where operations of our own are all there is of a graph (`alone`), they have `threads` of their own.
     """
 
-    def __init__(self, format: str):
-        self._format = format
+    def __init__(self, format: str, threads: int = 1):
+        self._format, self._threads, self.alone = format, threads, False
         self._held: list[np.ndarray] = []
         self._memory = packing.Memory()
         self._made: list[Any] = []
@@ -291,39 +388,67 @@ class Weights:
 
     def linear(self, x: Any, *layers: nn.Linear) -> Any:
         """x [n, i] by the weights of all `layers` side by side, with their biases."""
-        biases = [
-            layer.weight.detach().new_zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-            for layer in layers
-        ]
-        bias = None if all(layer.bias is None for layer in layers) else torch.cat(biases)
+        bias = bias_of(layers) if any(layer.bias is not None for layer in layers) else None
         return self.product(x, torch.cat([layer.weight.detach() for layer in layers]), bias)
 
     def product(self, x: Any, weight: Tensor, bias: Tensor | None) -> Any:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
-        four = self._format == "int4" and weight.shape[1] % codes.GROUP == 0
-        y = self._four(x, weight) if four else self._dense(x, weight)
-        return y if bias is None else op.add(y, op.constant(bias.detach().float().numpy()))
+        if self.are_bytes(weight.shape[1]):
+            y = kernels.product([x, self._packed(lambda: weight, self.bits)], len(weight), self.bits, threads=self.threads)
+        elif self._format == "int4" and weight.shape[1] % codes.GROUP == 0:
+            y = self._four(x, weight)
+        else:
+            y = self._dense(x, weight)
+        return y if bias is None else op.add(y, vector(bias))
 
-    def head(self, x: Any, weight: Tensor) -> Any:
-        """x [w, i] by the rows [v, i] of the output layer, which are read once a step: in 8 bits at most."""
-        return self._dense(x, weight.detach().float())
+    def head(self, x: Any, weight: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Any:
+        """x [w, i] by the rows [v, i] of the output layer, which are read once a step: in 8 bits at most.
 
-    def _by_bytes(self, x: Any, outputs: int, bits: int, pack: Callable[[], Tensor]) -> Any:
-        """By our own operation, from memory that all graphs share."""
+        `norm`: the weights [i] of an RMS norm of x before, if any.
+        """
+        weight = weight.detach().float()
+        if self.are_bytes(weight.shape[1]):
+            inputs = [x, self._packed(lambda: weight, 8), *([] if norm is None else [vector(norm)])]
+            return kernels.product(inputs, len(weight), 8, eps, self.threads)
+        return self._dense(x if norm is None else rms_norm(x, norm, eps), weight)
+
+    @property
+    def threads(self) -> int:
+        """Of operations of our own; 0: those that the graph has."""
+        return self._threads if self.alone else 0
+
+    @property
+    def bits(self) -> int:
+        """Of a weight in a layer, where weights are bytes."""
+        return 4 if self._format == "int4" else 8
+
+    def are_bytes(self, *inputs: int) -> bool:
+        """Whether weights of so many inputs are bytes that operations of our own read."""
+        small = self._format in ("int8", "int4") and all(count % codes.GROUP == 0 for count in inputs)
+        return small and kernels.multiplies_bytes()
+
+    def packed(self, *layers: nn.Linear) -> Any:
+        """The weights of all `layers` side by side, where they are bytes."""
+        return self._packed(lambda: torch.cat([layer.weight.detach() for layer in layers]).float(), self.bits)
+
+    def _packed(self, dense: Callable[[], Tensor], bits: int) -> Any:
+        """A weight [o, i] in memory that all graphs share."""
 
         def make() -> Any:
-            held = self._memory.hold(pack())
+            weight = dense()
+            if bits == 4:
+                packed = packing.packed_four(codes.four_bits(weight))
+            else:
+                packed = packing.packed_eight(*codes.eight_bits(weight))
+            held = self._memory.hold(packed)
             self._held.append(held)
             self.bytes += held.nbytes
             return op.constant(ov.Tensor(held, shared_memory=True))
 
-        return kernels.product(x, self._weight(make), outputs, bits)
+        return self._weight(make)
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
-        small = self._format in ("int8", "int4") and weight.shape[1] % codes.GROUP == 0
-        if small and kernels.multiplies_bytes():
-            return self._by_bytes(x, len(weight), 8, lambda: packing.packed_eight(*codes.eight_bits(weight)))
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
 
     def _rows(self, weight: Tensor) -> Any:
@@ -338,8 +463,6 @@ class Weights:
         return op.reshape(w, whole(*values.shape), False)
 
     def _four(self, x: Any, weight: Tensor) -> Any:
-        if kernels.multiplies_bytes():
-            return self._by_bytes(x, len(weight), 4, lambda: packing.packed_four(codes.four_bits(weight)))
         groups = weight.shape[1] // codes.GROUP
         sums = op.reduce_sum(op.reshape(x, whole(0, groups, codes.GROUP), True), np.array([2]), False)
         columns = [x, sums, *self._zeros(-groups % codes.GROUP)]

@@ -68,9 +68,14 @@ def attention(inputs: list[Any], heads: int, groups: int, size: int, eps: float)
     return _factory().create("TreeAttention", inputs, attributes)
 
 
-def product(x: Any, weights: Any, outputs: int, bits: int) -> Any:
-    """x [n, i] by packed weights (packing.py) of so many outputs, as product.hpp says."""
-    return _factory().create("Product", [x, weights], {"outputs": outputs, "bits": bits})
+def product(inputs: list[Any], outputs: int, bits: int, eps: float = 0.0, threads: int = 0) -> Any:
+    """Of `inputs` x [n, i], packed weights (packing.py) of so many outputs, and maybe a norm, as product.hpp says."""
+    return _factory().create("Product", inputs, {"outputs": outputs, "bits": bits, "eps": eps, "threads": threads})
+
+
+def layers(inputs: list[Any], **attributes: Any) -> Any:
+    """All layers of `inputs`, as layers.hpp says."""
+    return _factory().create("Layers", inputs, attributes)
 
 
 @cache

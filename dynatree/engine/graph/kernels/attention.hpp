@@ -32,6 +32,8 @@ constexpr int64_t SHARED_FROM = 256;
 constexpr int64_t MANY = 8;
 // Rows at a time at most, and what they sum in so many floats: 16 MiB.
 constexpr int64_t CHUNK = 64, MOST_SUMS = 1 << 22;
+// Blocks that are asked for before they are read.
+constexpr int64_t AHEAD_BLOCKS = 2;
 // Below the logarithm of what float32 can hold.
 constexpr float LEAST = -87.0f;
 
@@ -55,17 +57,6 @@ inline float exponential(float x) {
     return exponential(all(x))[0];
 }
 
-// Of a vector's lanes, halves by halves.
-template <typename Join>
-float joined(Vec x, Join join) {
-    alignas(sizeof(Vec)) float lanes[LANES];
-    store(lanes, x);
-    for (int count = LANES / 2; count; count /= 2)
-        for (int lane = 0; lane < count; ++lane)
-            lanes[lane] = join(lanes[lane], lanes[lane + count]);
-    return lanes[0];
-}
-
 struct Sizes {
     int64_t heads, groups, size, turned;
     float scale, eps;
@@ -82,20 +73,36 @@ struct Sizes {
 // A query in a segment, of which it sees so many positions: its vector, its scores [SEGMENT], which turn into weights,
 // and what it has summed.
 struct Query {
-    int64_t row, sees;
     const float* vector;
-    float *scores, *sums;
+    float* scores;
+    int64_t sees;
+    float* sums;
 };
 
-// N queries of `from` are compared with a block's keys [size, BLOCK]; scores from `begin` on.
+// A block of a segment, whose positions begin at `from` in it and at `at` among the pool's floats, and which so many
+// queries read, from the `first` on.
+struct Visit {
+    int64_t from, at, first, count;
+};
+
+// Has the processor fetch so many floats.
+inline void ask(const float* from, int64_t count) {
+    for (int64_t at = 0; at < count; at += LINE)
+        __builtin_prefetch(from + at);
+}
+
+// N queries of `from` are compared with a block's keys [size, BLOCK]; scores from `begin` on. What is from `next`
+// on, if anything, is asked for meanwhile.
 template <int N>
-void compare(const Sizes& of, const Query* from, int64_t begin, const float* keys) {
+void compare(const Sizes& of, const Query* from, int64_t begin, const float* keys, const float* next) {
     for (int pair = 0; pair < BLOCK / LANES; pair += 2) {
         // Two sums each, of even and of odd places: one by itself would wait for its own products.
         Vec scores[2][N][2] = {};
         int64_t at = 0;
         const auto add = [&](int64_t place, int half) {
             const float* row = keys + place * BLOCK + pair * LANES;
+            if (next)
+                ask(next + (row - keys), 2 * LANES);
             const Vec low = load(row), high = load(row + LANES);
             for (int n = 0; n < N; ++n) {
                 const Vec q = all(from[n].vector[place]);
@@ -143,9 +150,10 @@ void weigh(const Sizes& of, const Query& query) {
     told[1] = joined(sum, [](float x, float y) { return x + y; });
 }
 
-// N queries of `from` add up a block's values [BLOCK, size], of its first `seen` positions, by their weights.
+// N queries of `from` add up a block's values [BLOCK, size], of its first `seen` positions, by their weights; `next`
+// as above.
 template <int N>
-void add_up(const Sizes& of, const Query* from, int64_t begin, const float* values, int64_t seen) {
+void add_up(const Sizes& of, const Query* from, int64_t begin, const float* values, int64_t seen, const float* next) {
     int64_t at = 0;
     const auto add = [&](auto count) {
         constexpr int V = decltype(count)::value;
@@ -156,6 +164,8 @@ void add_up(const Sizes& of, const Query* from, int64_t begin, const float* valu
                     sums[n][v] = load(from[n].sums + at + v * LANES);
             for (int64_t position = 0; position < seen; ++position) {
                 Vec value[V];
+                if (next)
+                    ask(next + position * of.size + at, V * LANES);
                 for (int v = 0; v < V; ++v)
                     value[v] = load(values + position * of.size + at + v * LANES);
                 for (int n = 0; n < N; ++n) {
@@ -216,6 +226,13 @@ struct Inputs {
     const float *query_norm, *key_norm;
     int64_t rows, places;
 
+    // Keys and values are where two addresses say, in two numbers each.
+    void point(const int32_t* addresses) {
+        float* memory[2];
+        std::memcpy(memory, addresses, sizeof(memory));
+        keys = memory[0], values = memory[1];
+    }
+
     const float* row(const Sizes& of, int64_t place) const {
         return z + spread[place] * (of.heads + 2 * of.groups) * of.size;
     }
@@ -250,59 +267,69 @@ struct Chunk {
 void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64_t group, int64_t segment, bool writes) {
     const int64_t each = of.each(), begin = segment * SEGMENT, most = (chunk.last - chunk.first) * each;
     Kept<Query> held(most);
+    Kept<Visit> listed(most / each * (SEGMENT / BLOCK));
     Kept<float> memory(most * (SEGMENT + of.size) + of.size);
     Query* queries = held.data();
+    Visit* visits = listed.data();
     float *scores = memory.data(), *vectors = scores + most * SEGMENT, *key = vectors + most * of.size;
     for (int64_t place = 0; writes && place < in.places; ++place)
         // Where a row is to stand once more, its position is the row's.
         if (in.past[in.spread[place]] / SEGMENT == segment)
             write(of, in, place, group, key);
-    int64_t count = 0;
+    // Which blocks are read by which queries, neighbours that share them.
+    int64_t count = 0, all = 0;
+    const auto seeing = [&](int64_t row) { return std::min<int64_t>(SEGMENT, in.past[row] + 1 - begin); };
+    for (int64_t from = 0; from < SEGMENT; from += BLOCK) {
+        int64_t place = 0, before = -1;
+        for (int64_t row = chunk.first; row < chunk.last; ++row) {
+            if (in.past[row] < begin)
+                continue;
+            const int64_t sees = seeing(row) - from;
+            const int64_t block = sees <= 0 ? -1 : in.blocks[in.begins[row] + (begin + from) / BLOCK];
+            if (block >= 0 && block != before)
+                visits[all++] = {from, (block * of.groups + group) * BLOCK * of.size, place, 0};
+            if (block >= 0)
+                visits[all - 1].count += each;
+            before = block;
+            place += each;
+        }
+    }
+    // What is read step by step: all keys, then all values.
+    const auto read = [&](int64_t step) {
+        return step < all ? in.keys + visits[step].at : in.values + visits[std::min(step - all, all - 1)].at;
+    };
+    // The first queries of a block ask.
+    const auto next = [&](int64_t step, const Query* tile) {
+        const bool asks = tile == queries + visits[step % all].first;
+        return asks ? read(step + AHEAD_BLOCKS) : nullptr;
+    };
+    for (int64_t step = 0; step < AHEAD_BLOCKS; ++step)
+        ask(read(step), BLOCK * of.size);
     for (int64_t row = chunk.first; row < chunk.last; ++row)
         if (in.past[row] >= begin)
             for (int64_t head = group * each; head < (group + 1) * each; ++head, ++count) {
                 float* vector = vectors + count * of.size;
-                queries[count] = {row, std::min<int64_t>(SEGMENT, in.past[row] + 1 - begin), vector,
-                              scores + count * SEGMENT, chunk.summed(of, row, head, segment)};
+                queries[count] = {vector, scores + count * SEGMENT, seeing(row), chunk.summed(of, row, head, segment)};
                 turn(of, in.row(of, row) + head * of.size, in.query_norm, in.cos + row * of.turned,
                      in.sin + row * of.turned, vector);
                 for (int64_t at = 0; at < of.size; ++at)
                     vector[at] *= of.scale;
                 std::fill_n(queries[count].sums, of.size, 0.0f);
             }
-    // Calls `work` with each block and the queries that read it, of neighbours that share it.
-    const auto by_block = [&](const auto& work) {
-        for (int64_t from = 0; from < SEGMENT; from += BLOCK) {
-            const auto block = [&](const Query& query) -> int64_t {
-                return query.sees <= from ? -1 : in.blocks[in.begins[query.row] + (begin + from) / BLOCK];
-            };
-            for (int64_t place = 0, next; place < count; place = next) {
-                const int64_t shared = block(queries[place]);
-                for (next = place + each; next < count && block(queries[next]) == shared; next += each) {
-                }
-                if (shared >= 0)
-                    work(from, (shared * of.groups + group) * BLOCK * of.size, queries + place, next - place);
-            }
-        }
-    };
-    const auto seen = [](int64_t from, const Query* some, int64_t many) {
-        int64_t most = 0;
-        for (const Query* one = some; one < some + many; ++one)
-            most = std::max(most, one->sees - from);
-        return std::min<int64_t>(BLOCK, most);
-    };
-    by_block([&](int64_t from, int64_t at, const Query* some, int64_t many) {
-        for (int64_t line = 0, end = of.size * seen(from, some, many); line < end; line += LINE)
-            __builtin_prefetch(in.values + at + line);
-        tiled(some, many, [&](const Query* tile, auto n) { compare<decltype(n)::value>(of, tile, from, in.keys + at); });
-    });
+    for (int64_t step = 0; step < all; ++step)
+        tiled(queries + visits[step].first, visits[step].count, [&](const Query* tile, auto n) {
+            compare<decltype(n)::value>(of, tile, visits[step].from, read(step), next(step, tile));
+        });
     for (int64_t place = 0; place < count; ++place)
         weigh(of, queries[place]);
-    by_block([&](int64_t from, int64_t at, const Query* some, int64_t many) {
-        tiled(some, many, [&](const Query* tile, auto n) {
-            add_up<decltype(n)::value>(of, tile, from, in.values + at, seen(from, tile, n));
+    for (int64_t step = 0; step < all; ++step)
+        tiled(queries + visits[step].first, visits[step].count, [&](const Query* tile, auto n) {
+            int64_t seen = 0;
+            for (int query = 0; query < n; ++query)
+                seen = std::max(seen, tile[query].sees - visits[step].from);
+            add_up<decltype(n)::value>(of, tile, visits[step].from, read(all + step), std::min<int64_t>(BLOCK, seen),
+                                       next(all + step, tile));
         });
-    });
 }
 
 // What a row has summed over its segments, together.
@@ -326,7 +353,7 @@ void join_segments(const Sizes& of, const Inputs& in, const Chunk& chunk, int64_
     }
 }
 
-void attend(const Sizes& of, const Inputs& in, float* out) {
+void attend(Team& team, const Sizes& of, const Inputs& in, float* out) {
     int64_t furthest = 0;
     for (int64_t row = 0; row < in.rows; ++row)
         furthest = std::max<int64_t>(furthest, in.past[row]);
@@ -335,7 +362,7 @@ void attend(const Sizes& of, const Inputs& in, float* out) {
     // Of a long text all is written first: later rows read what earlier ones have written.
     const bool at_once = in.rows <= step;
     if (!at_once)
-        share(in.places * of.groups, true, [&](int64_t task) {
+        team.share(in.places * of.groups, true, [&](int64_t task) {
             Kept<float> key(of.size);
             write(of, in, task / of.groups, task % of.groups, key.data());
         });
@@ -349,17 +376,39 @@ void attend(const Sizes& of, const Inputs& in, float* out) {
         const int64_t segments = (longest + SEGMENT - 1) / SEGMENT;
         Kept<float, 1> sums((last - first) * of.heads * segments * of.summed());
         const Chunk chunk{first, last, segments, sums.data()};
-        share(of.groups * segments, products * of.groups >= SHARED_FROM, [&](int64_t task) {
+        team.share(of.groups * segments, products * of.groups >= SHARED_FROM, [&](int64_t task) {
             attend_segment(of, in, chunk, task % of.groups, task / of.groups, at_once);
         });
-        share(last - first, last - first >= MANY,
-              [&](int64_t place) { join_segments(of, in, chunk, first + place, out); });
+        team.share(last - first, last - first >= MANY,
+                   [&](int64_t place) { join_segments(of, in, chunk, first + place, out); });
     }
 }
 
-// Inputs: z [n, (heads + 2 groups) * size], cos and sin [m, turned], spread [m], past [m], blocks, begins [m + 1], and
-// where keys [blocks, groups, size, BLOCK] and values [blocks, groups, BLOCK, size] are, an address in two numbers each;
-// norms [size] of queries and of keys, if any. Output: [n, heads * size], of the first n of the m places.
+struct Placed {
+    Sizes of;
+    Inputs in;
+};
+
+// The first inputs of an operation that attends: rows [n, ...], cos and sin [m, turned], spread [m], past [m], blocks,
+// begins [m + 1].
+constexpr size_t TREE_INPUTS = 7;
+
+// What these say; neither what is compared nor where keys and values are.
+Placed tree(const ov::TensorVector& inputs, int64_t heads, int64_t groups, int64_t size, float eps) {
+    for (size_t place = 0; place < TREE_INPUTS; ++place)
+        OPENVINO_ASSERT(inputs[place].get_element_type() == (place > 2 ? ov::element::i32 : ov::element::f32),
+                        "attention: input ", place, " is of another type");
+    const auto numbers = [&](size_t place) { return static_cast<const int32_t*>(inputs[place].data()); };
+    const int64_t rows = inputs[0].get_shape()[0], places = inputs[3].get_shape()[0];
+    const int64_t turned = inputs[1].get_shape().back();
+    return {Sizes{heads, groups, size, turned, 1.0f / std::sqrt(float(size)), eps},
+            Inputs{nullptr, floats(inputs[1]), floats(inputs[2]), numbers(3), numbers(4), numbers(5), numbers(6), nullptr,
+                   nullptr, nullptr, nullptr, rows, places}};
+}
+
+// Inputs: z [n, (heads + 2 groups) * size] and the others of `tree`; where keys [blocks, groups, size, BLOCK] and values
+// [blocks, groups, BLOCK, size] are, an address in two numbers each; weights [size] of norms of queries and of keys, if any.
+// Output: [n, heads * size], of the first n of the m places.
 class TreeAttention : public ov::op::Op {
 public:
     OPENVINO_OP("TreeAttention", "dynatree");
@@ -396,33 +445,13 @@ public:
     }
 
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-        const auto& cos = inputs[1].get_shape();
-        const int64_t rows = inputs[0].get_shape()[0], places = inputs[3].get_shape()[0];
-        const Sizes of{m_heads, m_groups, m_size, static_cast<int64_t>(cos.back()), 1.0f / std::sqrt(float(m_size)), m_eps};
-        const auto floats = [&](size_t place) {
-            return static_cast<float*>(const_cast<void*>(inputs[place].data()));
-        };
-        const bool normed = inputs.size() > 8;
-        for (size_t place = 0; place < inputs.size(); ++place)
-            OPENVINO_ASSERT(inputs[place].get_element_type() == (place > 2 && place < 8 ? ov::element::i32 : ov::element::f32),
-                            "TreeAttention: input ", place, " is of another type");
-        float* memory[2];
-        std::memcpy(memory, inputs[7].data(), sizeof(memory));
-        const Inputs in{floats(0),
-                        floats(1),
-                        floats(2),
-                        static_cast<const int32_t*>(inputs[3].data()),
-                        static_cast<const int32_t*>(inputs[4].data()),
-                        static_cast<const int32_t*>(inputs[5].data()),
-                        static_cast<const int32_t*>(inputs[6].data()),
-                        memory[0],
-                        memory[1],
-                        normed ? floats(8) : nullptr,
-                        normed ? floats(9) : nullptr,
-                        rows,
-                        places};
+        Placed placed = tree(inputs, m_heads, m_groups, m_size, m_eps);
+        placed.in.z = floats(inputs[0]);
+        placed.in.point(static_cast<const int32_t*>(inputs[TREE_INPUTS].data()));
+        if (inputs.size() > TREE_INPUTS + 1)
+            placed.in.query_norm = floats(inputs[TREE_INPUTS + 1]), placed.in.key_norm = floats(inputs[TREE_INPUTS + 2]);
         outputs[0].set_shape({inputs[0].get_shape()[0], static_cast<size_t>(m_heads * m_size)});
-        attend(of, in, static_cast<float*>(outputs[0].data()));
+        Team::gather(0, true, [&](Team& team) { attend(team, placed.of, placed.in, floats(outputs[0])); });
         return true;
     }
 

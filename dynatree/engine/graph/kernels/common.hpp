@@ -2,14 +2,18 @@
 
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include <immintrin.h>
 #include <openvino/op/op.hpp>
-#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+#include <tbb/task_group.h>
 
 namespace dynatree {
 
@@ -49,6 +53,21 @@ inline Vec fma(Vec x, Vec y, Vec z) {
 #endif
 }
 
+// Of a vector's lanes, halves by halves.
+template <typename Join>
+float joined(Vec x, Join join) {
+    alignas(sizeof(Vec)) float lanes[LANES];
+    store(lanes, x);
+    for (int count = LANES / 2; count; count /= 2)
+        for (int lane = 0; lane < count; ++lane)
+            lanes[lane] = join(lanes[lane], lanes[lane + count]);
+    return lanes[0];
+}
+
+inline float* floats(const ov::Tensor& tensor) {
+    return static_cast<float*>(const_cast<void*>(tensor.data()));
+}
+
 // Memory, kept from call to call. A call takes it away, since another may begin on its thread meanwhile.
 template <typename T, int Use = 0>
 class Kept {
@@ -72,13 +91,172 @@ private:
     std::vector<T> m_held;
 };
 
-template <typename Task>
-void share(int64_t tasks, bool shared, const Task& task) {
-    if (!shared)
-        for (int64_t place = 0; place < tasks; ++place)
-            task(place);
+// Turns before a thread that has nothing to do lets others have its processor.
+constexpr int64_t PATIENT = 1 << 12;
+
+inline void rest(int64_t turns) {
+    if (turns < PATIENT)
+        _mm_pause();
     else
-        tbb::parallel_for(int64_t{0}, tasks, task);
+        std::this_thread::yield();
+}
+
+// Threads that do the parts of one task after the other. Whoever is there takes the next part: the thread that asks
+// waits for parts that somebody has begun, and never for a thread that has not come.
+class Team {
+public:
+    // Calls `work` with a team: the caller, and if it is worth it others, up to so many `threads`; of 0 OpenVINO's own.
+    template <typename Work>
+    static void gather(int64_t threads, bool worth, const Work& work);
+
+    int64_t size() const {
+        return m_size;
+    }
+
+    // Does `parts` of `task`, together if `shared`.
+    template <typename Task>
+    void share(int64_t parts, bool shared, const Task& task) {
+        if (!shared || m_size == 1 || parts < 2 || parts > int64_t(MOST)) {
+            for (int64_t part = 0; part < parts; ++part)
+                task(part);
+            return;
+        }
+        m_task.store(&task, std::memory_order_relaxed);
+        m_call.store([](const void* held, int64_t part) { (*static_cast<const Task*>(held))(part); },
+                     std::memory_order_relaxed);
+        m_done.store(0, std::memory_order_relaxed);
+        const uint64_t number = (m_ticket.load(std::memory_order_relaxed) >> 2 * BITS) + 1;
+        m_ticket.store(number << 2 * BITS | uint64_t(parts) << BITS, std::memory_order_release);
+        take();
+        for (int64_t turns = 0; m_done.load(std::memory_order_acquire) != parts; ++turns)
+            rest(turns);
+    }
+
+private:
+    friend class Helpers;
+
+    explicit Team(int64_t size) : m_size(size) {}
+
+    // Parts of the task that is there, until all are taken. Says whether there were any.
+    bool take() {
+        bool any = false;
+        uint64_t ticket = m_ticket.load(std::memory_order_acquire);
+        while ((ticket & MOST) < (ticket >> BITS & MOST)) {
+            // Of a task that is over all parts are taken: who gets one has that of the ticket.
+            if (!m_ticket.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+                continue;
+            m_call.load(std::memory_order_relaxed)(m_task.load(std::memory_order_relaxed), ticket & MOST);
+            m_done.fetch_add(1, std::memory_order_release);
+            any = true;
+            ticket = m_ticket.load(std::memory_order_acquire);
+        }
+        return any;
+    }
+
+    void help() {
+        for (int64_t turns = 0; !m_over.load(std::memory_order_acquire); ++turns)
+            if (take())
+                turns = 0;
+            else
+                rest(turns);
+    }
+
+    // A ticket: number of the task, its parts, and how many of them are taken.
+    static constexpr int BITS = 20;
+    static constexpr uint64_t MOST = (1 << BITS) - 1;
+    const int64_t m_size;
+    std::atomic<const void*> m_task = nullptr;
+    std::atomic<void (*)(const void*, int64_t)> m_call = nullptr;
+    alignas(64) std::atomic<uint64_t> m_ticket = 0;
+    alignas(64) std::atomic<int64_t> m_done = 0;
+    std::atomic<bool> m_over = false;
+};
+
+// Threads of our own, of one team at a time, for graphs that are next to nothing else. They stay awake from one forward to
+// the next: between them there is a millisecond of Python, after which OpenVINO's come half a millisecond late.
+class Helpers {
+public:
+    static Helpers& all() {
+        static Helpers* const helpers = new Helpers;  // never destroyed: threads have it until the process ends
+        return *helpers;
+    }
+
+    // Has so many of them help `team` while `work` is done. Says whether they are free.
+    template <typename Work>
+    bool lend(Team& team, const Work& work) {
+        if (m_lent.exchange(true, std::memory_order_acquire))
+            return false;
+        for (; m_count < team.size() - 1; ++m_count)
+            std::thread([this, place = m_count] { stay(place); }).detach();
+        m_team.store(&team);
+        m_calls.fetch_add(1);
+        if (m_asleep.load())
+            m_calls.notify_all();
+        work();
+        team.m_over.store(true, std::memory_order_release);
+        m_team.store(nullptr);
+        for (int64_t turns = 0; m_inside.load(); ++turns)
+            rest(turns);
+        m_lent.store(false, std::memory_order_release);
+        return true;
+    }
+
+private:
+    void stay(int64_t place) {
+        for (uint32_t seen = 0;; seen = m_calls.load()) {
+            await(seen);
+            m_inside.fetch_add(1);
+            // Not before: who has called waits for those inside alone.
+            Team* const team = m_team.load();
+            if (team && place < team->size() - 1)
+                team->help();
+            m_inside.fetch_sub(1);
+        }
+    }
+
+    // Until there were other calls than `seen`.
+    void await(uint32_t seen) {
+        const auto until = std::chrono::steady_clock::now() + AWAKE;
+        for (int64_t turns = 0; m_calls.load(std::memory_order_acquire) == seen; ++turns) {
+            rest(turns);
+            if (turns % PATIENT == 0 && std::chrono::steady_clock::now() > until) {
+                m_asleep.fetch_add(1);
+                m_calls.wait(seen);
+                m_asleep.fetch_sub(1);
+                return;
+            }
+        }
+    }
+
+    // After the last call.
+    static constexpr std::chrono::milliseconds AWAKE{5};
+
+    int64_t m_count = 0;
+    std::atomic<bool> m_lent = false;
+    std::atomic<Team*> m_team = nullptr;
+    std::atomic<uint32_t> m_asleep = 0;
+    alignas(64) std::atomic<uint32_t> m_calls = 0;
+    alignas(64) std::atomic<int64_t> m_inside = 0;
+};
+
+template <typename Work>
+void Team::gather(int64_t threads, bool worth, const Work& work) {
+    const int64_t size = !worth ? 1 : threads ? threads : tbb::this_task_arena::max_concurrency();
+    Team team(size);
+    if (size > 1 && threads) {
+        if (Helpers::all().lend(team, [&] { work(team); }))
+            return;
+    } else if (size > 1) {
+        tbb::task_group others;
+        for (int64_t place = 1; place < size; ++place)
+            others.run([&] { team.help(); });
+        work(team);
+        team.m_over.store(true, std::memory_order_release);
+        others.wait();
+        return;
+    }
+    Team alone(1);
+    work(alone);
 }
 
 }  // namespace dynatree

@@ -4,11 +4,13 @@
 #include <openvino/core/op_extension.hpp>
 
 #include "attention.hpp"
+#include "layers.hpp"
 #include "product.hpp"
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<dynatree::TreeAttention>>(),
 #ifdef __AVX512VNNI__
     std::make_shared<ov::OpExtension<dynatree::Product>>(),
+    std::make_shared<ov::OpExtension<dynatree::Layers>>(),
 #endif
 }));

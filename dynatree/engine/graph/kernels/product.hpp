@@ -24,8 +24,18 @@ constexpr int GROUP = 32, OUTPUTS = 16, TOGETHER = 8;
 constexpr int64_t FOUR_BITS = OUTPUTS * GROUP / 2 + 2 * OUTPUTS * 2, EIGHT_BITS = OUTPUTS * GROUP, SCALES = OUTPUTS * 4;
 // Bytes that are asked for in advance: the processor by itself stops to, where many rows make a group long.
 constexpr int64_t AHEAD = 5120;
-// Parts of a product: more than threads, of which one may be slower. Groups of tiles and rows that are worth two.
+// Parts of a product for each thread, of which one may be slower. Groups of tiles and rows that are worth two threads.
 constexpr int64_t PARTS = 4, WORTH_TWO = 128;
+// Rows that are worth two threads where each has little to do.
+constexpr int64_t SEVERAL = 4;
+
+// Packed weights (packing.py), and what is added to their products: of each row `step` floats further on.
+struct Weights {
+    const uint8_t* packed;
+    int64_t outputs, bits;
+    const float* beside = nullptr;
+    int64_t step = 0;
+};
 
 // Rows of activations in groups: bytes [n, inputs]; of each group its scale, the sum of its values, and -128 times the
 // sum of its bytes, as weights of 8 bits are held with 128 added.
@@ -36,23 +46,68 @@ struct Rows {
     int32_t* offsets;
 };
 
-void quantise_row(const float* x, int64_t row, const Rows& to) {
-    for (int64_t group = 0; group < to.groups; ++group, x += GROUP) {
+// A row's groups from `first` to `last`, of which `from` gives the values, halves of a group.
+template <typename From>
+void quantise(int64_t row, int64_t first, int64_t last, const Rows& to, const From& from) {
+    for (int64_t group = first; group < last; ++group) {
         const int64_t at = row * to.groups + group;
-        const __m512 low = _mm512_loadu_ps(x), high = _mm512_loadu_ps(x + LANES);
+        const __m512 low = (__m512)from(group * GROUP), high = (__m512)from(group * GROUP + LANES);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
         const __m512 factor = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
-        const __m512i first = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
-        const __m512i last = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+        const __m512i begin = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
+        const __m512i end = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
         __m128i* bytes = reinterpret_cast<__m128i*>(to.bytes + at * GROUP);
-        _mm_storeu_si128(bytes, _mm512_cvtsepi32_epi8(first));
-        _mm_storeu_si128(bytes + 1, _mm512_cvtsepi32_epi8(last));
-        const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(first, last));
+        _mm_storeu_si128(bytes, _mm512_cvtsepi32_epi8(begin));
+        _mm_storeu_si128(bytes + 1, _mm512_cvtsepi32_epi8(end));
+        const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(begin, end));
         to.scales[at] = most / 127.0f;
         to.sums[at] = to.scales[at] * static_cast<float>(sum);
         to.offsets[at] = -128 * sum;
     }
 }
+
+// Rows x [n, inputs], of root mean square 1 with `norm` [inputs] (or none), as they are multiplied.
+void quantise_rows(Team& team, const float* x, const float* norm, float eps, const Rows& to) {
+    const int64_t size = to.groups * GROUP;
+    team.share(to.count, to.count >= SEVERAL, [&](int64_t row) {
+        const float* of = x + row * size;
+        if (norm == nullptr) {
+            quantise(row, 0, to.groups, to, [&](int64_t at) { return load(of + at); });
+            return;
+        }
+        Vec squares[2] = {};
+        for (int64_t at = 0; at < size; at += GROUP)
+            for (int half = 0; half < 2; ++half) {
+                const Vec part = load(of + at + half * LANES);
+                squares[half] = fma(part, part, squares[half]);
+            }
+        const float sum = joined(squares[0] + squares[1], [](float x, float y) { return x + y; });
+        const Vec factor = all(1.0f / std::sqrt(sum / static_cast<float>(size) + eps));
+        quantise(row, 0, to.groups, to, [&](int64_t at) { return load(of + at) * factor * load(norm + at); });
+    });
+}
+
+// Memory of so many rows, kept from call to call.
+class Quantised {
+public:
+    Quantised(int64_t count, int64_t inputs)
+        : m_count(count),
+          m_groups(count * inputs / GROUP),
+          m_bytes(m_groups * GROUP),
+          m_floats(2 * m_groups),
+          m_offsets(m_groups) {}
+
+    // For rows of so many values, in place of those before.
+    Rows rows(int64_t inputs) {
+        return {m_count, inputs / GROUP, m_bytes.data(), m_floats.data(), m_floats.data() + m_groups, m_offsets.data()};
+    }
+
+private:
+    int64_t m_count, m_groups;
+    Kept<int8_t> m_bytes;
+    Kept<float, 2> m_floats;
+    Kept<int32_t> m_offsets;
+};
 
 // The weights of a group, a byte each: of 16 outputs four inputs in each vector.
 template <bool FOUR>
@@ -78,7 +133,7 @@ __m512 halves(const uint8_t* from) {
 
 // N rows from `first` on by one tile.
 template <bool FOUR, int N>
-void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, int64_t outputs, __mmask16 kept) {
+void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, const Weights& by, int64_t output) {
     __m512 sums[N];
     for (int n = 0; n < N; ++n)
         sums[n] = _mm512_setzero_ps();
@@ -107,43 +162,57 @@ void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, 
                 sums[n] = _mm512_fmadd_ps(least, _mm512_set1_ps(rows.sums[at]), sums[n]);
         }
     }
+    const int64_t left = std::min<int64_t>(OUTPUTS, by.outputs - output);
+    const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
     for (int n = 0; n < N; ++n) {
         if constexpr (!FOUR)
             sums[n] = _mm512_mul_ps(sums[n], _mm512_load_ps(tile));
-        _mm512_mask_storeu_ps(out + (first + n) * outputs, kept, sums[n]);
+        if (by.beside)
+            sums[n] = _mm512_add_ps(sums[n], _mm512_maskz_loadu_ps(kept, by.beside + (first + n) * by.step + output));
+        _mm512_mask_storeu_ps(out + (first + n) * by.outputs + output, kept, sums[n]);
     }
 }
 
 template <bool FOUR>
-void multiply(const uint8_t* weights, int64_t outputs, const Rows& rows, float* out) {
-    const int64_t tiles = (outputs + OUTPUTS - 1) / OUTPUTS;
+void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
+    const int64_t tiles = (by.outputs + OUTPUTS - 1) / OUTPUTS;
     const int64_t bytes = rows.groups * (FOUR ? FOUR_BITS : EIGHT_BITS) + (FOUR ? 0 : SCALES);
-    const int64_t parts = std::min(PARTS, tiles);
-    const bool shared = tiles * rows.groups * rows.count >= WORTH_TWO;
-    share(shared ? parts : 1, shared, [&](int64_t part) {
-        const int64_t of = shared ? parts : 1;
-        for (int64_t place = tiles * part / of; place < tiles * (part + 1) / of; ++place) {
-            const uint8_t* tile = weights + place * bytes;
-            float* to = out + place * OUTPUTS;
-            const int64_t left = std::min<int64_t>(OUTPUTS, outputs - place * OUTPUTS);
-            const __mmask16 kept = static_cast<__mmask16>((1u << left) - 1);
+    const int64_t parts = std::min(PARTS * team.size(), tiles);
+    team.share(parts, tiles * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
+        for (int64_t place = tiles * part / parts; place < tiles * (part + 1) / parts; ++place) {
+            const uint8_t* tile = by.packed + place * bytes;
+            const int64_t output = place * OUTPUTS;
             int64_t row = 0;
             for (; rows.count - row >= TOGETHER; row += TOGETHER)
-                multiply<FOUR, TOGETHER>(tile, rows, row, to, outputs, kept);
+                multiply<FOUR, TOGETHER>(tile, rows, row, out, by, output);
             [&]<int... N>(std::integer_sequence<int, N...>) {
-                ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, rows, row, to, outputs, kept) : void()), ...);
+                ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, rows, row, out, by, output) : void()), ...);
             }(std::make_integer_sequence<int, TOGETHER - 1>());
         }
     });
 }
 
-// Inputs: x [n, inputs], weights [bytes] as packing.py has them. Output: [n, outputs].
+// `rows` by weights: out [n, outputs].
+void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
+    if (by.bits == 4)
+        multiply<true>(team, by, rows, out);
+    else
+        multiply<false>(team, by, rows, out);
+}
+
+// Inputs: x [n, inputs], weights [bytes] as packing.py has them, and the weights [inputs] of a norm, if x is to be of root
+// mean square 1 first. Output: [n, outputs]. By so many `threads` of our own, or those that OpenVINO has.
 class Product : public ov::op::Op {
 public:
     OPENVINO_OP("Product", "dynatree");
 
     Product() = default;
-    Product(const ov::OutputVector& inputs, int64_t outputs, int64_t bits) : Op(inputs), m_outputs(outputs), m_bits(bits) {
+    Product(const ov::OutputVector& inputs, int64_t outputs, int64_t bits, float eps, int64_t threads)
+        : Op(inputs),
+          m_outputs(outputs),
+          m_bits(bits),
+          m_threads(threads),
+          m_eps(eps) {
         constructor_validate_and_infer_types();
     }
 
@@ -152,12 +221,14 @@ public:
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-        return std::make_shared<Product>(inputs, m_outputs, m_bits);
+        return std::make_shared<Product>(inputs, m_outputs, m_bits, m_eps, m_threads);
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
         visitor.on_attribute("outputs", m_outputs);
         visitor.on_attribute("bits", m_bits);
+        visitor.on_attribute("eps", m_eps);
+        visitor.on_attribute("threads", m_threads);
         return true;
     }
 
@@ -166,26 +237,22 @@ public:
     }
 
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-        const auto& shape = inputs[0].get_shape();
-        const int64_t count = shape[0], size = shape[1], groups = size / GROUP;
-        Kept<int8_t> bytes(count * size);
-        Kept<float> told(2 * count * groups);
-        Kept<int32_t> offsets(count * groups);
-        const Rows rows{count, groups, bytes.data(), told.data(), told.data() + count * groups, offsets.data()};
-        const float* x = static_cast<const float*>(inputs[0].data());
-        share(count, count >= TOGETHER, [&](int64_t row) { quantise_row(x + row * size, row, rows); });
-        outputs[0].set_shape({shape[0], static_cast<size_t>(m_outputs)});
-        const uint8_t* weights = static_cast<const uint8_t*>(inputs[1].data());
-        float* out = static_cast<float*>(outputs[0].data());
-        if (m_bits == 4)
-            multiply<true>(weights, m_outputs, rows, out);
-        else
-            multiply<false>(weights, m_outputs, rows, out);
+        const int64_t count = inputs[0].get_shape()[0], size = inputs[0].get_shape()[1];
+        Quantised memory(count, size);
+        const Rows rows = memory.rows(size);
+        outputs[0].set_shape({static_cast<size_t>(count), static_cast<size_t>(m_outputs)});
+        const Weights by{static_cast<const uint8_t*>(inputs[1].data()), m_outputs, m_bits};
+        const float* norm = inputs.size() > 2 ? floats(inputs[2]) : nullptr;
+        Team::gather(m_threads, count * size * m_outputs >= WORTH_TWO * GROUP * OUTPUTS, [&](Team& team) {
+            quantise_rows(team, floats(inputs[0]), norm, m_eps, rows);
+            multiply(team, by, rows, floats(outputs[0]));
+        });
         return true;
     }
 
 private:
-    int64_t m_outputs = 1, m_bits = 8;
+    int64_t m_outputs = 1, m_bits = 8, m_threads = 0;
+    float m_eps = 0.0f;
 };
 
 }  // namespace dynatree

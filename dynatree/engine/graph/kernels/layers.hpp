@@ -1,0 +1,146 @@
+// The layers of a model as Llama is one (llama.py) as one operation of an OpenVINO graph, with weights of 8 or 4 bits: norms,
+// products, attention over trees, gated products, and what is added up. Between the products there is little to do: by
+// operations of their own it took a third of a forward over one token, with one thread of two.
+
+#pragma once
+
+#include "attention.hpp"
+#include "product.hpp"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+
+namespace dynatree {
+
+// Groups that a thread gates at a time.
+constexpr int64_t GATED = 16;
+
+// x / (1 + exp(-x))
+inline Vec swish(Vec x) {
+    const Vec power = exponential(x < Vec{} ? x : -x);
+    return x * (x < Vec{} ? power : all(1.0f)) / (power + 1.0f);
+}
+
+// Rows of gates and of what they are to gate, z [n, 2 * inner], as they are multiplied.
+void quantise_gated(Team& team, const float* z, const Rows& to) {
+    const int64_t inner = to.groups * GROUP, parts = (to.groups + GATED - 1) / GATED;
+    team.share(to.count * parts, true, [&](int64_t task) {
+        const int64_t row = task / parts, first = task % parts * GATED;
+        const float* gate = z + row * 2 * inner;
+        quantise(row, first, std::min(first + GATED, to.groups), to,
+                 [&](int64_t at) { return swish(load(gate + at)) * load(gate + inner + at); });
+    });
+}
+
+// What a layer has of its own, as inputs of the operation.
+struct LayerInputs {
+    const int32_t* memory;
+    const float *before, *behind;
+    const uint8_t *fused, *out, *gated, *back;
+    const float *bias, *query_norm, *key_norm;
+};
+
+// Inputs: those of `tree`, of which the rows are y [n, width], but for the last. Then of each layer where its keys and values
+// are, as in `tree`; weights [width] of the norm before attention, and of that behind it; and packed (packing.py): queries,
+// keys and values side by side; the output; gates and what they gate side by side, [2 * inner] outputs; the way back. If
+// `biased`, what is added to queries, keys and values [(heads + 2 groups) * size]; if `normed`, weights [size] of norms of
+// queries and of keys. Outputs: y [n, width] behind the last layer, and behind those of `reads`, side by side.
+// By `threads` as a product.
+class Layers : public ov::op::Op {
+public:
+    OPENVINO_OP("Layers", "dynatree");
+
+    Layers() = default;
+    explicit Layers(const ov::OutputVector& inputs) : Op(inputs) {}
+
+    void validate_and_infer_types() override {
+        const auto shape = get_input_partial_shape(0);
+        set_output_size(m_reads.empty() ? 1 : 2);
+        set_output_type(0, ov::element::f32, shape);
+        if (!m_reads.empty())
+            set_output_type(1, ov::element::f32, {shape[0], shape[1] * ov::Dimension(m_reads.size())});
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        const auto made = std::make_shared<Layers>(inputs);
+        made->m_heads = m_heads, made->m_groups = m_groups, made->m_size = m_size, made->m_inner = m_inner;
+        made->m_bits = m_bits, made->m_biased = m_biased, made->m_normed = m_normed, made->m_eps = m_eps;
+        made->m_reads = m_reads, made->m_threads = m_threads;
+        made->validate_and_infer_types();
+        return made;
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("heads", m_heads);
+        visitor.on_attribute("groups", m_groups);
+        visitor.on_attribute("size", m_size);
+        visitor.on_attribute("inner", m_inner);
+        visitor.on_attribute("bits", m_bits);
+        visitor.on_attribute("biased", m_biased);
+        visitor.on_attribute("normed", m_normed);
+        visitor.on_attribute("eps", m_eps);
+        visitor.on_attribute("reads", m_reads);
+        visitor.on_attribute("threads", m_threads);
+        return true;
+    }
+
+    bool has_evaluate() const override {
+        return true;
+    }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        const int64_t count = inputs[0].get_shape()[0], width = inputs[0].get_shape()[1];
+        const int64_t read = m_heads * m_size, fused = read + 2 * m_groups * m_size;
+        const int64_t most = std::max(fused, 2 * m_inner);
+        outputs[0].set_shape(inputs[0].get_shape());
+        if (!m_reads.empty())
+            outputs[1].set_shape({inputs[0].get_shape()[0], width * m_reads.size()});
+        Kept<float, 3> memory(count * (most + read + width));
+        float *z = memory.data(), *mixed = z + count * most, *behind = mixed + count * read;
+        Quantised quantised(count, std::max({width, read, m_inner}));
+        const Rows narrow = quantised.rows(width), attended = quantised.rows(read), wide = quantised.rows(m_inner);
+        Placed placed = tree(inputs, m_heads, m_groups, m_size, m_eps);
+        placed.in.z = z;
+        Team::gather(m_threads, true, [&](Team& team) {
+            const float* y = floats(inputs[0]);
+            float* out = floats(outputs[0]);
+            size_t place = TREE_INPUTS;
+            for (int64_t number = 1; place < inputs.size(); ++number, y = out) {
+                const LayerInputs of = layer(inputs, place);
+                placed.in.point(of.memory);
+                placed.in.query_norm = of.query_norm, placed.in.key_norm = of.key_norm;
+                quantise_rows(team, y, of.before, m_eps, narrow);
+                multiply(team, {of.fused, fused, m_bits, of.bias}, narrow, z);
+                attend(team, placed.of, placed.in, mixed);
+                quantise_rows(team, mixed, nullptr, m_eps, attended);
+                multiply(team, {of.out, width, m_bits, y, width}, attended, behind);
+                quantise_rows(team, behind, of.behind, m_eps, narrow);
+                multiply(team, {of.gated, 2 * m_inner, m_bits}, narrow, z);
+                quantise_gated(team, z, wide);
+                multiply(team, {of.back, width, m_bits, behind, width}, wide, out);
+                for (size_t at = 0; at < m_reads.size(); ++at)
+                    for (int64_t row = 0; m_reads[at] == number && row < count; ++row)
+                        std::copy_n(out + row * width, width, floats(outputs[1]) + (row * m_reads.size() + at) * width);
+            }
+        });
+        return true;
+    }
+
+private:
+    // The inputs of the layer whose first is at `place`, which is that of the next one then.
+    LayerInputs layer(const ov::TensorVector& inputs, size_t& place) const {
+        const auto next = [&](bool there = true) { return there ? inputs[place++].data() : nullptr; };
+        const auto numbers = [&](bool there = true) { return static_cast<const float*>(next(there)); };
+        const auto packed = [&] { return static_cast<const uint8_t*>(next()); };
+        return {static_cast<const int32_t*>(next()), numbers(), numbers(), packed(), packed(), packed(), packed(),
+                numbers(m_biased), numbers(m_normed), numbers(m_normed)};
+    }
+
+    int64_t m_heads = 1, m_groups = 1, m_size = 1, m_inner = 1, m_bits = 8, m_threads = 0;
+    bool m_biased = false, m_normed = false;
+    float m_eps = 0.0f;
+    std::vector<int64_t> m_reads;
+};
+
+}  // namespace dynatree
+
+#endif
