@@ -476,7 +476,7 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     """Guards the first answer against seconds of compiling, and answers against compiling in their midst."""
     monkeypatch.setattr(compiled, "STATIC_FROM", 0)
     monkeypatch.setattr(compiled, "EARNED", 3)
-    made = fresh("int8")
+    made = fresh("float32")
     there, least = made._graph(None)._requests, made._graph(None)._least
     (cache,) = made.new_caches(1)
     for n in (1, 1, 7, 1, 7):
@@ -492,6 +492,27 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     # What is prepared for others takes its place.
     made.prepare(5)
     assert 3 not in there and {5, 20, 40} < there.keys()
+
+
+@pytest.mark.skipif(not kernels.multiplies_bytes(), reason="no AVX-512 VNNI")
+def test_a_graph_that_is_hardly_wider_stands_for_one_that_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the first requests, where each number of tokens has a graph and few are made."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    monkeypatch.setattr(compiled, "FINE_EARNED", 2)
+    made, ran = fresh("int8"), list[int | None]()
+    infer = compiled._Request.infer
+    monkeypatch.setattr(compiled._Request, "infer", lambda self, *a: [ran.append(self.size.rows), infer(self, *a)][1])
+    (cache,) = made.new_caches(1)
+    for n in (3, 6, 3):
+        made.forward([Feed(TEXT[:n], cache)])
+    made.begin(1)
+    assert 3 in ran  # compared with the one for any number
+    ran.clear()
+    for n in (1, 2, 3, 4):
+        made.forward([Feed(TEXT[:n], cache)])
+    assert ran == [3, 3, 3, None]
+    made.prepare(4)
+    assert {*made._graph(None)._requests} == {*compiled.FINE_WIDTHS}
 
 
 def test_requests_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,13 +201,19 @@ def packed(weight: torch.Tensor, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def times(
-    x: np.ndarray, weights: np.ndarray, outputs: int, bits: int, threads: int = 1, norm: np.ndarray | None = None
+    x: np.ndarray,
+    weights: np.ndarray,
+    outputs: int,
+    bits: int,
+    threads: int = 1,
+    norm: np.ndarray | None = None,
+    own: int = 0,
 ) -> np.ndarray:
-    """What a graph of the operation alone gives."""
+    """What a graph of the operation alone gives, by OpenVINO's `threads` or by `own` ones."""
     given = op.parameter(PartialShape([-1, x.shape[1]]), Type.f32)
     held = packing.Memory().hold(torch.from_numpy(weights))
     norms = [] if norm is None else [op.constant(norm)]
-    made = kernels.product([given, op.constant(ov.Tensor(held, shared_memory=True)), *norms], outputs, bits, EPS)
+    made = kernels.product([given, op.constant(ov.Tensor(held, shared_memory=True)), *norms], outputs, bits, EPS, own)
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(ov.Model([made], [given]), "CPU", settings).create_infer_request()
     request.infer([x])
@@ -245,9 +253,28 @@ def test_a_product_of_a_row_has_its_bits_alone(bits: int) -> None:
     bytes, _ = packed(torch.randn(130, 576, generator=chance), bits)
     x = torch.randn(23, 576, generator=chance).numpy()
     together = times(x, bytes, 130, bits)
-    assert np.array_equal(times(x, bytes, 130, bits, threads=2), together)
+    for threads in (2, 3):
+        assert np.array_equal(times(x, bytes, 130, bits, threads=threads), together)
+        assert np.array_equal(times(x, bytes, 130, bits, own=threads), together)
     for count in range(1, 10):
         assert np.array_equal(times(x[23 - count :], bytes, 130, bits), together[23 - count :]), count
+
+
+@needs_bytes
+def test_threads_of_our_own_are_for_one_call_at_a_time() -> None:
+    """Guards decoding in several threads at once: who comes second works alone."""
+    bytes, _ = packed(torch.randn(130, 576, generator=torch.Generator().manual_seed(3)), 8)
+    x = torch.randn(23, 576, generator=torch.Generator().manual_seed(4)).numpy()
+    wanted = times(x, bytes, 130, 8)
+
+    def same(_: int) -> bool:
+        return all(np.array_equal(times(x, bytes, 130, 8, own=4), wanted) for _ in range(30))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(same, range(4)))
+    # They sleep by now, and are woken.
+    time.sleep(0.05)
+    assert same(0)
 
 
 @needs_bytes

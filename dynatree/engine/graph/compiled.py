@@ -43,8 +43,8 @@ from dynatree.engine.graph.parts import (
 # Numbers of rows that have a graph of their own, the most useful first. Where each has a copy of the weights, as many
 # as fit in so many bytes, the first few at most; a single one would not be worth it.
 WIDTHS = (1, 8, 4, 16, 2, 64, 32)
-# Where operations of our own are all there is of it, it is made in a tenth of a second and takes a mebibyte.
-FINE_WIDTHS = (*range(1, 9), *range(10, 17, 2), *range(20, 33, 4), *range(40, 65, 8))
+# Where operations of our own are all there is of it, it is made in a tenth of a second and holds little but logits.
+FINE_WIDTHS = (*range(1, 9), 10, 12, 16, 24, 32, 48, 64)
 STATIC_BYTES, MOST_COPIES = 650 * 2**20, 4
 # Rows that a graph has at most where their number is fixed.
 _WIDEST = 64
@@ -136,7 +136,7 @@ class Graph:
 
     def begin(self, requests: int) -> None:
         """Before so many requests are decoded together: make the graphs that have paid for themselves."""
-        if requests > 1 and self._static:
+        if requests > 1 and self._static and not self.weights.alone:
             together = {rows for width in TOGETHER_WIDTHS if (rows := requests * width) <= _WIDEST}
             self._widths = sorted(together.union(self._static))
             # Those for another number of requests would keep their memory for nothing.

@@ -395,7 +395,9 @@ class Weights:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
         if self.are_bytes(weight.shape[1]):
-            y = kernels.product([x, self._packed(lambda: weight, self.bits)], len(weight), self.bits, threads=self.threads)
+            y = kernels.product(
+                [x, self._packed(lambda: weight, self.bits)], len(weight), self.bits, threads=self.threads
+            )
         elif self._format == "int4" and weight.shape[1] % codes.GROUP == 0:
             y = self._four(x, weight)
         else:

@@ -6,11 +6,14 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <exception>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include <immintrin.h>
+#include <pthread.h>
 #include <openvino/op/op.hpp>
 #include <tbb/task_arena.h>
 #include <tbb/task_group.h>
@@ -130,10 +133,23 @@ public:
         take();
         for (int64_t turns = 0; m_done.load(std::memory_order_acquire) != parts; ++turns)
             rest(turns);
+        if (m_failed.exchange(false))
+            std::rethrow_exception(std::exchange(m_error, nullptr));
     }
 
 private:
     friend class Helpers;
+
+    // The others leave, however the work ends.
+    struct Over {
+        Team& team;
+        tbb::task_group& others;
+
+        ~Over() {
+            team.m_over.store(true, std::memory_order_release);
+            others.wait();
+        }
+    };
 
     explicit Team(int64_t size) : m_size(size) {}
 
@@ -145,7 +161,13 @@ private:
             // Of a task that is over all parts are taken: who gets one has that of the ticket.
             if (!m_ticket.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
                 continue;
-            m_call.load(std::memory_order_relaxed)(m_task.load(std::memory_order_relaxed), ticket & MOST);
+            try {
+                m_call.load(std::memory_order_relaxed)(m_task.load(std::memory_order_relaxed), ticket & MOST);
+            } catch (...) {
+                // For the caller, which waits for the others first: they have its task.
+                if (!m_failed.exchange(true))
+                    m_error = std::current_exception();
+            }
             m_done.fetch_add(1, std::memory_order_release);
             any = true;
             ticket = m_ticket.load(std::memory_order_acquire);
@@ -154,17 +176,24 @@ private:
     }
 
     void help() {
+        // Numbers too small for it are zero here, or not, as they are for the caller.
+        const unsigned before = _mm_getcsr();
+        _mm_setcsr(m_mode);
         for (int64_t turns = 0; !m_over.load(std::memory_order_acquire); ++turns)
             if (take())
                 turns = 0;
             else
                 rest(turns);
+        _mm_setcsr(before);
     }
 
     // A ticket: number of the task, its parts, and how many of them are taken.
     static constexpr int BITS = 20;
     static constexpr uint64_t MOST = (1 << BITS) - 1;
     const int64_t m_size;
+    const unsigned m_mode = _mm_getcsr();
+    std::atomic<bool> m_failed = false;
+    std::exception_ptr m_error;
     std::atomic<const void*> m_task = nullptr;
     std::atomic<void (*)(const void*, int64_t)> m_call = nullptr;
     alignas(64) std::atomic<uint64_t> m_ticket = 0;
@@ -177,8 +206,12 @@ private:
 class Helpers {
 public:
     static Helpers& all() {
-        static Helpers* const helpers = new Helpers;  // never destroyed: threads have it until the process ends
-        return *helpers;
+        // Never destroyed: threads have them until the process ends. One that was forked has none of these threads.
+        static std::atomic<Helpers*> helpers = [] {
+            pthread_atfork(nullptr, nullptr, [] { helpers.store(new Helpers); });
+            return new Helpers;
+        }();
+        return *helpers.load();
     }
 
     // Has so many of them help `team` while `work` is done. Says whether they are free.
@@ -186,25 +219,40 @@ public:
     bool lend(Team& team, const Work& work) {
         if (m_lent.exchange(true, std::memory_order_acquire))
             return false;
-        for (; m_count < team.size() - 1; ++m_count)
-            std::thread([this, place = m_count] { stay(place); }).detach();
+        const Back back{*this, team};
+        try {
+            for (; m_count < team.size() - 1; ++m_count)
+                std::thread([this, place = m_count] { stay(place); }).detach();
+        } catch (const std::system_error&) {
+            // As many as there may be.
+        }
         m_team.store(&team);
         m_calls.fetch_add(1);
         if (m_asleep.load())
             m_calls.notify_all();
         work();
-        team.m_over.store(true, std::memory_order_release);
-        m_team.store(nullptr);
-        for (int64_t turns = 0; m_inside.load(); ++turns)
-            rest(turns);
-        m_lent.store(false, std::memory_order_release);
         return true;
     }
 
 private:
+    // They leave the team, however the work ends.
+    struct Back {
+        Helpers& helpers;
+        Team& team;
+
+        ~Back() {
+            team.m_over.store(true, std::memory_order_release);
+            helpers.m_team.store(nullptr);
+            for (int64_t turns = 0; helpers.m_inside.load(); ++turns)
+                rest(turns);
+            helpers.m_lent.store(false, std::memory_order_release);
+        }
+    };
+
     void stay(int64_t place) {
-        for (uint32_t seen = 0;; seen = m_calls.load()) {
+        for (uint32_t seen = 0;;) {
             await(seen);
+            seen = m_calls.load();
             m_inside.fetch_add(1);
             // Not before: who has called waits for those inside alone.
             Team* const team = m_team.load();
@@ -219,7 +267,8 @@ private:
         const auto until = std::chrono::steady_clock::now() + AWAKE;
         for (int64_t turns = 0; m_calls.load(std::memory_order_acquire) == seen; ++turns) {
             rest(turns);
-            if (turns % PATIENT == 0 && std::chrono::steady_clock::now() > until) {
+            // Beside a busy thread each turn may take long.
+            if ((turns % LOOKED == 0 || turns >= PATIENT) && std::chrono::steady_clock::now() > until) {
                 m_asleep.fetch_add(1);
                 m_calls.wait(seen);
                 m_asleep.fetch_sub(1);
@@ -228,8 +277,9 @@ private:
         }
     }
 
-    // After the last call.
+    // After the last call; and turns between two looks at the clock.
     static constexpr std::chrono::milliseconds AWAKE{5};
+    static constexpr int64_t LOOKED = 256;
 
     int64_t m_count = 0;
     std::atomic<bool> m_lent = false;
@@ -248,11 +298,10 @@ void Team::gather(int64_t threads, bool worth, const Work& work) {
             return;
     } else if (size > 1) {
         tbb::task_group others;
+        const Over over{team, others};
         for (int64_t place = 1; place < size; ++place)
             others.run([&] { team.help(); });
         work(team);
-        team.m_over.store(true, std::memory_order_release);
-        others.wait();
         return;
     }
     Team alone(1);
