@@ -18,7 +18,7 @@ from openvino import PartialShape, Type
 from openvino import opset13 as op
 
 from dynatree.engine.graph import codes, kernels
-from dynatree.engine.graph.block_cache import BLOCK
+from dynatree.engine.graph.block_cache import BLOCK, addresses
 from dynatree.engine.graph.kernels import packing
 from dynatree.errors import UserError
 
@@ -93,12 +93,11 @@ def run(case: Case, rows: Rows) -> np.ndarray:
     given = [rows.z, rows.cos[:, None, None], rows.sin[:, None, None]]
     given += [np.array(rows.spread, np.int32), np.array(rows.past, np.int32)]
     given += [np.concatenate(rows.blocks).astype(np.int32), begins]
-    where = [part.ctypes.data for part in (rows.keys, rows.values)]
-    given.append(np.array(where, np.uint64).view(np.int32))
+    given.append(addresses([None, None, rows.keys, rows.values]))
     types = {np.dtype(np.float32): Type.f32, np.dtype(np.int32): Type.i32}
     inputs = [op.parameter(PartialShape([-1] * part.ndim), types[part.dtype]) for part in given]
     inputs[0] = op.parameter(PartialShape([-1, rows.z.shape[1]]), Type.f32)
-    made = kernels.attention([*inputs, *map(op.constant, rows.norms)], case.heads, case.groups, case.size, EPS)
+    made = kernels.attention([*inputs, *map(op.constant, rows.norms)], 1, case.heads, case.groups, case.size, EPS)
     settings = {"INFERENCE_NUM_THREADS": case.threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = ov.Core().compile_model(ov.Model([made], inputs), "CPU", settings).create_infer_request()
     for place, part in enumerate(given):

@@ -27,6 +27,11 @@ class Seat(NamedTuple):
     blocks: Sequence[int]
 
 
+def addresses(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
+    """Where `arrays` are, as our operations read it: two whole numbers of 32 bits each; of none zeros."""
+    return np.array([0 if one is None else one.ctypes.data for one in arrays], np.uint64).view(np.int32)
+
+
 # Those of rows, and further ones, each with the place of its row.
 Seats = tuple[list[Seat], list[tuple[int, Seat]]]
 
@@ -54,12 +59,10 @@ class Pool:
         )
         return keys.swapaxes(-1, -2) if self._across else keys, values
 
-    def given(self, layer: int) -> list[Any]:
+    def given(self) -> list[Any]:
         """What a graph takes: of keys that lie across and of values where they are, of others these themselves."""
-        both = self.keys[layer], self.values[layer]
-        if not self._across:
-            return [*both]
-        return [np.array([part.ctypes.data for part in both], np.uint64).view(np.int32)]
+        each = [part for both in zip(self.keys, self.values, strict=True) for part in both]
+        return [addresses(each)] if self._across else each
 
     def __len__(self) -> int:
         return int(self.keys.shape[1])

@@ -357,7 +357,7 @@ class _Request:
         if self._bound is not None and self._bound[0] is pool.keys:
             return
         self._bound = pool.keys, pool.values
-        given = [part for layer in range(len(pool.keys)) for part in pool.given(layer)]
+        given = pool.given()
         first = len(self.compiled.inputs) - len(given)
         for place, part in enumerate(given, first):
             self._request.set_input_tensor(place, ov.Tensor(part, shared_memory=part.dtype == np.float32))

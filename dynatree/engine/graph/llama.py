@@ -18,13 +18,13 @@ def graph(model: Any, weights: Weights, head: Tensor, size: Size, states: States
     config, base = model.config, model.base_model
     shape = parts.shape(model)
     inputs, nodes = parts.inputs(shape, size, states)
-    pools = [parts.pool(shape, size) for _ in base.layers]
+    pool, held = parts.pool(shape, size, len(base.layers))
     layers = [_gated(layer, config.rms_norm_eps) for layer in base.layers]
     weights.alone = parts.fuses(shape, layers, weights)
     y = parts.joined(inputs[0], weights, states)
-    y, read = parts.gated_layers(Stack(shape, size, nodes, y, pools, layers), weights, states)
+    y, read = parts.gated_layers(Stack(shape, size, nodes, y, held, layers), weights, states)
     logits = weights.head(parts.asked(y, nodes), head, base.norm.weight, config.rms_norm_eps)
-    return ov.Model([op.result(one) for one in (logits, *read)], [*inputs, *(part for pool in pools for part in pool)])
+    return ov.Model([op.result(one) for one in (logits, *read)], [*inputs, *pool])
 
 
 def _gated(layer: Any, eps: float) -> Gated:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import codes, kernels
-from dynatree.engine.graph.block_cache import BLOCK
+from dynatree.engine.graph.block_cache import BLOCK, addresses
 from dynatree.engine.graph.kernels import OPENVINO, packing
 
 # In float32 a graph is the model's own forward but for rounding; float16 is the type of its weights alone.
@@ -89,6 +89,13 @@ class Gated(NamedTuple):
     eps: float
 
 
+class Held(NamedTuple):
+    """The inputs by which a layer finds its keys and values, where all layers may be in them, and its number."""
+
+    layer: int
+    inputs: list[Any]
+
+
 class Nodes(NamedTuple):
     """Inputs of a graph that its layers share; None: all rows in their order."""
 
@@ -102,7 +109,7 @@ class Nodes(NamedTuple):
 
 # Sequences of no token behind those of the rows, see `_paged_attention`.
 EMPTY = 1
-# Of keys and values, in whole numbers of 32 bits.
+# Of a layer's keys and values, in whole numbers of 32 bits.
 ADDRESSES = 4
 # Inputs of a graph before those of the layers, the last three where they are wanted.
 X, COS, SIN, PAST, BEGINS, BLOCKS, BLOCK_BEGINS, LONGEST, SPREAD, OWN, WANTED = range(11)
@@ -146,25 +153,28 @@ def blocks_held(size: Size) -> int:
     return (size.rows or 0) * size.blocks + size.further
 
 
-def pool(shape: Shape, size: Size) -> list[Any]:
-    """A layer's inputs: where `Pool` holds its keys and values, or for OpenVINO's attention these themselves."""
+def pool(shape: Shape, size: Size, layers: int) -> tuple[list[Any], list[Held]]:
+    """The inputs behind the others, and what each of so many layers takes of them (`Pool.given`)."""
     if kernels.kind() == OPENVINO:
-        return [op.parameter(PartialShape([size.blocks, shape.groups, BLOCK, shape.size]), Type.f32) for _ in range(2)]
+        of = PartialShape([size.blocks, shape.groups, BLOCK, shape.size])
+        given = [op.parameter(of, Type.f32) for _ in range(2 * layers)]
+        return given, [Held(layer, given[2 * layer :][:2]) for layer in range(layers)]
     # Of an input of a number of blocks each graph would make memory of its own, as large as the pool.
-    return [op.parameter(PartialShape([ADDRESSES]), Type.i32)]
+    given = [op.parameter(PartialShape([layers * ADDRESSES]), Type.i32)]
+    return given, [Held(layer, given) for layer in range(layers)]
 
 
-def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, pool: list[Any], normed: Normed | None = None) -> Any:
+def attention(shape: Shape, size: Size, nodes: Nodes, z: Any, held: Held, normed: Normed | None = None) -> Any:
     """What the heads read [n, heads * size] by z, queries, keys and values side by side, which are not rotated yet.
 
     z [n, (heads + 2 groups) * size]; `normed`: each head's query and key are. A row's sums are over the positions of
     its path in an order of their own, whatever else is computed.
     """
     if kernels.kind() == OPENVINO:
-        return _paged_attention(shape, size, nodes, z, pool, normed)
-    inputs = [z, *_placed(size, nodes), *pool, *_norms(normed)]
+        return _paged_attention(shape, size, nodes, z, held.inputs, normed)
+    inputs = [z, *_placed(size, nodes), *held.inputs, *(vector(norm) for norm in _norms(normed))]
     eps = 0.0 if normed is None else normed.eps
-    return kernels.attention(inputs, heads=shape.heads, groups=shape.groups, size=shape.size, eps=eps)
+    return kernels.attention(inputs, held.layer, shape.heads, shape.groups, shape.size, eps)
 
 
 def _placed(size: Size, nodes: Nodes) -> list[Any]:
@@ -174,8 +184,8 @@ def _placed(size: Size, nodes: Nodes) -> list[Any]:
     return [nodes.cos, nodes.sin, every if nodes.spread is None else nodes.spread, past, blocks, begins]
 
 
-def _norms(normed: Normed | None) -> list[Any]:
-    return [] if normed is None else [vector(normed.query), vector(normed.key)]
+def _norms(normed: Normed | None) -> list[Tensor]:
+    return [] if normed is None else [normed.query, normed.key]
 
 
 def vector(values: Tensor) -> Any:
@@ -190,7 +200,7 @@ class Stack(NamedTuple):
     size: Size
     nodes: Nodes
     y: Any
-    pools: list[list[Any]]
+    held: list[Held]
     layers: list[Gated]
 
 
@@ -208,9 +218,9 @@ def gated_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any,
 
 def _plain_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any, list[Any]]:
     y, behind = stack.y, []
-    for layer, pool in zip(stack.layers, stack.pools, strict=True):
+    for layer, held in zip(stack.layers, stack.held, strict=True):
         z = weights.linear(rms_norm(y, layer.norms[0], layer.eps), *layer.qkv)
-        mixed = attention(stack.shape, stack.size, stack.nodes, z, pool, layer.normed)
+        mixed = attention(stack.shape, stack.size, stack.nodes, z, held, layer.normed)
         y = op.add(y, weights.linear(mixed, layer.o))
         z = weights.linear(rms_norm(y, layer.norms[1], layer.eps), *layer.gate_up)
         inner = layer.down.in_features
@@ -222,22 +232,21 @@ def _plain_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any
 
 def _fused_layers(stack: Stack, weights: "Weights", states: States) -> tuple[Any, list[Any]]:
     shape, first = stack.shape, stack.layers[0]
-    inputs = [stack.y, *_placed(stack.size, stack.nodes)]
-    biased = any(linear.bias is not None for layer in stack.layers for linear in layer.qkv)
-    for layer, pool in zip(stack.layers, stack.pools, strict=True):
-        inputs += [*pool, *(vector(norm) for norm in layer.norms)]
-        inputs += [weights.packed(*some) for some in (layer.qkv, (layer.o,), layer.gate_up, (layer.down,))]
-        inputs += [vector(bias_of(layer.qkv))] if biased else []
-        inputs += _norms(layer.normed)
+    arrays = list[np.ndarray | None]()
+    for layer in stack.layers:
+        arrays += [weights.vector(norm) for norm in layer.norms]
+        arrays += [weights.packed(*some) for some in (layer.qkv, (layer.o,), layer.gate_up, (layer.down,))]
+        biased = any(linear.bias is not None for linear in layer.qkv)
+        arrays.append(weights.vector(bias_of(layer.qkv)) if biased else None)
+        arrays += [weights.vector(norm) for norm in _norms(layer.normed)] or [None, None]
     made = kernels.layers(
-        inputs,
+        [stack.y, *_placed(stack.size, stack.nodes), *stack.held[0].inputs, op.constant(addresses(arrays))],
+        layers=len(stack.layers),
         heads=shape.heads,
         groups=shape.groups,
         size=shape.size,
         inner=first.down.in_features,
         bits=weights.bits,
-        biased=biased,
-        normed=first.normed is not None,
         eps=first.eps,
         reads=[*states.reads],
         threads=weights.threads,
@@ -353,6 +362,11 @@ def bias_of(layers: Sequence[nn.Linear]) -> Tensor:
     )
 
 
+def _shared(array: np.ndarray) -> Any:
+    """A constant that points into `array`."""
+    return op.constant(ov.Tensor(array, shared_memory=True))
+
+
 class Weights:
     """Products with weights in `format`. It owns the arrays that the graphs' constants point into.
 
@@ -395,9 +409,8 @@ class Weights:
         """x [n, i] by `weight` [o, i], in this format."""
         weight = weight.detach().float()
         if self.are_bytes(weight.shape[1]):
-            y = kernels.product(
-                [x, self._packed(lambda: weight, self.bits)], len(weight), self.bits, threads=self.threads
-            )
+            packed = _shared(self._packed(lambda: weight, self.bits))
+            y = kernels.product([x, packed], len(weight), self.bits, threads=self.threads)
         elif self._format == "int4" and weight.shape[1] % codes.GROUP == 0:
             y = self._four(x, weight)
         else:
@@ -411,7 +424,7 @@ class Weights:
         """
         weight = weight.detach().float()
         if self.are_bytes(weight.shape[1]):
-            inputs = [x, self._packed(lambda: weight, 8), *([] if norm is None else [vector(norm)])]
+            inputs = [x, _shared(self._packed(lambda: weight, 8)), *([] if norm is None else [vector(norm)])]
             return kernels.product(inputs, len(weight), 8, eps, self.threads)
         return self._dense(x if norm is None else rms_norm(x, norm, eps), weight)
 
@@ -430,23 +443,26 @@ class Weights:
         small = self._format in ("int8", "int4") and all(count % codes.GROUP == 0 for count in inputs)
         return small and kernels.multiplies_bytes()
 
-    def packed(self, *layers: nn.Linear) -> Any:
+    def vector(self, values: Tensor) -> np.ndarray:
+        """`values` in float32, where they are for all graphs."""
+        return self._weight(lambda: values.detach().float().numpy().copy())
+
+    def packed(self, *layers: nn.Linear) -> np.ndarray:
         """The weights of all `layers` side by side, where they are bytes."""
         return self._packed(lambda: torch.cat([layer.weight.detach() for layer in layers]).float(), self.bits)
 
-    def _packed(self, dense: Callable[[], Tensor], bits: int) -> Any:
+    def _packed(self, dense: Callable[[], Tensor], bits: int) -> np.ndarray:
         """A weight [o, i] in memory that all graphs share."""
 
-        def make() -> Any:
+        def make() -> np.ndarray:
             weight = dense()
             if bits == 4:
                 packed = packing.packed_four(codes.four_bits(weight))
             else:
                 packed = packing.packed_eight(*codes.eight_bits(weight))
             held = self._memory.hold(packed)
-            self._held.append(held)
             self.bytes += held.nbytes
-            return op.constant(ov.Tensor(held, shared_memory=True))
+            return held
 
         return self._weight(make)
 

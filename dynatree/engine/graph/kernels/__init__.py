@@ -62,9 +62,9 @@ def multiplies_bytes() -> bool:
     return kind() == OWN and {*_BYTES} <= {*_flags().split()}
 
 
-def attention(inputs: list[Any], heads: int, groups: int, size: int, eps: float) -> Any:
+def attention(inputs: list[Any], layer: int, heads: int, groups: int, size: int, eps: float) -> Any:
     """Attention over trees of `inputs`, as attention.hpp says."""
-    attributes = {"heads": heads, "groups": groups, "size": size, "eps": eps}
+    attributes = {"layer": layer, "heads": heads, "groups": groups, "size": size, "eps": eps}
     return _factory().create("TreeAttention", inputs, attributes)
 
 

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <memory>
 
@@ -226,11 +227,10 @@ struct Inputs {
     const float *query_norm, *key_norm;
     int64_t rows, places;
 
-    // Keys and values are where two addresses say, in two numbers each.
-    void point(const int32_t* addresses) {
-        float* memory[2];
-        std::memcpy(memory, addresses, sizeof(memory));
-        keys = memory[0], values = memory[1];
+    // Keys and values are those of a layer, of each of which there are two addresses.
+    void point(const int32_t* addresses, int64_t layer) {
+        const auto [first, second] = addressed<std::array<float*, 2>>(addresses, layer);
+        keys = first, values = second;
     }
 
     const float* row(const Sizes& of, int64_t place) const {
@@ -406,16 +406,17 @@ Placed tree(const ov::TensorVector& inputs, int64_t heads, int64_t groups, int64
                    nullptr, nullptr, nullptr, rows, places}};
 }
 
-// Inputs: z [n, (heads + 2 groups) * size] and the others of `tree`; where keys [blocks, groups, size, BLOCK] and values
-// [blocks, groups, BLOCK, size] are, an address in two numbers each; weights [size] of norms of queries and of keys, if any.
-// Output: [n, heads * size], of the first n of the m places.
+// Inputs: z [n, (heads + 2 groups) * size] and the others of `tree`; where the keys [blocks, groups, size, BLOCK] and values
+// [blocks, groups, BLOCK, size] of all layers are, two addresses of each (`addressed`); weights [size] of norms of queries and
+// of keys, if any. Output: [n, heads * size], of the first n of the m places.
 class TreeAttention : public ov::op::Op {
 public:
     OPENVINO_OP("TreeAttention", "dynatree");
 
     TreeAttention() = default;
-    TreeAttention(const ov::OutputVector& inputs, int64_t heads, int64_t groups, int64_t size, float eps)
+    TreeAttention(const ov::OutputVector& inputs, int64_t layer, int64_t heads, int64_t groups, int64_t size, float eps)
         : Op(inputs),
+          m_layer(layer),
           m_heads(heads),
           m_groups(groups),
           m_size(size),
@@ -429,10 +430,11 @@ public:
     }
 
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
-        return std::make_shared<TreeAttention>(inputs, m_heads, m_groups, m_size, m_eps);
+        return std::make_shared<TreeAttention>(inputs, m_layer, m_heads, m_groups, m_size, m_eps);
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("layer", m_layer);
         visitor.on_attribute("heads", m_heads);
         visitor.on_attribute("groups", m_groups);
         visitor.on_attribute("size", m_size);
@@ -447,7 +449,7 @@ public:
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
         Placed placed = tree(inputs, m_heads, m_groups, m_size, m_eps);
         placed.in.z = floats(inputs[0]);
-        placed.in.point(static_cast<const int32_t*>(inputs[TREE_INPUTS].data()));
+        placed.in.point(static_cast<const int32_t*>(inputs[TREE_INPUTS].data()), m_layer);
         if (inputs.size() > TREE_INPUTS + 1)
             placed.in.query_norm = floats(inputs[TREE_INPUTS + 1]), placed.in.key_norm = floats(inputs[TREE_INPUTS + 2]);
         outputs[0].set_shape({inputs[0].get_shape()[0], static_cast<size_t>(m_heads * m_size)});
@@ -456,7 +458,7 @@ public:
     }
 
 private:
-    int64_t m_heads = 1, m_groups = 1, m_size = 1;
+    int64_t m_layer = 0, m_heads = 1, m_groups = 1, m_size = 1;
     float m_eps = 0.0f;
 };
 

@@ -71,6 +71,14 @@ inline float* floats(const ov::Tensor& tensor) {
     return static_cast<float*>(const_cast<void*>(tensor.data()));
 }
 
+// Addresses, in two numbers each, of which a structure is made: one of several, side by side.
+template <typename Addresses>
+Addresses addressed(const int32_t* numbers, int64_t place) {
+    Addresses found;
+    std::memcpy(&found, numbers + place * int64_t(sizeof(found) / sizeof(int32_t)), sizeof(found));
+    return found;
+}
+
 // Memory, kept from call to call. A call takes it away, since another may begin on its thread meanwhile.
 template <typename T, int Use = 0>
 class Kept {

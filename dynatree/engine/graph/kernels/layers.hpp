@@ -31,20 +31,20 @@ void quantise_gated(Team& team, const float* z, const Rows& to) {
     });
 }
 
-// What a layer has of its own, as inputs of the operation.
-struct LayerInputs {
-    const int32_t* memory;
+// Where the weights of a layer are. In float32: [width] of the norm before attention, and of that behind it. Packed
+// (packing.py): queries, keys and values side by side; the output; gates and what they gate side by side, [2 * inner]
+// outputs; the way back. In float32, or nowhere: what is added to queries, keys and values [(heads + 2 groups) * size]; [size]
+// of norms of queries and of keys.
+struct LayerWeights {
     const float *before, *behind;
     const uint8_t *fused, *out, *gated, *back;
     const float *bias, *query_norm, *key_norm;
 };
 
-// Inputs: those of `tree`, of which the rows are y [n, width], but for the last. Then of each layer where its keys and values
-// are, as in `tree`; weights [width] of the norm before attention, and of that behind it; and packed (packing.py): queries,
-// keys and values side by side; the output; gates and what they gate side by side, [2 * inner] outputs; the way back. If
-// `biased`, what is added to queries, keys and values [(heads + 2 groups) * size]; if `normed`, weights [size] of norms of
-// queries and of keys. Outputs: y [n, width] behind the last layer, and behind those of `reads`, side by side.
-// By `threads` as a product.
+// Inputs: those of `tree`, of which the rows are y [n, width]; where keys and values of all layers are, as TreeAttention has
+// it; and where their weights are: a LayerWeights of each. As inputs of their own, ten a layer, OpenVINO took a tenth of a
+// forward over one token for them. Outputs: y [n, width] behind the last layer, and behind those of `reads`, side by side. By
+// `threads` as a product.
 class Layers : public ov::op::Op {
 public:
     OPENVINO_OP("Layers", "dynatree");
@@ -63,20 +63,19 @@ public:
     std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
         const auto made = std::make_shared<Layers>(inputs);
         made->m_heads = m_heads, made->m_groups = m_groups, made->m_size = m_size, made->m_inner = m_inner;
-        made->m_bits = m_bits, made->m_biased = m_biased, made->m_normed = m_normed, made->m_eps = m_eps;
-        made->m_reads = m_reads, made->m_threads = m_threads;
+        made->m_layers = m_layers, made->m_bits = m_bits, made->m_eps = m_eps, made->m_reads = m_reads;
+        made->m_threads = m_threads;
         made->validate_and_infer_types();
         return made;
     }
 
     bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("layers", m_layers);
         visitor.on_attribute("heads", m_heads);
         visitor.on_attribute("groups", m_groups);
         visitor.on_attribute("size", m_size);
         visitor.on_attribute("inner", m_inner);
         visitor.on_attribute("bits", m_bits);
-        visitor.on_attribute("biased", m_biased);
-        visitor.on_attribute("normed", m_normed);
         visitor.on_attribute("eps", m_eps);
         visitor.on_attribute("reads", m_reads);
         visitor.on_attribute("threads", m_threads);
@@ -103,10 +102,9 @@ public:
         Team::gather(m_threads, true, [&](Team& team) {
             const float* y = floats(inputs[0]);
             float* out = floats(outputs[0]);
-            size_t place = TREE_INPUTS;
-            for (int64_t number = 1; place < inputs.size(); ++number, y = out) {
-                const LayerInputs of = layer(inputs, place);
-                placed.in.point(of.memory);
+            for (int64_t layer = 0; layer < m_layers; ++layer, y = out) {
+                const auto of = addressed<LayerWeights>(static_cast<const int32_t*>(inputs[TREE_INPUTS + 1].data()), layer);
+                placed.in.point(static_cast<const int32_t*>(inputs[TREE_INPUTS].data()), layer);
                 placed.in.query_norm = of.query_norm, placed.in.key_norm = of.key_norm;
                 quantise_rows(team, y, of.before, m_eps, narrow);
                 multiply(team, {of.fused, fused, m_bits, of.bias}, narrow, z);
@@ -118,7 +116,7 @@ public:
                 quantise_gated(team, z, wide);
                 multiply(team, {of.back, width, m_bits, behind, width}, wide, out);
                 for (size_t at = 0; at < m_reads.size(); ++at)
-                    for (int64_t row = 0; m_reads[at] == number && row < count; ++row)
+                    for (int64_t row = 0; m_reads[at] == layer + 1 && row < count; ++row)
                         std::copy_n(out + row * width, width, floats(outputs[1]) + (row * m_reads.size() + at) * width);
             }
         });
@@ -126,17 +124,7 @@ public:
     }
 
 private:
-    // The inputs of the layer whose first is at `place`, which is that of the next one then.
-    LayerInputs layer(const ov::TensorVector& inputs, size_t& place) const {
-        const auto next = [&](bool there = true) { return there ? inputs[place++].data() : nullptr; };
-        const auto numbers = [&](bool there = true) { return static_cast<const float*>(next(there)); };
-        const auto packed = [&] { return static_cast<const uint8_t*>(next()); };
-        return {static_cast<const int32_t*>(next()), numbers(), numbers(), packed(), packed(), packed(), packed(),
-                numbers(m_biased), numbers(m_normed), numbers(m_normed)};
-    }
-
-    int64_t m_heads = 1, m_groups = 1, m_size = 1, m_inner = 1, m_bits = 8, m_threads = 0;
-    bool m_biased = false, m_normed = false;
+    int64_t m_layers = 1, m_heads = 1, m_groups = 1, m_size = 1, m_inner = 1, m_bits = 8, m_threads = 0;
     float m_eps = 0.0f;
     std::vector<int64_t> m_reads;
 };
