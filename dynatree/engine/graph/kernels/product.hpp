@@ -25,7 +25,7 @@ constexpr int64_t FOUR_BITS = OUTPUTS * GROUP / 2 + 2 * OUTPUTS * 2, EIGHT_BITS 
 // Bytes that are asked for in advance: the processor by itself stops to, where many rows make a group long.
 constexpr int64_t AHEAD = 5120;
 // Parts of a product for each thread, of which one may be slower. Groups of tiles and rows that are worth two threads.
-constexpr int64_t PARTS = 4, WORTH_TWO = 128;
+constexpr int64_t PARTS = 2, WORTH_TWO = 128;
 // Rows that are worth two threads where each has little to do.
 constexpr int64_t SEVERAL = 4;
 
