@@ -4,6 +4,7 @@
 #include <openvino/core/op_extension.hpp>
 
 #include "attention.hpp"
+#include "draws.hpp"
 #include "layers.hpp"
 #include "product.hpp"
 
