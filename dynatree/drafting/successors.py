@@ -26,7 +26,6 @@ from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, 
 from dynatree.drafting import most_levels
 from dynatree.engine.context import InContext
 from dynatree.engine.draft_model import DraftModel
-from dynatree.engine.graph.kernels.draws import Words
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.files import SUCCESSORS
@@ -34,7 +33,7 @@ from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.generation.request import Request
-from dynatree.generation.sampling import DraftNoise, Sampler, words_of
+from dynatree.generation.sampling import DraftNoise, Sampler, Words, words_of
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"

@@ -8,7 +8,7 @@ its own.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from pydantic import Field
 from torch import Tensor
 
 from dynatree.config import Knobs
-from dynatree.engine.graph.kernels.draws import Scores, Source, Words
 from dynatree.generation.logits_processors import check_numbers, greedy_token
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
@@ -37,6 +36,10 @@ _BLOCK = 64
 # What float32 loses in sums of scores and noise, of their size, at most; generously.
 _ROUNDING = 1e-5
 _NEVER = -math.inf
+
+Scores = NDArray[np.float32]
+# Random numbers of 32 bits, one a token.
+Words = NDArray[np.uint32]
 
 
 class Warpers(Knobs):
@@ -86,7 +89,9 @@ class Noise:
     def __init__(self, seed: int, request_key: int):
         # As an array: a list that holds 2**63 or more would be rounded to floats.
         self._key = np.array([seed, request_key], dtype=np.uint64)
-        self._source = Source(self._key)
+        # One generator, told where to begin: making one takes as long as what it gives.
+        self._bits = Philox(key=self._key)
+        self._begin: Any = self._bits.state
         self._kept: dict[int, Words] = {}
 
     def at(self, position: int, size: int) -> Tensor:
@@ -99,7 +104,7 @@ class Noise:
 
     def among(self, ids: NDArray[np.int64], most: Words, position: int, size: int) -> NDArray[np.int64]:
         """Those of `ids` [k], out of `size`, whose words are at `most` [k]: by the noise, without making it."""
-        return self._source.among(ids, self._words_at(position, size), most)
+        return ids[self._words_at(position, size)[ids] <= most]
 
     def best(self, scores: Scores, position: int, least: float = _NEVER) -> int:
         """The argmax of `scores` [v] plus the noise at `position`, of those of at least `least`; ties to the lowest.
@@ -108,12 +113,12 @@ class Noise:
         into question whose score is no further behind what is found anyway. NaN is found, whatever its noise.
         """
         words = self._words_at(position, len(scores))
-        likeliest, word = self._source.likeliest(scores, words)
+        likeliest = int(scores.argmax())
         top = float(scores[likeliest])
         if not math.isfinite(top):
             return likeliest
-        behind = _noise_of(word) - _noise_of(int(words[likeliest])) + _ROUNDING * (abs(top) + 1)
-        near = self._source.at_least(scores, max(least, top - behind))
+        behind = _noise_of(int(words.min())) - _noise_of(int(words[likeliest])) + _ROUNDING * (abs(top) + 1)
+        (near,) = (scores >= max(least, top - behind)).nonzero()
         return int(near[(scores[near] + _gumbel(words[near])).argmax()])
 
     def _words_at(self, position: int, size: int) -> Words:
@@ -141,7 +146,9 @@ class Noise:
             yield from ((bits.random_raw(_BLOCK) >> np.uint64(11)) * 2.0**-53).tolist()
 
     def _words(self, position: int, node: int, purpose: int, size: int) -> Words:
-        return self._source.words(_counter(position, node, purpose), size)
+        self._begin["state"]["counter"] = _counter(position, node, purpose)
+        self._bits.state = self._begin
+        return self._bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
 
 
 def _gumbel(words: Words) -> Scores:

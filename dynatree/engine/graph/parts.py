@@ -445,8 +445,7 @@ class Weights:
 
     def vector(self, values: Tensor) -> np.ndarray:
         """`values` in float32, where they are for all graphs."""
-        found: np.ndarray = self._weight(lambda: values.detach().float().numpy().copy())
-        return found
+        return self._weight(lambda: values.detach().float().numpy().copy())
 
     def packed(self, *layers: nn.Linear) -> np.ndarray:
         """The weights of all `layers` side by side, where they are bytes."""
@@ -465,8 +464,7 @@ class Weights:
             self.bytes += held.nbytes
             return held
 
-        found: np.ndarray = self._weight(make)
-        return found
+        return self._weight(make)
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)

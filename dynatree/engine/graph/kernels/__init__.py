@@ -78,29 +78,6 @@ def layers(inputs: list[Any], **attributes: Any) -> Any:
     return _factory().create("Layers", inputs, attributes)
 
 
-# Its functions that are no operations, by what they take; they give a whole number.
-_FUNCTIONS = {
-    "dynatree_random_words": [*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p],
-    "dynatree_likeliest": [*[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p],
-    "dynatree_at_least": [ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int64, ctypes.c_void_p],
-    "dynatree_among": [*[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2],
-}
-
-
-def loaded() -> ctypes.CDLL | None:
-    """The functions, if somebody has asked for operations in this process and they are our own."""
-    return _functions() if _kind.cache_info().currsize and kind() == OWN else None
-
-
-@cache
-def _functions() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(_library()))
-    for name, types in _FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, ctypes.c_int64
-    return library
-
-
 @cache
 def _factory() -> Any:
     from openvino.utils.node_factory import NodeFactory

@@ -4,7 +4,6 @@
 #include <openvino/core/op_extension.hpp>
 
 #include "attention.hpp"
-#include "draws.hpp"
 #include "layers.hpp"
 #include "product.hpp"
 
