@@ -445,7 +445,8 @@ class Weights:
 
     def vector(self, values: Tensor) -> np.ndarray:
         """`values` in float32, where they are for all graphs."""
-        return self._weight(lambda: values.detach().float().numpy().copy())
+        found: np.ndarray = self._weight(lambda: values.detach().float().numpy().copy())
+        return found
 
     def packed(self, *layers: nn.Linear) -> np.ndarray:
         """The weights of all `layers` side by side, where they are bytes."""
@@ -464,7 +465,8 @@ class Weights:
             self.bytes += held.nbytes
             return held
 
-        return self._weight(make)
+        found: np.ndarray = self._weight(make)
+        return found
 
     def _dense(self, x: Any, weight: Tensor) -> Any:
         return op.matmul(x, self._weight(lambda: self._rows(weight)), False, True)
