@@ -113,7 +113,7 @@ private:
 template <bool FOUR>
 void unpack(const uint8_t* from, __m512i* codes) {
     for (int64_t line = 0; line < (FOUR ? FOUR_BITS : EIGHT_BITS); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(from) + AHEAD + line, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(from) + AHEAD + line, _MM_HINT_NTA);
     if constexpr (FOUR) {
         const __m512i low = _mm512_set1_epi8(15);
         for (int place = 0; place < 4; ++place) {
