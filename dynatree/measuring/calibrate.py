@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, cycle, islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -174,13 +174,17 @@ class _Round(NamedTuple):
     beside: float
 
 
+# Of each text that was decoded.
+_Rounds = list[list[_Round]]
+
+
 class _Watched(NamedTuple):
     """Rounds of one request and of several together, at rest and where nodes were looked for, all of one moment."""
 
-    at_rest: list[_Round]
-    looked: list[_Round]
-    all_at_rest: list[_Round]
-    all_looked: list[_Round]
+    at_rest: _Rounds
+    looked: _Rounds
+    all_at_rest: _Rounds
+    all_looked: _Rounds
 
 
 def _watched(
@@ -195,7 +199,7 @@ def _watched(
         (together, found.all_at_rest, found.all_looked),
     ):
         for price, rounds in zip((_TOO_DEAR, 0), both, strict=True):
-            rounds += _rounds(target, drafter, prompts_of, calibration, price)
+            rounds.append(_rounds(target, drafter, prompts_of, calibration, price))
     return found
 
 
@@ -211,20 +215,26 @@ def in_decoding(
     Forwards take more than in a tight loop behind a round's own work, and among others of other sizes; those over one
     token take less, behind many of their like. A round takes `beside` more, and where nodes are looked for, `looking`:
     below one root, and below each further one of a batch, whose turn finds code and data in the processor's caches.
-    What was seen `earlier` counts as much: a machine that is slow for a while is seen as it mostly is.
+    What was seen `earlier` counts as much, and of each text its median: a machine that is slow for a while, which is to
+    say for all rounds of a text, is seen as it mostly is.
     """
 
-    def beside(rounds: Sequence[_Round]) -> float:
-        return statistics.median([one.beside for one in rounds] or [0.0])
+    def mostly(found: Iterable[Sequence[float]]) -> float:
+        return statistics.median([statistics.median(some) for some in found if some] or [0.0])
 
-    def beyond(rounds: Sequence[_Round], fewest: int, most: int) -> float:
+    def beside(texts: _Rounds) -> float:
+        return mostly([one.beside for one in rounds] for rounds in texts)
+
+    def beyond(texts: _Rounds, fewest: int, most: int) -> float:
         expected = calibration.costs.verify
-        found = [
-            one.forward - float(expected.at(one.context, 1 + one.nodes)[-1])
-            for one in rounds
-            if fewest <= one.nodes <= most
-        ]
-        return statistics.median(found or [0.0])
+        return mostly(
+            [
+                one.forward - float(expected.at(one.context, 1 + one.nodes)[-1])
+                for one in rounds
+                if fewest <= one.nodes <= most
+            ]
+            for rounds in texts
+        )
 
     moments = zip(*earlier, _watched(target, drafter, prompts, calibration), strict=True)
     at_rest, looked, all_rest, all_looked = ([*chain.from_iterable(rounds)] for rounds in moments)

@@ -34,6 +34,9 @@ LEAST_HANDLED = 20
 # Up to so many new tokens, the forwards of its like before one that is timed: a forward over one token takes a third
 # longer after one over 128 tokens than after three of its like, as in decoding.
 _LIKE = {4: 3, 32: 1}
+# Forwards over up to so many new tokens are timed so many times as often: most rounds on new text are such, and a tenth
+# of one decides whether nodes pay.
+_SMALL, _OFTEN = 8, 4
 # Tokens of a forward that is timed behind so many over one, so often at least.
 _FEW, _MANY, _SWITCHED = 4, 32, 5
 
@@ -212,7 +215,7 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
         cache.crop(context)
 
     room = ((drafter.context_limit or 2**31) - context - 2) // 2
-    whole, bare = _medians(drafter.language_model, [(level, 1), (forward, 1)], max(1, min(repeats, room)))
+    whole, bare = _medians(drafter.language_model, [(level, 1, 1), (forward, 1, 1)], max(1, min(repeats, room)))
     return max(0.0, whole - bare)
 
 
@@ -258,7 +261,7 @@ def _curve(
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians(model, [(partial(step, caches, n), _before(n)) for n in within], repeats)
+        median = _medians(model, [(partial(step, caches, n), _before(n), _times(n)) for n in within], repeats)
         # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
         # as behind the context before it, or by the token.
         shape = seconds[-1] if seconds else sizes
@@ -273,13 +276,19 @@ def _before(tokens: int) -> int:
     return next((count for most, count in _LIKE.items() if tokens <= most), 0)
 
 
-def _medians(model: LanguageModel, steps: Sequence[tuple[Callable[[], None], int]], repeats: int) -> list[float]:
+def _times(tokens: int) -> int:
+    return _OFTEN if tokens <= _SMALL else 1
+
+
+def _medians(model: LanguageModel, steps: Sequence[tuple[Callable[[], None], int, int]], repeats: int) -> list[float]:
     """Median seconds of each step of `model`; they take turns, so that a slow spell of the machine hits all alike.
 
-    Of each is told how often it is done before it is timed.
+    Of each is told how often it is done before it is timed, and in how many turns of each of `repeats`.
     """
     taken: list[list[float]] = [[] for _ in steps]
     for _ in range(repeats):
-        for (step, before), seconds in zip(steps, taken, strict=True):
-            seconds.append(_timed(model, [step] * (before + 1)))
+        for turn in range(max(times for _, _, times in steps)):
+            for (step, before, times), seconds in zip(steps, taken, strict=True):
+                if turn < times:
+                    seconds.append(_timed(model, [step] * (before + 1)))
     return [statistics.median(seconds) for seconds in taken]

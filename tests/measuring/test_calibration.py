@@ -348,7 +348,9 @@ def test_a_slow_moment_is_outvoted(target: Build, drafter: Drafts) -> None:
     known, model, helper, prompts = models.calibration(level=9.0), target(), drafter("related"), [[3, 1, 4, 1], [2, 7]]
     usual = calibrate._watched(model, helper, prompts, known)
     assert all(usual), "rounds of each kind were seen"
-    slow = calibrate._Watched(*([one._replace(forward=9.0, beside=5.0) for one in rounds] for rounds in usual))
+    slow = calibrate._Watched(
+        *([[one._replace(forward=9.0, beside=5.0) for one in rounds] for rounds in texts] for texts in usual)
+    )
 
     def one_token(*earlier: calibrate._Watched) -> tuple[float, float]:
         costs = calibrate.in_decoding(model, helper, prompts, known, earlier)
