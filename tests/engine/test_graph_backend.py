@@ -495,10 +495,10 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
 
 
 @pytest.mark.skipif(not kernels.multiplies_bytes(), reason="no AVX-512 VNNI")
-def test_a_graph_that_is_hardly_wider_stands_for_one_that_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Guards the first requests, where each number of tokens has a graph and few are made."""
+def test_rows_of_nobody_are_not_computed_where_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards forwards over numbers of tokens that have no graph: the one for any number takes less than a row."""
     monkeypatch.setattr(compiled, "STATIC_FROM", 0)
-    monkeypatch.setattr(compiled, "FINE_EARNED", 2)
+    monkeypatch.setattr(compiled, "EXACT_EARNED", 2)
     made, ran = fresh("int8"), list[int | None]()
     infer = compiled._Request.infer
     monkeypatch.setattr(compiled._Request, "infer", lambda self, *a: [ran.append(self.size.rows), infer(self, *a)][1])
@@ -508,11 +508,15 @@ def test_a_graph_that_is_hardly_wider_stands_for_one_that_is_not_made(monkeypatc
     made.begin(1)
     assert 3 in ran  # compared with the one for any number
     ran.clear()
-    for n in (1, 2, 3, 4):
+    for n in (2, 3, 4):
         made.forward([Feed(TEXT[:n], cache)])
-    assert ran == [3, 3, 3, None]
+    assert ran == [None, 3, None]
     made.prepare(4)
-    assert {*made._graph(None)._requests} == {*compiled.FINE_WIDTHS}
+    assert {*made._graph(None)._requests} == {*compiled.EXACT_WIDTHS}
+    ran.clear()
+    for n in (1, 16, 17):
+        made.forward([Feed(TEXT[:n], cache)])
+    assert ran == [1, 16, None]
 
 
 def test_requests_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:

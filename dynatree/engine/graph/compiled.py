@@ -1,8 +1,8 @@
 """A graph compiled for this processor: for any number of rows, and for a few numbers of them by themselves.
 
 Where the number of rows is fixed, no shape is looked at during a forward, which is a quarter of the time of one over a
-single token. Such a graph takes seconds to make, which hundreds of forwards pay for: it is made when it was wanted as
-often, or when somebody asks (`prepare`). One that gives other bits is not used.
+single token (a thirtieth where all layers are one operation). Such a graph takes time to make, which hundreds of forwards
+pay for: it is made when it was wanted as often, or when somebody asks (`prepare`). One that gives other bits is not used.
 """
 
 from collections import Counter
@@ -43,8 +43,9 @@ from dynatree.engine.graph.parts import (
 # Numbers of rows that have a graph of their own, the most useful first. Where each has a copy of the weights, as many
 # as fit in so many bytes, the first few at most; a single one would not be worth it.
 WIDTHS = (1, 8, 4, 16, 2, 64, 32)
-# Where operations of our own are all there is of it, it is made in a tenth of a second and holds little but logits.
-FINE_WIDTHS = (*range(1, 9), 10, 12, 16, 24, 32, 48, 64)
+# Where operations of our own are all there is of it, it is made in 20 ms, holds little but logits, and saves a tenth of
+# one: a row of nobody takes longer than that.
+EXACT_WIDTHS = range(1, 17)
 STATIC_BYTES, MOST_COPIES = 650 * 2**20, 4
 # Rows that a graph has at most where their number is fixed.
 _WIDEST = 64
@@ -52,8 +53,8 @@ _WIDEST = 64
 TOGETHER_WIDTHS = (1, 4, 8)
 # Rows of one forward at most: of more, each takes as long alone.
 MOST_ROWS = 512
-# Forwards that are wanted of a graph before it is made: each saves some 4 ms of the 2 s that it takes, or one of 70.
-EARNED, FINE_EARNED = 400, 50
+# Forwards that are wanted of a graph before it is made: each saves some 4 ms of the 2 s that it takes, or 0.1 of 20 ms.
+EARNED, EXACT_EARNED = 400, 200
 # Forwards of a graph that is the only one before its weights are worth huge pages: they take 2.5 ms a MiB, once, and
 # save 2 µs a MiB and forward.
 EARNED_PAGES = 1000
@@ -62,8 +63,6 @@ STATIC_FROM = 2**20
 # No generated kernels for what stands between the products: they may be others where the width is fixed, and those of
 # OpenVINO 2026.4 crash on GPT-NeoX.
 SAME_KERNELS = {"SNIPPETS_MODE": "DISABLE"}
-# Rows of nobody that cost no more than a graph for any number.
-_NEAR = 2
 # Committed tokens that are looked back to where graphs are compared.
 _SEEN = 40
 # What a compiled graph takes, in sizes of its weights: they are packed, and much is made around them.
@@ -123,7 +122,7 @@ class Graph:
         self._requests: dict[int, _Request | None] = {}
         self._wanted: Counter[int | None] = Counter()
         self._least = 1 if self._one_row_is_like_two() else 2
-        known, self._earned = (FINE_WIDTHS, FINE_EARNED) if weights.alone else (WIDTHS, EARNED)
+        known, self._earned = (EXACT_WIDTHS, EXACT_EARNED) if weights.alone else (WIDTHS, EARNED)
         copies = min(MOST_COPIES, int(STATIC_BYTES / (_COPIES * weights.copied))) if weights.copied else len(known)
         count = copies if weights.bytes >= STATIC_FROM else 0
         self._static = self._from_least(known[:count] if count > 1 else ())
@@ -163,20 +162,14 @@ class Graph:
         """What comes of each of `given`, in one forward; with `lent`, logits where the next one writes."""
         rows = max(self._least, sum(len(one.seats) for one in given))
         further = sum(len(one.further) for one in given)
-        fits = [width for width in self._widths if width >= rows and _further(width) >= further]
-        width = fits[0] if fits else None
-        request = self._made_for(width) if width else None
-        if request is None:
+        width = next((width for width in self._widths if width >= rows and _further(width) >= further), None)
+        if self.weights.alone and width != rows:
+            width = None
+        request = self._requests.get(width) if width else None
+        if request is None or not self._fits(request):
             self._wanted[width] += 1
-            # Instead, one that is hardly wider, if there is one.
-            near = (self._made_for(other) for other in fits[1:] if other <= rows + _NEAR)
-            request = next((one for one in near if one), self._any_number)
+            request = self._any_number
         return request.infer(given, self._pool, self._least, lent)
-
-    def _made_for(self, width: int) -> "_Request | None":
-        """The graph for so many rows, if it is made, and for the pool as it is."""
-        request = self._requests.get(width)
-        return request if self._fits(request) else None
 
     def _fits(self, request: "_Request | None") -> bool:
         """Whether it is for as many blocks as there are; the pool may have grown."""
