@@ -1,8 +1,9 @@
 """A graph compiled for this processor: for any number of rows, and for a few numbers of them by themselves.
 
 Where the number of rows is fixed, no shape is looked at during a forward, which is a quarter of the time of one over a
-single token (a thirtieth where all layers are one operation). Such a graph takes time to make, which hundreds of forwards
-pay for: it is made when it was wanted as often, or when somebody asks (`prepare`). One that gives other bits is not used.
+single token (a thirtieth where all layers are one operation). Such a graph takes time to make, which hundreds of
+forwards pay for: it is made when it was wanted as often, or when somebody asks (`prepare`). One that gives other bits
+is not used.
 """
 
 from collections import Counter
