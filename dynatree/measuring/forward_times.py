@@ -261,7 +261,7 @@ def _curve(
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
             model.forward(text, cache, last_only=True)
         within = [n for n in sizes if context + n <= limit]
-        median = _medians(model, [(partial(step, caches, n), _before(n), _times(n)) for n in within], repeats)
+        median = _medians(model, [(partial(step, caches, n), _before(n), _times(rows * n)) for n in within], repeats)
         # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there
         # as behind the context before it, or by the token.
         shape = seconds[-1] if seconds else sizes

@@ -347,7 +347,7 @@ def test_a_slow_moment_is_outvoted(target: Build, drafter: Drafts) -> None:
     """Guards trees by the state that a machine was in for the two seconds in which decoding was watched."""
     known, model, helper, prompts = models.calibration(level=9.0), target(), drafter("related"), [[3, 1, 4, 1], [2, 7]]
     usual = calibrate._watched(model, helper, prompts, known)
-    assert all(usual), "rounds of each kind were seen"
+    assert all(any(texts) for texts in usual), "rounds of each kind were seen"
     slow = calibrate._Watched(
         *([[one._replace(forward=9.0, beside=5.0) for one in rounds] for rounds in texts] for texts in usual)
     )
@@ -360,6 +360,25 @@ def test_a_slow_moment_is_outvoted(target: Build, drafter: Drafts) -> None:
     # By the table each takes a second, of which no more than half can be taken back.
     forward, beside = one_token(slow, usual)
     assert forward == pytest.approx(0.5) and beside < 0.1
+    # So is a text, however many of its rounds were slow.
+    usual.at_rest.append([one._replace(forward=9.0, beside=5.0) for one in usual.at_rest[0] * 50])
+    forward, beside = one_token(usual)
+    assert forward == pytest.approx(0.5) and beside < 0.1
+
+
+def test_small_forwards_are_timed_oftener(target: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the price of a node against a spell of some milliseconds: most rounds have few."""
+    seen, timed = list[int](), forward_times._timed
+
+    def timing(model: LanguageModel, steps: Sequence[Any]) -> float:
+        seen.append(steps[0].args[-1])
+        return timed(model, steps)
+
+    monkeypatch.setattr(forward_times, "_timed", timing)
+    forward_times.costs(target(), None, [16], 2, {}, {})
+    larger = next(n for n in forward_times.VERIFIED if n > forward_times._SMALL)
+    often, seldom = seen.count(forward_times._SMALL), seen.count(larger)
+    assert seldom and often == forward_times._OFTEN * seldom
 
 
 def test_decoding_is_watched_at_three_moments(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -201,7 +201,8 @@ void tiled(const Query* queries, int64_t count, const Work& work) {
 }
 
 // A head [size] as it is compared: of root mean square 1 with `norm` (or none), its first `turned` values rotated.
-void turn(const Sizes& of, const float* head, const float* norm, const float* cos, const float* sin, float* out) {
+void turn(const Sizes& of, const float* __restrict head, const float* __restrict norm, const float* __restrict cos,
+          const float* __restrict sin, float* __restrict out) {
     float factor = 1.0f;
     if (norm) {
         float squares = 0.0f;
@@ -209,14 +210,15 @@ void turn(const Sizes& of, const float* head, const float* norm, const float* co
             squares = std::fma(head[at], head[at], squares);
         factor = 1.0f / std::sqrt(squares / static_cast<float>(of.size) + of.eps);
     }
-    for (int64_t at = 0; at < of.size; ++at)
-        out[at] = norm ? head[at] * factor * norm[at] : head[at];
+    const auto normed = [&](int64_t at) { return norm ? head[at] * factor * norm[at] : head[at]; };
     const int64_t half = of.turned / 2;
     for (int64_t at = 0; at < half; ++at) {
-        const float low = out[at], high = out[at + half];
+        const float low = normed(at), high = normed(at + half);
         out[at] = low * cos[at] - high * sin[at];
         out[at + half] = high * cos[at + half] + low * sin[at + half];
     }
+    for (int64_t at = of.turned; at < of.size; ++at)
+        out[at] = normed(at);
 }
 
 struct Inputs {

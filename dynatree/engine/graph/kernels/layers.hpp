@@ -99,6 +99,8 @@ public:
         const Rows narrow = quantised.rows(width), attended = quantised.rows(read), wide = quantised.rows(m_inner);
         Placed placed = tree(inputs, m_heads, m_groups, m_size, m_eps);
         placed.in.z = z;
+        const size_t numbers = inputs[TREE_INPUTS + 1].get_size() * sizeof(int32_t);
+        OPENVINO_ASSERT(numbers == m_layers * sizeof(LayerWeights), "layers: addresses of other weights");
         Team::gather(m_threads, true, [&](Team& team) {
             const float* y = floats(inputs[0]);
             float* out = floats(outputs[0]);

@@ -37,32 +37,41 @@ struct Weights {
     int64_t step = 0;
 };
 
-// Rows of activations in groups: bytes [n, inputs]; of each group its scale, the sum of its values, and -128 times the
-// sum of its bytes, as weights of 8 bits are held with 128 added.
+// A group of a row of activations: bytes, four together; their scale, the sum of its values, and -128 times the sum of its
+// bytes, as weights of 8 bits are held with 128 added.
+struct Activations {
+    int32_t four[GROUP / 4];
+    float scale, sum;
+    int32_t offset;
+};
+
+// Rows of activations, [groups, n]: those that a product reads together side by side, at distances that are known.
 struct Rows {
     int64_t count, groups;
-    int8_t* bytes;
-    float *scales, *sums;
-    int32_t* offsets;
+    Activations* held;
+
+    Activations& at(int64_t row, int64_t group) const {
+        return held[group * count + row];
+    }
 };
 
 // A row's groups from `first` to `last`, of which `from` gives the values, halves of a group.
 template <typename From>
 void quantise(int64_t row, int64_t first, int64_t last, const Rows& to, const From& from) {
     for (int64_t group = first; group < last; ++group) {
-        const int64_t at = row * to.groups + group;
+        Activations& found = to.at(row, group);
         const __m512 low = (__m512)from(group * GROUP), high = (__m512)from(group * GROUP + LANES);
         const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high)));
         const __m512 factor = _mm512_set1_ps(most > 0.0f ? 127.0f / most : 0.0f);
         const __m512i begin = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
         const __m512i end = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
-        __m128i* bytes = reinterpret_cast<__m128i*>(to.bytes + at * GROUP);
+        __m128i* bytes = reinterpret_cast<__m128i*>(found.four);
         _mm_storeu_si128(bytes, _mm512_cvtsepi32_epi8(begin));
         _mm_storeu_si128(bytes + 1, _mm512_cvtsepi32_epi8(end));
         const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(begin, end));
-        to.scales[at] = most / 127.0f;
-        to.sums[at] = to.scales[at] * static_cast<float>(sum);
-        to.offsets[at] = -128 * sum;
+        found.scale = most / 127.0f;
+        found.sum = found.scale * static_cast<float>(sum);
+        found.offset = -128 * sum;
     }
 }
 
@@ -92,28 +101,29 @@ class Quantised {
 public:
     Quantised(int64_t count, int64_t inputs)
         : m_count(count),
-          m_groups(count * inputs / GROUP),
-          m_bytes(m_groups * GROUP),
-          m_floats(2 * m_groups),
-          m_offsets(m_groups) {}
+          m_held(count * inputs / GROUP) {}
 
     // For rows of so many values, in place of those before.
     Rows rows(int64_t inputs) {
-        return {m_count, inputs / GROUP, m_bytes.data(), m_floats.data(), m_floats.data() + m_groups, m_offsets.data()};
+        return {m_count, inputs / GROUP, m_held.data()};
     }
 
 private:
-    int64_t m_count, m_groups;
-    Kept<int8_t> m_bytes;
-    Kept<float, 2> m_floats;
-    Kept<int32_t> m_offsets;
+    int64_t m_count;
+    Kept<Activations> m_held;
 };
 
-// The weights of a group, a byte each: of 16 outputs four inputs in each vector.
+// The weights of a group, a byte each: of 16 outputs four inputs in each vector. If they are read but `once`, those ahead
+// are asked for past the caches, which have other things to hold.
 template <bool FOUR>
-void unpack(const uint8_t* from, __m512i* codes) {
-    for (int64_t line = 0; line < (FOUR ? FOUR_BITS : EIGHT_BITS); line += 64)
-        _mm_prefetch(reinterpret_cast<const char*>(from) + AHEAD + line, _MM_HINT_NTA);
+void unpack(const uint8_t* from, bool once, __m512i* codes) {
+    for (int64_t line = 0; line < (FOUR ? FOUR_BITS : EIGHT_BITS); line += 64) {
+        const char* ahead = reinterpret_cast<const char*>(from) + AHEAD + line;
+        if (once)
+            _mm_prefetch(ahead, _MM_HINT_NTA);
+        else
+            _mm_prefetch(ahead, _MM_HINT_T0);
+    }
     if constexpr (FOUR) {
         const __m512i low = _mm512_set1_epi8(15);
         for (int place = 0; place < 4; ++place) {
@@ -139,27 +149,26 @@ void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, 
         sums[n] = _mm512_setzero_ps();
     for (int64_t group = 0; group < rows.groups; ++group, tile += FOUR ? FOUR_BITS : EIGHT_BITS) {
         __m512i codes[8];
-        unpack<FOUR>(tile, codes);
+        unpack<FOUR>(tile, rows.count <= TOGETHER, codes);
         __m512 scale, least;
         if constexpr (FOUR) {
             scale = halves(tile + OUTPUTS * GROUP / 2);
             least = halves(tile + OUTPUTS * GROUP / 2 + OUTPUTS * 2);
         }
         for (int n = 0; n < N; ++n) {
-            const int64_t at = (first + n) * rows.groups + group;
-            int32_t four[GROUP / 4];
-            std::memcpy(four, rows.bytes + at * GROUP, GROUP);
+            // Its numbers are broadcast where they are: out of general registers that took longer than the products.
+            const Activations& of = (&rows.at(first, group))[n];
             // Two sums: one by itself would wait for its own products.
-            __m512i even = FOUR ? _mm512_setzero_si512() : _mm512_set1_epi32(rows.offsets[at]);
+            __m512i even = FOUR ? _mm512_setzero_si512() : _mm512_set1_epi32(of.offset);
             __m512i odd = _mm512_setzero_si512();
             for (int place = 0; place < 8; place += 2) {
-                even = _mm512_dpbusd_epi32(even, codes[place], _mm512_set1_epi32(four[place]));
-                odd = _mm512_dpbusd_epi32(odd, codes[place + 1], _mm512_set1_epi32(four[place + 1]));
+                even = _mm512_dpbusd_epi32(even, codes[place], _mm512_set1_epi32(of.four[place]));
+                odd = _mm512_dpbusd_epi32(odd, codes[place + 1], _mm512_set1_epi32(of.four[place + 1]));
             }
-            const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), of = _mm512_set1_ps(rows.scales[at]);
-            sums[n] = _mm512_fmadd_ps(product, FOUR ? _mm512_mul_ps(scale, of) : of, sums[n]);
+            const __m512 product = _mm512_cvtepi32_ps(_mm512_add_epi32(even, odd)), by_row = _mm512_set1_ps(of.scale);
+            sums[n] = _mm512_fmadd_ps(product, FOUR ? _mm512_mul_ps(scale, by_row) : by_row, sums[n]);
             if constexpr (FOUR)
-                sums[n] = _mm512_fmadd_ps(least, _mm512_set1_ps(rows.sums[at]), sums[n]);
+                sums[n] = _mm512_fmadd_ps(least, _mm512_set1_ps(of.sum), sums[n]);
         }
     }
     const int64_t left = std::min<int64_t>(OUTPUTS, by.outputs - output);
