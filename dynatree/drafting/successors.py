@@ -39,9 +39,9 @@ from dynatree.tree import ROOT, TokenTree
 MODEL = "required"
 
 # Nodes that a round adds, at most; paths less likely are neither added nor, by the second, gone on from: looking
-# one node's children up takes 80 microseconds between forwards, and noise for them half as much again.
+# one node's children up takes a fifth of a millisecond between forwards, and noise for them half as much again.
 _MOST = 32
-_ADDED, _EXTENDED = math.log(0.05), 0.25
+_ADDED, _EXTENDED = math.log(0.05), 0.45
 # Tokens whose logits are further behind the best, less than a hundredth as likely, are not learnt: there are many.
 _LEARNT = 4.6
 # Stands for the probability 0 of a place that holds nothing (engine/successors.py).

@@ -54,7 +54,13 @@ def paths(tree: TokenTree) -> dict[tuple[int, ...], float]:
     }
 
 
-def test_a_tree_grows_where_its_paths_are_likely(target: Build) -> None:
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths are gone on from that a fast forward would not wait for."""
+    monkeypatch.setattr(successors, "_EXTENDED", 0.25)
+
+
+def test_a_tree_grows_where_its_paths_are_likely(target: Build, far: None) -> None:
     """Guards the tree itself: children in order, products along paths, none below what is unlikely."""
     request = models.request([5, 9], 20)
     drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
@@ -75,7 +81,7 @@ def test_it_is_no_deeper_than_tokens_are_wanted(target: Build, left: int, deepes
     assert drafter.propose([request], planner)[0].depth == deepest
 
 
-def test_the_policys_limits_hold(target: Build) -> None:
+def test_the_policys_limits_hold(target: Build, far: None) -> None:
     """Guards against a budget or a threshold that a tree in one go passes by."""
     request = models.request([5, 9], 20)
     for policy in (fixed.Policy(depth=2, branch=2, budget=3), threshold.Policy(**{**LIMITS, "threshold": 0.2})):
@@ -87,7 +93,7 @@ def test_the_policys_limits_hold(target: Build) -> None:
             assert len(tree) == 4 and tree.depth <= 2
 
 
-def test_children_that_are_there_share_with_the_others(target: Build) -> None:
+def test_children_that_are_there_share_with_the_others(target: Build, far: None) -> None:
     """Guards against a token that comes twice below a node, and against siblings that sum to more than 1."""
     request = models.request([5, 9], 20)
     drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
