@@ -33,7 +33,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made.shrink()
     changes: dict[str, Any] = {f"pairs__{PAIR}__{role}__repository": str(home / role) for role in ("target", "drafter")}
     changes |= {f"sources__{name}__repository": str(home / name) for name in DATASETS}
-    tiny = made.params["scales"]["tiny"]
+    # Long enough to loop: guesses that come true now and then do not pay by any costs, a loop's do by all.
+    tiny = made.params["scales"]["tiny"] | {"output_tokens": 96}
     default = tiny["experiments"]["default"]
     instead = params.load(ROOT / "params.yaml")["scales"]["paper"]["instead"] | {"dtype": "bfloat16", "device": "cpu"}
     assert (instead["pair"], instead["datasets"]) == (PAIR, DATASETS)
