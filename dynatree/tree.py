@@ -5,7 +5,7 @@ forwards each of torch's operations takes some ten microseconds. Tensors, all on
 for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -170,10 +170,11 @@ class TokenTree:
         mask[:, prefix_length:] = self.ancestors
         return mask
 
-    def accepted_path(self, next_token: Callable[[int], int]) -> tuple[Tensor, int]:
+    def accepted_path(self, next_token: Callable[[int], int], ends: Collection[int] = ()) -> tuple[Tensor, int]:
         """Indices [1 + accepted] of the accepted path, root first, and the target's token after its last node.
 
-        `next_token` gives the token that the target puts after a node, and is asked along the path alone. A node is
+        `next_token` gives the token that the target puts after a node, and is asked along the path alone; after one of
+        `ends`, which end a text, nothing is asked, as in autoregressive decoding: it is given again. A node is
         accepted iff its parent is and it carries the token that the target puts after its parent; siblings are
         distinct, so the path is unique.
         """
@@ -183,5 +184,7 @@ class TokenTree:
         path, token = [0], next_token(0)
         while (node := children.get((path[-1], token))) is not None:
             path.append(node)
+            if token in ends:
+                break
             token = next_token(node)
         return torch.tensor(path), token

@@ -238,7 +238,7 @@ class RoundDecoder(ABC):
         """The token that follows the prompt of `request`, whose states it gets where the target is read."""
         # One by one: a prompt fills a forward by itself, padding would only add to it.
         before = self._target.forwards
-        feed = Feed(request.text[request.reused :], request.cache, last_only=True)
+        feed = Feed(request.text[request.reused :], request.cache, last=1)
         ((logits, request.states),) = self._target.forward_batch([feed], reads=self._reads)
         token = request.next_token(logits)
         request.prefill_forwards = self._target.forwards - before

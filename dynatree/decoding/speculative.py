@@ -117,7 +117,7 @@ class Decoder(RoundDecoder):
             processed = request.process(logits, tree)
             return traversal.verify(tree, processed, self._drawing.draws(request), request.sampler, position)
         process = (lambda rows, nodes: request.process(rows, tree, nodes)) if request.processors.active else None
-        return verify(tree, logits, request.sampler, position, process)
+        return verify(tree, logits, request.sampler, position, process, request.ends)
 
     def _start(self, requests: Sequence[Request]) -> None:
         if self._untold:

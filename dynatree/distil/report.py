@@ -148,7 +148,7 @@ def cost(target: LanguageModel, drafter: DraftModel, context: int) -> dict[str, 
     ids = torch.arange(context) % target.vocabulary_size
     with target.threads():
         for role, forward in forwards.items():
-            forward(ids, caches[role], last_only=True)
+            forward(ids, caches[role], last=1)
         for _ in range(1 + _STEPS):
             for role, forward in forwards.items():
                 begun = time.perf_counter()

@@ -116,10 +116,11 @@ class Drafter:
         tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth), least)
         if not tokens:
             return tree
-        log_probs = [*accumulate(steps)]
+        # Rounded as a drafter model's are: no child of such a node by a hair above it.
+        log_probs = torch.tensor([*accumulate(steps)])
         # Path probabilities fall along a chain, so what is kept is its beginning.
-        kept = sum(growth.children(tree, torch.tensor(log_probs), ROOT[:0]).tolist())
-        return tree.grown(range(kept), tokens[:kept], log_probs[:kept]) if kept else tree
+        kept = sum(growth.children(tree, log_probs, ROOT[:0]).tolist())
+        return tree.grown(range(kept), tokens[:kept], log_probs[:kept].tolist()) if kept else tree
 
 
 class Lookup:

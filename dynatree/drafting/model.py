@@ -8,7 +8,7 @@ A drafter that reads its target's states keeps rows of committed tokens alone, w
 them a node's row is made of the drafter's own output at its parent, and is forgotten when the round is over.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -32,6 +32,8 @@ _ANY = 2**31
 
 # Step log-probabilities [f, b] of children `tokens` [f, b] of `frontier` [f] in a tree, from the model's own [f, b].
 Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
+# Log-probability of what cannot be: records hold finite numbers.
+_NEVER = -1e4
 
 
 class Drafter:
@@ -58,7 +60,9 @@ class Drafter:
         batch = WeakSet(requests)
         self._batch.update(dict.fromkeys(requests, batch))
         for request, cache in zip(requests, caches, strict=True):
-            draft = Draft(self._model, cache, self._rates, request.processors, request.sampler, self._noise)
+            draft = Draft(
+                self._model, cache, self._rates, request.processors, request.sampler, self._noise, request.ends
+            )
             before = self._drafts.pop(request.follows, None) if request.follows is not None else None
             draft.begin(request.states, request.reused, before)
             self._drafts[request] = draft
@@ -147,12 +151,16 @@ class Draft:
         processors: LogitsProcessors = NO_PROCESSORS,
         sampler: Sampler | None = None,
         noise: DraftNoise = "shared",
+        ends: Collection[int] = (),
     ):
         self.cache = cache
         # Of each node that was drafted below by noise of its own, in this round.
         self.draws: dict[int, Draw] = {}
         self._model, self._processors, self._sampler, self._noise = model, processors, sampler, noise
         self._rates = rates and rates.at(sampler.temperature if sampler else 0)
+        self._ends = ends
+        # Of each node of this round that the caller's processors were asked of: proposed tokens that they allow there.
+        self._allowed: dict[int, set[int]] = {}
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
         self._forwarded = ROOT[:0]
@@ -194,7 +202,7 @@ class Draft:
         for place, tokens, stated in self._awaiting:
             if place < len(committed):
                 self._online.observe(stated, committed[place] in tokens)
-        self._awaiting, self.draws = [], {}
+        self._awaiting, self.draws, self._allowed = [], {}, {}
         begin = first_seen(self._model.window, len(committed), self._begin)
         if begin != self._begin:
             # Of a text that was cut back there may be fewer states than the window would have.
@@ -215,7 +223,7 @@ class Draft:
             self._forwarded = frontier[:0]
             lacked = self._begin + self.cache.length
             before = None if self._states is None else self._model.fused(self._states.since(lacked - 1))
-            return Feed(text[lacked:], self.cache, last_only=True, states=before)
+            return Feed(text[lacked:], self.cache, last=1, states=before)
         self._forwarded = torch.cat([self._forwarded, frontier])
         visible = tree.ancestors[frontier][:, self._forwarded]
         mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
@@ -235,7 +243,8 @@ class Draft:
         """
         model = self._model
         self._level, self._outputs = frontier, output.states[-len(frontier) :]
-        logits = self._processors.process(output.logits, text, tree, frontier, model.columns)
+        asked = self._asked(tree, frontier)
+        logits = self._processed(output.logits, text, tree, frontier, asked)
         if self._sampler and self._noise == "shared":
             # The noise that the target's own choice will have: what is best now is what it is likeliest to draw.
             positions = (tree.depths[frontier] + len(text)).tolist()
@@ -254,14 +263,38 @@ class Draft:
             }
         # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
         # where no token is possible, or logits overflowed, there are none.
-        steps = log_probs.gather(-1, columns).cpu().nan_to_num(nan=-1e4).clamp(min=-1e4, max=0)
+        steps = log_probs.gather(-1, columns).cpu().nan_to_num(nan=_NEVER).clamp(min=_NEVER, max=0)
         tokens = model.token_ids(columns.cpu())
+        for node, row, found in zip(frontier.tolist(), tokens.tolist(), steps.tolist(), strict=True):
+            if node in asked:
+                self._allowed[node] = {t for t, step in zip(row, found, strict=True) if step > _NEVER} - {*self._ends}
         if self._rates is None:
             return tokens, steps
         steps = self._rates.calibrated(steps)
         stated = steps.exp().sum(1).tolist()
         self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
         return tokens, self._online.corrected(steps)
+
+    def _asked(self, tree: TokenTree, frontier: Tensor) -> set[int]:
+        """Those of `frontier` [f] of which the caller's own processors can be asked, where there are any.
+
+        They may refuse a text that they would not have let come about, or that goes on behind its end.
+        """
+        if not self._processors.further:
+            return set()
+        tokens, parents, _, _ = tree.nodes
+        return {node for node in frontier.tolist() if not node or tokens[node] in self._allowed.get(parents[node], ())}
+
+    def _processed(self, logits: Tensor, text: Tensor, tree: TokenTree, frontier: Tensor, asked: set[int]) -> Tensor:
+        """`logits` [f, v] at `frontier` [f] by the processors, the caller's own where they are `asked`."""
+        processors, columns = self._processors, self._model.columns
+        if not processors.further or len(asked) == len(frontier):
+            return processors.process(logits, text, tree, frontier, columns)
+        ours = torch.tensor([node not in asked for node in frontier.tolist()])
+        found = logits.float()
+        for rows, by in ((ours, processors.model_copy(update={"further": ()})), (~ours, processors)):
+            found[rows] = by.process(found[rows], text, tree, frontier[rows], columns)
+        return found
 
     def accept(self, path: Tensor, states: Tensor = NO_STATES) -> None:
         """Keep the cache of the accepted nodes `path` (of the drafted tree, root first) that were forwarded.

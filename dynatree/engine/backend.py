@@ -37,6 +37,7 @@ class Feed(NamedTuple):
     """What one row feeds: the arguments of `LanguageModel.forward` and `DraftModel.draft`.
 
     `states` [n, width]: of a model with a fusion (`Backend.join`), what the embedding of each token is joined to.
+    `last`: of so many last tokens alone logits are wanted; 0: of all.
     `tree`: in place of positions and mask, where the tokens are all of its nodes, behind text alone.
     """
 
@@ -44,7 +45,7 @@ class Feed(NamedTuple):
     cache: Cache
     positions: Tensor | None = None
     mask: Tensor | None = None
-    last_only: bool = False
+    last: int = 0
     states: Tensor | None = None
     tree: TokenTree | None = None
 
@@ -62,7 +63,7 @@ NO_STATES = torch.empty(0, 0)
 
 
 class Output(NamedTuple):
-    """What comes of one feed: `logits` [n, v], or [1, v] of the last token; the `states` that are read, of all tokens.
+    """What comes of one feed: `logits` [n, v], or of its `last` tokens; the `states` that are read, of all tokens.
 
     `states` [n, reads * width] float32: hidden states behind the layers that were asked for, side by side.
     """

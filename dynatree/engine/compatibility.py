@@ -118,7 +118,7 @@ def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
         text = torch.randint(model.vocabulary_size, (committed,), generator=generator)
         tokens = torch.randint(model.vocabulary_size, (n,), generator=generator)
         (cache,) = model.new_caches(1)
-        model.forward(text, cache, last_only=True)
+        model.forward(text, cache, last=1)
         together = model.forward(tokens, cache, tree.positions(committed), tree.attention_mask(committed))
         for node in (n - 1, 4, 5):
             cache.crop(committed)

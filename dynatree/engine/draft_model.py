@@ -140,10 +140,10 @@ class DraftModel:
         cache: Cache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        last_only: bool = False,
+        last: int = 0,
     ) -> Tensor:
         """As `LanguageModel.forward`, but logits [n or 1, v] over the draft vocabulary: the head is most of a draft."""
-        return self.draft_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
+        return self.draft_batch([Feed(tokens, cache, positions, mask, last)])[0].logits
 
     def draft_batch(self, feeds: Sequence[Feed]) -> list[Output]:
         """What comes of each of `feeds`, whose caches are rows of one batch, in one forward.

@@ -58,9 +58,10 @@ def computed_by(of: Backend, model: PreTrainedModel) -> Iterator[None]:
         # What `generate` made of its own, empty, is put aside.
         ours = cache is not None and len(cache.layers) == 1 and isinstance(cache.layers[0], _Held)
         held = cache if cache is not None and ours else Cache(layers=[_Held(of.new_caches(1)[0])])
-        feed = Feed(tokens, held.layers[0].text, last_only=logits_to_keep == 1)  # type: ignore[union-attr]
+        # Behind a prompt the last ones alone: those of all would take time and memory.
+        feed = Feed(tokens, held.layers[0].text, last=logits_to_keep)  # type: ignore[union-attr]
         (output,) = of.forward([feed])
-        return CausalLMOutputWithPast(logits=output.logits[None, -logits_to_keep:], cache=held)
+        return CausalLMOutputWithPast(logits=output.logits[None], cache=held)
 
     # Of a generation within which this one is made, as by a criterion.
     outer = model.__dict__.get("forward")

@@ -303,13 +303,13 @@ class LanguageModel:
         cache: Cache,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        last_only: bool = False,
+        last: int = 0,
     ) -> Tensor:
-        """Logits [n, vocabulary] (or [1, vocabulary] with `last_only`) of `tokens` [n], which `cache` appends.
+        """Logits [n, vocabulary] (of the `last` tokens alone, if not 0) of `tokens` [n], which `cache` appends.
 
         `positions` [n] and `mask` [n, cache.length + n] (True: may attend) default to plain continuation.
         """
-        return self.forward_batch([Feed(tokens, cache, positions, mask, last_only)])[0].logits
+        return self.forward_batch([Feed(tokens, cache, positions, mask, last)])[0].logits
 
     @torch.inference_mode()
     def forward_batch(
@@ -326,7 +326,7 @@ class LanguageModel:
 
     def states(self, tokens: Tensor, layers: Sequence[int]) -> Tensor:
         """The hidden states [n, layers * width] behind `layers`, as of `expose`, along `tokens` [n]."""
-        feed = Feed(tokens, self.new_caches(1)[0], last_only=True)
+        feed = Feed(tokens, self.new_caches(1)[0], last=1)
         return self.forward_batch([feed], reads=layers)[0].states
 
     @torch.inference_mode()

@@ -37,6 +37,8 @@ class Request:
         self.processors = options.processors
         self.sampler = options.sampler(place)
         self.cache = cache
+        # Tokens that end its output.
+        self.ends = options.eos_token_id
         self.follows = follows
         self.reused = cache.length  # tokens of the prompt that are not forwarded again
         # Of the committed positions that the target computed last, if it is read.

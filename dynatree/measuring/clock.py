@@ -50,12 +50,13 @@ class StepSampler:
         self._context = min(CONTEXT, (target.context_limit or CONTEXT + 1) - 1)
         prompt = torch.arange(self._context) % target.vocabulary_size
         with torch.inference_mode():
-            self._token = greedy_tokens(target.forward(prompt, self._cache, last_only=True))
+            self._token = greedy_tokens(target.forward(prompt, self._cache, last=1))
 
     @torch.inference_mode()
     def sample(self) -> float:
         """Median seconds of a few steps."""
-        with self._target.uncounted():
+        # With torch's threads as within a request: more of them make a step longer, and requests shorter in steps.
+        with self._target.threads(), self._target.uncounted():
             edges = [self._step() for _ in range(pacing.SAMPLE_STEPS)]
         seconds = sorted(end - begin for begin, end in pairwise(edges))
         return seconds[len(seconds) // 2]

@@ -162,7 +162,7 @@ def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cach
 def _switching(target: LanguageModel, reads: Sequence[int], context: int, repeats: int) -> float:
     """Seconds that a forward over a few tokens takes more behind many over one than behind its like."""
     caches = target.new_caches(1)
-    target.forward(torch.arange(context) % target.vocabulary_size, caches[0], last_only=True)
+    target.forward(torch.arange(context) % target.vocabulary_size, caches[0], last=1)
     one, few = (partial(_verification, target, reads, caches, n) for n in (1, _FEW))
     pairs = [(_timed(target, [*[one] * _MANY, few]), _timed(target, [few] * _LIKE[_FEW])) for _ in range(repeats)]
     behind, among = (statistics.median(seconds) for seconds in zip(*pairs, strict=True))
@@ -198,7 +198,7 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
     width = len(drafter.reads) * drafter.fusion.width if drafter.fusion else 0
     states = torch.ones(context, width, device=drafter.device) if width else NO_STATES
     draft.begin(states)
-    drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last_only=True)
+    drafter.language_model.forward(torch.zeros(context, dtype=torch.long), cache, last=1)
 
     def level() -> None:
         committed.append(0)
@@ -259,7 +259,7 @@ def _curve(
         for row, cache in enumerate(caches):
             # Each shorter than the one before, as rows are.
             text = torch.arange(max(1, context - row)) % model.vocabulary_size
-            model.forward(text, cache, last_only=True)
+            model.forward(text, cache, last=1)
         within = [n for n in sizes if context + n <= limit]
         median = _medians(model, [(partial(step, caches, n), _before(n), _times(rows * n)) for n in within], repeats)
         # Near the limit there is no room for the last sizes, but it stands for shorter contexts, too: they grow there

@@ -137,6 +137,43 @@ def test_end_token_falls_inside_paths_and_on_bonus_tokens(target: Build, drafter
     assert {len(round.emitted) > round.accepted for rounds in last for round in rounds} == {True, False}
 
 
+class Grammar:
+    """Behind `begin` tokens even and odd ones by turns, up to `end`; of any other text it knows nothing to say."""
+
+    def __init__(self, begin: int, end: int):
+        self._begin, self._end = begin, end
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        for text in ids[:, self._begin :].tolist():
+            if self._end in text or any(token % 2 != place % 2 for place, token in enumerate(text)):
+                raise ValueError(f"{text} is no text")
+        other = torch.arange(scores.shape[1]) % 2 != (ids.shape[1] - self._begin) % 2
+        return scores.masked_fill(other, -torch.inf)
+
+
+@pytest.mark.parametrize("method", TREES)
+@pytest.mark.parametrize("kind", ["same", "related"])
+def test_a_processor_is_asked_of_no_text_that_could_not_be(
+    target: Build, drafter: Drafts, method: str, kind: str
+) -> None:
+    """Guards grammars: of drafted tokens that they forbid, and of what is behind an end token, they know nothing."""
+    # Its turns are not the grammar's, so that what is looked up breaks it.
+    prompt = [8, 3, 5, 1, 8, 3, 5, 1, 8, 3]
+
+    def outputs(decoder: Any, end: int) -> Trace:
+        ends = models.wanted(20, end, logits_processor=(Grammar(len(prompt), end),))
+        trace: Trace = decoder.decode(prompt, ends)
+        return trace
+
+    plain = plugins.load("decoding", "autoregressive").Decoder(target())
+    build = plugins.load("decoding", "speculative").Decoder
+    decoder = build(target(), drafter(kind), models.calibration(), **TREES[method])
+    whole = outputs(plain, -1).output
+    assert [token % 2 for token in whole] == [0, 1] * 10
+    for end in dict.fromkeys([-1, *whole]):
+        assert outputs(decoder, end).output == outputs(plain, end).output
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_several_end_tokens_and_one_in_the_prompt(target: Build, drafter: Drafts, method: str) -> None:
     """Guards against only one EOS being honoured, and against one in the prompt ending the output."""

@@ -111,7 +111,7 @@ def bonus_taken_from_the_parent(patch: Patch) -> None:
 
 
 def rejected_parents_ignored(patch: Patch) -> None:
-    def path(tree: TokenTree, following: Callable[[int], int]) -> tuple[Tensor, int]:
+    def path(tree: TokenTree, following: Callable[[int], int], *_: Any) -> tuple[Tensor, int]:
         hit = tree.tokens == torch.tensor([following(parent) for parent in tree.parents.tolist()])
         hit[0] = True
         deepest = int(torch.where(hit, tree.depths, -1).argmax())
@@ -121,7 +121,7 @@ def rejected_parents_ignored(patch: Patch) -> None:
 
 
 def draft_accepted_unseen(patch: Patch) -> None:
-    def path(tree: TokenTree, following: Callable[[int], int]) -> tuple[Tensor, int]:
+    def path(tree: TokenTree, following: Callable[[int], int], *_: Any) -> tuple[Tensor, int]:
         deepest = int(tree.depths.argmax())
         return tree.ancestors[deepest].nonzero().squeeze(1), following(deepest)
 

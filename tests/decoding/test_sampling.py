@@ -138,7 +138,7 @@ def test_noise_of_another_position_is_found_out(
 ) -> None:
     """Guards the tests above: verification that takes another position's noise must fail them."""
 
-    def wrong(tree: TokenTree, logits: Tensor, sampler: Sampler, position: int, process: None) -> tuple[Tensor, int]:
+    def wrong(tree: TokenTree, logits: Tensor, sampler: Sampler, position: int, *_: Any) -> tuple[Tensor, int]:
         if mistake == "by the root alone":
             tree = TokenTree(tree.nodes._replace(depths=[0] * len(tree)))
         return verify(

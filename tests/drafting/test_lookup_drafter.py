@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,6 +50,16 @@ def test_proposes_what_followed_the_longest_match(text: list[int], limit: int) -
         extended.append(extended[source + len(extended) - len(text)])
     assert tokens == extended[len(text) :]
     assert len(steps) == len(tokens) and all(step <= 0 for step in steps)
+
+
+def test_a_chain_is_rounded_as_what_is_drafted_below_it() -> None:
+    """Guards against a sure child by a hair above its parent: a cut between the two would leave it without one."""
+    planner, drafter = BatchPlanner(chain.Policy(draft_tokens=12), None), lookup.Drafter()
+    asked = models.request([1, 2, 3, 1, 2], 20)
+    planner.start([asked])
+    drafter.start([asked])
+    (tree,) = drafter.propose([asked], planner)
+    assert len(tree) == 13 and tree.nodes.log_probs == torch.tensor(tree.nodes.log_probs).tolist()
 
 
 @given(TEXTS, st.lists(st.integers(0, 3), max_size=20))

@@ -19,6 +19,7 @@ from dynatree.engine.eager.backend import EagerBackend
 from dynatree.engine.graph import block_cache, codes, compiled, kernels, parts
 from dynatree.engine.graph.backend import GraphBackend
 from dynatree.engine.graph.block_cache import BLOCK, BlockCache, Pool, Seat
+from dynatree.engine.in_transformers import computed_by
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
@@ -72,7 +73,7 @@ def prefilled(made: GraphBackend, count: int, chunk: int = CONTEXT) -> tuple[Blo
     """A cache with the first `count` tokens of the text, and the logits after them."""
     (cache,) = made.new_caches(1)
     for begin in range(0, count, chunk):
-        ((logits, _),) = made.forward([Feed(TEXT[begin : min(begin + chunk, count)], cache, last_only=True)])
+        ((logits, _),) = made.forward([Feed(TEXT[begin : min(begin + chunk, count)], cache, last=1)])
     return cache, logits
 
 
@@ -165,7 +166,7 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
     """Guards batches: trees and text of several lengths, also over the end of a block, and rows left over."""
     made = graph(architecture, format)
     lengths = [5, 255, 300, 513, 40, 250, 256, 9, 700, 30]
-    for count, last_only in ((2, False), (3, True), (10, False)):
+    for count, last in ((2, False), (3, True), (10, False)):
         made.prepare(count)
         together, alone = ([prefilled(made, length)[0] for length in lengths[:count]] for _ in range(2))
         for step in range(3):
@@ -177,7 +178,7 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
                     depths, ancestors = random_tree(n, seed=place)
                     mask = torch.cat([torch.ones(n, caches[0].length, dtype=torch.bool), ancestors], 1)
                     positions = depths + caches[0].length
-                feeds.append([Feed(tokens, cache, positions, mask, last_only) for cache in caches])
+                feeds.append([Feed(tokens, cache, positions, mask, last) for cache in caches])
             found = made.forward([feed for feed, _ in feeds])
             wanted = [made.forward([feed])[0] for _, feed in feeds]
             assert all(torch.equal(mine.logits, theirs.logits) for mine, theirs in zip(found, wanted, strict=True))
@@ -188,12 +189,12 @@ def test_requests_together_have_their_bits_alone(architecture: str, format: str)
 def test_a_long_text_beside_others_has_its_bits_alone() -> None:
     """Guards the order of rows where one goes in pieces, as at the first level of a batch of drafts."""
     made = read("llama", "int8")
-    for last_only in (False, True):
+    for last in (False, True):
         for counts in ((300, 5, 7), (3, 513, 256, 257, 9)):
             several = [made.new_caches(len(counts)) for _ in range(2)]
             together, alone = (
                 [
-                    Feed(TEXT[at : at + n], cache, last_only=last_only)
+                    Feed(TEXT[at : at + n], cache, last=last)
                     for at, (n, cache) in enumerate(zip(counts, caches, strict=True))
                 ]
                 for caches in several
@@ -310,7 +311,7 @@ def test_states_are_those_of_the_model(architecture: str) -> None:
         hook.remove()
     wanted = torch.cat([out[0] if isinstance(out, tuple) else out for out in seen], -1)[0].detach()
     made = read(architecture, "float32")
-    (output,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0], last_only=True)], reads=READS)
+    (output,) = made.forward([Feed(TEXT[:300], made.new_caches(1)[0], last=1)], reads=READS)
     assert len(output.logits) == 1 and torch.allclose(output.states, wanted, atol=1e-3, rtol=1e-3)
     made.prepare(3)
     for row in made.forward([Feed(TEXT[:n], made.new_caches(1)[0]) for n in (3, 8, 5)], reads=READS):
@@ -494,6 +495,35 @@ def test_graphs_are_made_when_they_have_paid_for_themselves(monkeypatch: pytest.
     assert 3 not in there and {5, 20, 40} < there.keys()
 
 
+def test_graphs_of_a_head_that_comes_later_are_prepared_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards timings against a drafter over all tokens whose graphs are made in their midst, or never."""
+    monkeypatch.setattr(compiled, "STATIC_FROM", 0)
+    made = fresh("int8")
+    assert not made._graph(made.head_over(torch.arange(5)))._requests
+    made.prepare(1)
+    later = made._graph(made.head_over(torch.arange(7)))
+    assert later._requests.keys() == made._graph(None)._requests.keys() and later._requests
+
+
+def test_a_generation_of_transformers_wants_the_logits_that_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards its assisted generation and its lookup against logits of a whole prompt, which no method of ours pays."""
+    made, wanted = fresh("int8"), list[int]()
+    given = GraphBackend._given
+
+    def told(self: GraphBackend, *a: Any) -> Any:
+        found = given(self, *a)
+        wanted.append(found.wanted)
+        return found
+
+    monkeypatch.setattr(GraphBackend, "_given", told)
+    own = model("llama")
+    with torch.inference_mode(), computed_by(made, own):
+        every = own(input_ids=TEXT[None, :40], logits_to_keep=0).logits
+        for keep in (1, 3, 40, 99):
+            assert torch.equal(own(input_ids=TEXT[None, :40], logits_to_keep=keep).logits, every[:, -keep:])
+    assert wanted == [40, 1, 3, 40, 40]
+
+
 @pytest.mark.skipif(not kernels.multiplies_bytes(), reason="no AVX-512 VNNI")
 def test_rows_of_nobody_are_not_computed_where_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards forwards over numbers of tokens that have no graph: the one for any number takes less than a row."""
@@ -543,7 +573,7 @@ def test_lent_logits_are_those_of_the_last_forward(monkeypatch: pytest.MonkeyPat
             rows = []
             for lent in (False, True):
                 caches = made.new_caches(len(counts))
-                feeds = [Feed(TEXT[:n], cache, last_only=n == 8) for n, cache in zip(counts, caches, strict=True)]
+                feeds = [Feed(TEXT[:n], cache, last=n == 8) for n, cache in zip(counts, caches, strict=True)]
                 rows.append([output.logits for output in made.forward(feeds, lent=lent)])
             assert all(torch.equal(*pair) for pair in zip(*rows, strict=True))
         (cache,) = made.new_caches(1)
@@ -910,7 +940,7 @@ def test_a_level_of_a_batch_is_timed_as_one_forward(monkeypatch: pytest.MonkeyPa
     )
     caches = helper.new_caches(4)
     for row, one in enumerate(caches):
-        helper.language_model.forward(TEXT[: BLOCK - row], one, last_only=True)
+        helper.language_model.forward(TEXT[: BLOCK - row], one, last=1)
     helper.prepare(4)
     for n in (1, 2, 8):
         forwards.clear()

@@ -127,7 +127,7 @@ def test_a_draft_vocabulary_restricts_drafts_and_nothing_else(tmp_path: Path, to
         before = model.forwards
         assert model.token_ids(torch.arange(4)).tolist() == ids
         assert torch.allclose(model.draft(tokens, model.new_caches(1)[0]), full[:, ids], rtol=1e-4, atol=1e-3)
-        assert model.draft(tokens, model.new_caches(1)[0], last_only=True).shape == (1, 4)
+        assert model.draft(tokens, model.new_caches(1)[0], last=1).shape == (1, 4)
         assert model.forwards == before + 2
 
 

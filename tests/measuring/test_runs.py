@@ -6,9 +6,11 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from dynatree import decoding
 from dynatree.data.prompts import Prompt
+from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
 from dynatree.generation.options import GenerationOptions
 from dynatree.measuring import clock, pacing, runs
@@ -53,6 +55,22 @@ def test_references_are_sampled_around_each_prompt(target: Build, drafter: Draft
         ("d/17/0", 1),
     ]
     assert all(len(timing["references"]) >= 2 and min(timing["references"]) > 0 for timing in timings)
+
+
+def test_references_have_the_threads_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against steps at a request's ends that take longer than those within it, by which it would look faster."""
+    model, step, seen = LanguageModel(models.random_model(), format="int8"), StepSampler._step, list[int]()
+    assert model.in_graph, "torch keeps its threads where it computes"
+    sampler = StepSampler(model)
+
+    def told(self: StepSampler) -> float:
+        seen.append(torch.get_num_threads())
+        return step(self)
+
+    monkeypatch.setattr(StepSampler, "_step", told)
+    torch.set_num_threads(2)
+    runs.timed(decoding.build(model, None, "autoregressive", {}), sampler, [PROMPTS[0].ids], models.wanted(4))
+    assert {*seen} == {1} and torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("decoder", ["autoregressive", "speculative", "transformers", "assisted", "prompt_lookup"])

@@ -49,3 +49,27 @@ def test_a_penalty_decides_which_path_is_accepted() -> None:
     assert verify(TREE, logits)[1] == 7
     path, _ = verify(TREE, logits, process=lambda rows, nodes: asked.process(rows, TREE, nodes))
     assert path.tolist()[:2] == [0, 2]
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_nothing_is_asked_behind_an_end_token(drawn: bool) -> None:
+    """Guards processors that know no text behind its end, as a grammar does, and rows there that are no numbers."""
+    logits = torch.full((len(TREE), VOCABULARY), -torch.inf)
+    logits[0, 2] = logits[2, 4] = logits[4, 6] = 0.0
+    asked, seen = request(**({"do_sample": True, "seed": 3} if drawn else {})), list[int]()
+
+    def process(rows: Tensor, nodes: Tensor | None) -> Tensor:
+        assert nodes is not None, "on a CPU row by row"
+        seen.extend(nodes.tolist())
+        return rows
+
+    def accepted(*ends: int) -> tuple[list[int], int]:
+        seen.clear()
+        path, token = verify(TREE, logits, asked.sampler, 2, process, ends)
+        return path.tolist(), token
+
+    assert accepted() == ([0, 2, 4], 6) and seen == [0, 2, 4]
+    assert accepted(4) == ([0, 2, 4], 4) and seen == [0, 2]
+    assert accepted(2) == ([0, 2], 2) and seen == [0]
+    # One that was not drafted, or that the target does not choose, ends no path.
+    assert accepted(1, 3, 6) == ([0, 2, 4], 6) and seen == [0, 2, 4]

@@ -63,10 +63,10 @@ class EagerBackend:
         return [Output(*pair) for pair in zip(logits, rows, strict=True)]
 
     def _logits(self, feeds: Sequence[Feed], head: Head | None) -> list[Tensor]:
-        """Logits [n or 1, v] of each of `feeds`."""
+        """Logits [n, v] of each of `feeds`, or of its last tokens."""
         # torch takes masks.
         feeds = [feed.spelled_out() for feed in feeds]
-        wanted = [1 if feed.last_only else len(feed.tokens) for feed in feeds]
+        wanted = [min(feed.last or len(feed.tokens), len(feed.tokens)) for feed in feeds]
         inputs, last = self._single(feeds[0]) if len(feeds) == 1 else self._batch(feeds), max(wanted)
         if head is None:
             logits: Tensor = self._model(**inputs, logits_to_keep=last).logits

@@ -61,6 +61,11 @@ def _parents(nodes: int, count: int, sees: Tensor | None) -> list[int]:
     return [next((place for place in range(own - 1, -1, -1) if row[place]), -1) for own, row in rows]
 
 
+def _wanted(feed: Feed) -> int:
+    """Of how many of its last tokens logits are wanted."""
+    return min(feed.last or len(feed.tokens), len(feed.tokens))
+
+
 def _total(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(used for used, _ in sizes), sum(held for _, held in sizes)
 
@@ -80,6 +85,8 @@ class GraphBackend:
         self._shape, self._layers = parts.shape(model), config.num_hidden_layers
         self._pool = Pool(self._layers, self._shape.groups, self._shape.size, across=kernels.kind() == kernels.OWN)
         self._graphs: dict[int | None, Graph] = {}
+        # Requests that all graphs are prepared for, those that are made later, too.
+        self._prepared = 0
         self._states = States()
         self._watchers: list[tuple[Begin, End]] = []
         # Asked here: later torch may keep to one thread, since a graph has the cores.
@@ -100,6 +107,7 @@ class GraphBackend:
 
     def prepare(self, requests: int) -> None:
         """Have all graphs at once that forwards would pay for in time: what is timed is to be the same throughout."""
+        self._prepared = requests
         for graph in self._graphs.values():
             graph.prepare(requests)
 
@@ -176,7 +184,10 @@ class GraphBackend:
             return found
 
         fed = self._shape._replace(width=self._states.fed(self._shape.width))
-        return Graph(make, weights, fed, self._pool, self._threads)
+        made = Graph(make, weights, fed, self._pool, self._threads)
+        if self._prepared:
+            made.prepare(self._prepared)
+        return made
 
     def _together(self, feeds: Sequence[Feed], graph: Graph, lent: bool) -> list[Output]:
         """What comes of each of `feeds`, of short ones in one forward."""
@@ -186,7 +197,7 @@ class GraphBackend:
         for place, feed in enumerate(feeds):
             count = len(feed.tokens)
             if count > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
-                found[place] = self._piecewise(feed, 1 if feed.last_only else count, graph)
+                found[place] = self._piecewise(feed, _wanted(feed), graph)
                 continue
             if together[-1] and rows + count > MOST_ROWS:
                 together.append([])
@@ -223,7 +234,7 @@ class GraphBackend:
 
     def _given(self, feed: Feed, wanted: int | None) -> Given:
         """What a graph takes of `feed`, for which the cache makes room."""
-        tokens, _, positions, mask, last_only, states, tree = feed
+        tokens, _, positions, mask, _, states, tree = feed
         cache, count = _blocks(feed), len(feed.tokens)
         begin = cache.length
         # More than a tree is deep.
@@ -242,8 +253,7 @@ class GraphBackend:
             nodes = begin - cache.committed
             sees = None if mask is None else mask[:, cache.committed :]
             seats, further = cache.append_nodes(_parents(nodes, count, sees))
-        wanted = wanted or (1 if last_only else count)
-        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted)
+        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted or _wanted(feed))
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them."""

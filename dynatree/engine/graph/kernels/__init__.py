@@ -90,9 +90,11 @@ def _factory() -> Any:
 @cache
 def _library() -> Path | None:
     """The operations, compiled; None: they cannot be."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        log.info("kernels: OpenVINO's; faster ones are for Linux on x86-64")
+        return None
     compiler = _compiler()
-    if sys.platform != "linux" or platform.machine() != "x86_64" or compiler is None:
-        log.info("kernels: OpenVINO's; faster ones take a C++ compiler on Linux and x86-64 (%s)", ", ".join(_COMPILERS))
+    if compiler is None:
         return None
     try:
         path = _place(compiler)
@@ -121,14 +123,17 @@ def _loads(path: Path) -> bool:
 
 
 def _compiler() -> list[str] | None:
-    """The command that compiles, without what is to be compiled. CXX may have options."""
+    """The command that compiles, without what is to be compiled; None: there is none. CXX may have options."""
     if asked := shlex.split(os.environ.get("CXX") or ""):
         if shutil.which(asked[0]) is None:
-            log.warning("kernels: CXX is %s, which is not found", asked[0])
+            log.warning("kernels: OpenVINO's, which are slower; CXX is %s, which is not found", asked[0])
             return None
         return asked
     found = next((path for name in _COMPILERS if (path := shutil.which(name))), None)
-    return [found] if found else None
+    if found is None:
+        log.warning("kernels: OpenVINO's, which are slower; no C++ compiler is found (%s)", ", ".join(_COMPILERS))
+        return None
+    return [found]
 
 
 def _place(compiler: list[str]) -> Path:
