@@ -39,9 +39,11 @@ def tune(
     steps, sampler = [0.0] * len(decoders), StepSampler(target)
     for key, prompt in enumerate(prompts):
         asked = options.keyed([key])
-        for place, decoder in enumerate(decoders):
-            (trace,), clock = runs.timed(decoder, sampler, [prompt.ids], asked)
-            steps[place] += trace.seconds / step_seconds(clock.samples)
+        timed = [runs.timed(decoder, sampler, [prompt.ids], asked) for decoder in decoders]
+        # A stall that one's clock met is told by those of the others.
+        among = [sample for _, clock in timed for sample in clock.samples]
+        for place, ((trace,), clock) in enumerate(timed):
+            steps[place] += trace.seconds / step_seconds(clock.samples, among)
     return steps
 
 

@@ -329,6 +329,7 @@ def test_without_it_openvino_has_its_own(
             (anew / "file").write_text("")
     assert kernels.kind() == kernels.OPENVINO
     assert ("no such header" in caplog.text) == (trouble == "broken")
+    assert ("no C++ compiler is found" in caplog.text) == (trouble == "no compiler")
     assert not [path for path in anew.rglob("*") if path.suffix in (".so", ".part")]
 
 
