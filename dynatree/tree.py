@@ -178,13 +178,16 @@ class TokenTree:
         accepted iff its parent is and it carries the token that the target puts after its parent; siblings are
         distinct, so the path is unique.
         """
-        if len(self) == 1:
-            return ROOT, next_token(0)
-        children = self.children
         path, token = [0], next_token(0)
-        while (node := children.get((path[-1], token))) is not None:
+        while (node := self._child(path[-1], token)) is not None:
             path.append(node)
             if token in ends:
                 break
             token = next_token(node)
-        return torch.tensor(path), token
+        return torch.tensor(path) if len(path) > 1 else ROOT, token
+
+    def _child(self, parent: int, token: int) -> int | None:
+        """The node below `parent` with `token`, if any; of few nodes sooner found than all edges are listed."""
+        tokens, parents, _, _ = self.nodes
+        behind = range(parent + 1, len(tokens))
+        return next((node for node in behind if tokens[node] == token and parents[node] == parent), None)

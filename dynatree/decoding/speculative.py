@@ -106,7 +106,10 @@ class Decoder(RoundDecoder):
             path, token = self._accepted(request, tree, logits)
             if self._drafter.learns:
                 self._drafter.learn(request, tree, path, logits)
-            request.states = states[path] if len(states) > 1 else states
+            if len(states) > 1:
+                # Most often the root alone, for which a slice is enough.
+                states = states[:1] if len(path) == 1 else states[path]
+            request.states = states
             verified.append((path, token))
         return verified
 

@@ -49,6 +49,11 @@ class Feed(NamedTuple):
     states: Tensor | None = None
     tree: TokenTree | None = None
 
+    @property
+    def wanted(self) -> int:
+        """Of how many of its last tokens logits are wanted."""
+        return min(self.last or len(self.tokens), len(self.tokens))
+
     def spelled_out(self) -> "Feed":
         """The same with positions and a mask in place of a tree."""
         if self.tree is None:

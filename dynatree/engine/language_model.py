@@ -6,7 +6,7 @@ Knows no tree, no drafter, no text source; how a forward is computed is the back
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from threading import RLock
 from typing import TYPE_CHECKING, Any, cast
@@ -311,7 +311,6 @@ class LanguageModel:
         """
         return self.forward_batch([Feed(tokens, cache, positions, mask, last)])[0].logits
 
-    @torch.inference_mode()
     def forward_batch(
         self, feeds: Sequence[Feed], head: Head | None = None, reads: Sequence[int] = (), lent: bool = False
     ) -> list[Output]:
@@ -322,7 +321,9 @@ class LanguageModel:
         """
         if head is not None or self.in_graph:
             self._counted.one_more()  # it goes past the causal LM, which counts by itself
-        return self._backend.forward(feeds, head, reads, lent)
+        # Decoders' rounds are in it, and entering it takes as long as a step of theirs.
+        with nullcontext() if torch.is_inference_mode_enabled() else torch.inference_mode():
+            return self._backend.forward(feeds, head, reads, lent)
 
     def states(self, tokens: Tensor, layers: Sequence[int]) -> Tensor:
         """The hidden states [n, layers * width] behind `layers`, as of `expose`, along `tokens` [n]."""

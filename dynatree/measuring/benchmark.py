@@ -85,15 +85,14 @@ def paired(
     turn: int,
     tolerance: float,
 ) -> list[Row]:
-    """One record a method, and `AGAIN`, in the order run: that of `decoders`, begun at the method number `turn`.
+    """One record a method, and `AGAIN`, in the order run: that of `decoders`, then `AGAIN`, begun at number `turn`.
 
     Raises UserError if one of them is audited and not exact.
     """
-    names = list(decoders)
-    order = names[turn % len(names) :] + names[: turn % len(names)]
-    asked = [*((name, decoders[name]) for name in order), (AGAIN, decoders[AUTOREGRESSIVE])]
+    asked = [*decoders.items(), (AGAIN, decoders[AUTOREGRESSIVE])]
+    first = turn % len(asked)
     sampler = StepSampler(target)
-    rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked]
+    rows = [run(decoder, sampler, name, prompt, options) for name, decoder in asked[first:] + asked[:first]]
     plain = next(row["output_ids"] for row in rows if row["method"] == AUTOREGRESSIVE)
     for row in rows:
         decoder = decoders.get(row["method"], decoders[AUTOREGRESSIVE])

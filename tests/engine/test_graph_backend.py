@@ -676,18 +676,28 @@ def different_widths(made: GraphBackend, architecture: str, format: str) -> int:
     return found.count(False)
 
 
-def test_each_node_sees_its_path() -> None:
+@pytest.mark.parametrize("across", [True, False])
+def test_each_node_sees_its_path(across: bool) -> None:
     """Guards the blocks: text and nodes appended, kept and cropped at random, each row's own beside a plain list."""
-    chance, pool = random.Random(0), Pool(1, 1, 1, across=True)
-    cache, plain, counted = BlockCache(pool), list[int](), 0
+    chance, pool = random.Random(0), Pool(1, 1, 1, across)
+    cache, plain, counted, leaves = BlockCache(pool), list[int](), 0, 0
+
+    def written(seat: Seat) -> tuple[int, int]:
+        return seat.blocks[seat.past // BLOCK] if seat.own is None else seat.own, seat.past % BLOCK
 
     def write(seat: Seat, value: int) -> None:
-        pool.keys[:, seat.blocks[seat.past // BLOCK], :, seat.past % BLOCK] = value
-        pool.values[:, seat.blocks[seat.past // BLOCK], :, seat.past % BLOCK] = -value
+        block, at = written(seat)
+        pool.keys[:, block, :, at] = value
+        pool.values[:, block, :, at] = -value
 
     def seen(seat: Seat) -> list[int]:
-        rows = pool.keys[0, seat.blocks, 0, :, 0].flatten()[: seat.past + 1]
-        assert (rows == -pool.values[0, seat.blocks, 0, :, 0].flatten()[: seat.past + 1]).all()
+        blocks = seat.blocks[: seat.past // BLOCK + 1]
+        rows, values = (part[0, blocks, 0, :, 0].flatten()[: seat.past + 1] for part in (pool.keys, pool.values))
+        if seat.own is not None:
+            # By itself, and not out of its path's blocks.
+            block, at = written(seat)
+            rows[-1], values[-1] = pool.keys[0, block, 0, at, 0], pool.values[0, block, 0, at, 0]
+        assert len(rows) == seat.past + 1 and (rows == -values).all()
         return rows.astype(int).tolist()
 
     for _ in range(1000):
@@ -710,6 +720,7 @@ def test_each_node_sees_its_path() -> None:
             ]
             seats, further = cache.append_nodes(parents)
             begin = len(paths)
+            leaves += sum(seat.own is not None for seat in seats)
             for parent in parents:
                 values.append(counted := counted + 1)
                 paths.append([*(paths[parent] if parent >= 0 else []), len(paths)])
@@ -726,6 +737,7 @@ def test_each_node_sees_its_path() -> None:
         cache.keep(cache.committed, torch.tensor(path, dtype=torch.long))
         plain += [values[node] for node in path]
         assert cache.length == cache.committed == len(plain)
+    assert (leaves > 100) == across
     held_by_it = len(pool) - 1 - len(pool._free)
     assert cache.sizes() == (len(plain) * 8, held_by_it * BLOCK * 8)
     del cache

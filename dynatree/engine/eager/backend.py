@@ -66,7 +66,7 @@ class EagerBackend:
         """Logits [n, v] of each of `feeds`, or of its last tokens."""
         # torch takes masks.
         feeds = [feed.spelled_out() for feed in feeds]
-        wanted = [min(feed.last or len(feed.tokens), len(feed.tokens)) for feed in feeds]
+        wanted = [feed.wanted for feed in feeds]
         inputs, last = self._single(feeds[0]) if len(feeds) == 1 else self._batch(feeds), max(wanted)
         if head is None:
             logits: Tensor = self._model(**inputs, logits_to_keep=last).logits

@@ -61,11 +61,6 @@ def _parents(nodes: int, count: int, sees: Tensor | None) -> list[int]:
     return [next((place for place in range(own - 1, -1, -1) if row[place]), -1) for own, row in rows]
 
 
-def _wanted(feed: Feed) -> int:
-    """Of how many of its last tokens logits are wanted."""
-    return min(feed.last or len(feed.tokens), len(feed.tokens))
-
-
 def _total(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     return sum(used for used, _ in sizes), sum(held for _, held in sizes)
 
@@ -197,7 +192,7 @@ class GraphBackend:
         for place, feed in enumerate(feeds):
             count = len(feed.tokens)
             if count > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
-                found[place] = self._piecewise(feed, _wanted(feed), graph)
+                found[place] = self._piecewise(feed, feed.wanted, graph)
                 continue
             if together[-1] and rows + count > MOST_ROWS:
                 together.append([])
@@ -253,7 +248,7 @@ class GraphBackend:
             nodes = begin - cache.committed
             sees = None if mask is None else mask[:, cache.committed :]
             seats, further = cache.append_nodes(_parents(nodes, count, sees))
-        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted or _wanted(feed))
+        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted or feed.wanted)
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them."""

@@ -2,7 +2,8 @@
 
 A row of a forward sees the positions of its path and nothing else, by the blocks that they stand in (vLLM, Kwon et al.,
 SOSP 2023, 2309.06180). Full blocks are shared by all paths. Behind them each path has blocks of its own, strands: what
-of the text and of the path is not in full blocks is there again.
+of the text and of the path is not in full blocks is there again. A leaf whose siblings have its place in its parent's
+blocks reads these and itself, and is written elsewhere, where our own operation reads (attention.hpp).
 """
 
 import weakref
@@ -21,10 +22,14 @@ NOBODY = 0
 
 
 class Seat(NamedTuple):
-    """Of a row: positions before it, and blocks; those and its own are in the first past // BLOCK + 1 of them."""
+    """Of a row: positions before it, and blocks; those and its own are in the first past // BLOCK + 1 of them.
+
+    A row that has a block of its `own` is written there instead, and reads itself from nowhere.
+    """
 
     past: int
     blocks: Sequence[int]
+    own: int | None = None
 
 
 def addresses(arrays: Sequence[np.ndarray | None]) -> np.ndarray:
@@ -39,13 +44,14 @@ Seats = tuple[list[Seat], list[tuple[int, Seat]]]
 class Pool:
     """`keys` and `values` [layers, blocks, heads, BLOCK, size], all finite; in time there may be more blocks.
 
-    With `across` the keys of a block lie in memory as [size, BLOCK], so that one vector has several positions.
+    With `across`, as our own operation wants it, the keys of a block lie in memory as [size, BLOCK], so that one vector
+    has several positions.
     """
 
     def __init__(self, layers: int, heads: int, size: int, across: bool = False):
         # Of keys and values together.
         self.block_bytes = 2 * layers * heads * BLOCK * size * 4
-        self._layers, self._heads, self._size, self._across = layers, heads, size, across
+        self._layers, self._heads, self._size, self.across = layers, heads, size, across
         count = max(_FEWEST, min(_MOST, _BYTES // self.block_bytes))
         self.keys, self.values = self._new(count)
         self._free = [*range(count - 1, NOBODY, -1)]
@@ -55,14 +61,14 @@ class Pool:
         # These take no memory before they are written to, where torch's zeros do.
         keys, values = (
             np.zeros((self._layers, count, self._heads, *of), np.float32)
-            for of in (row[::-1] if self._across else row, row)
+            for of in (row[::-1] if self.across else row, row)
         )
-        return keys.swapaxes(-1, -2) if self._across else keys, values
+        return keys.swapaxes(-1, -2) if self.across else keys, values
 
     def given(self) -> list[Any]:
         """What a graph takes: of keys that lie across and of values where they are, of others these themselves."""
         each = [part for both in zip(self.keys, self.values, strict=True) for part in both]
-        return [addresses(each)] if self._across else each
+        return [addresses(each)] if self.across else each
 
     def __len__(self) -> int:
         return int(self.keys.shape[1])
@@ -98,12 +104,16 @@ class _Node(NamedTuple):
 
 
 class _Strand:
-    """`blocks`, from the `first` block of the text on, and the `nodes` in them behind the text, a path."""
+    """`blocks`, from the `first` block of the text on, and the `nodes` in them behind the text, a path.
+
+    Of a `lone` one the last of them alone is there, which is a leaf.
+    """
 
     def __init__(self, first: int) -> None:
         self.first, self.blocks, self.nodes = first, list[int](), list[int]()
         # Up to here the text is in them.
         self.known = 0
+        self.lone = False
 
     def block(self, position: int) -> int:
         return self.blocks[position // BLOCK - self.first]
@@ -139,26 +149,50 @@ class BlockCache:
         Also the seats where some of them are to stand once more, each with the place of the node among the new ones.
         """
         seats, further, old = list[Seat](), list[tuple[int, Seat]](), len(self._nodes)
+        inner = {*parents}
         for parent in parents:
             position, strand = self.committed, self._text
             if parent >= 0:
                 before = self._nodes[parent]
                 position, strand = before.position + 1, before.strand
-            if self.committed + len(strand.nodes) != position:
-                # Another node stands there.
+            if strand.lone or self.committed + len(strand.nodes) != position:
+                # Another node stands there, or the path does not.
                 path = strand.nodes[: position - self.committed]
-                strand = self._branch(path, old)
+                if self._pool.across and not strand.lone and len(self._nodes) not in inner:
+                    seats.append(self._leaf(path, strand))
+                    continue
+                if strand.lone:
+                    # Its other children find it with its path.
+                    strand = self._branch(path, old)
+                    self._nodes[parent] = _Node(position - 1, strand)
+                else:
+                    strand = self._branch(path, old)
                 new = [node for node in path if node >= old]
                 further += [(node - old, self._alone(strand, self._nodes[node].position)) for node in new]
             strand.nodes.append(len(self._nodes))
             self._reach(strand, position)
             self._nodes.append(_Node(position, strand))
-            shared = [] if strand is self._text else self._text.blocks[: strand.first]
-            seats.append(Seat(position, shared + strand.blocks if shared else strand.blocks))
+            seats.append(Seat(position, self._blocks(strand)))
         return seats, further
 
-    def _branch(self, path: list[int], stored: int) -> _Strand:
-        """A strand with the text and `path`, of which the nodes before `stored` are somewhere already."""
+    def _blocks(self, strand: _Strand) -> list[int]:
+        """Those of the text and of the path in `strand`."""
+        shared = [] if strand is self._text else self._text.blocks[: strand.first]
+        return shared + strand.blocks if shared else strand.blocks
+
+    def _leaf(self, path: list[int], before: _Strand) -> Seat:
+        """The seat of a new node behind `path`, which is in `before`; nothing is to come behind it in this forward."""
+        strand, position = self._unused(), self.committed + len(path)
+        strand.lone = True
+        strand.nodes += [*path, len(self._nodes)]
+        self._reach(strand, position)
+        self._nodes.append(_Node(position, strand))
+        own, blocks = strand.block(position), self._blocks(before)
+        # At a block's beginning nothing of the path is in it.
+        return Seat(position, blocks if position // BLOCK < len(blocks) else [*blocks, own], own)
+
+    def _unused(self) -> _Strand:
+        """A strand without nodes, its blocks from the text's last one on."""
         first = self.committed // BLOCK
         strand = next((strand for strand in self._others if not strand.nodes), None)
         if strand is None:
@@ -168,9 +202,14 @@ class BlockCache:
         full = strand.blocks[: first - strand.first]
         del strand.blocks[: len(full)]
         self._pool.give(full)
-        strand.first = first
+        strand.first, strand.lone = first, False
+        return strand
+
+    def _branch(self, path: list[int], stored: int) -> _Strand:
+        """A strand with the text and `path`, of which the nodes before `stored` are somewhere already."""
+        strand = self._unused()
         self._reach(strand, self.committed + len(path))
-        begin = max(strand.known, first * BLOCK)
+        begin = max(strand.known, strand.first * BLOCK)
         if begin < self.committed:
             self._copy(self._text, strand, begin, self.committed)
         strand.known = self.committed
@@ -218,6 +257,8 @@ class BlockCache:
         for strand in (self._text, *self._others):
             while strand.nodes and strand.nodes[-1] >= count:
                 strand.nodes.pop()
+                if strand.lone:
+                    strand.nodes.clear()
 
     def keep(self, prefix_length: int, kept: Tensor) -> None:
         """See `Cache`: of nodes, which stand behind the committed text."""
@@ -233,7 +274,7 @@ class BlockCache:
         known = self.committed + len(path)
         for strand in used.values():
             # It has the text as far as its own path was kept.
-            if strand.nodes[: len(path)] == path:
+            if not strand.lone and strand.nodes[: len(path)] == path:
                 strand.known = known
         self.committed = known
         self._forget(0)

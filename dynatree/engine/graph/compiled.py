@@ -219,7 +219,7 @@ class Graph:
         x, cos, sin = (some(most, columns)[:n] for columns in (shape.width, shape.turned, shape.turned))
         seats, further = text.append_nodes([-1, *[0] * (n - 1)])
         # `text` gives its blocks back and forgets them, but nobody takes them before the forward.
-        seats = [Seat(past, [*blocks]) for past, blocks in seats]
+        seats = [seat._replace(blocks=[*seat.blocks]) for seat in seats]
         return Given(x, cos, sin, seats, further, n)
 
     def _same(self, made: "_Request", some: Given) -> bool:
@@ -326,10 +326,12 @@ class _Request:
     def _sit(self, seats: Sequence[Seat]) -> None:
         """Have a row in each of `seats`."""
         blocks, begins = list[int](), [0]
-        for past, held in seats:
+        for past, held, own in seats:
             blocks += held[: past // BLOCK + 1]
+            if own is not None:
+                blocks.append(own)
             begins.append(len(blocks))
-        pasts, places = [past for past, _ in seats], len(seats)
+        pasts, places = [seat.past for seat in seats], len(seats)
         self._held[PAST][:places], self._held[BLOCK_BEGINS][: places + 1] = pasts, begins
         self._held[BLOCK_BEGINS][places + 1 :] = begins[-1]
         if self.size.rows is None:

@@ -4,7 +4,7 @@
 // What a row gets depends on its own path alone, to the bit: its sums are over the path's positions in their order, in
 // segments that begin at fixed positions, whatever other rows, threads or tiles there are; segments are joined by their
 // greatest scores (Milakov and Gimelshein 2018, 1805.02867; Flash-Decoding, Dao et al. 2023). Rows that read the same
-// block read it together, a tile of queries at a time, so that a tree reads its text once.
+// block read it together, a tile of queries at a time, so that a tree reads its text once, its leaves, too.
 
 #pragma once
 
@@ -12,6 +12,7 @@
 #include <array>
 #include <cmath>
 #include <memory>
+#include <utility>
 
 #include "common.hpp"
 
@@ -72,12 +73,15 @@ struct Sizes {
 };
 
 // A query in a segment, of which it sees so many positions: its vector, its scores [SEGMENT], which turn into weights,
-// and what it has summed.
+// and what it has summed. Where the last of these positions is in none of its blocks, the key and the value there, and
+// their weight.
 struct Query {
     const float* vector;
     float* scores;
     int64_t sees;
     float* sums;
+    const float *key = nullptr, *value = nullptr;
+    float weight = 0.0f;
 };
 
 // A block of a segment, whose positions begin at `from` in it and at `at` among the pool's floats, and which so many
@@ -190,6 +194,14 @@ void add_up(const Sizes& of, const Query* from, int64_t begin, const float* valu
             }
 }
 
+// A query is compared with the key of its own row, its sums in the order of `compare`.
+void compare_alone(const Sizes& of, const Query& query) {
+    float sums[2] = {};
+    for (int64_t at = 0; at < of.size; ++at)
+        sums[at % 2] = std::fma(query.vector[at], query.key[at], sums[at % 2]);
+    query.scores[query.sees - 1] = sums[0] + sums[1];
+}
+
 // What is done by `count` queries, in tiles.
 template <typename Work>
 void tiled(const Query* queries, int64_t count, const Work& work) {
@@ -238,16 +250,31 @@ struct Inputs {
     const float* row(const Sizes& of, int64_t place) const {
         return z + spread[place] * (of.heads + 2 * of.groups) * of.size;
     }
+
+    // Whether it has a block of its own, behind those that it reads.
+    bool alone(int64_t place) const {
+        return begins[place + 1] - begins[place] > past[place] / BLOCK + 1;
+    }
+
+    int64_t written(int64_t place) const {
+        return blocks[alone(place) ? begins[place + 1] - 1 : begins[place] + past[place] / BLOCK];
+    }
 };
+
+// The key of a place, of one group, as it is compared.
+void turn_key(const Sizes& of, const Inputs& in, int64_t place, int64_t group, float* key) {
+    const float* z = in.row(of, place) + (of.heads + group) * of.size;
+    turn(of, z, in.key_norm, in.cos + place * of.turned, in.sin + place * of.turned, key);
+}
 
 // Writes the key and the value of a place, of one group; `key` [size] is used up.
 void write(const Sizes& of, const Inputs& in, int64_t place, int64_t group, float* key) {
-    const int64_t past = in.past[place], block = in.blocks[in.begins[place] + past / BLOCK];
+    const int64_t past = in.past[place], block = in.written(place);
     if (block == NOBODY)
         return;
     const int64_t begin = (block * of.groups + group) * BLOCK * of.size;
     const float* z = in.row(of, place);
-    turn(of, z + (of.heads + group) * of.size, in.key_norm, in.cos + place * of.turned, in.sin + place * of.turned, key);
+    turn_key(of, in, place, group, key);
     for (int64_t at = 0; at < of.size; ++at)
         in.keys[begin + at * BLOCK + past % BLOCK] = key[at];
     std::memcpy(in.values + begin + past % BLOCK * of.size, z + (of.heads + of.groups + group) * of.size,
@@ -270,7 +297,7 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
     const int64_t each = of.each(), begin = segment * SEGMENT, most = (chunk.last - chunk.first) * each;
     Kept<Query> held(most);
     Kept<Visit> listed(most / each * (SEGMENT / BLOCK));
-    Kept<float> memory(most * (SEGMENT + of.size) + of.size);
+    Kept<float> memory(most * (SEGMENT + of.size) + (most / each + 1) * of.size);
     Query* queries = held.data();
     Visit* visits = listed.data();
     float *scores = memory.data(), *vectors = scores + most * SEGMENT, *key = vectors + most * of.size;
@@ -281,13 +308,14 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
     // Which blocks are read by which queries, neighbours that share them.
     int64_t count = 0, all = 0;
     const auto seeing = [&](int64_t row) { return std::min<int64_t>(SEGMENT, in.past[row] + 1 - begin); };
+    const auto reading = [&](int64_t row) { return std::min<int64_t>(SEGMENT, in.past[row] + !in.alone(row) - begin); };
     for (int64_t from = 0; from < SEGMENT; from += BLOCK) {
         int64_t place = 0, before = -1;
         for (int64_t row = chunk.first; row < chunk.last; ++row) {
             if (in.past[row] < begin)
                 continue;
-            const int64_t sees = seeing(row) - from;
-            const int64_t block = sees <= 0 ? -1 : in.blocks[in.begins[row] + (begin + from) / BLOCK];
+            const int64_t reads = reading(row) - from;
+            const int64_t block = reads <= 0 ? -1 : in.blocks[in.begins[row] + (begin + from) / BLOCK];
             if (block >= 0 && block != before)
                 visits[all++] = {from, (block * of.groups + group) * BLOCK * of.size, place, 0};
             if (block >= 0)
@@ -305,25 +333,38 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
         const bool asks = tile == queries + visits[step % all].first;
         return asks ? read(step + AHEAD_BLOCKS) : nullptr;
     };
-    for (int64_t step = 0; step < AHEAD_BLOCKS; ++step)
+    for (int64_t step = 0; all && step < AHEAD_BLOCKS; ++step)
         ask(read(step), BLOCK * of.size);
     for (int64_t row = chunk.first; row < chunk.last; ++row)
-        if (in.past[row] >= begin)
+        if (in.past[row] >= begin) {
+            const bool alone = reading(row) < seeing(row);
+            if (alone)
+                turn_key(of, in, row, group, key += of.size);
             for (int64_t head = group * each; head < (group + 1) * each; ++head, ++count) {
                 float* vector = vectors + count * of.size;
                 queries[count] = {vector, scores + count * SEGMENT, seeing(row), chunk.summed(of, row, head, segment)};
+                if (alone)
+                    queries[count].key = key, queries[count].value = in.row(of, row) + (of.heads + of.groups + group) * of.size;
                 turn(of, in.row(of, row) + head * of.size, in.query_norm, in.cos + row * of.turned,
                      in.sin + row * of.turned, vector);
                 for (int64_t at = 0; at < of.size; ++at)
                     vector[at] *= of.scale;
                 std::fill_n(queries[count].sums, of.size, 0.0f);
             }
+        }
     for (int64_t step = 0; step < all; ++step)
         tiled(queries + visits[step].first, visits[step].count, [&](const Query* tile, auto n) {
             compare<decltype(n)::value>(of, tile, visits[step].from, read(step), next(step, tile));
         });
-    for (int64_t place = 0; place < count; ++place)
-        weigh(of, queries[place]);
+    for (int64_t place = 0; place < count; ++place) {
+        Query& query = queries[place];
+        if (query.key)
+            compare_alone(of, query);
+        weigh(of, query);
+        if (query.key)
+            // In its place a block has another node.
+            query.weight = std::exchange(query.scores[query.sees - 1], 0.0f);
+    }
     for (int64_t step = 0; step < all; ++step)
         tiled(queries + visits[step].first, visits[step].count, [&](const Query* tile, auto n) {
             int64_t seen = 0;
@@ -332,6 +373,9 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
             add_up<decltype(n)::value>(of, tile, visits[step].from, read(all + step), std::min<int64_t>(BLOCK, seen),
                                        next(all + step, tile));
         });
+    for (int64_t place = 0; place < count; ++place)
+        for (int64_t at = 0; queries[place].key && at < of.size; ++at)
+            queries[place].sums[at] = std::fma(queries[place].weight, queries[place].value[at], queries[place].sums[at]);
 }
 
 // What a row has summed over its segments, together.

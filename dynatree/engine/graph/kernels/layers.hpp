@@ -11,23 +11,25 @@
 
 namespace dynatree {
 
-// Groups that a thread gates at a time.
-constexpr int64_t GATED = 16;
-
 // x / (1 + exp(-x))
 inline Vec swish(Vec x) {
     const Vec power = exponential(x < Vec{} ? x : -x);
     return x * (x < Vec{} ? power : all(1.0f)) / (power + 1.0f);
 }
 
-// Rows of gates and of what they are to gate, z [n, 2 * inner], as they are multiplied.
-void quantise_gated(Team& team, const float* z, const Rows& to) {
-    const int64_t inner = to.groups * GROUP, parts = (to.groups + GATED - 1) / GATED;
-    team.share(to.count * parts, true, [&](int64_t task) {
-        const int64_t row = task / parts, first = task % parts * GATED;
-        const float* gate = z + row * 2 * inner;
-        quantise(row, first, std::min(first + GATED, to.groups), to,
-                 [&](int64_t at) { return swish(load(gate + at)) * load(gate + inner + at); });
+// Rows by gates and by what they are to gate, z [n, 2 * inner], and these gated, as they are multiplied. Who has multiplied
+// some of it gates it: what another thread has takes longer to read than to compute.
+void gate(Team& team, const Weights& by, const Rows& rows, float* z, const Rows& to) {
+    const int64_t inner = to.groups * GROUP, half = inner / OUTPUTS, each = GROUP / OUTPUTS;
+    const int64_t parts = std::min(PARTS * team.size(), to.groups);
+    team.share(parts, 2 * half * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
+        const int64_t first = to.groups * part / parts, last = to.groups * (part + 1) / parts;
+        for (const int64_t begin : {int64_t(0), half})
+            multiply(by, rows, begin + first * each, begin + last * each, z);
+        for (int64_t row = 0; row < to.count; ++row) {
+            const float* gates = z + row * 2 * inner;
+            quantise(row, first, last, to, [&](int64_t at) { return swish(load(gates + at)) * load(gates + inner + at); });
+        }
     });
 }
 
@@ -95,8 +97,10 @@ public:
             outputs[1].set_shape({inputs[0].get_shape()[0], width * m_reads.size()});
         Kept<float, 3> memory(count * (most + read + width));
         float *z = memory.data(), *mixed = z + count * most, *behind = mixed + count * read;
-        Quantised quantised(count, std::max({width, read, m_inner}));
-        const Rows narrow = quantised.rows(width), attended = quantised.rows(read), wide = quantised.rows(m_inner);
+        // One after the other in the same place, but for what is gated while its rows are read.
+        const int64_t widest = std::max(width, read);
+        Quantised quantised(count, widest + m_inner);
+        const Rows narrow = quantised.rows(width), attended = quantised.rows(read), wide = quantised.rows(m_inner, widest);
         Placed placed = tree(inputs, m_heads, m_groups, m_size, m_eps);
         placed.in.z = z;
         const size_t numbers = inputs[TREE_INPUTS + 1].get_size() * sizeof(int32_t);
@@ -114,8 +118,7 @@ public:
                 quantise_rows(team, mixed, nullptr, m_eps, attended);
                 multiply(team, {of.out, width, m_bits, y, width}, attended, behind);
                 quantise_rows(team, behind, of.behind, m_eps, narrow);
-                multiply(team, {of.gated, 2 * m_inner, m_bits}, narrow, z);
-                quantise_gated(team, z, wide);
+                gate(team, {of.gated, 2 * m_inner, m_bits}, narrow, z, wide);
                 multiply(team, {of.back, width, m_bits, behind, width}, wide, out);
                 for (size_t at = 0; at < m_reads.size(); ++at)
                     for (int64_t row = 0; m_reads[at] == layer + 1 && row < count; ++row)

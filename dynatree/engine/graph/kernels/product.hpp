@@ -27,7 +27,7 @@ constexpr int64_t AHEAD = 5120;
 // Parts of a product for each thread, of which one may be slower. Groups of tiles and rows that are worth two threads.
 constexpr int64_t PARTS = 2, WORTH_TWO = 128;
 // Rows that are worth two threads where each has little to do.
-constexpr int64_t SEVERAL = 4;
+constexpr int64_t SEVERAL = 12;
 
 // Packed weights (packing.py), and what is added to their products: of each row `step` floats further on.
 struct Weights {
@@ -103,9 +103,9 @@ public:
         : m_count(count),
           m_held(count * inputs / GROUP) {}
 
-    // For rows of so many values, in place of those before.
-    Rows rows(int64_t inputs) {
-        return {m_count, inputs / GROUP, m_held.data()};
+    // For rows of so many values, `behind` so many others of each.
+    Rows rows(int64_t inputs, int64_t behind = 0) {
+        return {m_count, inputs / GROUP, m_held.data() + m_count * behind / GROUP};
     }
 
 private:
@@ -182,31 +182,35 @@ void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, 
     }
 }
 
+// All rows by the tiles from `first` to `last`.
 template <bool FOUR>
-void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
-    const int64_t tiles = (by.outputs + OUTPUTS - 1) / OUTPUTS;
+void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, float* out) {
     const int64_t bytes = rows.groups * (FOUR ? FOUR_BITS : EIGHT_BITS) + (FOUR ? 0 : SCALES);
-    const int64_t parts = std::min(PARTS * team.size(), tiles);
-    team.share(parts, tiles * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
-        for (int64_t place = tiles * part / parts; place < tiles * (part + 1) / parts; ++place) {
-            const uint8_t* tile = by.packed + place * bytes;
-            const int64_t output = place * OUTPUTS;
-            int64_t row = 0;
-            for (; rows.count - row >= TOGETHER; row += TOGETHER)
-                multiply<FOUR, TOGETHER>(tile, rows, row, out, by, output);
-            [&]<int... N>(std::integer_sequence<int, N...>) {
-                ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, rows, row, out, by, output) : void()), ...);
-            }(std::make_integer_sequence<int, TOGETHER - 1>());
-        }
-    });
+    for (int64_t place = first; place < last; ++place) {
+        const uint8_t* tile = by.packed + place * bytes;
+        const int64_t output = place * OUTPUTS;
+        int64_t row = 0;
+        for (; rows.count - row >= TOGETHER; row += TOGETHER)
+            multiply<FOUR, TOGETHER>(tile, rows, row, out, by, output);
+        [&]<int... N>(std::integer_sequence<int, N...>) {
+            ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, rows, row, out, by, output) : void()), ...);
+        }(std::make_integer_sequence<int, TOGETHER - 1>());
+    }
+}
+
+void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, float* out) {
+    if (by.bits == 4)
+        multiply<true>(by, rows, first, last, out);
+    else
+        multiply<false>(by, rows, first, last, out);
 }
 
 // `rows` by weights: out [n, outputs].
 void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
-    if (by.bits == 4)
-        multiply<true>(team, by, rows, out);
-    else
-        multiply<false>(team, by, rows, out);
+    const int64_t tiles = (by.outputs + OUTPUTS - 1) / OUTPUTS, parts = std::min(PARTS * team.size(), tiles);
+    team.share(parts, tiles * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
+        multiply(by, rows, tiles * part / parts, tiles * (part + 1) / parts, out);
+    });
 }
 
 // Inputs: x [n, inputs], weights [bytes] as packing.py has them, and the weights [inputs] of a norm, if x is to be of root
