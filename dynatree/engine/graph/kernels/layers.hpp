@@ -18,17 +18,20 @@ inline Vec swish(Vec x) {
 }
 
 // Rows by gates and by what they are to gate, z [n, 2 * inner], and these gated, as they are multiplied. Who has multiplied
-// some of it gates it: what another thread has takes longer to read than to compute.
-void gate(Team& team, const Weights& by, const Rows& rows, float* z, const Rows& to) {
+// some of it gates it: what another thread has takes longer to read than to compute. `next` as of `multiply`.
+template <typename Next>
+void gate(Team& team, const Weights& by, const Rows& rows, float* z, const Rows& to, const Next& next) {
     const int64_t inner = to.groups * GROUP, half = inner / OUTPUTS, each = GROUP / OUTPUTS;
-    const int64_t parts = std::min(PARTS * team.size(), to.groups);
+    const int64_t parts = std::min(team.size(), to.groups);
     team.share(parts, 2 * half * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
-        const int64_t first = to.groups * part / parts, last = to.groups * (part + 1) / parts;
-        for (const int64_t begin : {int64_t(0), half})
-            multiply(by, rows, begin + first * each, begin + last * each, z);
+        const Share share{part, parts};
+        const int64_t begin = share.first(to.groups), end = share.last(to.groups);
+        const int64_t first = begin * each, last = end * each;
+        multiply(by, rows, first, last, by.packed + (half + first) * by.tile(rows.groups), z);
+        multiply(by, rows, half + first, half + last, next(share), z);
         for (int64_t row = 0; row < to.count; ++row) {
             const float* gates = z + row * 2 * inner;
-            quantise(row, first, last, to, [&](int64_t at) { return swish(load(gates + at)) * load(gates + inner + at); });
+            quantise(row, begin, end, to, [&](int64_t at) { return swish(load(gates + at)) * load(gates + inner + at); });
         }
     });
 }
@@ -109,17 +112,29 @@ public:
             const float* y = floats(inputs[0]);
             float* out = floats(outputs[0]);
             for (int64_t layer = 0; layer < m_layers; ++layer, y = out) {
-                const auto of = addressed<LayerWeights>(static_cast<const int32_t*>(inputs[TREE_INPUTS + 1].data()), layer);
+                const auto weights = [&](int64_t of) {
+                    return addressed<LayerWeights>(static_cast<const int32_t*>(inputs[TREE_INPUTS + 1].data()), of);
+                };
+                const LayerWeights of = weights(layer);
                 placed.in.point(static_cast<const int32_t*>(inputs[TREE_INPUTS].data()), layer);
                 placed.in.query_norm = of.query_norm, placed.in.key_norm = of.key_norm;
+                const Weights first{of.fused, fused, m_bits, of.bias}, out_of{of.out, width, m_bits, y, width};
+                const Weights gated{of.gated, 2 * m_inner, m_bits}, back{of.back, width, m_bits, behind, width};
+                // Where a share of them begins, if there are any.
+                const auto begin = [](const Weights& by, int64_t groups, int64_t tiles) {
+                    return [=](const Share& share) {
+                        return by.packed ? by.packed + share.first(tiles) * by.tile(groups) : nullptr;
+                    };
+                };
                 quantise_rows(team, y, of.before, m_eps, narrow);
-                multiply(team, {of.fused, fused, m_bits, of.bias}, narrow, z);
+                multiply(team, first, narrow, z);
                 attend(team, placed.of, placed.in, mixed);
                 quantise_rows(team, mixed, nullptr, m_eps, attended);
-                multiply(team, {of.out, width, m_bits, y, width}, attended, behind);
+                multiply(team, out_of, attended, behind, begin(gated, narrow.groups, m_inner / OUTPUTS));
                 quantise_rows(team, behind, of.behind, m_eps, narrow);
-                gate(team, {of.gated, 2 * m_inner, m_bits}, narrow, z, wide);
-                multiply(team, {of.back, width, m_bits, behind, width}, wide, out);
+                gate(team, gated, narrow, z, wide, begin(back, wide.groups, back.tiles()));
+                const uint8_t* further = layer + 1 < m_layers ? weights(layer + 1).fused : nullptr;
+                multiply(team, back, wide, out, begin({further, fused, m_bits}, narrow.groups, first.tiles()));
                 for (size_t at = 0; at < m_reads.size(); ++at)
                     for (int64_t row = 0; m_reads[at] == layer + 1 && row < count; ++row)
                         std::copy_n(out + row * width, width, floats(outputs[1]) + (row * m_reads.size() + at) * width);

@@ -24,8 +24,8 @@ constexpr int GROUP = 32, OUTPUTS = 16, TOGETHER = 8;
 constexpr int64_t FOUR_BITS = OUTPUTS * GROUP / 2 + 2 * OUTPUTS * 2, EIGHT_BITS = OUTPUTS * GROUP, SCALES = OUTPUTS * 4;
 // Bytes that are asked for in advance: the processor by itself stops to, where many rows make a group long.
 constexpr int64_t AHEAD = 5120;
-// Parts of a product for each thread, of which one may be slower. Groups of tiles and rows that are worth two threads.
-constexpr int64_t PARTS = 2, WORTH_TWO = 128;
+// Groups of tiles and rows that are worth two threads.
+constexpr int64_t WORTH_TWO = 128;
 // Rows that are worth two threads where each has little to do.
 constexpr int64_t SEVERAL = 12;
 
@@ -35,6 +35,14 @@ struct Weights {
     int64_t outputs, bits;
     const float* beside = nullptr;
     int64_t step = 0;
+
+    int64_t tiles() const {
+        return (outputs + OUTPUTS - 1) / OUTPUTS;
+    }
+    // Bytes of a tile of so many groups.
+    int64_t tile(int64_t groups) const {
+        return bits == 4 ? groups * FOUR_BITS : groups * EIGHT_BITS + SCALES;
+    }
 };
 
 // A group of a row of activations: bytes, four together; their scale, the sum of its values, and -128 times the sum of its
@@ -113,17 +121,27 @@ private:
     Kept<Activations> m_held;
 };
 
+// What a thread reads, one after the other: up to an end, and then from elsewhere on, if it is known.
+struct Course {
+    const uint8_t *end, *next;
+
+    // What is read so many bytes behind `from`.
+    const uint8_t* behind(const uint8_t* from, int64_t bytes) const {
+        const int64_t over = bytes - (end - from);
+        return over < 0 ? from + bytes : next ? next + over : from;
+    }
+};
+
 // The weights of a group, a byte each: of 16 outputs four inputs in each vector. If they are read but `once`, those ahead
 // are asked for past the caches, which have other things to hold.
 template <bool FOUR>
-void unpack(const uint8_t* from, bool once, __m512i* codes) {
-    for (int64_t line = 0; line < (FOUR ? FOUR_BITS : EIGHT_BITS); line += 64) {
-        const char* ahead = reinterpret_cast<const char*>(from) + AHEAD + line;
+void unpack(const uint8_t* from, const Course& course, bool once, __m512i* codes) {
+    const char* ahead = reinterpret_cast<const char*>(course.behind(from, AHEAD));
+    for (int64_t line = 0; line < (FOUR ? FOUR_BITS : EIGHT_BITS); line += 64)
         if (once)
-            _mm_prefetch(ahead, _MM_HINT_NTA);
+            _mm_prefetch(ahead + line, _MM_HINT_NTA);
         else
-            _mm_prefetch(ahead, _MM_HINT_T0);
-    }
+            _mm_prefetch(ahead + line, _MM_HINT_T0);
     if constexpr (FOUR) {
         const __m512i low = _mm512_set1_epi8(15);
         for (int place = 0; place < 4; ++place) {
@@ -143,13 +161,14 @@ __m512 halves(const uint8_t* from) {
 
 // N rows from `first` on by one tile.
 template <bool FOUR, int N>
-void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, const Weights& by, int64_t output) {
+void multiply(const uint8_t* tile, const Course& course, const Rows& rows, int64_t first, float* out, const Weights& by,
+              int64_t output) {
     __m512 sums[N];
     for (int n = 0; n < N; ++n)
         sums[n] = _mm512_setzero_ps();
     for (int64_t group = 0; group < rows.groups; ++group, tile += FOUR ? FOUR_BITS : EIGHT_BITS) {
         __m512i codes[8];
-        unpack<FOUR>(tile, rows.count <= TOGETHER, codes);
+        unpack<FOUR>(tile, course, rows.count <= TOGETHER, codes);
         __m512 scale, least;
         if constexpr (FOUR) {
             scale = halves(tile + OUTPUTS * GROUP / 2);
@@ -182,35 +201,56 @@ void multiply(const uint8_t* tile, const Rows& rows, int64_t first, float* out, 
     }
 }
 
-// All rows by the tiles from `first` to `last`.
+// All rows by the tiles from `first` to `last`, behind which what is at `next` is read, if it is known.
 template <bool FOUR>
-void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, float* out) {
-    const int64_t bytes = rows.groups * (FOUR ? FOUR_BITS : EIGHT_BITS) + (FOUR ? 0 : SCALES);
+void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, const uint8_t* next, float* out) {
+    const int64_t bytes = by.tile(rows.groups);
+    const Course course{by.packed + last * bytes, next};
     for (int64_t place = first; place < last; ++place) {
         const uint8_t* tile = by.packed + place * bytes;
         const int64_t output = place * OUTPUTS;
         int64_t row = 0;
         for (; rows.count - row >= TOGETHER; row += TOGETHER)
-            multiply<FOUR, TOGETHER>(tile, rows, row, out, by, output);
+            multiply<FOUR, TOGETHER>(tile, course, rows, row, out, by, output);
         [&]<int... N>(std::integer_sequence<int, N...>) {
-            ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, rows, row, out, by, output) : void()), ...);
+            ((rows.count - row == N + 1 ? multiply<FOUR, N + 1>(tile, course, rows, row, out, by, output) : void()), ...);
         }(std::make_integer_sequence<int, TOGETHER - 1>());
     }
 }
 
-void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, float* out) {
+void multiply(const Weights& by, const Rows& rows, int64_t first, int64_t last, const uint8_t* next, float* out) {
     if (by.bits == 4)
-        multiply<true>(by, rows, first, last, out);
+        multiply<true>(by, rows, first, last, next, out);
     else
-        multiply<false>(by, rows, first, last, out);
+        multiply<false>(by, rows, first, last, next, out);
 }
 
-// `rows` by weights: out [n, outputs].
-void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
-    const int64_t tiles = (by.outputs + OUTPUTS - 1) / OUTPUTS, parts = std::min(PARTS * team.size(), tiles);
+// Which part of so many a thread computes, of so many in all: one each, since where a part ends what was asked for ahead is
+// another thread's.
+struct Share {
+    int64_t part, parts;
+
+    int64_t first(int64_t count) const {
+        return count * part / parts;
+    }
+    int64_t last(int64_t count) const {
+        return count * (part + 1) / parts;
+    }
+};
+
+// `rows` by weights: out [n, outputs]. `next` says where the same share begins of what is multiplied next.
+template <typename Next>
+void multiply(Team& team, const Weights& by, const Rows& rows, float* out, const Next& next) {
+    const int64_t tiles = by.tiles(), parts = std::min(team.size(), tiles);
     team.share(parts, tiles * rows.groups * rows.count >= WORTH_TWO, [&](int64_t part) {
-        multiply(by, rows, tiles * part / parts, tiles * (part + 1) / parts, out);
+        const Share share{part, parts};
+        multiply(by, rows, share.first(tiles), share.last(tiles), next(share), out);
     });
+}
+
+// The same, with nothing behind it.
+void multiply(Team& team, const Weights& by, const Rows& rows, float* out) {
+    multiply(team, by, rows, out, [](const Share&) { return nullptr; });
 }
 
 // Inputs: x [n, inputs], weights [bytes] as packing.py has them, and the weights [inputs] of a norm, if x is to be of root
