@@ -113,6 +113,44 @@ def equal_nodes(made: GraphBackend, committed: int, nodes: int, seed: int) -> tu
     return equal, len(chosen)
 
 
+def equal_leaves(made: GraphBackend, committed: int, leaves: int, behind: int) -> bool:
+    """Whether so many siblings, `behind` so many nodes in a row, have the bits of their paths token by token."""
+    cache, _ = prefilled(made, committed)
+    count = behind + leaves
+    mask = torch.ones(count, committed + count, dtype=torch.bool).tril(committed)
+    mask[behind:, committed + behind :] = torch.eye(leaves, dtype=torch.bool)
+    positions = committed + torch.arange(count).clamp(max=behind)
+    ((tree, _),) = made.forward([Feed(TEXT[-count:], cache, positions, mask)])
+    found = []
+    for leaf in {behind, count - 1}:
+        alone, _ = prefilled(made, committed)
+        for place in [*range(behind), leaf]:
+            ((logits, _),) = made.forward([Feed(TEXT[-count:][place : place + 1], alone)])
+        found.append(torch.equal(logits[0], tree[leaf]))
+    return all(found)
+
+
+@pytest.mark.parametrize(("architecture", "format"), COMBINED)
+def test_a_leaf_has_the_bits_of_its_path(architecture: str, format: str) -> None:
+    """Guards rows that read themselves from nowhere: around ends of blocks and segments, few and many."""
+    made = graph(architecture, format)
+    for committed in (1, 30, 31, 32, 127, 128, 300):
+        for leaves, behind in ((2, 0), (3, 1), (8, 1), (5, 4)):
+            assert equal_leaves(made, committed, leaves, behind), (committed, leaves, behind)
+    assert equal_leaves(made, 250, 80, 2)
+
+
+def test_leaves_without_places_of_their_own_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the test above: all siblings write and read one place."""
+    made, sit = graph("llama", "float32"), compiled._Request._sit
+    if not made._pool.across:
+        pytest.skip("OpenVINO's operation knows no such leaves")
+    monkeypatch.setattr(
+        compiled._Request, "_sit", lambda self, seats: sit(self, [seat._replace(own=None) for seat in seats])
+    )
+    assert not equal_leaves(made, 30, 5, 1)
+
+
 @pytest.mark.parametrize(("architecture", "format"), COMBINED)
 def test_a_node_has_the_bits_of_its_path(architecture: str, format: str) -> None:
     """Guards the promise: trees of any shape, before and behind the ends of blocks, near them and far."""
