@@ -140,6 +140,40 @@ def test_a_leaf_has_the_bits_of_its_path(architecture: str, format: str) -> None
     assert equal_leaves(made, 250, 80, 2)
 
 
+def fed(made: GraphBackend, cache: BlockCache, parents: list[int], first: int, last: int) -> Tensor:
+    """Logits of the nodes from `first` to `last`, of which `parents` has those of all; those before are in `cache`."""
+    sees = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        sees[node] |= sees[parent] if parent >= 0 else False
+    mask = torch.cat([torch.ones(last - first, cache.committed, dtype=torch.bool), sees[first:last, :last]], 1)
+    depths = sees.sum(1)[first:last] - 1
+    return made.forward([Feed(TEXT[-8:][first:last], cache, cache.committed + depths, mask)])[0].logits
+
+
+@pytest.mark.parametrize(("architecture", "format"), COMBINED)
+def test_what_comes_behind_a_leaf_has_the_bits_of_its_path(architecture: str, format: str) -> None:
+    """Guards leaves that get children in a later forward, as a drafter's do, and texts that end with one."""
+    made = graph(architecture, format)
+    for committed in (30, 126, 200):
+        cache, _ = prefilled(made, committed)
+        # A root with three children, then two children of the last, then one of each of these.
+        parents = [-1, 0, 0, 0, 3, 3, 4, 5]
+        levels = torch.cat([fed(made, cache, parents, *level) for level in ((0, 4), (4, 6), (6, 8))])
+        for path in ([0, 2], [0, 3, 4, 6], [0, 3, 5, 7]):
+            alone, _ = prefilled(made, committed)
+            for node in path:
+                ((logits, _),) = made.forward([Feed(TEXT[-8:][node : node + 1], alone)])
+                assert torch.equal(logits[0], levels[node]), (committed, path, node)
+        # The text goes on behind a leaf.
+        cache.crop(committed + 4)
+        cache.keep(committed, torch.tensor([0, 2]))
+        alone, _ = prefilled(made, committed)
+        for node in (0, 2):
+            made.forward([Feed(TEXT[-8:][node : node + 1], alone)])
+        mine, theirs = (made.forward([Feed(TEXT[:40], one)])[0].logits for one in (cache, alone))
+        assert torch.equal(mine, theirs), committed
+
+
 def test_leaves_without_places_of_their_own_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the test above: all siblings write and read one place."""
     made, sit = graph("llama", "float32"), compiled._Request._sit

@@ -41,9 +41,9 @@ def test_every_method_takes_its_turn_and_the_plain_loop_comes_again(target: Buil
         assert all(row["identical"] and row["flips"] == 0 and len(row["output_ids"]) == 12 for row in rows)
         assert all(sum(row["emitted"]) == 12 and len(row["commits"]) == len(row["emitted"]) for row in rows)
     assert orders == [
-        ["autoregressive", "transformers", "chain", benchmark.AGAIN],
-        ["transformers", "chain", benchmark.AGAIN, "autoregressive"],
-        ["chain", benchmark.AGAIN, "autoregressive", "transformers"],
+        ["autoregressive", "transformers", benchmark.AGAIN, "chain"],
+        ["transformers", benchmark.AGAIN, "chain", "autoregressive"],
+        [benchmark.AGAIN, "chain", "autoregressive", "transformers"],
     ]
 
 

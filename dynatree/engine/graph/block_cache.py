@@ -187,9 +187,8 @@ class BlockCache:
         strand.nodes += [*path, len(self._nodes)]
         self._reach(strand, position)
         self._nodes.append(_Node(position, strand))
-        own, blocks = strand.block(position), self._blocks(before)
-        # At a block's beginning nothing of the path is in it.
-        return Seat(position, blocks if position // BLOCK < len(blocks) else [*blocks, own], own)
+        # Another node has its position in `before`, so that all blocks up to there are.
+        return Seat(position, self._blocks(before), strand.block(position))
 
     def _unused(self) -> _Strand:
         """A strand without nodes, its blocks from the text's last one on."""

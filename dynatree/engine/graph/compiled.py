@@ -217,7 +217,8 @@ class Graph:
             held[:, last.blocks] = some(*held[:, last.blocks].shape)
         shape, most = self._shape, _WIDEST
         x, cos, sin = (some(most, columns)[:n] for columns in (shape.width, shape.turned, shape.turned))
-        seats, further = text.append_nodes([-1, *[0] * (n - 1)])
+        # Leaves, and a branch, whose first node is to stand once more.
+        seats, further = text.append_nodes([-1, 0, 0, 2, *[0] * n][:n])
         # `text` gives its blocks back and forgets them, but nobody takes them before the forward.
         seats = [seat._replace(blocks=[*seat.blocks]) for seat in seats]
         return Given(x, cos, sin, seats, further, n)

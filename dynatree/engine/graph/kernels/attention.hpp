@@ -190,7 +190,7 @@ void add_up(const Sizes& of, const Query* from, int64_t begin, const float* valu
         for (int n = 0; n < N; ++n)
             for (int64_t position = 0; position < seen; ++position) {
                 float& sum = from[n].sums[at];
-                sum = std::fma(from[n].scores[begin + position], values[position * of.size + at], sum);
+                sum = fma(from[n].scores[begin + position], values[position * of.size + at], sum);
             }
 }
 
@@ -198,7 +198,7 @@ void add_up(const Sizes& of, const Query* from, int64_t begin, const float* valu
 void compare_alone(const Sizes& of, const Query& query) {
     float sums[2] = {};
     for (int64_t at = 0; at < of.size; ++at)
-        sums[at % 2] = std::fma(query.vector[at], query.key[at], sums[at % 2]);
+        sums[at % 2] = fma(query.vector[at], query.key[at], sums[at % 2]);
     query.scores[query.sees - 1] = sums[0] + sums[1];
 }
 
@@ -375,7 +375,7 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
         });
     for (int64_t place = 0; place < count; ++place)
         for (int64_t at = 0; queries[place].key && at < of.size; ++at)
-            queries[place].sums[at] = std::fma(queries[place].weight, queries[place].value[at], queries[place].sums[at]);
+            queries[place].sums[at] = fma(queries[place].weight, queries[place].value[at], queries[place].sums[at]);
 }
 
 // What a row has summed over its segments, together.

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -51,6 +52,15 @@ inline Vec fma(Vec x, Vec y, Vec z) {
     return (Vec)_mm512_fmadd_ps((__m512)x, (__m512)y, (__m512)z);
 #elif defined(__FMA__)
     return (Vec)_mm256_fmadd_ps((__m256)x, (__m256)y, (__m256)z);
+#else
+    return x * y + z;
+#endif
+}
+
+// The same of one: what is summed one by one here and by vectors there has the same bits.
+inline float fma(float x, float y, float z) {
+#if defined(__AVX512F__) || defined(__FMA__)
+    return std::fma(x, y, z);
 #else
     return x * y + z;
 #endif

@@ -120,21 +120,21 @@ public:
                 placed.in.query_norm = of.query_norm, placed.in.key_norm = of.key_norm;
                 const Weights first{of.fused, fused, m_bits, of.bias}, out_of{of.out, width, m_bits, y, width};
                 const Weights gated{of.gated, 2 * m_inner, m_bits}, back{of.back, width, m_bits, behind, width};
-                // Where a share of them begins, if there are any.
-                const auto begin = [](const Weights& by, int64_t groups, int64_t tiles) {
+                // Where a share of them begins, if there are any, of which so many `tiles` at a time are shared.
+                const auto begin = [](const Weights& by, int64_t groups, int64_t shared, int64_t tiles) {
                     return [=](const Share& share) {
-                        return by.packed ? by.packed + share.first(tiles) * by.tile(groups) : nullptr;
+                        return by.packed ? by.packed + share.first(shared) * tiles * by.tile(groups) : nullptr;
                     };
                 };
                 quantise_rows(team, y, of.before, m_eps, narrow);
                 multiply(team, first, narrow, z);
                 attend(team, placed.of, placed.in, mixed);
                 quantise_rows(team, mixed, nullptr, m_eps, attended);
-                multiply(team, out_of, attended, behind, begin(gated, narrow.groups, m_inner / OUTPUTS));
+                multiply(team, out_of, attended, behind, begin(gated, narrow.groups, wide.groups, GROUP / OUTPUTS));
                 quantise_rows(team, behind, of.behind, m_eps, narrow);
-                gate(team, gated, narrow, z, wide, begin(back, wide.groups, back.tiles()));
+                gate(team, gated, narrow, z, wide, begin(back, wide.groups, back.tiles(), 1));
                 const uint8_t* further = layer + 1 < m_layers ? weights(layer + 1).fused : nullptr;
-                multiply(team, back, wide, out, begin({further, fused, m_bits}, narrow.groups, first.tiles()));
+                multiply(team, back, wide, out, begin({further, fused, m_bits}, narrow.groups, first.tiles(), 1));
                 for (size_t at = 0; at < m_reads.size(); ++at)
                     for (int64_t row = 0; m_reads[at] == layer + 1 && row < count; ++row)
                         std::copy_n(out + row * width, width, floats(outputs[1]) + (row * m_reads.size() + at) * width);
