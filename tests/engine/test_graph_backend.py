@@ -96,6 +96,12 @@ def random_tree(nodes: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.tensor(depths), ancestors
 
 
+def one_by_one(made: GraphBackend, committed: int, path: Tensor) -> tuple[BlockCache, Tensor]:
+    """Logits [n, v] of the tokens `path` [n] behind so many others, each decoded by itself, and the cache of them."""
+    cache, _ = prefilled(made, committed)
+    return cache, torch.cat([made.forward([Feed(token[None], cache)])[0].logits for token in path])
+
+
 def equal_nodes(made: GraphBackend, committed: int, nodes: int, seed: int) -> tuple[int, int]:
     """How many nodes of a tree have the bits of their path decoded token by token, and how many were looked at."""
     cache, _ = prefilled(made, committed)
@@ -106,10 +112,8 @@ def equal_nodes(made: GraphBackend, committed: int, nodes: int, seed: int) -> tu
     chosen = random.Random(seed).sample(range(nodes), min(nodes, 6))
     equal = 0
     for node in chosen:
-        alone, _ = prefilled(made, committed)
-        for place in ancestors[node].nonzero().flatten():
-            ((logits, _),) = made.forward([Feed(tokens[place : place + 1], alone)])
-        equal += torch.equal(logits[0], tree[node])
+        _, logits = one_by_one(made, committed, tokens[ancestors[node]])
+        equal += torch.equal(logits[-1], tree[node])
     return equal, len(chosen)
 
 
@@ -119,14 +123,12 @@ def equal_leaves(made: GraphBackend, committed: int, leaves: int, behind: int) -
     count = behind + leaves
     mask = torch.ones(count, committed + count, dtype=torch.bool).tril(committed)
     mask[behind:, committed + behind :] = torch.eye(leaves, dtype=torch.bool)
-    positions = committed + torch.arange(count).clamp(max=behind)
-    ((tree, _),) = made.forward([Feed(TEXT[-count:], cache, positions, mask)])
+    positions, tokens = committed + torch.arange(count).clamp(max=behind), TEXT[-count:]
+    ((tree, _),) = made.forward([Feed(tokens, cache, positions, mask)])
     found = []
     for leaf in {behind, count - 1}:
-        alone, _ = prefilled(made, committed)
-        for place in [*range(behind), leaf]:
-            ((logits, _),) = made.forward([Feed(TEXT[-count:][place : place + 1], alone)])
-        found.append(torch.equal(logits[0], tree[leaf]))
+        _, logits = one_by_one(made, committed, tokens[[*range(behind), leaf]])
+        found.append(torch.equal(logits[-1], tree[leaf]))
     return all(found)
 
 
@@ -160,16 +162,12 @@ def test_what_comes_behind_a_leaf_has_the_bits_of_its_path(architecture: str, fo
         parents = [-1, 0, 0, 0, 3, 3, 4, 5]
         levels = torch.cat([fed(made, cache, parents, *level) for level in ((0, 4), (4, 6), (6, 8))])
         for path in ([0, 2], [0, 3, 4, 6], [0, 3, 5, 7]):
-            alone, _ = prefilled(made, committed)
-            for node in path:
-                ((logits, _),) = made.forward([Feed(TEXT[-8:][node : node + 1], alone)])
-                assert torch.equal(logits[0], levels[node]), (committed, path, node)
+            _, logits = one_by_one(made, committed, TEXT[-8:][path])
+            assert torch.equal(logits, levels[path]), (committed, path)
         # The text goes on behind a leaf.
         cache.crop(committed + 4)
         cache.keep(committed, torch.tensor([0, 2]))
-        alone, _ = prefilled(made, committed)
-        for node in (0, 2):
-            made.forward([Feed(TEXT[-8:][node : node + 1], alone)])
+        alone, _ = one_by_one(made, committed, TEXT[-8:][[0, 2]])
         mine, theirs = (made.forward([Feed(TEXT[:40], one)])[0].logits for one in (cache, alone))
         assert torch.equal(mine, theirs), committed
 
