@@ -157,16 +157,14 @@ class BlockCache:
                 position, strand = before.position + 1, before.strand
             if strand.lone or self.committed + len(strand.nodes) != position:
                 # Another node stands there, or the path does not.
-                path = strand.nodes[: position - self.committed]
-                if self._pool.across and not strand.lone and len(self._nodes) not in inner:
+                path, behind_leaf = strand.nodes[: position - self.committed], strand.lone
+                if self._pool.across and not behind_leaf and len(self._nodes) not in inner:
                     seats.append(self._leaf(path, strand))
                     continue
-                if strand.lone:
+                strand = self._branch(path, old)
+                if behind_leaf:
                     # Its other children find it with its path.
-                    strand = self._branch(path, old)
                     self._nodes[parent] = _Node(position - 1, strand)
-                else:
-                    strand = self._branch(path, old)
                 new = [node for node in path if node >= old]
                 further += [(node - old, self._alone(strand, self._nodes[node].position)) for node in new]
             strand.nodes.append(len(self._nodes))
