@@ -27,7 +27,7 @@ help:
 
 # The first time, costs are measured; they are kept.
 demo: models ## see it work, in minutes: two texts with DynaTree and without drafting, and a tree
-	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int8
+	$(BIN)/dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int4
 
 models: $(STAMP) ## the target and its drafters alone, nothing timed: enough for `dynatree generate`
 	$(call alone,$(SNAKEMAKE) --quiet rules host reason -- models)

@@ -36,7 +36,7 @@ commands:
 {_COMMANDS}
 
 examples:
-  dynatree chat --target smollm2 --drafter smollm2-drafter --dtype int8
+  dynatree chat --target smollm2 --drafter smollm2-drafter --dtype int4
   dynatree chat --target ./my-model --system "Answer in one sentence." --repetition-penalty 1.1
 """
 

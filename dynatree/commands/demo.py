@@ -27,7 +27,7 @@ texts are equal, and a tree of which much was accepted. Two texts are no measure
 It needs the extra `workflow` (pip install '.[workflow]' in the checkout), which `make` installs.
 
 examples:
-  dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int8
+  dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int4
   dynatree demo --target smollm2 --drafter smollm2-drafter --dtype int4 --prompt "Once upon a time"
 """
 

@@ -24,9 +24,9 @@ tokens in green, the target's own plain. Several prompts are decoded together wh
 other; their texts come under headings when all are done. Special tokens, such as a text's end, are not shown.
 {request.COSTS}
 examples:
-  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "The tree" --temperature 0.7
+  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int4 --prompt "The tree" --temperature 0.7
   dynatree generate --target ./my-model --method prompt_lookup --prompt-file essay.txt --max-new-tokens 200 --json
-  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int8 --set depth=4 --set threshold=0.1 \\
+  dynatree generate --target smollm2 --drafter smollm2-drafter --dtype int4 --set depth=4 --set threshold=0.1 \\
       --prompt-ids "504 2670" --max-new-tokens 40
 """
 

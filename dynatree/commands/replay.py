@@ -25,7 +25,7 @@ over and over, in a README, too. It needs the extra `workflow` (pip install '.[w
 installs.
 {request.COSTS}
 examples:
-  dynatree replay --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "Once upon a time" --out replay.html
+  dynatree replay --target smollm2 --drafter smollm2-drafter --dtype int4 --prompt "Once upon a time" --out replay.html
   dynatree replay --target ./my-model --prompt-file essay.txt --temperature 0.7 --seed 3 --out replay.html
   dynatree replay --results results --out replay.html
 """

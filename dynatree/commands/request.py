@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PROMPTS = ("prompt", "prompt_file", "prompt_ids")
 # Of `dynatree`, which goes by costs; said in the help of each command that decodes.
 COSTS = """\
-Costs are kept for one format: `make demo` and `make all` measure those of --dtype int8 alone. In another one, such as
+Costs are kept for one format: `make demo` and `make all` measure those of --dtype int4 alone. In another one, such as
 float32, run `dynatree calibrate` with that --dtype first, or trees grow by their limits alone, with a warning.
 """
 FindModel = Callable[[str, sections.Params], Path]

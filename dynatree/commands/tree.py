@@ -22,8 +22,8 @@ which one forward verified all of it. --out draws the same.
 It needs the extra `workflow` (pip install '.[workflow]' in the checkout), which `make` installs.
 {request.COSTS}
 examples:
-  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int8 --prompt "The tree grows" --round 2
-  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int8 --method fixed_tree --set depth=2 \\
+  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int4 --prompt "The tree grows" --round 2
+  dynatree tree --target smollm2 --drafter smollm2-drafter --dtype int4 --method fixed_tree --set depth=2 \\
       --set branch=3 --set budget=null --prompt "The tree" --out tree.svg
   dynatree tree --target ./my-model --method dynatree --prompt-file essay.txt --round 5 --out tree.html
 

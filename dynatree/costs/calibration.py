@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino", "kernels")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 6
+VERSION = 7
 
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 
@@ -42,9 +42,10 @@ class Calibration(NamedTuple):
     costs: CostTable
     step_rates: StepRates
 
-    def shared(self, rows: int) -> "Calibration":
-        """What it is for one of `rows` requests that are decoded together."""
-        return self if rows == 1 else self._replace(costs=self.costs.shared(rows))
+    def shared(self, rows: int, drawn: bool = False) -> "Calibration":
+        """What it is for one of `rows` requests that are decoded together, and whose tokens may be `drawn`."""
+        costs = self.costs.drawn() if drawn else self.costs
+        return self._replace(costs=costs if rows == 1 else costs.shared(rows))
 
     def of(self, temperature: float, processed: bool) -> "Calibration":
         """What it is for text of this kind, as `StepRates.at`."""

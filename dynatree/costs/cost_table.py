@@ -120,8 +120,9 @@ class CostTable(Knobs):
     `surcharge`: what `draft` has besides forwards, for a row's own work and for what a level takes more in decoding.
     `switch`: what a forward over several tokens takes more behind many over one, which have other weights in the
     processor's caches. `beside`: what a round takes besides its forward where no nodes are looked for; `looking`: what
-    it takes more where they are, though none are found, of one request and of each further one. (0: not measured, and
-    taken to be nothing.)
+    it takes more where they are, though none are found, of one request and of each further one; `drawing`: what either
+    takes more of each request whose tokens are drawn than of one with a penalty. (0: not measured, and taken to be
+    nothing.)
     `batches`: the same for several requests at once, where that was measured.
     """
 
@@ -134,6 +135,7 @@ class CostTable(Knobs):
     switch: NotNegative = 0.0
     beside: NotNegative = 0.0
     looking: tuple[NotNegative, NotNegative] = (0.0, 0.0)
+    drawing: tuple[NotNegative, NotNegative] = (0.0, 0.0)
     batches: list[BatchCosts] = Field(default_factory=list)
 
     @property
@@ -158,6 +160,13 @@ class CostTable(Knobs):
         known = {"verify": verify.share(counted), "draft": draft and draft.share(counted)}
         # Of several nothing is known of switching.
         return self.model_copy(update=known | ({"switch": 0.0} if counted > 1 else {}))
+
+    def drawn(self) -> "CostTable":
+        """What it is where tokens are drawn."""
+        beside, looking = self.drawing
+        first, further = self.looking
+        known = {"beside": self.beside + beside, "looking": (first + looking, further + looking)}
+        return self.model_copy(update=known | {"drawing": (0.0, 0.0)})
 
     def looked(self, rows: int) -> float:
         """Seconds that a round takes more where nodes are looked for below each of `rows` roots."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, curve
 from dynatree.drafting import most_levels
+from dynatree.engine.backend import NO_STATES
 from dynatree.engine.context import InContext
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.successors import Successors
@@ -206,6 +207,7 @@ class Follower:
         self._known: dict[tuple[int, ...], _Children] = {}
         self._hidden: dict[tuple[int, ...], NDArray[np.float32]] = {}
         # The target's state before the root, and by position the tokens that noise prefers.
+        self._states = NO_STATES
         self._state: NDArray[np.float32] | None = None
         self._preferred: dict[int, NDArray[np.int64]] = {}
         # Of each common token the largest random word by which it is one of those.
@@ -218,8 +220,8 @@ class Follower:
 
         None of them: it stays unknown, and the table speaks alone.
         """
-        if self._context is not None:
-            self._state = states[-1, -self._context.width :].cpu().numpy() if len(states) else None
+        # Of a prompt there are many, which need not be held for the last one.
+        self._states = states[-1:].clone() if len(states) > 1 else states
 
     def begin(self, committed: Sequence[int], branch: int) -> list[tuple[int, float]]:
         """The table's children of the root, likeliest first, at the beginning of a round; learn from what came."""
@@ -232,6 +234,9 @@ class Follower:
             self._seen[committed[self._length :]] = True
         self._length, self._root = len(committed), committed[-1]
         self._known, self._hidden = {}, {}
+        if self._context is not None:
+            # Here, and not where they are told: most rounds of some texts do not ask.
+            self._state = self._states[-1, -self._context.width :].cpu().numpy() if len(self._states) else None
         self._preferred = {place: ids for place, ids in self._preferred.items() if place >= self._length}
         self._below_root = self.after((), branch, {})
         return self._below_root

@@ -61,8 +61,9 @@ class BatchPlanner:
         # As long as a request is there: another may begin before it has ended.
         self._growths: WeakKeyDictionary[Request, Growth] = WeakKeyDictionary()
         self._looking: WeakKeyDictionary[Request, _Looking] = WeakKeyDictionary()
-        # By how many requests there are what it is for each: the same object, by which growths know it again.
-        self._by_rows: dict[int, Calibration] = {}
+        # By how many requests there are, and whether their tokens are drawn, what it is for each: the same object, by
+        # which growths know it again.
+        self._by_rows: dict[tuple[int, bool], Calibration] = {}
         # Of a round that looks what that takes, and what trees a rest would have.
         self._spent: tuple[float, list[TokenTree]] | None = None
         # Asked once: to look at a protocol takes longer than most of what is done in a round.
@@ -72,7 +73,7 @@ class BatchPlanner:
         """A new batch, before its first round; warns where no batch as large was measured."""
         if self._calibration and len(requests) > (most := self._calibration.costs.most_rows):
             log.warning("cost table: no batch of %d was measured, one of %d stands for it", len(requests), most)
-        shared = self._shared(len(requests))
+        shared = self._shared(requests)
         for request in requests:
             known = shared and shared.of(request.temperature, request.processors.active)
             # The root is the last committed token, and not in the cache yet.
@@ -82,7 +83,7 @@ class BatchPlanner:
 
     def retain(self, requests: Sequence[Request]) -> None:
         """The requests that go on; each now pays a larger share of a forward."""
-        shared = self._shared(len(requests))
+        shared = self._shared(requests)
         if shared and self._priced:
             for growth in self._priced_of(requests):
                 growth.set_costs(shared)
@@ -189,16 +190,16 @@ class BatchPlanner:
 
     def _price(self, requests: Sequence[Request]) -> float:
         """Seconds that looking takes; 0: it is not known, or nothing is weighed."""
-        if self._calibration is None or not self._priced:
-            return 0.0
-        return self._calibration.costs.looked(len(requests))
+        shared = self._shared(requests) if self._priced else None
+        return shared.costs.looked(len(requests)) if shared else 0.0
 
-    def _shared(self, requests: int) -> Calibration | None:
+    def _shared(self, requests: Sequence[Request]) -> Calibration | None:
         if self._calibration is None:
             return None
-        if requests not in self._by_rows:
-            self._by_rows[requests] = self._calibration.shared(requests)
-        return self._by_rows[requests]
+        asked = len(requests), any(request.temperature for request in requests)
+        if asked not in self._by_rows:
+            self._by_rows[asked] = self._calibration.shared(*asked)
+        return self._by_rows[asked]
 
 
 def _along(tree: TokenTree, other: TokenTree, path: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynatree.config import Knobs
+from dynatree.engine.graph.kernels.drawing import drawing
 from dynatree.generation.logits_processors import check_numbers, greedy_token
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**64)]
@@ -35,6 +36,8 @@ _TARGET, _DRAFT, _VERIFICATION = range(3)
 _BLOCK = 64
 # What float32 loses in sums of scores and noise, of their size, at most; generously.
 _ROUNDING = 1e-5
+# A share of the probability by so much below another is it however it is summed.
+_PLAIN = 1e-3
 _NEVER = -math.inf
 
 Scores = NDArray[np.float32]
@@ -60,13 +63,16 @@ class Warpers(Knobs):
 
     def warped_row(self, scores: Scores) -> Scores:
         """The same of one row [v]."""
-        scores, least = self.bounded(scores)
+        scores = self.scaled(scores)
+        least = self.least(scores)
         return np.where(scores >= least, scores, np.float32(_NEVER)) if least > _NEVER else scores
 
-    def bounded(self, scores: Scores) -> tuple[Scores, float]:
-        """Of one row [v] the same before anything is left out, and the least that is drawn; -inf: all are."""
-        if self.temperature != 1:
-            scores = scores / np.float32(self.temperature)
+    def scaled(self, scores: Scores) -> Scores:
+        """Of one row [v] the same before anything is left out."""
+        return scores / np.float32(self.temperature) if self.temperature != 1 else scores
+
+    def least(self, scores: Scores) -> float:
+        """Of `scaled` ones [v] the least that is drawn; -inf: all are."""
         least = _NEVER
         if 0 < self.top_k < len(scores):
             # By torch: numpy has no few largest, and of a whole vocabulary a partition takes longer.
@@ -75,7 +81,19 @@ class Warpers(Knobs):
             least = max(least, _nucleus(scores, self.top_p, least))
         if self.min_p:
             least = max(least, float(scores.max()) + math.log(self.min_p))
-        return scores, least
+        return least
+
+    def keeps(self, scores: Scores, token: int) -> bool:
+        """Whether it is plain that, by `scaled` ones [v], the `token` may be drawn, without the `least`."""
+        if not (self.top_k or self.top_p < 1 or self.min_p):
+            return True
+        own, top = scores[token], scores.max()
+        if own == top:
+            return True
+        if self.top_k or self.min_p or not np.isfinite(top):
+            return False
+        probability = np.exp(scores - top)
+        return float(probability[scores > own].sum()) < (self.top_p - _PLAIN) * float(probability.sum())
 
 
 class Noise:
@@ -89,10 +107,13 @@ class Noise:
     def __init__(self, seed: int, request_key: int):
         # As an array: a list that holds 2**63 or more would be rounded to floats.
         self._key = np.array([seed, request_key], dtype=np.uint64)
+        # Where there is one; it gives the same.
+        self._library = drawing()
         # One generator, told where to begin: making one takes as long as what it gives.
         self._bits = Philox(key=self._key)
         self._begin: Any = self._bits.state
         self._kept: dict[int, Words] = {}
+        self._drawn = 0  # the position whose token was drawn last
 
     def at(self, position: int, size: int) -> Tensor:
         """The noise [size], float32, of the tokens 0, 1, ... at `position`, counted from the text's first token."""
@@ -112,19 +133,27 @@ class Noise:
         Without the noise of all: no token has more than the one of the least random number, so that only those come
         into question whose score is no further behind what is found anyway. NaN is found, whatever its noise.
         """
+        self._drawn = position
         words = self._words_at(position, len(scores))
         likeliest = int(scores.argmax())
         top = float(scores[likeliest])
         if not math.isfinite(top):
             return likeliest
-        behind = _noise_of(int(words.min())) - _noise_of(int(words[likeliest])) + _ROUNDING * (abs(top) + 1)
-        (near,) = (scores >= max(least, top - behind)).nonzero()
+        near = self._library.contenders(scores, words, likeliest, least) if self._library else None
+        if near is None:
+            behind = _noise_of(int(words.min())) - _noise_of(int(words[likeliest])) + _ROUNDING * (abs(top) + 1)
+            (near,) = (scores >= max(least, top - behind)).nonzero()
+        if len(near) == 1:
+            return int(near[0])
         return int(near[(scores[near] + _gumbel(words[near])).argmax()])
 
     def _words_at(self, position: int, size: int) -> Words:
         found = self._kept.get(position)
         if found is None or len(found) < size:
-            found = self._kept[position] = self._words(position, 0, _TARGET, size)
+            # Of positions before the one that was drawn last nothing is asked any more; their memory is in the caches.
+            over = next((place for place in self._kept if place < self._drawn), None)
+            spare = None if over is None else self._kept.pop(over)
+            found = self._kept[position] = self._words(position, 0, _TARGET, size, spare)
             if len(self._kept) > _KEPT:
                 # What is asked for moves on; what lies far ahead is asked for again last.
                 first = min(self._kept)
@@ -136,7 +165,7 @@ class Noise:
 
         No two nodes and no two rounds share any: a round that rejected a draft must tell the next one nothing.
         """
-        return torch.from_numpy(_gumbel(self._words(length, node, _DRAFT, size)))
+        return torch.from_numpy(_gumbel(self._words(length, node, _DRAFT, size)[:size]))
 
     def uniforms(self, length: int) -> Iterator[float]:
         """Numbers in [0, 1), without end, for the verification after `length` tokens."""
@@ -145,10 +174,14 @@ class Noise:
             # As many bits as a float has.
             yield from ((bits.random_raw(_BLOCK) >> np.uint64(11)) * 2.0**-53).tolist()
 
-    def _words(self, position: int, node: int, purpose: int, size: int) -> Words:
-        self._begin["state"]["counter"] = _counter(position, node, purpose)
+    def _words(self, position: int, node: int, purpose: int, size: int, spare: Words | None = None) -> Words:
+        """The first `size` of a counter, or a few more; `spare`: memory for them that nobody needs."""
+        counter = _counter(position, node, purpose)
+        if self._library:
+            return self._library.words(self._key, counter, size, spare)
+        self._begin["state"]["counter"] = counter
         self._bits.state = self._begin
-        return self._bits.random_raw(-(-size // 2)).view(np.uint32)[:size]
+        return self._bits.random_raw(-(-size // 2)).view(np.uint32)
 
 
 def _gumbel(words: Words) -> Scores:
@@ -271,9 +304,12 @@ class Sampler:
 
     def token(self, scores: Tensor, position: int) -> int:
         """The token at `position`, by its `scores` [v]. Raises UserError where they are not numbers."""
-        bounded, least = self.warpers.bounded(scores.float().cpu().numpy())
-        found = self._noise.best(bounded, position, least)
-        check_numbers(float(bounded[found]), scores.dtype)
+        scaled = self.warpers.scaled(scores.float().cpu().numpy())
+        # Most often the best of all may be drawn: what may be takes longer to find.
+        found = self._noise.best(scaled, position)
+        if not self.warpers.keeps(scaled, found):
+            found = self._noise.best(scaled, position, self.warpers.least(scaled))
+        check_numbers(float(scaled[found]), scores.dtype)
         return found
 
     def gap(self, scores: Tensor, token: int, position: int, eps: float) -> float:

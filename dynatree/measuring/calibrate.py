@@ -179,10 +179,14 @@ _Rounds = list[list[_Round]]
 
 
 class _Watched(NamedTuple):
-    """Rounds of one request and of several together, at rest and where nodes were looked for, all of one moment."""
+    """Rounds of one request, of one whose tokens are drawn and of several together, at rest and where nodes were looked
+    for, all of one moment.
+    """
 
     at_rest: _Rounds
     looked: _Rounds
+    drawn_at_rest: _Rounds
+    drawn_looked: _Rounds
     all_at_rest: _Rounds
     all_looked: _Rounds
 
@@ -192,14 +196,18 @@ def _watched(
 ) -> _Watched:
     """Some `prompts` decoded, a few seconds: what is seen is of the state in which the machine is."""
     together = [*islice(cycle(prompts), _TOGETHER)]
-    found = _Watched([], [], [], [])
-    # By turns, so that a slow spell hits both.
-    for prompts_of, *both in (
-        *(([prompt], found.at_rest, found.looked) for prompt in prompts[:_TOGETHER]),
-        (together, found.all_at_rest, found.all_looked),
+    found = _Watched(*([] for _ in _Watched._fields))
+    alone: list[tuple[GenerationOptions, _Rounds, _Rounds]] = [
+        (PENALISED, found.at_rest, found.looked),
+        (SAMPLED[-1], found.drawn_at_rest, found.drawn_looked),
+    ]
+    # By turns, so that a slow spell hits all.
+    for prompts_of, kind, *both in (
+        *(([prompt], *kind) for prompt in prompts[:_TOGETHER] for kind in alone),
+        (together, PENALISED, found.all_at_rest, found.all_looked),
     ):
         for price, rounds in zip((_TOO_DEAR, 0), both, strict=True):
-            rounds.append(_rounds(target, drafter, prompts_of, calibration, price))
+            rounds.append(_rounds(target, drafter, prompts_of, kind, calibration, price))
     return found
 
 
@@ -215,6 +223,7 @@ def in_decoding(
     Forwards take more than in a tight loop behind a round's own work, and among others of other sizes; those over one
     token take less, behind many of their like. A round takes `beside` more, and where nodes are looked for, `looking`:
     below one root, and below each further one of a batch, whose turn finds code and data in the processor's caches.
+    Where tokens are drawn, both take more (`drawing`).
     What was seen `earlier` counts as much, and of each text its median: a machine that is slow for a while, which is to
     say for all rounds of a text, is seen as it mostly is.
     """
@@ -237,15 +246,17 @@ def in_decoding(
         )
 
     moments = zip(*earlier, _watched(target, drafter, prompts, calibration), strict=True)
-    at_rest, looked, all_rest, all_looked = ([*chain.from_iterable(rounds)] for rounds in moments)
+    at_rest, looked, drawn_rest, drawn, all_rest, all_looked = ([*chain.from_iterable(rounds)] for rounds in moments)
     first = max(0.0, beside(looked) - beside(at_rest))
     further = (beside(all_looked) - beside(all_rest) - first) / (_TOGETHER - 1)
+    drawing = beside(drawn_rest) - beside(at_rest), beside(drawn) - beside(drawn_rest) - first
     costs = calibration.costs
     return costs.model_copy(
         update={
-            "verify": costs.verify.beyond(beyond(at_rest, 0, 0), beyond(looked, 1, _NEAR)),
+            "verify": costs.verify.beyond(beyond(at_rest + drawn_rest, 0, 0), beyond(looked + drawn, 1, _NEAR)),
             "beside": beside(at_rest),
             "looking": (first, max(0.0, further)),
+            "drawing": tuple(max(0.0, more) for more in drawing),
         }
     )
 
@@ -254,18 +265,21 @@ def _rounds(
     target: LanguageModel,
     drafter: DraftModel,
     prompts: Sequence[list[int]],
+    kind: GenerationOptions,
     calibration: Calibration,
     price: float,
 ) -> list[_Round]:
-    """The rounds without levels in which all `prompts` are decoded, where looking is taken to cost `price`."""
+    """The rounds without levels in which all `prompts` are decoded, to text of this `kind`, where looking is taken to
+    cost `price`.
+    """
     costs = calibration.costs
     # Batches are measured later: as if theirs took as long.
     shared = [BatchCosts(rows=_TOGETHER, verify=costs.verify, draft=costs.draft)]
-    known = costs.model_copy(update={"batches": shared, "looking": (price, price)})
+    known = costs.model_copy(update={"batches": shared, "looking": (price, price), "drawing": (0.0, 0.0)})
     decoder = decoding.build(target, drafter, "speculative", LOOKING, calibration._replace(costs=known))
     clock = Clock()
     with phases.forwards([target], clock) as spans:
-        traces = decoding.decode_together(decoder, prompts, lasting(PENALISED, _LOOKED), clock)
+        traces = decoding.decode_together(decoder, prompts, lasting(kind, _LOOKED), clock)
     # Of each prompt there is a forward before the first round.
     spans, context, found = spans[len(prompts) :], len(prompts[0]), list[_Round]()
     for (_, before), (begin, end), *facts in zip(

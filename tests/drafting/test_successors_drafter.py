@@ -240,6 +240,8 @@ def test_the_targets_state_says_which_successors_fit(target: Build) -> None:
     text, states = [4, 9], model.states(torch.tensor([4, 9, 2]), [1, 2])
     assert read.begin(text, 3) == alone.begin(text, 3)
     for follower in (alone, read):
+        # Of two rounds, of which the first one did not ask.
+        follower.read(states[:1])
         follower.read(states[:2])
     root, others = (dict(follower.begin([*text, 2], 3)) for follower in (alone, read))
     width = states.shape[1] // 2

@@ -22,7 +22,7 @@ from dynatree.engine.graph.block_cache import BLOCK, addresses
 from dynatree.engine.graph.kernels import packing
 from dynatree.errors import UserError
 
-needs_compiler = pytest.mark.skipif(kernels._library() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 BLOCKS, EPS = 160, 1e-5
 
 
@@ -293,7 +293,7 @@ def anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """As in a process that has not asked yet, with an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(kernels.VARIABLE, raising=False)
-    kept: list[Any] = [kernels._kind, kernels._library]
+    kept: list[Any] = [kernels._kind, kernels.library]
     for one in kept:
         one.cache_clear()
     yield tmp_path
@@ -370,13 +370,13 @@ def test_other_processors(anew: Path, monkeypatch: pytest.MonkeyPatch, level: st
 @needs_compiler
 def test_it_is_compiled_once(anew: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the cache: found again as long as source, compiler and processor are the same."""
-    path = kernels._library()
+    path = kernels.library()
     assert path is not None and path.is_file() and path.is_relative_to(anew)
     ran: list[list[str]] = []
     real = kernels._run
     monkeypatch.setattr(kernels, "_run", lambda command: [ran.append(command), real(command)][1])
-    kernels._library.cache_clear()
-    assert kernels._library() == path
+    kernels.library.cache_clear()
+    assert kernels.library() == path
     assert [command[1:] for command in ran] == [["--version"]]
     other = shutil.copytree(kernels.SOURCES, anew / "other")
     (other / "common.hpp").write_text("// another\n")

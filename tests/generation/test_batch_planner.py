@@ -168,6 +168,36 @@ def test_a_batch_looks_for_nodes_as_long_as_they_save_what_it_takes() -> None:
     assert 60 < looked < 70 and -210 < rest < -190
 
 
+def test_costs_of_drawn_text_are_the_same_object_each_time() -> None:
+    """Guards tables that are made anew for each request, and what drawn requests pay once others have ended."""
+    costs, steps = measured()
+    known = Calibration(costs.model_copy(update={"drawing": (0.5, 0.0)}), steps)
+    growths = [Priced([0]) for _ in range(5)]
+    policy = Given(*growths)
+    planner = BatchPlanner(policy, known)
+    for count in (3, 2):
+        requests = [models.request([1, 2], 8, do_sample=True) for _ in range(count)]
+        planner.start(requests)
+        planner.retain(requests[:2])
+    (first, _), *_, (last, _) = policy.started
+    assert first is not None and last is not None and first.costs.beside == last.costs.beside == costs.beside + 0.5
+    assert growths[0].costs[0].costs is last.costs
+    planner.start([])
+
+
+def test_drawn_text_rests_where_its_own_price_is_not_saved() -> None:
+    """Guards drawn text, in which looking takes more, by the price of text that is not drawn."""
+    costs, steps = measured((0.1, 0.1))
+    known = Calibration(costs.model_copy(update={"drawing": (0.0, 9.0)}), steps)
+    looks = []
+    for options in ({}, {"do_sample": True}):
+        request = models.request([1, 2], 8, **options)
+        planner = BatchPlanner(Given(Priced([0, 0.5])), known)
+        planner.start([request])
+        looks.append(planner.looks([request]))
+    assert looks == [True, False]
+
+
 def test_a_request_alone_rests_but_nobody_where_it_is_not_known_what_looking_takes() -> None:
     """Guards text that is slower for what is looked for in vain, and costs that do not say what that takes."""
     assert all(Batch(1, 0.0, (0, 0)).rounds(100)) and all(Batch(3, 0.0, (0, 0)).rounds(100))

@@ -1,5 +1,7 @@
 """Sampling by shared noise: the warpers are transformers', the noise is Gumbel's, the draws have the distribution."""
 
+import subprocess
+import sys
 from collections import Counter
 from itertools import product
 from typing import Any
@@ -13,6 +15,10 @@ from transformers import LogitsProcessorList, MinPLogitsWarper, TemperatureLogit
 from transformers import TopPLogitsWarper as TopP
 
 from dynatree.decoding.autoregressive import Decoder
+from dynatree.engine.graph import kernels
+from dynatree.engine.graph.kernels.drawing import made
+from dynatree.errors import UserError
+from dynatree.generation import sampling
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.sampling import Noise, Sampler, Warpers
 from tests import models
@@ -94,9 +100,27 @@ def test_noise_of_some_tokens_is_theirs_among_all() -> None:
         assert torch.equal(torch.from_numpy(noise.of(ids, 2, len(every))), every[torch.from_numpy(ids)])
 
 
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(params=["by numpy", pytest.param("by our own library", marks=needs_compiler)])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise by numpy alone, then by the library."""
+    monkeypatch.setattr(sampling, "drawing", made if request.param == "by our own library" else lambda: None)
+
+
+def both(monkeypatch: pytest.MonkeyPatch, *key: int) -> tuple[Noise, Noise]:
+    """The noise of a key by the library, and by numpy alone."""
+    found = []
+    for drawing in (made, lambda: None):
+        monkeypatch.setattr(sampling, "drawing", drawing)
+        found.append(Noise(*key))
+    return found[0], found[1]
+
+
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 4.0, 300.0])
 @pytest.mark.parametrize("raised", [0.0, 1e4])
-def test_the_best_is_that_of_all_noise(spread: float, raised: float) -> None:
+def test_the_best_is_that_of_all_noise(by: None, spread: float, raised: float) -> None:
     """Guards the bound behind which nothing is looked at: flat, peaked and large scores, ties, and what is cut off."""
     noise, chance = Noise(9, 2), np.random.default_rng(1)
     for position in range(60):
@@ -108,6 +132,113 @@ def test_the_best_is_that_of_all_noise(spread: float, raised: float) -> None:
     nothing, endless = np.full(5, -np.inf, np.float32), np.array([0, np.inf, 1, np.inf], np.float32)
     assert noise.best(nothing, 3) == 0 and noise.best(endless, 3) == 1
     assert noise.best(np.array([0, np.nan, 1], np.float32), 3) == 1
+
+
+@needs_compiler
+def test_random_words_are_numpys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards drawn text that depends on whether there is a C++ compiler: all words, of any number."""
+    for key in ((0, 0), (2**64 - 1, 2**64 - 1), (7, 2**63)):
+        own, other = both(monkeypatch, *key)
+        for position, size in product((0, 1, 70, 2**40, 3, 71), (1, 8, 9, 4_099)):
+            assert torch.equal(own.at(position, size), other.at(position, size))
+            assert torch.equal(own.below(5, position, size), other.below(5, position, size))
+
+
+@needs_compiler
+def test_memory_of_positions_that_are_over_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards words of an earlier position that stay in the memory of a later one; and new memory for each position."""
+    own, other = both(monkeypatch, 5, 1)
+    scores, places = np.zeros(1_000, np.float32), set[int]()
+    for position in range(40):
+        # The next but one is asked for early, as by a drafter.
+        assert torch.equal(own.at(position + 2, 1_000), other.at(position + 2, 1_000))
+        assert own.best(scores, position) == other.best(scores, position)
+        assert torch.equal(own.at(position, 1_000), other.at(position, 1_000))
+        places.update(words.ctypes.data for words in own._kept.values())
+    assert len(places) <= 5
+
+
+@needs_compiler
+def test_few_contenders_are_left_and_the_best_among_them() -> None:
+    """Guards a bound that is so loose that nothing is saved by it; and numbers of contenders that are not asked for."""
+    library, noise, chance, counts = made(), Noise(3, 1), np.random.default_rng(5), []
+    for position in range(200):
+        scores = (3 * chance.standard_normal(49_152)).astype(np.float32)
+        words = noise._words_at(position, len(scores))
+        near = library.contenders(scores, words, int(scores.argmax()), -np.inf)
+        assert near is not None and (np.diff(near) > 0).all()
+        assert (scores + noise.at(position, len(scores)).numpy()).argmax() in near
+        counts.append(len(near))
+    assert np.mean(counts) < 1.1
+    # All of them are as likely, and as lucky.
+    flat, alike = np.zeros(10_000, np.float32), np.full(10_000, 7, np.uint32)
+    assert library.contenders(flat, alike, 0, -np.inf) is None
+    near = library.contenders(flat[:4_000], alike[:4_000], 0, -np.inf)
+    assert near is not None and near.tolist() == [*range(4_000)]
+
+
+@needs_compiler
+@settings(max_examples=300)
+@given(st.data())
+def test_contenders_are_never_too_few(data: st.DataObject) -> None:
+    """Guards bounds that rounding passes over: words at both ends, where float32 has few numbers, and large scores."""
+    chance = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    size = data.draw(st.integers(1, 200))
+    edges = [0, 1, 2, 2**23, 2**24 + 1, 2**31, int(0.999 * 2**32), 2**32 - 2**8, 2**32 - 2, 2**32 - 1]
+    some = [chance.integers(2**32, size=size), chance.choice(edges, size), 2**32 - chance.integers(1, 2**12, size=size)]
+    words = some[data.draw(st.integers(0, 2))].astype(np.uint32)
+    scale = data.draw(st.sampled_from([0.0, 1e-6, 0.1, 1.0, 30.0, 1e4, 1e30, 1e38]))
+    scores = (scale * np.clip(chance.standard_normal(size), -1, 1)).astype(np.float32)
+    if scale < 1e5 and data.draw(st.booleans()):
+        scores = scores.astype(np.float16).astype(np.float32)
+    scores[chance.random(size) < data.draw(st.sampled_from([0.0, 0.3]))] = -np.inf
+    scores[chance.integers(size)] = scores.max() if np.isfinite(scores.max()) else 0
+    likeliest = int(scores.argmax())
+    for least in (-np.inf, float(np.median(scores)), float(scores.max())):
+        near = made().contenders(scores, words, likeliest, least)
+        sums = np.where(scores >= least, scores, -np.inf) + sampling._gumbel(words)
+        assert near is not None and sums.argmax() in near
+
+
+def test_no_library_is_compiled_where_no_graph_has_it() -> None:
+    """Guards requests on a GPU, or by torch, that wait for a C++ compiler."""
+    code = """
+from dynatree.engine.graph import kernels
+from dynatree.generation import sampling
+kernels.library = lambda: 1 / 0
+assert sampling.drawing() is None and sampling.Noise(1, 2).at(3, 4).shape == (4,)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(("scores", "token"), [([0, np.inf, 1, np.inf], 1), ([-np.inf] * 4, 0)])
+@pytest.mark.parametrize("top_p", [0.5, 0.9999])
+def test_what_is_no_number_is_found_whatever_is_left(by: None, scores: list[float], token: int, top_p: float) -> None:
+    """Guards the way that asks last what may be drawn, where scores cannot be compared."""
+    sampler = Sampler(Warpers(top_p=top_p), 3, 0)
+    assert sampler.token(torch.tensor(scores), 0) == token
+    with pytest.raises(UserError, match="logits are not numbers"):
+        sampler.token(torch.tensor([0, np.nan, 1, 2]), 0)
+
+
+@settings(max_examples=200)
+@given(data=st.data())
+def test_the_token_is_the_best_of_what_is_left(data: st.DataObject) -> None:
+    """Guards the way that asks last what may be drawn: by each warper and all of them, at the edge of the nucleus."""
+    warpers = Warpers(
+        temperature=data.draw(st.sampled_from([0.3, 0.7, 1.0, 2.0])),
+        top_k=data.draw(st.sampled_from([0, 1, 5])),
+        top_p=data.draw(st.sampled_from([1e-6, 0.3, 0.9, 0.95, 1.0])),
+        min_p=data.draw(st.sampled_from([0.0, 0.05, 1.0])),
+    )
+    sampler = Sampler(warpers, 11, 0)
+    chance = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    spread = data.draw(st.sampled_from([0.0, 1.0, 5.0]))
+    for position in range(20):
+        scores = torch.from_numpy((spread * chance.standard_normal(300)).astype(np.float32))
+        scores[int(chance.integers(300))] = scores.max()
+        perturbed = sampler.perturbed(scores[None], [position])[0]
+        assert sampler.token(scores, position) == int(perturbed.numpy().argmax())
 
 
 def test_every_seed_and_key_has_noise_of_its_own() -> None:

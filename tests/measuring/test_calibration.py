@@ -1,7 +1,7 @@
 """Calibrated step probabilities, cost curves, and how both are measured."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dynatree.engine.checkpoint import Pair
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.errors import UserError
+from dynatree.generation.sampling import Sampler
 from dynatree.measuring import calibrate, calibration_methods, forward_times
 from dynatree.settings import PLUGGED
 from dynatree.tree import TokenTree
@@ -321,10 +322,36 @@ def test_what_looking_takes_is_measured_between_forwards(
     assert 0.005 < first < 0.1 and 0.004 < further < 0.1
     # What a round takes that does not look is no part of it.
     assert 0 < found.beside < 0.005
+    # Nor is what a drawn token takes, of which there is one in each round.
+    assert max(found.drawing) < 0.004 and found.drawn().beside == found.beside + found.drawing[0]
     known._replace(costs=found).write(tmp_path)
     assert Calibration.read(tmp_path, {}, {}).costs == found
     assert found.looked(3) == pytest.approx(first + 2 * further)
     assert known.costs.looked(3) == 0
+
+
+def test_what_drawn_tokens_take_is_told_apart(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards drawn text by what text takes that is not drawn, where no noise is asked for."""
+    token, preferred = Sampler.token, Sampler.perturbed_some
+
+    def slowly(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        def slow(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return method(*arguments)
+
+        return slow
+
+    monkeypatch.setattr(Sampler, "token", slowly(token, 0.004))
+    monkeypatch.setattr(Sampler, "perturbed_some", slowly(preferred, 0.01))
+    known, prompts = models.calibration(level=9.0), [[3, 1, 4, 1], [2, 7]]
+    found = calibrate.in_decoding(target(), drafter("related"), prompts, known)
+    beside, looking = found.drawing
+    assert 0.003 < beside < 0.05 and 0.009 < looking < 0.1
+    assert found.beside < 0.003
+    drawn = found.drawn()
+    assert drawn.looked(2) == pytest.approx(found.looked(2) + 2 * looking) and drawn.drawn() == drawn
+    shared = known._replace(costs=found).shared(3, drawn=True).costs
+    assert (shared.beside, shared.looked(3)) == (drawn.beside, drawn.looked(3))
 
 
 def test_forwards_cost_what_they_take_while_decoding(target: Build, drafter: Drafts) -> None:

@@ -51,10 +51,10 @@ def test_a_failed_check_leaves_no_stamp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (RAW, f"{LAPTOP}.dtype: int8 needs OpenVINO, which this machine lacks; write float32"),
+        (RAW, f"{LAPTOP}.dtype: int4 needs OpenVINO, which this machine lacks; write float32"),
         ({**changed(LAPTOP, {}), "dtype": "int4"}, "dtype: int4 needs OpenVINO"),
         (changed(f"{LAPTOP}.dtype", "float32"), ""),
-        (changed("scales.laptop.leaves_out", []), f"{LAPTOP}.dtype: int8"),
+        (changed("scales.laptop.leaves_out", []), f"{LAPTOP}.dtype: int4"),
         (
             {**changed("scales.study.instead", {}), "scale": "study"},
             "experiments.precision.dtypes: int8 needs OpenVINO, which this machine lacks; leave int8, int4 out",

@@ -379,7 +379,7 @@ def test_a_format_that_the_machine_lacks_stops_before_any_job():
     """Guards against runs that are refused one by one, after models, text and drafter are made."""
     code = "import sys; sys.modules['openvino'] = None; from snakemake.cli import main; main()"
     text = World(ROOT).run("python", "-c", code, "--cores", 1, "--dry-run", "all", ok=False)
-    assert "scales.laptop.instead.dtype: int8 needs OpenVINO" in text.strip().splitlines()[-1]
+    assert "scales.laptop.instead.dtype: int4 needs OpenVINO" in text.strip().splitlines()[-1]
 
 
 def test_mended_words_make_nothing_stale(tmp_path):

@@ -54,7 +54,7 @@ def _kind() -> str:
     asked = os.environ.get(VARIABLE) or OWN
     if asked not in KINDS:
         raise UserError(f"{VARIABLE}: {asked!r} is unknown; choose from {', '.join(KINDS)}")
-    return OWN if asked == OWN and _library() else OPENVINO
+    return OWN if asked == OWN and library() else OPENVINO
 
 
 def multiplies_bytes() -> bool:
@@ -78,17 +78,22 @@ def layers(inputs: list[Any], **attributes: Any) -> Any:
     return _factory().create("Layers", inputs, attributes)
 
 
+def in_use() -> bool:
+    """Whether a graph of this process has operations of our own."""
+    return _factory.cache_info().currsize > 0
+
+
 @cache
 def _factory() -> Any:
     from openvino.utils.node_factory import NodeFactory
 
     factory = NodeFactory()
-    factory.add_extension(_library())
+    factory.add_extension(library())
     return factory
 
 
 @cache
-def _library() -> Path | None:
+def library() -> Path | None:
     """The operations, compiled; None: they cannot be."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         log.info("kernels: OpenVINO's; faster ones are for Linux on x86-64")

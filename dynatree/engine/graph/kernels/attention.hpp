@@ -251,6 +251,10 @@ struct Inputs {
         return z + spread[place] * (of.heads + 2 * of.groups) * of.size;
     }
 
+    const float* value(const Sizes& of, int64_t place, int64_t group) const {
+        return row(of, place) + (of.heads + of.groups + group) * of.size;
+    }
+
     // Whether it has a block of its own, behind those that it reads.
     bool alone(int64_t place) const {
         return begins[place + 1] - begins[place] > past[place] / BLOCK + 1;
@@ -273,12 +277,10 @@ void write(const Sizes& of, const Inputs& in, int64_t place, int64_t group, floa
     if (block == NOBODY)
         return;
     const int64_t begin = (block * of.groups + group) * BLOCK * of.size;
-    const float* z = in.row(of, place);
     turn_key(of, in, place, group, key);
     for (int64_t at = 0; at < of.size; ++at)
         in.keys[begin + at * BLOCK + past % BLOCK] = key[at];
-    std::memcpy(in.values + begin + past % BLOCK * of.size, z + (of.heads + of.groups + group) * of.size,
-                of.size * sizeof(float));
+    std::memcpy(in.values + begin + past % BLOCK * of.size, in.value(of, place, group), of.size * sizeof(float));
 }
 
 // Some of the rows, and what they sum: of each, head and segment, `Sizes::summed` values.
@@ -344,7 +346,7 @@ void attend_segment(const Sizes& of, const Inputs& in, const Chunk& chunk, int64
                 float* vector = vectors + count * of.size;
                 queries[count] = {vector, scores + count * SEGMENT, seeing(row), chunk.summed(of, row, head, segment)};
                 if (alone)
-                    queries[count].key = key, queries[count].value = in.row(of, row) + (of.heads + of.groups + group) * of.size;
+                    queries[count].key = key, queries[count].value = in.value(of, row, group);
                 turn(of, in.row(of, row) + head * of.size, in.query_norm, in.cos + row * of.turned,
                      in.sin + row * of.turned, vector);
                 for (int64_t at = 0; at < of.size; ++at)

@@ -1,9 +1,10 @@
-// The operations that OpenVINO is given (kernels/__init__.py).
+// The operations that OpenVINO is given (kernels/__init__.py), and functions that are called by themselves (drawing.py).
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 
 #include "attention.hpp"
+#include "drawing.hpp"
 #include "layers.hpp"
 #include "product.hpp"
 
