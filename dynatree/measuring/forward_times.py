@@ -154,7 +154,8 @@ def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cach
     lengths = [cache.length for cache in caches]
     tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
     feeds = [Feed(tree.tokens, cache, tree=tree if n > 1 else None) for cache in caches]
-    for cache, length, output in zip(caches, lengths, target.forward_batch(feeds, reads=reads), strict=True):
+    # Lent, as in decoding: copies of logits would be taken for a part of what a node costs.
+    for cache, length, output in zip(caches, lengths, target.forward_batch(feeds, reads=reads, lent=True), strict=True):
         verify(tree, output.logits)
         cache.crop(length)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -748,27 +749,32 @@ def different_widths(made: GraphBackend, architecture: str, format: str) -> int:
 
 @pytest.mark.parametrize("across", [True, False])
 def test_each_node_sees_its_path(across: bool) -> None:
-    """Guards the blocks: text and nodes appended, kept and cropped at random, each row's own beside a plain list."""
-    chance, pool = random.Random(0), Pool(1, 1, 1, across)
+    """Guards the blocks: text and nodes appended, kept and cropped at random, each row's own beside a plain list; and
+    leaves at the begin of a block, their keys in order, until they are kept."""
+    chance, pool, several = random.Random(0), Pool(1, 1, 3, across), np.arange(3) / 4
     cache, plain, counted, leaves = BlockCache(pool), list[int](), 0, 0
 
-    def written(seat: Seat) -> tuple[int, int]:
-        return seat.blocks[seat.past // BLOCK] if seat.own is None else seat.own, seat.past % BLOCK
+    def places(seat: Seat) -> tuple[np.ndarray, np.ndarray]:
+        """Where a row's key and value are written."""
+        if seat.own is None:
+            at = 0, seat.blocks[seat.past // BLOCK], 0, seat.past % BLOCK
+            return pool.keys[at], pool.values[at]
+        in_memory = pool.keys[0, seat.own, 0].T.reshape(-1)
+        assert np.shares_memory(in_memory, pool.keys)
+        return in_memory[: len(several)], pool.values[0, seat.own, 0, 0]
 
     def write(seat: Seat, value: int) -> None:
-        block, at = written(seat)
-        pool.keys[:, block, :, at] = value
-        pool.values[:, block, :, at] = -value
+        key, of = places(seat)
+        key[:], of[:] = value + several, -value - several
 
     def seen(seat: Seat) -> list[int]:
         blocks = seat.blocks[: seat.past // BLOCK + 1]
-        rows, values = (part[0, blocks, 0, :, 0].flatten()[: seat.past + 1] for part in (pool.keys, pool.values))
+        rows, values = (part[0, blocks, 0].reshape(-1, 3)[: seat.past + 1] for part in (pool.keys, pool.values))
         if seat.own is not None:
             # By itself, and not out of its path's blocks.
-            block, at = written(seat)
-            rows[-1], values[-1] = pool.keys[0, block, 0, at, 0], pool.values[0, block, 0, at, 0]
-        assert len(rows) == seat.past + 1 and (rows == -values).all()
-        return rows.astype(int).tolist()
+            rows[-1], values[-1] = places(seat)
+        assert len(rows) == seat.past + 1 and (rows == -values).all() and (rows - rows[:, :1] == several).all()
+        return rows[:, 0].astype(int).tolist()
 
     for _ in range(1000):
         if cache.length > 300:
@@ -809,7 +815,8 @@ def test_each_node_sees_its_path(across: bool) -> None:
         assert cache.length == cache.committed == len(plain)
     assert (leaves > 100) == across
     held_by_it = len(pool) - 1 - len(pool._free)
-    assert cache.sizes() == (len(plain) * 8, held_by_it * BLOCK * 8)
+    each = 2 * 4 * len(several)
+    assert cache.sizes() == (len(plain) * each, held_by_it * BLOCK * each)
     del cache
     assert sorted(pool._free) == [*range(1, len(pool))]
 

@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
@@ -87,6 +88,8 @@ class GraphBackend:
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
+        # The embedding's weight, and its values, of float32.
+        self._table: tuple[Tensor, NDArray[np.float32] | None] | None = None
         # Arrays: torch takes three times as long for a few of their rows.
         self._cos, self._sin = (np.empty((0, self._shape.turned), np.float32) for _ in range(2))
 
@@ -128,11 +131,13 @@ class GraphBackend:
     ) -> list[Output]:
         """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own. `lent`: as in
         `Backend`."""
-        self.expose(reads)
+        reads = tuple(reads)
+        if reads != self._states.reads:
+            self.expose(reads)
         for begin, _ in self._watchers:
             begin()
         found = self._together(feeds, self._graph(head), lent)
-        if tuple(reads) != self._states.reads:
+        if reads != self._states.reads:
             found = [Output(output.logits, self._of(output.states, reads)) for output in found]
         for _, end in self._watchers:
             end(lambda: _total([_blocks(feed).sizes() for feed in feeds]))
@@ -186,6 +191,9 @@ class GraphBackend:
 
     def _together(self, feeds: Sequence[Feed], graph: Graph, lent: bool) -> list[Output]:
         """What comes of each of `feeds`, of short ones in one forward."""
+        if len(feeds) == 1 and len(feeds[0].tokens) <= _PIECE:
+            # Most often, between two steps of a text.
+            return self._infer(feeds, graph, lent=lent)
         found: dict[int, Output] = {}
         together: list[list[int]] = [[]]
         rows = 0
@@ -224,8 +232,7 @@ class GraphBackend:
         self, feeds: Sequence[Feed], graph: Graph, wanted: int | None = None, lent: bool = False
     ) -> list[Output]:
         """What comes of each of `feeds`, in one forward; logits of the last `wanted`, or as they say."""
-        found = graph.infer([self._given(feed, wanted) for feed in feeds], lent)
-        return [Output(one.logits, one.states) for one in found]
+        return [Output(*one) for one in graph.infer([self._given(feed, wanted) for feed in feeds], lent)]
 
     def _given(self, feed: Feed, wanted: int | None) -> Given:
         """What a graph takes of `feed`, for which the cache makes room."""
@@ -234,10 +241,10 @@ class GraphBackend:
         begin = cache.length
         # More than a tree is deep.
         self._know(begin + count if positions is None else int(positions.max()) + 1)
-        # Its weight is asked for each time: a drafter may take its target's.
-        embedded = F.embedding(tokens, self._embedding.weight.detach()).float()
+        embedded = self._embedded(tokens)
         if self._states.fusion is not None:
-            embedded = torch.cat([embedded, torch.zeros_like(embedded) if states is None else states.float()], 1)
+            joined = np.zeros_like(embedded) if states is None else states.float().numpy()
+            embedded = np.concatenate([embedded, joined], 1)
         places: Any = slice(begin, begin + count) if positions is None else positions.numpy()
         if tree is not None:
             seats, further = cache.append_nodes(tree.nodes.parents)
@@ -248,7 +255,19 @@ class GraphBackend:
             nodes = begin - cache.committed
             sees = None if mask is None else mask[:, cache.committed :]
             seats, further = cache.append_nodes(_parents(nodes, count, sees))
-        return Given(embedded.numpy(), self._cos[places], self._sin[places], seats, further, wanted or feed.wanted)
+        return Given(embedded, self._cos[places], self._sin[places], seats, further, wanted or feed.wanted)
+
+    def _embedded(self, tokens: Tensor) -> NDArray[np.float32]:
+        """[n, width] of `tokens` [n]. By numpy where it can: between forwards torch takes five times as long."""
+        # It is asked for each time: a drafter may take its target's.
+        weight = self._embedding.weight
+        if self._table is None or self._table[0] is not weight:
+            self._table = weight, weight.detach().numpy() if weight.dtype == torch.float32 else None
+        _, values = self._table
+        found: NDArray[np.float32] = (
+            F.embedding(tokens, weight.detach()).float().numpy() if values is None else values[tokens.numpy()]
+        )
+        return found
 
     def _know(self, count: int) -> None:
         """Have cos and sin of so many positions, as the model makes them."""

@@ -95,6 +95,13 @@ class Pool:
         for held in (self.keys, self.values):
             held[:, target, :, to : to + count] = held[:, source, :, at : at + count]
 
+    def settle(self, leaf: int, target: int, to: int) -> None:
+        """Have what the block of a `leaf` has in `target`, at the place `to`: it stands at the begin of its block, the
+        key in order (attention.hpp)."""
+        in_order = self.keys.swapaxes(-1, -2).reshape(self.keys.shape)
+        for held, of in ((self.keys, in_order), (self.values, self.values)):
+            held[:, target, :, to] = of[:, leaf, :, 0]
+
 
 class _Node(NamedTuple):
     """Where a node's keys and values are."""
@@ -180,18 +187,18 @@ class BlockCache:
 
     def _leaf(self, path: list[int], before: _Strand) -> Seat:
         """The seat of a new node behind `path`, which is in `before`; nothing is to come behind it in this forward."""
-        strand, position = self._unused(), self.committed + len(path)
-        strand.lone = True
+        strand, position = self._unused(lone=True), self.committed + len(path)
         strand.nodes += [*path, len(self._nodes)]
         self._reach(strand, position)
         self._nodes.append(_Node(position, strand))
         # Another node has its position in `before`, so that all blocks up to there are.
         return Seat(position, self._blocks(before), strand.block(position))
 
-    def _unused(self) -> _Strand:
-        """A strand without nodes, its blocks from the text's last one on."""
+    def _unused(self, lone: bool = False) -> _Strand:
+        """A strand without nodes, its blocks from the text's last one on. A `lone` one was never another: what it has
+        stands where others have the text."""
         first = self.committed // BLOCK
-        strand = next((strand for strand in self._others if not strand.nodes), None)
+        strand = next((one for one in self._others if not one.nodes and one.lone == lone), None)
         if strand is None:
             self._others.append(strand := _Strand(first))
             weakref.finalize(self, self._pool.give, strand.blocks)
@@ -199,7 +206,7 @@ class BlockCache:
         full = strand.blocks[: first - strand.first]
         del strand.blocks[: len(full)]
         self._pool.give(full)
-        strand.first, strand.lone = first, False
+        strand.first, strand.lone = first, lone
         return strand
 
     def _branch(self, path: list[int], stored: int) -> _Strand:
@@ -223,9 +230,12 @@ class BlockCache:
             strand.blocks.append(self._pool.take())
 
     def _copy(self, source: _Strand, target: _Strand, begin: int, end: int) -> None:
-        """Of the positions from `begin` to `end`, which are in one block."""
-        place = begin % BLOCK
-        self._pool.copy(source.block(begin), target.block(begin), place, place, end - begin)
+        """Of the positions from `begin` to `end`, which are in one block; of a lone strand the leaf's."""
+        place, blocks = begin % BLOCK, (source.block(begin), target.block(begin))
+        if source.lone:
+            self._pool.settle(*blocks, place)
+        else:
+            self._pool.copy(*blocks, place, place, end - begin)
 
     @staticmethod
     def _alone(strand: _Strand, position: int) -> Seat:
@@ -267,7 +277,11 @@ class BlockCache:
             if strand is not self._text or position != self.committed + offset:
                 self._reach(self._text, self.committed + offset)
                 source, target = strand.block(position), self._text.block(self.committed + offset)
-                self._pool.copy(source, target, position % BLOCK, (self.committed + offset) % BLOCK, 1)
+                place = (self.committed + offset) % BLOCK
+                if strand.lone:
+                    self._pool.settle(source, target, place)
+                else:
+                    self._pool.copy(source, target, position % BLOCK, place, 1)
         known = self.committed + len(path)
         for strand in used.values():
             # It has the text as far as its own path was kept.

@@ -278,9 +278,16 @@ void write(const Sizes& of, const Inputs& in, int64_t place, int64_t group, floa
         return;
     const int64_t begin = (block * of.groups + group) * BLOCK * of.size;
     turn_key(of, in, place, group, key);
-    for (int64_t at = 0; at < of.size; ++at)
-        in.keys[begin + at * BLOCK + past % BLOCK] = key[at];
-    std::memcpy(in.values + begin + past % BLOCK * of.size, in.value(of, place, group), of.size * sizeof(float));
+    // Nobody reads a leaf's block here. Its key is a few lines of it, where across it would be as many as it has values, and
+    // the same lines whatever its position: those of the last forward's leaves are in the caches.
+    const bool alone = in.alone(place);
+    const int64_t at = alone ? 0 : past % BLOCK;
+    if (alone)
+        std::memcpy(in.keys + begin, key, of.size * sizeof(float));
+    else
+        for (int64_t row = 0; row < of.size; ++row)
+            in.keys[begin + row * BLOCK + at] = key[row];
+    std::memcpy(in.values + begin + at * of.size, in.value(of, place, group), of.size * sizeof(float));
 }
 
 // Some of the rows, and what they sum: of each, head and segment, `Sizes::summed` values.
