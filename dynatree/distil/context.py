@@ -180,8 +180,8 @@ def agreement(table: Successors, embedding: Tensor, rows: dict[str, Tensor]) -> 
     for row, place in places:
         token, choice = tokens[row][place], choices[row][place]
         ids, alone = table.ids[token], table.log_probs[token]
-        hidden = context.hidden(context.begin(states[row, place - 1]), token)
-        for name, scores in (("table", alone), ("context", alone + context.added(hidden, ids))):
+        _, read = context.row(token, ids, alone, context.hidden(states[row, place - 1], token))
+        for name, scores in (("table", alone), ("context", read)):
             best = ids[np.argsort(-scores, kind="stable")[:3]].tolist()
             hits[f"{name}_top1"] += best[0] == choice
             hits[f"{name}_top3"] += choice in best

@@ -25,8 +25,9 @@ from torch import Tensor
 from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, curve
 from dynatree.drafting import most_levels
 from dynatree.engine.backend import NO_STATES
-from dynatree.engine.context import InContext
+from dynatree.engine.context import InContext, Words
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.graph.kernels.rows import rows
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.files import SUCCESSORS
@@ -34,7 +35,7 @@ from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.generation.request import Request
-from dynatree.generation.sampling import DraftNoise, Sampler, Words, words_of
+from dynatree.generation.sampling import DraftNoise, Sampler, gumbel, words_of
 from dynatree.tree import ROOT, TokenTree
 
 MODEL = "required"
@@ -51,7 +52,6 @@ _NOTHING = 1e-30
 _REMEMBERED = 4
 # Tokens that the noise of a position prefers, about so many, stand beside a row's.
 _PREFERRED = 64
-_NO_WORDS: Words = np.empty(0, np.uint32)
 # Scores are logits but for a constant, which a penalty does not pass over: so much is added
 # for it. The target's lie higher, but guesses are less sure than they are (docs/drafter.md).
 LEVEL = 12.0
@@ -91,25 +91,26 @@ class Drafter:
         return 0
 
     def learn(self, request: Request, tree: TokenTree, path: Tensor, logits: Tensor) -> None:
-        follower = self._followers[request]
-        for node in path.tolist():
-            follower.learn(tree.nodes.tokens[node], logits[node])
+        follower, plain = self._followers[request], logits.is_cpu and logits.dtype == torch.float32
+        # All of them where that is no copy, else the path's.
+        rows_of = logits.numpy() if plain else logits[path].float().cpu().numpy()
+        for place, node in enumerate(path.tolist()):
+            follower.learn(tree.nodes.tokens[node], rows_of[node if plain else place])
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
-        # The next round compares its proposal with what was committed.
-        self._followers[request].read(request.states)
+        pass  # the next round compares its proposal with what was committed
 
     def retain(self, requests: Sequence[Request]) -> None:
         pass  # what is held of a request goes with it
 
     def below_root(self, request: Request, growth: Growth) -> list[float]:
         """How likely the best 1, 2, ... children of the root are together that the table has for it."""
-        children = self._followers[request].begin(request.committed, growth.branch)
+        children = self._follower(request).begin(request.committed, growth.branch)
         return [*accumulate(math.exp(step) for _, step in children)]
 
     def extended(self, request: Request, tree: TokenTree, growth: Growth, below_leaves: bool = False) -> TokenTree:
         """`tree` and what the table puts below its likeliest nodes, or `below_leaves` alone, best first."""
-        follower, most = self._followers[request], most_levels(request, growth)
+        follower, most = self._follower(request), most_levels(request, growth)
         follower.begin(request.committed, growth.branch)
         # Lists, not tensors: nodes are looked at one by one.
         tokens, parents, depths, values = ([*part] for part in tree.nodes)
@@ -145,6 +146,13 @@ class Drafter:
         grown = tree.grown(parents[len(tree) :], tokens[len(tree) :], values[len(tree) :])
         kept = growth.children(tree, grown.log_probs[len(tree) :], ROOT[:0])
         return grown if kept.all() else _cut(grown, torch.cat([torch.ones(len(tree), dtype=torch.bool), kept]))
+
+    def _follower(self, request: Request) -> "Follower":
+        """What follows `request`, with the states that its last round has given; the prompt's it has had."""
+        follower = self._followers[request]
+        if len(request.states):
+            follower.read(request.states)
+        return follower
 
 
 def _path(node: int, tokens: list[int], parents: list[int], known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
@@ -206,14 +214,12 @@ class Follower:
         # By the tokens from below the root to a node: its children, and the context's hidden state there.
         self._known: dict[tuple[int, ...], _Children] = {}
         self._hidden: dict[tuple[int, ...], NDArray[np.float32]] = {}
-        # The target's state before the root, and by position the tokens that noise prefers.
+        # The target's state before the root.
         self._states = NO_STATES
         self._state: NDArray[np.float32] | None = None
-        self._preferred: dict[int, NDArray[np.int64]] = {}
-        # Of each common token the largest random word by which it is one of those.
-        self._words = (
-            words_of(context.preferring(sampler.temperature, _PREFERRED)) if context and sampler else _NO_WORDS
-        )
+        # Of each common token the largest random word by which it is one of those that noise prefers.
+        self._most = words_of(context.preferring(sampler.temperature, _PREFERRED)) if context and sampler else None
+        self._library = rows()
 
     def read(self, states: Tensor) -> None:
         """The target's `states` [n, ...] behind its last layer, side by side with others, ending before the next root.
@@ -237,15 +243,15 @@ class Follower:
         if self._context is not None:
             # Here, and not where they are told: most rounds of some texts do not ask.
             self._state = self._states[-1, -self._context.width :].cpu().numpy() if len(self._states) else None
-        self._preferred = {place: ids for place, ids in self._preferred.items() if place >= self._length}
         self._below_root = self.after((), branch, {})
         return self._below_root
 
-    def learn(self, token: int, logits: Tensor) -> None:
+    def learn(self, token: int, logits: NDArray[np.float32]) -> None:
         """Note what the target's `logits` [vocabulary] say behind `token`, before any processor."""
-        row = logits.float().cpu().numpy()
-        (likely,) = (row > row.max() - _LEARNT).nonzero()
-        self._noted.setdefault(token, []).append((likely, row[likely]))
+        likely = self._library.near(logits, _LEARNT) if self._library else None
+        if likely is None:
+            (likely,) = (logits > logits.max() - _LEARNT).nonzero()
+        self._noted.setdefault(token, []).append((likely, logits[likely]))
 
     def _said(self, token: int) -> _Said:
         """What was noted behind `token`."""
@@ -287,8 +293,9 @@ class Follower:
         """The best `branch` tokens behind `path`. On arrays: torch's steps take 0.1 ms more."""
         token, depth = path[-1] if path else self._root, len(path)
         ids, scores = self._table.ids[token], self._table.log_probs[token]
+        words = self._sampler.words(self._length + depth, len(self._table.ids)) if self._sampler else None
         if self._context is not None and self._state is not None and depth < self._context.levels:
-            ids, scores = self._read(path, token, ids, scores)
+            ids, scores = self._context.row(token, ids, scores, self._hidden_at(path), words, self._most)
         if (said := self._said(token)).times:
             mean = dict(zip(ids.tolist(), (np.exp(scores) * said.left).tolist(), strict=True))
             for one, p in said.mean.items():
@@ -300,38 +307,31 @@ class Follower:
             lowered = np.where(level > 0, level / self._penalty, level * self._penalty) - LEVEL
             scores = np.where(self._seen[ids], lowered, scores)
         if self._sampler is not None:
-            scores = self._sampler.perturbed_some(scores, self._length + depth, ids, len(self._table.ids))
-        if self._sampler is not None or self._seen is not None:
-            # Of what neither changed, the rest is with tokens that the row does not have.
-            scores = scores - np.logaddexp.reduce(scores)
+            scores = self._sampler.warpers.warped_row(scores)
         # No more than the table has of each token, whatever stands beside them.
-        order = (-scores).argsort(kind="stable")[: min(branch, self._table.ids.shape[1])]
-        ids, scores = ids[order], scores[order]
-        found = [min(1.0, math.exp(score)) for score in scores.tolist()]
+        tokens, steps = self._best(ids, scores, words, min(branch, self._table.ids.shape[1]))
+        found = [min(1.0, math.exp(step)) for step in steps]
         ratio = 1.0
         if self._curves:
             ratio, last = self._online.ratio, len(self._curves) - 1
             # A curve may give what was never seen a chance.
             found = [curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
-        return _Children(ids.tolist(), _shared([ratio * p for p in found]), sum(_shared(found)))
+        return _Children(tokens, _shared([ratio * p for p in found]), sum(_shared(found)))
 
-    def _read(
-        self, path: tuple[int, ...], token: int, ids: NDArray[np.int64], scores: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The row of `token` as the context has it, and with it what noise prefers; together as likely as before."""
-        context, depth = self._context, len(path)
-        assert context is not None, "asked for where there is one"
-        if self._sampler is not None:
-            place = self._length + depth
-            preferred = self._preferred.get(place)
-            if preferred is None:
-                preferred = self._sampler.preferred(context.common, self._words, place, len(self._table.ids))
-                self._preferred[place] = preferred
-            further, less = context.beside(token, ids, preferred)
-            ids, scores = np.concatenate([ids, further]), np.concatenate([scores, less])
-        read = scores + context.added(self._hidden_at(path), ids)
-        together: NDArray[np.float32] = np.logaddexp.reduce(scores) - np.logaddexp.reduce(read)
-        return ids, read + together
+    def _best(
+        self, ids: NDArray[np.int64], scores: NDArray[np.float32], words: Words | None, few: int
+    ) -> tuple[list[int], list[float]]:
+        """The `few` best of the tokens `ids`, with the noise of `words`, and log-probabilities, best first."""
+        # Of what neither noise nor a penalty changed, the rest is with tokens that the row does not have.
+        whole = words is not None or self._seen is not None
+        if self._library:
+            return self._library.best(scores, ids, words, whole, few)
+        if words is not None:
+            scores = scores + gumbel(words[ids])
+        if whole:
+            scores = scores - np.logaddexp.reduce(scores)
+        order = (-scores).argsort(kind="stable")[:few]
+        return ids[order].tolist(), scores[order].tolist()
 
     def _hidden_at(self, path: tuple[int, ...]) -> NDArray[np.float32]:
         """The context's hidden state at the node behind `path`."""
@@ -339,9 +339,11 @@ class Follower:
         if found is None:
             context = self._context
             assert context is not None and self._state is not None, "asked for where both are there"
-            above = self._hidden_at(path[:-1]) if path else None
-            before = context.begin(self._state) if above is None else context.deeper(above, len(path) - 1)
-            found = self._hidden[path] = context.hidden(before, path[-1] if path else self._root)
+            if path:
+                found = context.deeper(self._hidden_at(path[:-1]), len(path) - 1, path[-1])
+            else:
+                found = context.hidden(self._state, self._root)
+            self._hidden[path] = found
         return found
 
 

@@ -16,7 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dynatree.engine.graph.kernels.rows import Known, rows
+
 Array = NDArray[np.float32]
+# Random numbers of 32 bits, one a token.
+Words = NDArray[np.uint32]
 
 # Tokens among which those are looked for that a row does not have: as many as are usual enough to be drawn.
 COMMON = 8192
@@ -66,29 +70,62 @@ class InContext:
         self.common = np.sort(np.argsort(-context.usual, kind="stable")[:COMMON])
         self._usual = context.usual[self.common]
         self._marked = np.zeros(len(context.usual), dtype=bool)
+        # Where there is one; it gives the same to within rounding.
+        self._library = rows()
+        # In half precision, as a file has them.
+        self._state, self._deeper, said = (
+            part.astype(np.float16, order="C") for part in (context.state, context.deeper, context.hidden)
+        )
+        held = self._successors, said, np.ascontiguousarray(context.usual), self.common.astype(np.int32)
+        self._held = held  # as long as its addresses are known
+        self._known = Known(*(part.ctypes.data for part in held), *context.hidden.shape, len(self.common))
 
-    def begin(self, state: Array) -> Array:
-        """What goes into the hidden state [h] behind the target's `state` [w], before the token is known."""
+    def hidden(self, state: Array, token: int) -> Array:
+        """The hidden state [h] at the root, which is `token`, behind the target's `state` [w]."""
+        if self._library:
+            weights = self._weights
+            state = np.ascontiguousarray(state, np.float32)
+            return self._library.hidden(self._state, weights.state_bias, self._tokens[token], state, _EPS)
         # By a product: a mean of squares takes four steps, each out of the processor's caches.
         normed = state * np.float32(1 / math.sqrt(float(state @ state) / len(state) + _EPS))
-        below: Array = self._weights.state @ normed + self._weights.state_bias
-        return below
+        return self._at(self._weights.state @ normed + self._weights.state_bias, token)
 
-    def hidden(self, before: Array, token: int) -> Array:
-        """The hidden state [h] at `token`, behind what `begin` or `deeper` gave."""
+    def deeper(self, hidden: Array, level: int, token: int) -> Array:
+        """The same at `token`, behind the `hidden` state of its parent at this `level`: 0 is the root."""
+        weights = self._weights
+        if self._library:
+            return self._library.hidden(self._deeper[level], weights.deeper_bias[level], self._tokens[token], hidden)
+        return self._at(weights.deeper[level] @ hidden + weights.deeper_bias[level], token)
+
+    def _at(self, before: Array, token: int) -> Array:
         found = before + self._tokens[token]
         silu: Array = found / (1 + np.exp(-found))
         return silu
 
-    def deeper(self, hidden: Array, level: int) -> Array:
-        """As `begin`, behind the `hidden` state at a node of this `level`: 0 is the root."""
-        below: Array = self._weights.deeper[level] @ hidden + self._weights.deeper_bias[level]
-        return below
+    def row(
+        self,
+        token: int,
+        ids: NDArray[np.int64],
+        scores: Array,
+        hidden: Array,
+        words: Words | None = None,
+        most: Words | None = None,
+    ) -> tuple[NDArray[np.int64], Array]:
+        """The row `ids` [k] with log-probabilities `scores` [k] behind `token`, as the `hidden` state there has it, and
+        together as likely as before.
 
-    def added(self, hidden: Array, ids: NDArray[np.int64]) -> Array:
-        """What is added to the log-probabilities of the successors `ids` [k]."""
-        found: Array = self._successors[ids].astype(np.float32) @ (self._weights.hidden @ hidden)
-        return found
+        With the random `words` [v] of the position behind it, what noise prefers stands beside the row: of what is
+        `common` the tokens whose words are at `most` [c].
+        """
+        if self._library:
+            return self._library.row(self._known, hidden, ids, scores, words, most, float(self._weights.unseen[token]))
+        if words is not None and most is not None:
+            further, less = self.beside(token, ids, self.common[words[self.common] <= most])
+            ids, scores = np.concatenate([ids, further]), np.concatenate([scores, less])
+        added = self._successors[ids].astype(np.float32) @ (self._weights.hidden @ hidden)
+        read = scores + added
+        together: Array = np.logaddexp.reduce(scores) - np.logaddexp.reduce(read)
+        return ids, read + together
 
     def preferring(self, temperature: float, few: int) -> Array:
         """The noise that each of what is `common` needs to be among about `few` tokens that are drawn first, whatever

@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dynatree.config import Knobs
+from dynatree.engine.context import Words
 from dynatree.engine.graph.kernels.drawing import drawing
 from dynatree.generation.logits_processors import check_numbers, greedy_token
 
@@ -41,8 +42,6 @@ _PLAIN = 1e-3
 _NEVER = -math.inf
 
 Scores = NDArray[np.float32]
-# Random numbers of 32 bits, one a token.
-Words = NDArray[np.uint32]
 
 
 class Warpers(Knobs):
@@ -117,15 +116,11 @@ class Noise:
 
     def at(self, position: int, size: int) -> Tensor:
         """The noise [size], float32, of the tokens 0, 1, ... at `position`, counted from the text's first token."""
-        return torch.from_numpy(_gumbel(self._words_at(position, size)))
+        return torch.from_numpy(gumbel(self.words(position, size)))
 
     def of(self, ids: NDArray[np.int64], position: int, size: int) -> Scores:
         """That of the tokens `ids` [k] alone, out of `size`."""
-        return _gumbel(self._words_at(position, size)[ids])
-
-    def among(self, ids: NDArray[np.int64], most: Words, position: int, size: int) -> NDArray[np.int64]:
-        """Those of `ids` [k], out of `size`, whose words are at `most` [k]: by the noise, without making it."""
-        return ids[self._words_at(position, size)[ids] <= most]
+        return gumbel(self.words(position, size)[ids])
 
     def best(self, scores: Scores, position: int, least: float = _NEVER) -> int:
         """The argmax of `scores` [v] plus the noise at `position`, of those of at least `least`; ties to the lowest.
@@ -134,7 +129,7 @@ class Noise:
         into question whose score is no further behind what is found anyway. NaN is found, whatever its noise.
         """
         self._drawn = position
-        words = self._words_at(position, len(scores))
+        words = self.words(position, len(scores))
         likeliest = int(scores.argmax())
         top = float(scores[likeliest])
         if not math.isfinite(top):
@@ -145,9 +140,10 @@ class Noise:
             (near,) = (scores >= max(least, top - behind)).nonzero()
         if len(near) == 1:
             return int(near[0])
-        return int(near[(scores[near] + _gumbel(words[near])).argmax()])
+        return int(near[(scores[near] + gumbel(words[near])).argmax()])
 
-    def _words_at(self, position: int, size: int) -> Words:
+    def words(self, position: int, size: int) -> Words:
+        """The random words that the noise is made of, without making it."""
         found = self._kept.get(position)
         if found is None or len(found) < size:
             # Of positions before the one that was drawn last nothing is asked any more; their memory is in the caches.
@@ -165,7 +161,7 @@ class Noise:
 
         No two nodes and no two rounds share any: a round that rejected a draft must tell the next one nothing.
         """
-        return torch.from_numpy(_gumbel(self._words(length, node, _DRAFT, size)[:size]))
+        return torch.from_numpy(gumbel(self._words(length, node, _DRAFT, size)[:size]))
 
     def uniforms(self, length: int) -> Iterator[float]:
         """Numbers in [0, 1), without end, for the verification after `length` tokens."""
@@ -184,7 +180,7 @@ class Noise:
         return self._bits.random_raw(-(-size // 2)).view(np.uint32)
 
 
-def _gumbel(words: Words) -> Scores:
+def gumbel(words: Words) -> Scores:
     """The noise of each of `words` [n]: the smaller the word, the larger."""
     # u - 1: the largest noise comes from the u next to 1, which float32 has no numbers for.
     rest = words.astype(np.float32)
@@ -270,17 +266,13 @@ class Sampler:
         noise = torch.stack([rows[position] for position in positions])
         return self.warpers.warped(scores) + noise.to(scores.device)
 
-    def perturbed_some(self, scores: Scores, position: int, ids: NDArray[np.int64], size: int) -> NDArray[np.float32]:
-        """The same of one row, with `scores` of the tokens `ids` alone."""
-        return self.warpers.warped_row(scores) + self.noise(ids, position, size)
-
     def noise(self, ids: NDArray[np.int64], position: int, size: int) -> Scores:
         """That of the tokens `ids` [k], out of `size`, at `position`."""
         return self._noise.of(ids, position, size)
 
-    def preferred(self, ids: NDArray[np.int64], most: Words, position: int, size: int) -> NDArray[np.int64]:
-        """Of the tokens `ids` [k], out of `size`, those whose words at `position` are at `most` [k] (`words_of`)."""
-        return self._noise.among(ids, most, position, size)
+    def words(self, position: int, size: int) -> Words:
+        """The random words [size] of the tokens at `position`, of which the noise is made: the smaller, the larger."""
+        return self._noise.words(position, size)
 
     def below(self, nodes: Sequence[int], length: int, size: int) -> Tensor:
         """Noise [n, size] that draws the children of each of `nodes` of the tree drafted after `length` tokens."""

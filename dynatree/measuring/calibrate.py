@@ -360,7 +360,7 @@ def followed(
         for place, token in enumerate(output):
             # As in decoding, where the prompt's last token is not one of a tree.
             if logits is not None and place > 1:
-                follower.learn(output[place - 2], logits[place - 1])
+                follower.learn(output[place - 2], logits[place - 1].float().cpu().numpy())
             # Behind the token before the root.
             follower.read(states[: len(prompt) + place - 1])
             children = follower.begin([*prompt, *output[:place]], forward_times.RANKS)

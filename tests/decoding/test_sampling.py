@@ -222,7 +222,7 @@ def test_the_audit_allows_for_rounding_at_the_edge_of_a_nucleus(target: Build) -
     assert sampler is not None
     scores = torch.full((models.VOCABULARY,), -9.0)
     scores[:5] = torch.tensor([2.0, 1.0, 0.5, 0.4999, 0.1])
-    words = sampler._noise._words_at(7, len(scores))
+    words = sampler._noise.words(7, len(scores))
     last, out = 3, 5
     # Of the smallest word the noise is 22.9, of the others 0.4.
     words[:] = 2**31

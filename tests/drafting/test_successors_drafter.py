@@ -178,11 +178,11 @@ def test_a_row_is_drawn_to_what_the_target_says(target: Build) -> None:
     follower = successors.Follower(TABLE, None, NO_PROCESSORS, None)
     said = torch.full((models.VOCABULARY,), -20.0)
     said[40], said[11] = math.log(0.7), math.log(0.3)
-    follower.learn(9, said)
+    follower.learn(9, said.numpy())
     after = {token: math.exp(step) for token, step in follower.begin([4, 9], 3)}
     assert after == pytest.approx({40: 0.35, 10: 0.3, 11: 0.275})
     for _ in range(20):
-        follower.learn(9, said)
+        follower.learn(9, said.numpy())
     (first, step), *_ = follower.begin([4, 9, 9], 3)
     assert first == 40 and math.exp(step) == pytest.approx(0.7, abs=0.02)
     # Only what was said behind that token.
@@ -191,7 +191,7 @@ def test_a_row_is_drawn_to_what_the_target_says(target: Build) -> None:
     ids, log_probs = AFTER.copy(), TABLE.log_probs.copy()
     ids[:, 1:], log_probs[:, 1:] = 0, NEVER
     follower = successors.Follower(Successors(ids, log_probs), None, NO_PROCESSORS, None)
-    follower.learn(9, said)
+    follower.learn(9, said.numpy())
     assert [token for token, step in follower.begin([4, 9], 3) if math.exp(step) > 0.01] == [40, 10, 11]
 
 
@@ -245,10 +245,8 @@ def test_the_targets_state_says_which_successors_fit(target: Build) -> None:
         follower.read(states[:2])
     root, others = (dict(follower.begin([*text, 2], 3)) for follower in (alone, read))
     width = states.shape[1] // 2
-    hidden = context.hidden(context.begin(states[1, width:].numpy().astype(np.float32)), 2)
-    added = context.added(hidden, np.array([3, 4, 5]))
-    wanted = np.log(np.array(STEPS)) + added
-    wanted += math.log(sum(STEPS)) - np.logaddexp.reduce(wanted)
+    hidden = context.hidden(states[1, width:].numpy().astype(np.float32), 2)
+    _, wanted = context.row(2, np.array([3, 4, 5]), np.log(np.array(STEPS, np.float32)), hidden)
     assert [others[token] for token in (3, 4, 5)] == pytest.approx(wanted.tolist(), abs=1e-4)
     assert others != root and sum(map(math.exp, others.values())) == pytest.approx(sum(STEPS))
     for path, differs in (((3,), True), ((3, 4), False)):

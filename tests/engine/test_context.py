@@ -1,19 +1,26 @@
 """What a target's state adds to a table of successors."""
 
+import ctypes
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from dynatree.engine import context as context_module
 from dynatree.engine import successors
 from dynatree.engine.compatibility import pair_up
 from dynatree.engine.context import Context, InContext, normed
+from dynatree.engine.graph import kernels
+from dynatree.engine.graph.kernels.rows import Rows
 from dynatree.engine.language_model import LanguageModel
 from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
-from dynatree.generation.sampling import Sampler, Warpers, words_of
+from dynatree.generation.sampling import Sampler, Warpers, gumbel, words_of
 from tests import models
 from tests.conftest import Build
 
@@ -33,7 +40,21 @@ def small(levels: int = 2) -> Context:
     return Context(*(generator.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-def test_it_computes_what_it_says(target: Build) -> None:
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
+
+
+def made() -> Rows:
+    """The library's functions, whether or not a graph has its operations."""
+    return kernels.made(Rows)
+
+
+@pytest.fixture(params=["by numpy", pytest.param("by our own library", marks=needs_compiler)])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts by numpy alone, then by the library."""
+    monkeypatch.setattr(context_module, "rows", made if request.param == "by our own library" else lambda: None)
+
+
+def test_it_computes_what_it_says(by: None) -> None:
     """Guards the products against torch's, at two levels."""
     context, embedding = small(), torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     read = InContext(context, embedding)
@@ -44,31 +65,93 @@ def test_it_computes_what_it_says(target: Build) -> None:
         return torch.nn.functional.silu(before + weights["token"] @ normed(embedding[token]))
 
     hidden = below(weights["state"] @ normed(torch.from_numpy(state)) + weights["state_bias"], first)
-    ours = read.hidden(read.begin(state), first)
+    ours = read.hidden(state, first)
     assert ours == pytest.approx(hidden.numpy(), rel=2e-3, abs=2e-3)
     added = normed(embedding[[1, 0]]) @ weights["successor"].T @ (weights["hidden"] @ hidden)
-    assert read.added(ours, np.array([1, 0])) == pytest.approx(added.numpy(), rel=5e-3, abs=5e-3)
+    scores = np.array([-0.5, -1.5], np.float32)
+    told = torch.from_numpy(scores) + added
+    told += torch.from_numpy(scores).logsumexp(0) - told.logsumexp(0)
+    ids, found = read.row(first, np.array([1, 0]), scores, ours)
+    assert ids.tolist() == [1, 0] and found == pytest.approx(told.numpy(), rel=5e-3, abs=5e-3)
     deeper = below(weights["deeper"][0] @ hidden + weights["deeper_bias"][0], second)
-    assert read.hidden(read.deeper(ours, 0), second) == pytest.approx(deeper.numpy(), rel=5e-3, abs=5e-3)
+    assert read.deeper(ours, 0, second) == pytest.approx(deeper.numpy(), rel=5e-3, abs=5e-3)
     assert read.levels == 2 and read.width == 4
 
 
-def test_what_noise_prefers_is_about_as_many_as_asked_for() -> None:
-    """Guards the tokens beside a row's: as many on average, and those that would be drawn first."""
+def test_what_noise_prefers_is_about_as_many_as_asked_for(by: None) -> None:
+    """Guards the tokens beside a row's: as many on average, those that would be drawn first, and none twice."""
     v, few = 4096, 16
     usual = torch.log_softmax(torch.randn(v, generator=torch.Generator().manual_seed(1)) * 2, 0).numpy()
-    context = small()._replace(usual=usual, unseen=np.zeros(v, np.float32))
+    context = small()._replace(usual=usual, unseen=np.full(v, -0.5, np.float32))
     read, counts = InContext(context, torch.ones(v, 4)), []
     for place, temperature in enumerate((0.7, 1.0) * 50):
         sampler = Sampler(Warpers(temperature=temperature), 0, 0)
-        found = sampler.preferred(read.common, words_of(read.preferring(temperature, few)), place, v)
         scores = usual / temperature + sampler.noise(np.arange(v), place, v)
-        assert set(found) == set(np.argsort(-scores)[: len(found)])
-        counts.append(len(found))
+        best = np.argsort(-scores)
+        kept, own = np.array([int(best[1]), int(best[-1])]), np.array([-1.0, -9.0], np.float32)
+        most = words_of(read.preferring(temperature, few))
+        ids, found = read.row(3, kept, own, np.zeros(5, np.float32), sampler.words(place, v), most)
+        others = ids[2:]
+        assert ids[:2].tolist() == kept.tolist() and set(others) == {*best[: len(others) + 1]} - {int(best[1])}
+        # All embeddings are alike, so that nothing is said of one that is not said of all.
+        assert found == pytest.approx([*own, *(usual[others] - 0.5)], abs=1e-4)
+        counts.append(len(others) + 1)
     assert np.mean(counts) == pytest.approx(few, rel=0.1)
-    for _ in range(2):
-        others, likely = read.beside(3, np.array([7, 9]), np.array([9, 5, 8]))
-        assert others.tolist() == [5, 8] and likely == pytest.approx(usual[[5, 8]] + context.unseen[3])
+
+
+@needs_compiler
+@settings(max_examples=100)
+@given(st.data())
+def test_what_is_near_the_best_is_numpys(data: st.DataObject) -> None:
+    """Guards what is learnt of logits: ties, -inf, a number that is not one, and more than are given."""
+    chance = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    size = data.draw(st.integers(1, 300))
+    scores = (data.draw(st.sampled_from([0.0, 1.0, 10.0])) * chance.standard_normal(size)).astype(np.float32)
+    scores[chance.random(size) < data.draw(st.sampled_from([0.0, 0.2, 1.0]))] = -np.inf
+    found = made().near(scores, 4.6)
+    assert found is not None and found.tolist() == (scores > scores.max() - 4.6).nonzero()[0].tolist()
+    assert made().near(np.zeros(5_000, np.float32), 1.0) is None
+
+
+@needs_compiler
+@pytest.mark.parametrize("few", [1, 3, 40])
+def test_the_best_with_noise_are_numpys(few: int) -> None:
+    """Guards what is proposed: with noise and without, as log-probabilities or as they are, best first, few or all."""
+    chance = np.random.default_rng(few)
+    for size in (1, 7, 30):
+        ids = chance.choice(models.VOCABULARY, size, replace=False)
+        scores, words = chance.normal(size=size).astype(np.float32), chance.integers(2**32, size=models.VOCABULARY)
+        # Some are impossible, which is no reason to have another twice.
+        scores[2:6] = -np.inf
+        for noise in (words.astype(np.uint32), None):
+            for whole in (True, False):
+                sums = scores if noise is None else scores + gumbel(noise[ids])
+                sums = sums - np.logaddexp.reduce(sums) if whole else sums
+                order = np.argsort(-sums, kind="stable")[:few]
+                tokens, found = made().best(scores, ids, noise, whole, few)
+                assert tokens == ids[order].tolist() and found == pytest.approx(sums[order].tolist(), abs=1e-4)
+
+
+@needs_compiler
+def test_half_precision_is_read_without_the_processors_help(tmp_path: Path) -> None:
+    """Guards older processors: all numbers of half precision, normal and denormal ones, as numpy has them."""
+    source, binary = tmp_path / "halves.cpp", tmp_path / "halves.so"
+    header = kernels.SOURCES / "rows.hpp"
+    source.write_text(
+        f'#include "{header}"\nextern "C" float read_half(uint16_t bits) {{ return dynatree::half(bits); }}\n'
+    )
+    options = ["-O2", "-std=c++20", "-shared", "-fPIC", "-march=x86-64"]
+    compiler = kernels._compiler()
+    assert compiler is not None
+    subprocess.run(
+        [*compiler, *options, *kernels._openvino(), str(source), "-o", str(binary), *kernels._linked()], check=True
+    )
+    read = ctypes.CDLL(str(binary)).read_half
+    read.argtypes, read.restype = (ctypes.c_uint16,), ctypes.c_float
+    every = np.arange(2**16, dtype=np.uint16)
+    numbers = every.view(np.float16).astype(np.float32)
+    finite = np.isfinite(numbers)
+    assert [read(int(bits)) for bits in every[finite]] == numbers[finite].tolist()
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:

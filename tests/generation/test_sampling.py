@@ -16,7 +16,7 @@ from transformers import TopPLogitsWarper as TopP
 
 from dynatree.decoding.autoregressive import Decoder
 from dynatree.engine.graph import kernels
-from dynatree.engine.graph.kernels.drawing import made
+from dynatree.engine.graph.kernels.drawing import Drawing
 from dynatree.errors import UserError
 from dynatree.generation import sampling
 from dynatree.generation.options import GenerationOptions
@@ -100,6 +100,11 @@ def test_noise_of_some_tokens_is_theirs_among_all() -> None:
         assert torch.equal(torch.from_numpy(noise.of(ids, 2, len(every))), every[torch.from_numpy(ids)])
 
 
+def made() -> Drawing:
+    """The library's functions, whether or not a graph has its operations."""
+    return kernels.made(Drawing)
+
+
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 
 
@@ -164,7 +169,7 @@ def test_few_contenders_are_left_and_the_best_among_them() -> None:
     library, noise, chance, counts = made(), Noise(3, 1), np.random.default_rng(5), []
     for position in range(200):
         scores = (3 * chance.standard_normal(49_152)).astype(np.float32)
-        words = noise._words_at(position, len(scores))
+        words = noise.words(position, len(scores))
         near = library.contenders(scores, words, int(scores.argmax()), -np.inf)
         assert near is not None and (np.diff(near) > 0).all()
         assert (scores + noise.at(position, len(scores)).numpy()).argmax() in near
@@ -196,7 +201,7 @@ def test_contenders_are_never_too_few(data: st.DataObject) -> None:
     likeliest = int(scores.argmax())
     for least in (-np.inf, float(np.median(scores)), float(scores.max())):
         near = made().contenders(scores, words, likeliest, least)
-        sums = np.where(scores >= least, scores, -np.inf) + sampling._gumbel(words)
+        sums = np.where(scores >= least, scores, -np.inf) + sampling.gumbel(words)
         assert near is not None and sums.argmax() in near
 
 

@@ -332,7 +332,7 @@ def test_what_looking_takes_is_measured_between_forwards(
 
 def test_what_drawn_tokens_take_is_told_apart(target: Build, drafter: Drafts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards drawn text by what text takes that is not drawn, where no noise is asked for."""
-    token, preferred = Sampler.token, Sampler.perturbed_some
+    token, words = Sampler.token, Sampler.words
 
     def slowly(method: Callable[..., Any], seconds: float) -> Callable[..., Any]:
         def slow(*arguments: Any) -> Any:
@@ -342,7 +342,7 @@ def test_what_drawn_tokens_take_is_told_apart(target: Build, drafter: Drafts, mo
         return slow
 
     monkeypatch.setattr(Sampler, "token", slowly(token, 0.004))
-    monkeypatch.setattr(Sampler, "perturbed_some", slowly(preferred, 0.01))
+    monkeypatch.setattr(Sampler, "words", slowly(words, 0.01))
     known, prompts = models.calibration(level=9.0), [[3, 1, 4, 1], [2, 7]]
     found = calibrate.in_decoding(target(), drafter("related"), prompts, known)
     beside, looking = found.drawing

@@ -15,11 +15,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, TypeVar
 
 from dynatree import files
 from dynatree.errors import UserError
@@ -41,6 +42,8 @@ _LINKED = ("-Wl,-z,defs", "-Wl,-z,nodelete")
 _MOST_SECONDS = 300
 # Asked by several threads at once, of which one compiles.
 _lock = RLock()
+
+Functions = TypeVar("Functions")
 
 
 def kind() -> str:
@@ -81,6 +84,18 @@ def layers(inputs: list[Any], **attributes: Any) -> Any:
 def in_use() -> bool:
     """Whether a graph of this process has operations of our own."""
     return _factory.cache_info().currsize > 0
+
+
+def functions(of: Callable[[ctypes.CDLL], Functions]) -> Functions | None:
+    """Those `of` the library that are called by themselves; None: no graph of this process has operations of our own,
+    whose library it is, and nothing is compiled for them."""
+    return made(of) if in_use() else None
+
+
+@cache
+def made(of: Callable[[ctypes.CDLL], Functions]) -> Functions:
+    """The same of the library, which has to be there."""
+    return of(ctypes.CDLL(str(library())))
 
 
 @cache

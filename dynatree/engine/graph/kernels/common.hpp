@@ -232,6 +232,11 @@ public:
         return *helpers.load();
     }
 
+    // Threads that a team may have, the caller among them, without any being made.
+    int64_t size() const {
+        return m_known.load() + 1;
+    }
+
     // Has so many of them help `team` while `work` is done. Says whether they are free.
     template <typename Work>
     bool lend(Team& team, const Work& work) {
@@ -239,7 +244,7 @@ public:
             return false;
         const Back back{*this, team};
         try {
-            for (; m_count < team.size() - 1; ++m_count)
+            for (; m_count < team.size() - 1; m_known.store(++m_count))
                 std::thread([this, place = m_count] { stay(place); }).detach();
         } catch (const std::system_error&) {
             // As many as there may be.
@@ -300,6 +305,7 @@ private:
     static constexpr int64_t LOOKED = 256;
 
     int64_t m_count = 0;
+    std::atomic<int64_t> m_known = 0;  // the same, for who has not borrowed them
     std::atomic<bool> m_lent = false;
     std::atomic<Team*> m_team = nullptr;
     std::atomic<uint32_t> m_asleep = 0;

@@ -9,10 +9,14 @@
 #include <cstring>
 #include <limits>
 
+#include "common.hpp"
+
 namespace dynatree {
 
 // Blocks of random words that are made at once: a vector has one word of each.
 constexpr int AT_ONCE = 8;
+// Blocks that a thread makes, of some that threads share.
+constexpr int64_t PART = 1536;
 // Words among which the least is found, and tokens of which it is asked whether any comes into question.
 constexpr int64_t SOUGHT = 1024, ASKED = 64;
 // Of standard Gumbel noise there is no less to the resolution of float32, and of words above the second it is taken for that.
@@ -79,12 +83,16 @@ inline int64_t least_of(const uint32_t* words, int64_t size) {
 
 }  // namespace dynatree
 
-// `words` [4 * blocks].
+// `words` [4 * blocks], by the threads that graphs have, too, if they have any: between two forwards they wait.
 extern "C" void dynatree_words(const uint64_t* key, const uint64_t* counter, int64_t blocks, uint64_t* words) {
-    int64_t block = 0;
-    for (; block + dynatree::AT_ONCE <= blocks; block += dynatree::AT_ONCE)
-        dynatree::philox(key, counter, block, dynatree::AT_ONCE, words + 4 * block);
-    dynatree::philox(key, counter, block, blocks - block, words + 4 * block);
+    const int64_t parts = (blocks + dynatree::PART - 1) / dynatree::PART;
+    dynatree::Team::gather(dynatree::Helpers::all().size(), parts > 1, [&](dynatree::Team& team) {
+        team.share(parts, true, [&](int64_t part) {
+            const int64_t end = std::min((part + 1) * dynatree::PART, blocks);
+            for (int64_t block = part * dynatree::PART; block < end; block += dynatree::AT_ONCE)
+                dynatree::philox(key, counter, block, std::min<int64_t>(dynatree::AT_ONCE, end - block), words + 4 * block);
+        });
+    });
 }
 
 // How many of `size` tokens may have the largest sum of `scores` and noise, of those of at least `least`: in order in `found`,

@@ -1,7 +1,6 @@
 """Random words, and the tokens that come into question by them, of our own library: the same as numpy's, sooner."""
 
 import ctypes
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +51,5 @@ class Drawing:
 
 
 def drawing() -> Drawing | None:
-    """None: no graph of this process has operations of our own, whose library it is; nothing is compiled for it."""
-    return made() if kernels.in_use() else None
-
-
-@cache
-def made() -> Drawing:
-    """The functions of the library, which has to be there."""
-    return Drawing(ctypes.CDLL(str(kernels.library())))
+    """See `kernels.functions`."""
+    return kernels.functions(Drawing)

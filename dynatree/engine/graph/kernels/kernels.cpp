@@ -1,4 +1,4 @@
-// The operations that OpenVINO is given (kernels/__init__.py), and functions that are called by themselves (drawing.py).
+// The operations that OpenVINO is given (kernels/__init__.py), and functions that are called by themselves (drawing.py, rows.py).
 
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
@@ -7,6 +7,7 @@
 #include "drawing.hpp"
 #include "layers.hpp"
 #include "product.hpp"
+#include "rows.hpp"
 
 OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({
     std::make_shared<ov::OpExtension<dynatree::TreeAttention>>(),
