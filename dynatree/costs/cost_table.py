@@ -3,6 +3,9 @@
 So a trace is reproducible. Source of the idea: SmartSpec (Liu et al. 2024, 2406.14066), CAST (2510.26577).
 """
 
+from bisect import bisect_left
+from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, Self, TypeVar
 
 import torch
@@ -31,7 +34,15 @@ class Curve(Knobs):
 
     def nearest(self, context: int) -> int:
         """Index of the measured context that stands for `context`."""
-        return min(range(len(self.contexts)), key=lambda i: abs(self.contexts[i] - context))
+        # Asked in every round: without a look at each of them.
+        places, borders = self._ordered
+        return places[bisect_left(borders, 2 * context)]
+
+    @cached_property
+    def _ordered(self) -> tuple[list[int], list[int]]:
+        """Places of contexts, ascending, and of neighbours twice what lies in the midst of them."""
+        places = sorted(range(len(self.contexts)), key=self.contexts.__getitem__)
+        return places, [self.contexts[low] + self.contexts[high] for low, high in pairwise(places)]
 
     def at(self, context: int, most: int) -> Tensor:
         """Seconds [most + 1] of forwards over 0..most tokens behind `context`; 0 tokens cost nothing.

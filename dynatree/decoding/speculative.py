@@ -22,7 +22,7 @@ from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
 from dynatree.generation.sampling import DraftNoise
-from dynatree.generation.trace import Clock
+from dynatree.generation.trace import Clock, Round
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
 from dynatree.verification import traversal
@@ -83,14 +83,10 @@ class Decoder(RoundDecoder):
         # 5. Commit: the paths and the target's own tokens, which are the next roots.
         for request, tree, (path, token) in zip(active, trees, verified, strict=True):
             nodes = path.tolist()
+            emitted = [*[tree.nodes.tokens[node] for node in nodes[1:]], token]
+            forwards = self._drafter.forwards(request)
             request.commit(
-                [*(tree.nodes.tokens[node] for node in nodes[1:]), token],
-                accepted=len(path) - 1,
-                drafted=len(tree) - 1,
-                depth=tree.depth,
-                draft_forwards=self._drafter.forwards(request),
-                tree=recorded(tree),
-                path=nodes,
+                Round(len(tree) - 1, tree.depth, len(nodes) - 1, emitted, forwards, recorded(tree), path=nodes)
             )
 
     def _verify(self, active: Sequence[Request], trees: Sequence[TokenTree]) -> list[tuple[Tensor, int]]:
@@ -98,7 +94,7 @@ class Decoder(RoundDecoder):
         feeds = []
         for request, tree in zip(active, trees, strict=True):
             alone = len(tree) == 1
-            tokens = request.text[-1:] if alone else tree.tokens
+            tokens = request.last if alone else tree.tokens
             feeds.append(Feed(tokens, request.cache, tree=None if alone else tree))
         rows = self._target.forward_batch(feeds, reads=self._reads, lent=may_lend(active))
         verified = []

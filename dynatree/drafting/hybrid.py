@@ -42,8 +42,8 @@ class Drafter:
         )
         parts: list[Part | None] = [self._lookup, self._model, self._successors]
         self._each = [drafter for drafter in parts if drafter]
-        # Whether the last round asked the table.
-        self._followed = False
+        # Whether the last round rested, or asked the table.
+        self._rested = self._followed = False
 
     def start(self, requests: Sequence[Request]) -> None:
         for drafter in self._each:
@@ -53,9 +53,11 @@ class Drafter:
         model, table = self._model, self._successors
         if not model:
             return self._lookup.propose(requests, planner)
-        if not planner.looks(requests):
+        self._rested = not planner.looks(requests)
+        if self._rested:
+            # The model is not asked at all: in decoding each of its steps takes time, though none has anything to do.
             self._followed = False
-            return model.grow(requests, self._lookup.propose(requests, planner, _AT_REST), planner, most=0)
+            return self._lookup.propose(requests, planner, _AT_REST)
         found = self._lookup.propose(requests, planner)
         # Only a policy that weighs costs has the table's nodes.
         growths = [planner.priced(request) for request in requests] if table else []
@@ -78,7 +80,7 @@ class Drafter:
         return found if self._lookup.matched(request) >= _AT_REST else TokenTree.root(request.committed[-1])
 
     def forwards(self, request: Request) -> int:
-        return self._model.forwards(request) if self._model else 0
+        return self._model.forwards(request) if self._model and not self._rested else 0
 
     @property
     def learns(self) -> bool:
@@ -89,6 +91,9 @@ class Drafter:
             self._successors.learn(request, tree, path, logits)
 
     def accept(self, request: Request, tree: TokenTree, path: Tensor) -> None:
+        # What was not asked has nothing to keep, but for a model that reads its target.
+        if self._model and self._rested and not self._model.reads:
+            return
         for drafter in self._each:
             drafter.accept(request, tree, path)
 

@@ -142,10 +142,13 @@ class Lookup:
         """
         self._learn(committed)
         self._index(committed)
-        self.matched, source = self._longest_match(committed)
+        self.matched, source = self._longest_match(committed, least)
         self._proposed_at = len(committed)
+        if self.matched < least:
+            self._proposed = []
+            return [], []
         # A match that reaches the end of the text is a cycle: go around it.
-        self._proposed = [*islice(cycle(committed[source:]), limit)] if self.matched >= least else []
+        self._proposed = [*islice(cycle(committed[source:]), limit)]
         steps = self._confidence.steps(self.matched, len(self._proposed))
         return self._proposed, [math.log(max(LEAST, step)) for step in steps]
 
@@ -164,10 +167,15 @@ class Lookup:
                 self._ends.setdefault((committed[end - 2], committed[end - 1]), []).append(end)
         self._indexed = max(self._indexed, len(committed))
 
-    def _longest_match(self, committed: Sequence[int]) -> tuple[int, int]:
-        """(length of the longest earlier match of the text's end, where its continuation begins); the latest wins."""
+    def _longest_match(self, committed: Sequence[int], least: int) -> tuple[int, int]:
+        """(length of the longest earlier match of the text's end, where its continuation begins); the latest wins.
+
+        (0, 0) where there is none of `least` tokens.
+        """
         last = len(committed)
         found = self._ends.get((committed[-2], committed[-1])) if last > 1 else None
+        if not found and least > 1:
+            return 0, 0
         found = found or self._ends.get((committed[-1],)) or []
         best, source = 0, 0
         for end in reversed(found[-self._candidates :]):

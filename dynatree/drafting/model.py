@@ -76,16 +76,12 @@ class Drafter:
         trees: Sequence[TokenTree],
         planner: BatchPlanner,
         adjust: Adjust | None = None,
-        most: int = _ANY,
     ) -> list[TokenTree]:
-        """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step.
-
-        They have `most` levels, whatever their growths would have.
-        """
+        """`trees`, which may hold nodes already, grown level by level; `adjust` has the last word on each step."""
         growths = [planner.growth(request) for request in requests]
         drafts = [self._drafts[request] for request in requests]
         levels = [
-            min(most, most_levels(request, growth), draft.begin_round(request.committed))
+            min(most_levels(request, growth), draft.begin_round(request.committed))
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
         trees, frontiers = [*trees], [ROOT] * len(requests)
@@ -111,6 +107,11 @@ class Drafter:
                 trees[i] = tree.graft(parents[kept], tokens.flatten()[kept], log_probs[kept])
                 frontiers[i] = (trees[i].parents[:, None] == frontier).any(1).nonzero().squeeze(1)
                 self._forwards[requests[i]] += 1
+
+    @property
+    def reads(self) -> bool:
+        """Whether it keeps what the target computed of each token, drafted after or not."""
+        return bool(self._model.reads)
 
     def forwards(self, request: Request) -> int:
         return self._forwards[request]
@@ -197,7 +198,8 @@ class Draft:
         return known
 
     def begin_round(self, committed: Sequence[int]) -> int:
-        """Learn from what was `committed` since the last round; levels that the drafter's context admits now."""
+        """Learn from what was `committed` since the last round that drafted; levels that the drafter's context admits
+        now. Not asked in a round that rests."""
         # Scored against what was committed, whether or not the proposals were verified.
         for place, tokens, stated in self._awaiting:
             if place < len(committed):
@@ -301,12 +303,13 @@ class Draft:
 
         `states` [1 + accepted, reads * width]: the target's there, which a drafter that reads keeps in their place.
         """
-        self._awaiting = [
-            (self._begin + self._prefix + place, *self._proposed[node])
-            for place, node in enumerate(path.tolist())
-            if node in self._proposed
-        ]
-        self._proposed = {}
+        if self._proposed:
+            self._awaiting = [
+                (self._begin + self._prefix + place, *self._proposed[node])
+                for place, node in enumerate(path.tolist())
+                if node in self._proposed
+            ]
+            self._proposed = {}
         if self._states is not None:
             self._states.append(states)
             path = path[:0]

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
-from threading import RLock
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -50,6 +50,8 @@ class _Before:
         self.holders: WeakSet[LanguageModel] = WeakSet()
         # One for all holders: what is set for a generation lies on the model.
         self.lock = RLock()
+        # The thread whose forwards have torch's one thread (`threads`), as one that holds the lock knows of itself.
+        self.holder: int | None = None
         # The model's own, while a generation has another in its place.
         self.generation_config: GenerationConfig | None = None
         self._fingerprint = ""
@@ -172,21 +174,27 @@ class LanguageModel:
             finally:
                 self.model.generation_config, self._before.generation_config = own, outer
 
-    @contextmanager
-    def threads(self) -> Iterator[None]:
+    def threads(self) -> AbstractContextManager[Any]:
         """As `alone`, with the threads that its forwards want.
 
         Torch has one thread where a graph has the cores: its others would spin, for milliseconds a step.
         """
+        # Most often within another: a decoder's rounds.
+        return self._before.lock if self._before.holder == get_ident() else self._with_one()
+
+    @contextmanager
+    def _with_one(self) -> Iterator[None]:
         with self.alone():
             before = torch.get_num_threads()
             if not self.in_graph or before == 1:
                 yield
                 return
             torch.set_num_threads(1)
+            self._before.holder = get_ident()
             try:
                 yield
             finally:
+                self._before.holder = None
                 torch.set_num_threads(before)
 
     @contextmanager

@@ -36,9 +36,10 @@ class _Looking:
     goes by what the cost table says, not by a clock, so that a trace is reproducible.
     """
 
-    def __init__(self, expected: float, step: float) -> None:
-        """`expected`: seconds that a round is to gain by it, by what is known of other text; `step`: of one without."""
-        self._step, self._looks = step, expected >= 0
+    def __init__(self, price: float, expected: float, step: float) -> None:
+        """Seconds: `price` that looking takes; `expected` that a round is to gain by it, by what is known of other
+        text; `step` of one without."""
+        self.price, self._step, self._looks = price, step, expected >= 0
         self._left = _MOST_LOST if self._looks else 0.0
 
     def due(self) -> bool:
@@ -100,17 +101,18 @@ class BatchPlanner:
     def looks(self, requests: Sequence[Request]) -> bool:
         """Whether this round looks for nodes that take time to be found. Asked once a round."""
         self._spent = None  # of a round that failed, of these requests or of others
-        return not self._price(requests) or self._looking[requests[0]].due()
+        looking = self._looking.get(requests[0])
+        return looking is None or looking.due()
 
     def may_rest(self, requests: Sequence[Request]) -> bool:
         """Whether it makes use of being told what looking found for these requests."""
-        return self._price(requests) > 0
+        return requests[0] in self._looking
 
     def looked(self, requests: Sequence[Request], at_rest: Sequence[TokenTree]) -> None:
         """It has looked, where a round that rests would have the trees `at_rest`."""
-        if price := self._price(requests):
+        if looking := self._looking.get(requests[0]):
             levels = sum(growth.drafting for growth in self._priced_of(requests))
-            self._spent = price + levels, [*at_rest]
+            self._spent = looking.price + levels, [*at_rest]
 
     def select(self, requests: Sequence[Request], trees: Sequence[TokenTree]) -> list[TokenTree]:
         """The trees cut to the nodes worth verifying."""
@@ -174,24 +176,22 @@ class BatchPlanner:
 
     def _look_from_now_on(self, requests: Sequence[Request]) -> None:
         """Begin to look, or to rest: by how often a drafter is right below a root of such text."""
-        if not (price := self._price(requests)):
+        shared = self._shared(requests) if self._priced else None
+        # 0: what it takes is not known.
+        if not (shared and (price := shared.costs.looked(len(requests)))):
             return
         assert self._calibration, "what has a price was measured"
-        trees = []
+        trees, levels = [], 0.0
         for request in requests:
             known = self._calibration.of(request.temperature, request.processors.active).step_rates
             steps = torch.tensor(known.rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
             trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps.tolist()))
             # A table of successors has its nodes for nothing else; a model's take a level.
-            price += 0.0 if known.successors else self._priced_of([request])[0].level
+            levels += 0.0 if known.successors else self._priced_of([request])[0].level
         growths = self._priced_of(requests)
-        looking = _Looking(max(self._savings(growths, trees)) - price, sum(growth.step for growth in growths))
+        expected = max(self._savings(growths, trees)) - price - levels
+        looking = _Looking(price, expected, sum(growth.step for growth in growths))
         self._looking.update(dict.fromkeys(requests, looking))
-
-    def _price(self, requests: Sequence[Request]) -> float:
-        """Seconds that looking takes; 0: it is not known, or nothing is weighed."""
-        shared = self._shared(requests) if self._priced else None
-        return shared.costs.looked(len(requests)) if shared else 0.0
 
     def _shared(self, requests: Sequence[Request]) -> Calibration | None:
         if self._calibration is None:

@@ -18,7 +18,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
-from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
+from dynatree.generation.trace import Clock, OnCommit, Recorder, Round, Trace
 
 
 class _Commits(StoppingCriteria):
@@ -51,7 +51,7 @@ class _Commits(StoppingCriteria):
         else:
             # What it looks up beyond the last wanted token can never be emitted.
             drafted = min(self.fed[-1] - 1, self._limit - len(self._recorder.trace.output) - 1)
-            self._recorder.round(tokens, accepted=len(tokens) - 1, drafted=drafted, depth=drafted)
+            self._recorder.round(Round(drafted, drafted, len(tokens) - 1, tokens))
 
 
 # Torch's generator is the process's: who sets it has it alone.

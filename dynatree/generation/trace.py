@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from dynatree.generation.ending import Ending
 
@@ -12,8 +12,7 @@ from dynatree.generation.ending import Ending
 OnCommit = Callable[[list[int], int], None]
 
 
-@dataclass(frozen=True)
-class Round:
+class Round(NamedTuple):
     """One verification: a tree went in, `emitted` came out (accepted drafted tokens, then the target's own)."""
 
     drafted: int  # nodes verified, root apart
@@ -92,10 +91,12 @@ class Recorder:
         self.trace.first = len(emitted)
         self.clock.round = 0
 
-    def round(self, tokens: list[int], accepted: int, **facts: Any) -> None:
-        """A round's commit: `accepted` drafted tokens, then the target's own."""
-        emitted = self._commit(tokens, accepted)
-        self.trace.rounds.append(Round(accepted=min(accepted, len(emitted)), emitted=emitted, **facts))
+    def round(self, told: Round) -> None:
+        """A round's commit, of which the record has what is within the output."""
+        emitted = self._commit(told.emitted, told.accepted)
+        if len(emitted) < len(told.emitted):
+            told = told._replace(accepted=min(told.accepted, len(emitted)), emitted=emitted)
+        self.trace.rounds.append(told)
         self.clock.round = len(self.trace.rounds)
 
     def _commit(self, tokens: list[int], accepted: int) -> list[int]:

@@ -19,7 +19,7 @@ from dynatree.drafting.model import first_seen
 from dynatree.errors import UserError
 from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
-from dynatree.generation.trace import Clock, OnCommit, Recorder, Trace
+from dynatree.generation.trace import Clock, OnCommit, Recorder, Round, Trace
 from dynatree.measuring import draft_gguf
 from dynatree.measuring.draft_gguf import DraftFile
 
@@ -207,7 +207,7 @@ class Decoder:
             if not recorder.trace.output:
                 recorder.first([token])
             else:
-                recorder.round([token], accepted=0, drafted=0, depth=0)
+                recorder.round(Round(0, 0, 0, [token]))
             if recorder.finished or len(recorder.trace.output) == options.max_new_tokens:
                 break
         return recorder.close(target_forwards=1, draft_forwards=0)

@@ -5,7 +5,6 @@ How its seconds are compared with others': clock.py.
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from dynatree.data.prompts import Prompt
@@ -106,5 +105,5 @@ def output_record(prompt: Prompt, trace: Trace) -> dict[str, Any]:
         "first": trace.first,
         "target_forwards": trace.target_forwards,
         "draft_forwards": trace.draft_forwards,
-        "rounds": [asdict(round_) for round_ in trace.rounds],
+        "rounds": [round_._asdict() for round_ in trace.rounds],
     }

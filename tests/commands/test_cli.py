@@ -22,7 +22,7 @@ from dynatree.distil.student import shrink
 from dynatree.engine import checkpoint
 from dynatree.generation.ending import Ending
 from dynatree.generation.options import GenerationOptions
-from dynatree.generation.trace import Clock, Recorder, Trace
+from dynatree.generation.trace import Clock, Recorder, Round, Trace
 from dynatree.measuring import runs
 from dynatree.study import params
 from tests import models
@@ -252,7 +252,7 @@ class Speaker:
         recorder = Recorder(Ending(ids, options), on_commit, clock or Clock())
         recorder.first(self._commits[0])
         for tokens in self._commits[1:]:
-            recorder.round(tokens, accepted=len(tokens) - 1, drafted=len(tokens), depth=len(tokens))
+            recorder.round(Round(len(tokens), len(tokens), len(tokens) - 1, tokens))
         return recorder.close(len(self._commits), 0)
 
 

@@ -1,8 +1,12 @@
 """Lookup and model in one tree."""
 
+from collections.abc import Callable
+from itertools import cycle
+
 import pytest
 import torch
 
+from dynatree.costs.step_rates import OnlineCorrection
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting import hybrid
 from dynatree.drafting.hybrid import share_out
@@ -79,6 +83,33 @@ def test_a_round_at_rest_has_lookups_nodes_alone(target: Build, monkeypatch: pyt
     assert table or looking[1] > 0
     # What looping text has by lookup it keeps.
     assert drafted([2, 7] * 6, False)[0] > 1
+
+
+@pytest.mark.parametrize("make", [models.related, models.reading])
+def test_a_model_goes_on_behind_rests(
+    target: Build, monkeypatch: pytest.MonkeyPatch, make: Callable[[LanguageModel], DraftModel]
+) -> None:
+    """Guards what a round that rests leaves alone: states that a model reads are there, and what it proposed before is
+    scored when it is asked again."""
+    turns, scored = cycle([True, False, False]), list[float]()
+    monkeypatch.setattr(BatchPlanner, "looks", lambda *_: next(turns))
+    observe = OnlineCorrection.observe
+
+    def observed(correction: OnlineCorrection, stated: float, hit: bool) -> None:
+        scored.append(stated)
+        observe(correction, stated, hit)
+
+    monkeypatch.setattr(OnlineCorrection, "observe", observed)
+    helper, known = make(target()), models.calibration(level=1e-6)
+    helper.successors = None
+    decoder = Decoder(target(), helper, known, drafting="hybrid", policy="cost_aware", **LIMITS)
+    trace = decoder.decode([3, 1, 4, 1, 5], models.wanted(24))
+    assert trace.output == models.generated(target(), [3, 1, 4, 1, 5], 24)
+    drafted = [bool(one.draft_forwards) for one in trace.rounds]
+    # Before the last token there is nothing to draft.
+    assert sum(drafted) > 2 and all(drafted[:-1:3]) and not any(drafted[1::3] + drafted[2::3])
+    # The last one's are not known of.
+    assert len(scored) >= sum(drafted) - 1
 
 
 @pytest.mark.parametrize(("prompt", "came", "kept"), [([5, 1, 9, 1], 9, False), ([5, 1, 9, 3, 1, 9], 3, True)])
