@@ -1,5 +1,6 @@
 """Forwards by one graph: to the bit the same whatever the tree, the batch and the chunks of a prefill."""
 
+import copy
 import gc
 import random
 import weakref
@@ -403,6 +404,20 @@ def test_each_forward_gives_the_states_that_it_is_asked_for(architecture: str) -
         assert given[()].states.numel() == 0 and not torch.allclose(one, two)
         assert torch.equal(given[1, 2].states, torch.cat([one, two], 1))
         assert torch.equal(given[2, 1].states, torch.cat([two, one], 1))
+
+
+def test_an_embedding_that_is_the_targets_is_not_held_twice() -> None:
+    """Guards a drafter's memory: what it looked tokens up in before, a forward ago, is given back."""
+    own = model("llama")
+    target, drafter = (LanguageModel(one, format="int8") for one in (own, copy.deepcopy(own)))
+    head = drafter.graph_head(torch.arange(8))
+    before = drafter.forward_batch([Feed(TEXT[:3], drafter.new_caches(1)[0])], head=head)
+    weight = weakref.ref(drafter.model.get_input_embeddings().weight)
+    drafter.share_embedding(target)
+    gc.collect()
+    assert weight() is None
+    after = drafter.forward_batch([Feed(TEXT[:3], drafter.new_caches(1)[0])], head=head)
+    assert torch.equal(before[0].logits, after[0].logits)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

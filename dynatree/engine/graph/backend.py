@@ -88,8 +88,6 @@ class GraphBackend:
         # Asked here: later torch may keep to one thread, since a graph has the cores.
         self._threads = torch.get_num_threads()
         self._heads: list[Tensor] = []
-        # The embedding's weight, and its values, of float32.
-        self._table: tuple[Tensor, NDArray[np.float32] | None] | None = None
         # Arrays: torch takes three times as long for a few of their rows.
         self._cos, self._sin = (np.empty((0, self._shape.turned), np.float32) for _ in range(2))
 
@@ -259,13 +257,11 @@ class GraphBackend:
 
     def _embedded(self, tokens: Tensor) -> NDArray[np.float32]:
         """[n, width] of `tokens` [n]. By numpy where it can: between forwards torch takes five times as long."""
-        # It is asked for each time: a drafter may take its target's.
-        weight = self._embedding.weight
-        if self._table is None or self._table[0] is not weight:
-            self._table = weight, weight.detach().numpy() if weight.dtype == torch.float32 else None
-        _, values = self._table
+        # It is asked for each time, and not held: a drafter may take its target's, and gives its own back.
+        weight = self._embedding.weight.detach()
+        plain = weight.dtype == torch.float32
         found: NDArray[np.float32] = (
-            F.embedding(tokens, weight.detach()).float().numpy() if values is None else values[tokens.numpy()]
+            weight.numpy()[tokens.numpy()] if plain else F.embedding(tokens, weight).float().numpy()
         )
         return found
 
