@@ -22,6 +22,7 @@ from dynatree.engine.successors import Successors
 from dynatree.errors import UserError
 from dynatree.generation.sampling import Sampler, Warpers, gumbel, words_of
 from tests import models
+from tests.compiler import BOTH_WAYS, BY_LIBRARY, needs_compiler
 from tests.conftest import Build
 
 IDS = np.array([[1, 2], [0, 2], [0, 1]])
@@ -40,18 +41,15 @@ def small(levels: int = 2) -> Context:
     return Context(*(generator.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
-
-
 def made() -> Rows:
     """The library's functions, whether or not a graph has its operations."""
     return kernels.made(Rows)
 
 
-@pytest.fixture(params=["by numpy", pytest.param("by our own library", marks=needs_compiler)])
+@pytest.fixture(params=BOTH_WAYS)
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts by numpy alone, then by the library."""
-    monkeypatch.setattr(context_module, "rows", made if request.param == "by our own library" else lambda: None)
+    monkeypatch.setattr(context_module, "rows", made if request.param == BY_LIBRARY else lambda: None)
 
 
 def test_it_computes_what_it_says(by: None) -> None:

@@ -21,8 +21,8 @@ from dynatree.engine.graph import codes, kernels
 from dynatree.engine.graph.block_cache import BLOCK, addresses
 from dynatree.engine.graph.kernels import packing
 from dynatree.errors import UserError
+from tests.compiler import needs_compiler
 
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
 BLOCKS, EPS = 160, 1e-5
 
 

@@ -22,6 +22,7 @@ from dynatree.generation import sampling
 from dynatree.generation.options import GenerationOptions
 from dynatree.generation.sampling import Noise, Sampler, Warpers
 from tests import models
+from tests.compiler import BOTH_WAYS, BY_LIBRARY, needs_compiler
 
 LENGTH = 3
 
@@ -105,13 +106,10 @@ def made() -> Drawing:
     return kernels.made(Drawing)
 
 
-needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C++ compiler")
-
-
-@pytest.fixture(params=["by numpy", pytest.param("by our own library", marks=needs_compiler)])
+@pytest.fixture(params=BOTH_WAYS)
 def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise by numpy alone, then by the library."""
-    monkeypatch.setattr(sampling, "drawing", made if request.param == "by our own library" else lambda: None)
+    monkeypatch.setattr(sampling, "drawing", made if request.param == BY_LIBRARY else lambda: None)
 
 
 def both(monkeypatch: pytest.MonkeyPatch, *key: int) -> tuple[Noise, Noise]:
