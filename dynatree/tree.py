@@ -7,12 +7,13 @@ for.
 
 from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-# Its index; the other tensors of a tree that is the root alone.
+# The path of a tree that is the root alone.
 ROOT = torch.zeros(1, dtype=torch.long)
 
 
@@ -34,7 +35,7 @@ class Nodes(NamedTuple):
 class TokenTree:
     """`nodes`, whose lists nobody changes; `numbers` [n]: of each in the tree that this was cut from; None: uncut."""
 
-    def __init__(self, nodes: Nodes, numbers: Tensor | None = None):
+    def __init__(self, nodes: Nodes, numbers: list[int] | None = None):
         self.nodes, self._numbers = nodes, numbers
 
     @staticmethod
@@ -92,73 +93,74 @@ class TokenTree:
         """Depth of the deepest node."""
         return max(self.nodes.depths)
 
-    def extend(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
-        """The tree with `k` more nodes: `parents` [k], `tokens` [k], path `log_probs` [k]."""
-        return self.grown(parents.tolist(), tokens.tolist(), log_probs.tolist())
+    def extend(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> "TokenTree":
+        """The tree with `k` more nodes: `parents` [k], `tokens` [k], path `log_probs` [k].
 
-    def grown(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> "TokenTree":
-        """As `extend` of several levels at once: `parents` [k] may be new nodes, too, each before its children."""
+        Parents may be new nodes, too, each before its children.
+        """
         old = self.nodes
         depths = [*old.depths]
         for parent in parents:
             depths.append(depths[parent] + 1)
         return TokenTree(Nodes([*old.tokens, *tokens], [*old.parents, *parents], depths, [*old.log_probs, *log_probs]))
 
-    def chain(self, tokens: Tensor, steps: Tensor) -> "TokenTree":
+    def chain(self, tokens: Sequence[int], steps: Sequence[float]) -> "TokenTree":
         """The tree of one node with a chain below it: `tokens` [k], log-probabilities `steps` [k] of each step."""
-        return self.grown(range(len(tokens)), tokens.tolist(), steps.cumsum(0).tolist())
+        return self.extend(range(len(tokens)), tokens, [*accumulate(steps)])
 
-    def graft(self, parents: Tensor, tokens: Tensor, log_probs: Tensor) -> "TokenTree":
+    def graft(self, parents: Sequence[int], tokens: Sequence[int], log_probs: Sequence[float]) -> "TokenTree":
         """As `extend`, but a child that is there already is raised to the larger log v, its descendants with it."""
         if len(self) == 1:
             return self.extend(parents, tokens, log_probs)
-        twin = (parents[:, None] == self.parents) & (tokens[:, None] == self.tokens)
-        known = twin.any(1)
-        if not known.any():
+        new = [*zip(parents, tokens, log_probs, strict=True)]
+        known = {self.children[parent, token]: v for parent, token, v in new if (parent, token) in self.children}
+        if not known:
             return self.extend(parents, tokens, log_probs)
-        nodes = twin[known].int().argmax(1)
-        rise = (log_probs[known] - self.log_probs[nodes]).clamp(min=0)
-        raised = self.log_probs + (self.ancestors[:, nodes] * rise).sum(1)
-        # Sums round: no node by a hair above those that it hangs from.
-        raised = torch.where(self.ancestors, raised, torch.inf).min(1).values
-        tree = TokenTree(self.nodes._replace(log_probs=raised.tolist()))
-        fresh = ~known
-        return tree.extend(parents[fresh], tokens[fresh], log_probs[fresh]) if fresh.any() else tree
+        old = self.nodes
+        # How much each node rises with those that it hangs from.
+        rises, raised = [0.0], [0.0]
+        for node in range(1, len(self)):
+            above, value = old.parents[node], old.log_probs[node]
+            rises.append(rises[above] + max(0.0, known.get(node, value) - value))
+            # Sums round: no node by a hair above those that it hangs from.
+            raised.append(min(value + rises[node], raised[above]))
+        fresh = [one for one in new if one[:2] not in self.children]
+        tree = TokenTree(old._replace(log_probs=raised))
+        return tree.extend([one[0] for one in fresh], [one[1] for one in fresh], [one[2] for one in fresh])
 
-    def top(self, count: int | None) -> Tensor:
+    def top(self, count: int | None) -> list[int]:
         """Indices, ascending, of the root and the `count` best other nodes (all for None).
 
         Best by (log_probs descending, depth ascending, insertion order). log_probs never rise along a path,
         so the set is closed under parents (EAGLE-2, Li et al. 2024, section 4.2; OPT-Tree, Wang et al. 2025).
         """
         if count is None or len(self) <= count + 1:
-            return torch.arange(len(self))
-        return torch.tensor([0, *sorted(self.ranking()[:count])])
+            return [*range(len(self))]
+        return [0, *sorted(self.ranking()[:count])]
 
     def ranking(self) -> list[int]:
         """All nodes but the root, best first: by log_probs descending, then depth, then insertion."""
         values, depths = self.nodes.log_probs, self.nodes.depths
         return sorted(range(1, len(values)), key=lambda node: (-values[node], depths[node]))
 
-    def subtree(self, nodes: Tensor) -> "TokenTree":
+    def subtree(self, nodes: Sequence[int]) -> "TokenTree":
         """The tree of `nodes` [m], ascending and closed under parents, renumbered in that order; it keeps `nodes`."""
         if len(nodes) == len(self):
             return self
-        kept: list[int] = nodes.tolist()
-        number = dict(zip(kept, range(len(kept)), strict=True))
+        number = dict(zip(nodes, range(len(nodes)), strict=True))
         number[-1] = -1
         tokens, parents, depths, log_probs = self.nodes
         found = Nodes(
-            [tokens[node] for node in kept],
-            [number[parents[node]] for node in kept],
-            [depths[node] for node in kept],
-            [log_probs[node] for node in kept],
+            [tokens[node] for node in nodes],
+            [number[parents[node]] for node in nodes],
+            [depths[node] for node in nodes],
+            [log_probs[node] for node in nodes],
         )
-        return TokenTree(found, self.before_the_cut(nodes))
+        return TokenTree(found, [node if self._numbers is None else self._numbers[node] for node in nodes])
 
     def before_the_cut(self, path: Tensor) -> Tensor:
         """The nodes `path` by their indices in the tree that this one was cut from."""
-        return path if self._numbers is None else self._numbers[path]
+        return path if self._numbers is None else torch.tensor([self._numbers[node] for node in path.tolist()])
 
     def positions(self, prefix_length: int) -> Tensor:
         """Position ids [n] behind `prefix_length` committed tokens: siblings share one (SpecInfer, section 4.2)."""

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -24,7 +23,7 @@ from dynatree.costs.cost_table import CostTable, Curve
 from dynatree.costs.step_rates import StepRates
 from dynatree.distil.student import shrink
 from dynatree.drafting import lookup
-from dynatree.drafting.model import Draft
+from dynatree.drafting.model import Draft, Proposals
 from dynatree.engine.context import Context
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
@@ -216,12 +215,18 @@ def generated(
 
 
 def proposed(
-    draft: Draft, model: DraftModel, tree: TokenTree, frontier: Tensor, branch: int, text: list[int]
-) -> tuple[Tensor, Tensor]:
-    """Tokens and step log-probabilities of one level of drafting."""
+    draft: Draft, model: DraftModel, tree: TokenTree, frontier: list[int], branch: int, text: list[int]
+) -> Proposals:
+    """What one level of drafting proposes."""
     ids = torch.tensor(text)
     (output,) = model.draft_batch([draft.draft_inputs(tree, frontier, ids)])
     return draft.proposals(output, tree, frontier, branch, ids)
+
+
+def grown(tree: TokenTree, frontier: list[int], tokens: list[list[int]]) -> TokenTree:
+    """`tree` with the `tokens` of each of `frontier` below it, all of them sure."""
+    edges = [(node, token) for node, row in zip(frontier, tokens, strict=True) for token in row]
+    return tree.extend([node for node, _ in edges], [token for _, token in edges], [0.0] * len(edges))
 
 
 def request(prompt: list[int], count: int, **more: Any) -> Request:

@@ -20,10 +20,10 @@ def trees(draw: st.DrawFn, most_levels: int = 4, most_new: int = 6, tokens: int 
         chosen = draw(st.lists(st.sampled_from(free), unique=True, max_size=most_new))
         if not chosen:
             break
-        parents = torch.tensor([parent for parent, _ in chosen])
-        steps = torch.tensor(draw(st.lists(STEPS, min_size=len(chosen), max_size=len(chosen))))
+        steps = draw(st.lists(STEPS, min_size=len(chosen), max_size=len(chosen)))
         level = list(range(len(tree), len(tree) + len(chosen)))
-        tree = tree.extend(parents, torch.tensor([token for _, token in chosen]), tree.log_probs[parents] + steps)
+        log_probs = [tree.nodes.log_probs[parent] + step for (parent, _), step in zip(chosen, steps, strict=True)]
+        tree = tree.extend([parent for parent, _ in chosen], [token for _, token in chosen], log_probs)
     return tree
 
 
@@ -49,8 +49,8 @@ def test_mask_and_positions_are_those_of_each_nodes_path(tree: TokenTree, prefix
 @given(trees(), st.integers(0, 30))
 def test_top_is_the_sorted_best_and_closed_under_parents(tree: TokenTree, count: int) -> None:
     """Guards against ties (and 0.0, -0.0) that keep a child without its parent."""
-    top = tree.top(count).tolist()
-    key = {node: (-float(tree.log_probs[node]), int(tree.depths[node]), node) for node in range(1, len(tree))}
+    top = tree.top(count)
+    key = {node: (-tree.nodes.log_probs[node], int(tree.depths[node]), node) for node in range(1, len(tree))}
     assert top == [0, *sorted(sorted(key, key=key.__getitem__)[:count])]
     assert {int(tree.parents[node]) for node in top[1:]} <= set(top)
 
@@ -58,8 +58,8 @@ def test_top_is_the_sorted_best_and_closed_under_parents(tree: TokenTree, count:
 @given(trees(), st.integers(0, 30))
 def test_subtree_renumbers_every_field(tree: TokenTree, count: int) -> None:
     """Guards against parents or ancestors that still carry the numbers of the larger tree."""
-    nodes = tree.top(count).tolist()
-    small = tree.subtree(torch.tensor(nodes))
+    nodes = tree.top(count)
+    small = tree.subtree(nodes)
     number = {old: new for new, old in enumerate(nodes)}
     for new, old in enumerate(nodes):
         assert (small.tokens[new], small.depths[new]) == (tree.tokens[old], tree.depths[old])
@@ -101,24 +101,23 @@ def test_accepted_path_follows_the_target_node_by_node(tree: TokenTree, data: st
 
 def test_a_right_token_below_a_rejected_parent_is_not_accepted() -> None:
     """The smallest case in which counting hits without parents goes wrong."""
-    tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
-    tree = tree.extend(torch.tensor([2]), torch.tensor([3]), torch.tensor([-3.0]))
+    tree = TokenTree.root(0).extend([0, 0], [1, 2], [-1.0, -2.0]).extend([2], [3], [-3.0])
     path, token = tree.accepted_path([1, 9, 3, 9].__getitem__)
     assert path.tolist() == [0, 1] and token == 9
 
 
 def test_depth_is_that_of_the_deepest_node() -> None:
     """Guards against the number of nodes being taken for the depth."""
-    tree = TokenTree.root(0).extend(torch.tensor([0, 0]), torch.tensor([1, 2]), torch.tensor([-1.0, -2.0]))
+    tree = TokenTree.root(0).extend([0, 0], [1, 2], [-1.0, -2.0])
     assert (TokenTree.root(0).depth, tree.depth) == (0, 1)
 
 
 def test_a_chain_is_its_nodes_one_below_the_other() -> None:
     """Guards against parents or visibility that differ from those of growing it level by level."""
-    tokens, steps = torch.tensor([5, 6, 7]), torch.tensor([-0.5, -0.25, -1.0])
+    tokens, steps = [5, 6, 7], [-0.5, -0.25, -1.0]
     chain, grown = TokenTree.root(1).chain(tokens, steps), TokenTree.root(1)
     for i in range(3):
-        grown = grown.extend(torch.tensor([i]), tokens[i : i + 1], grown.log_probs[i : i + 1] + steps[i])
+        grown = grown.extend([i], tokens[i : i + 1], [grown.nodes.log_probs[i] + steps[i]])
     for field in ("tokens", "parents", "depths", "log_probs", "ancestors"):
         assert torch.equal(getattr(chain, field), getattr(grown, field)), field
 
@@ -128,23 +127,23 @@ def test_graft_merges_equal_children_and_raises_what_hangs_below(tree: TokenTree
     """Guards against two nodes for one path, and against log v that rises along a path."""
     parent = data.draw(st.integers(0, len(tree) - 1))
     tokens = data.draw(st.lists(st.integers(0, 6), unique=True, min_size=1, max_size=7))
-    steps = torch.tensor(data.draw(st.lists(st.floats(-5, 0, width=32), min_size=len(tokens), max_size=len(tokens))))
-    parents = torch.full((len(tokens),), parent)
-    grown = tree.graft(parents, torch.tensor(tokens), tree.log_probs[parent] + steps)
+    steps = data.draw(st.lists(st.floats(-5, 0), min_size=len(tokens), max_size=len(tokens)))
+    above = tree.nodes.log_probs[parent]
+    grown = tree.graft([parent] * len(tokens), tokens, [above + step for step in steps])
     paths = [tuple(grown.tokens[line(grown, node)].tolist()) for node in range(len(grown))]
     assert len(set(paths)) == len(paths)
     children = grown.tokens[grown.parents == parent].tolist()
     assert set(children) == {*tree.tokens[tree.parents == parent].tolist(), *tokens}
-    assert (grown.log_probs[1:] <= grown.log_probs[grown.parents[1:]]).all()
+    values = grown.nodes.log_probs
+    assert all(values[node] <= values[grown.nodes.parents[node]] for node in range(1, len(grown)))
     for token, step in zip(tokens, steps, strict=True):
         node = next(n for n in range(1, len(grown)) if grown.parents[n] == parent and grown.tokens[n] == token)
-        assert not grown.log_probs[node] < tree.log_probs[parent] + step - 1e-2
+        assert not values[node] < above + step - 1e-2
 
 
 def test_graft_leaves_no_node_above_its_parent() -> None:
     """Guards against a sum that rounds up, by which a budget would take a child without its parent."""
-    tree = TokenTree.root(0).chain(torch.tensor([1, 2]), torch.tensor([-(2.0**-4 + 2.0**-27), -3.0]))
-    parent = tree.log_probs[1:2]
-    grafted = tree.graft(torch.tensor([1]), torch.tensor([2]), parent)
-    assert grafted.log_probs[2] <= grafted.log_probs[1]
-    assert grafted.top(1).tolist() == [0, 1]
+    tree = TokenTree.root(0).chain([1, 2], [-(2.0**-4 + 2.0**-56), -3.0])
+    grafted = tree.graft([1], [2], tree.nodes.log_probs[1:2])
+    assert grafted.nodes.log_probs[2] <= grafted.nodes.log_probs[1]
+    assert grafted.top(1) == [0, 1]

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 _DECISIVE = ("processor", "cores", "gpu", "threads", "dtype", "torch", "transformers", "openvino", "kernels")
 COSTS, STEPS, BATCHES = "costs.json", "steps.json", "batches.json"
 # Raised where what is measured, or how, changes what the numbers mean.
-VERSION = 8
+VERSION = 9
 
 _DAMAGED = (OSError, LookupError, ValueError, TypeError, AttributeError, ValidationError)
 

@@ -8,6 +8,7 @@ how far a token is ahead of all others, and the curves, fitted on text drawn at 
 
 import logging
 import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Self
 
@@ -83,10 +84,10 @@ class StepRates(Knobs):
             raise ValueError(f"lookup, rates, those processed, sampled: {wrong[0]} is no probability")
         return self
 
-    def calibrated(self, log_probs: Tensor) -> Tensor:
-        """Calibrated step log-probabilities [f, b] of stated ones [f, b], likeliest first; a row sums to at most 1."""
-        intercepts, slopes = _first(_curves(tuple(self.ranks)), log_probs.shape[1])
-        return normalised(torch.sigmoid(intercepts + slopes * log_odds(log_probs)))
+    def calibrated(self, stated: Sequence[float]) -> list[float]:
+        """Calibrated probabilities of one node's children, of `stated` ones, likeliest first; at most 1 together."""
+        last = len(self.ranks) - 1
+        return shared([curve(p, *self.ranks[min(rank, last)]) for rank, p in enumerate(stated)])
 
 
 def curve(probability: float, intercept: float, slope: float) -> float:
@@ -105,9 +106,9 @@ class OnlineCorrection:
     def __init__(self) -> None:
         self._hits = self._stated = 0.0
 
-    def corrected(self, log_probs: Tensor) -> Tensor:
-        """Corrected step log-probabilities [f, b] of calibrated ones [f, b]; a row sums to at most 1."""
-        return normalised(log_probs.exp() * self.ratio)
+    def corrected(self, calibrated: Sequence[float]) -> list[float]:
+        """Corrected probabilities of one node's children, of `calibrated` ones; at most 1 together."""
+        return shared([p * self.ratio for p in calibrated])
 
     @property
     def ratio(self) -> float:
@@ -127,23 +128,11 @@ def _tell_once(temperature: float, nearest: float | None) -> None:
         log.warning("calibration: none of text drawn at temperature %s, that at %s is taken", temperature, nearest)
 
 
-@cache
-def _curves(ranks: tuple[tuple[float, float], ...]) -> Tensor:
-    """[2, ranks]: intercepts and slopes."""
-    return torch.tensor(ranks).T.contiguous()
-
-
-def _first(curves: Tensor, ranks: int) -> Tensor:
-    """The columns [k, ranks] of the first `ranks` ranks; the last of `curves` [k, r] stands for later ones."""
-    return (
-        curves[:, torch.arange(ranks).clamp(max=curves.shape[1] - 1)] if ranks > curves.shape[1] else curves[:, :ranks]
-    )
-
-
-def normalised(probability: Tensor) -> Tensor:
-    """Log of probabilities [f, b] of siblings, kept from 0 and 1 and scaled where a row sums to more than 1."""
-    probability = probability.clamp(LEAST, MOST)
-    return (probability / probability.sum(1, keepdim=True).clamp(min=1)).log()
+def shared(probabilities: Sequence[float]) -> list[float]:
+    """Those of siblings, kept from 0 and 1, and scaled where they sum to more than 1."""
+    kept = [min(max(p, LEAST), MOST) for p in probabilities]
+    total = max(1.0, sum(kept))
+    return [p / total for p in kept]
 
 
 def log_odds(log_probs: Tensor) -> Tensor:

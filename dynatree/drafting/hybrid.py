@@ -8,14 +8,15 @@ Where two speak of one node, lookup's claim stands for its own token (or the mod
 out the rest: siblings never sum to more than 1.
 """
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from dynatree.costs.step_rates import StepRates
+from dynatree.costs.step_rates import LEAST, StepRates
 from dynatree.drafting import Drafter as Part
 from dynatree.drafting import lookup, model, successors
+from dynatree.drafting.model import Proposals
 from dynatree.engine.draft_model import DraftModel
 from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.request import Request
@@ -26,6 +27,8 @@ MODEL = "optional"
 
 # Tokens that a match has at least in a round that rests: the next one is seldom right behind fewer.
 _AT_REST = 2
+# What others are left at least.
+_HARDLY = 1e-6
 
 
 class Drafter:
@@ -102,19 +105,28 @@ class Drafter:
             drafter.retain(requests)
 
 
-def share_out(tree: TokenTree, frontier: Tensor, tokens: Tensor, steps: Tensor) -> Tensor:
-    """The model's step log-probabilities `steps` [f, b] of children `tokens` [f, b] beside what lookup claims there."""
-    children = tree.parents == frontier[:, None]
-    looked_up = children.any(1)
-    if not looked_up.any():
-        return steps
+def share_out(tree: TokenTree, frontier: Sequence[int], proposals: Proposals) -> Proposals:
+    """The model's `proposals` below `frontier` [f] beside what lookup claims there."""
+    nodes = tree.nodes
     # Below a node lookup has at most one child.
-    child = children[looked_up].int().argmax(1)
-    claim = (tree.log_probs[child] - tree.log_probs[frontier[looked_up]]).exp()[:, None]
-    own = tokens[looked_up] == tree.tokens[child, None]
-    probability = steps[looked_up].exp()
-    agreed = (probability * own).sum(1, keepdim=True)
-    rest = (1 - torch.maximum(claim, agreed)) / (1 - agreed).clamp(min=1e-6)
-    shared = steps.clone()
-    shared[looked_up] = torch.where(own, probability, probability * rest).clamp(min=1e-4, max=1).log()
-    return shared
+    children = {parent: node for node, parent in enumerate(nodes.parents) if parent in frontier}
+    if not children:
+        return proposals
+    return Proposals(
+        proposals.tokens,
+        [
+            _beside(steps, tokens, nodes.tokens[child], math.exp(nodes.log_probs[child] - nodes.log_probs[node]))
+            if (child := children.get(node)) is not None
+            else steps
+            for node, tokens, steps in zip(frontier, *proposals, strict=True)
+        ],
+    )
+
+
+def _beside(steps: Sequence[float], tokens: Sequence[int], looked_up: int, claim: float) -> list[float]:
+    """The model's log-probabilities `steps` [b] of `tokens` [b] beside the `claim` for the token `looked_up`."""
+    probabilities = [math.exp(step) for step in steps]
+    agreed = sum(p for p, token in zip(probabilities, tokens, strict=True) if token == looked_up)
+    rest = (1 - max(claim, agreed)) / max(1 - agreed, _HARDLY)
+    shared = (p if token == looked_up else p * rest for p, token in zip(probabilities, tokens, strict=True))
+    return [math.log(min(max(p, LEAST), 1.0)) for p in shared]

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import accumulate, cycle, islice
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from dynatree.costs.step_rates import LEAST, StepRates
@@ -21,7 +20,7 @@ from dynatree.generation.batch_planner import BatchPlanner
 from dynatree.generation.growth import Growth
 from dynatree.generation.request import Request
 from dynatree.generation.sampling import DraftNoise
-from dynatree.tree import ROOT, TokenTree
+from dynatree.tree import TokenTree
 
 MODEL = "unused"
 
@@ -116,11 +115,10 @@ class Drafter:
         tokens, steps = self._lookups[request].propose(request.committed, most_levels(request, growth), least)
         if not tokens:
             return tree
-        # Rounded as a drafter model's are: no child of such a node by a hair above it.
-        log_probs = torch.tensor([*accumulate(steps)])
+        log_probs = [*accumulate(steps)]
         # Path probabilities fall along a chain, so what is kept is its beginning.
-        kept = sum(growth.children(tree, log_probs, ROOT[:0]).tolist())
-        return tree.grown(range(kept), tokens[:kept], log_probs[:kept].tolist()) if kept else tree
+        kept = sum(growth.children(tree, log_probs, []))
+        return tree.extend(range(kept), tokens[:kept], log_probs[:kept]) if kept else tree
 
 
 class Lookup:

@@ -8,9 +8,12 @@ A drafter that reads its target's states keeps rows of committed tokens alone, w
 them a node's row is made of the drafter's own output at its parent, and is forgotten when the round is over.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,22 +21,33 @@ from dynatree.costs.step_rates import OnlineCorrection, StepRates
 from dynatree.drafting import most_levels
 from dynatree.engine.backend import NO_STATES, Cache, Feed, Output, retain
 from dynatree.engine.draft_model import DraftModel
+from dynatree.engine.graph.kernels.rows import Rows, rows
 from dynatree.engine.read_states import ReadStates
 from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.growth import Growth
 from dynatree.generation.logits_processors import NO_PROCESSORS, LogitsProcessors
 from dynatree.generation.request import Request
 from dynatree.generation.sampling import DraftNoise, Draw, Sampler
-from dynatree.tree import ROOT, TokenTree
+from dynatree.tree import TokenTree
 
 MODEL = "required"
 
 # More levels than any tree has.
 _ANY = 2**31
 
-# Step log-probabilities [f, b] of children `tokens` [f, b] of `frontier` [f] in a tree, from the model's own [f, b].
-Adjust = Callable[[TokenTree, Tensor, Tensor, Tensor], Tensor]
 # Log-probability of what cannot be: records hold finite numbers.
 _NEVER = -1e4
+
+
+class Proposals(NamedTuple):
+    """Children of `f` nodes, `b` of each, likeliest first: their tokens, and log-probabilities of the steps to them."""
+
+    tokens: list[list[int]]
+    steps: list[list[float]]
+
+
+# What is made of the model's own proposals below `frontier` [f] in a tree.
+Adjust = Callable[[TokenTree, Sequence[int], Proposals], Proposals]
 
 
 class Drafter:
@@ -84,28 +98,24 @@ class Drafter:
             min(most_levels(request, growth), draft.begin_round(request.committed))
             for request, growth, draft in zip(requests, growths, drafts, strict=True)
         ]
-        trees, frontiers = [*trees], [ROOT] * len(requests)
+        trees, frontiers = [*trees], [[0] for _ in requests]
         self._forwards.update(dict.fromkeys(requests, 0))
         if not any(levels):
             return trees
         growing, level = list(range(len(requests))), 0
         while True:
             for place in growing:
-                allowed = frontiers[place] if level < levels[place] else ROOT[:0]
-                frontiers[place] = growths[place].expand(trees[place], allowed) if len(allowed) else allowed
-            growing, level = [place for place in growing if len(frontiers[place])], level + 1
+                allowed = frontiers[place] if level < levels[place] else []
+                frontiers[place] = growths[place].expand(trees[place], allowed) if allowed else []
+            growing, level = [place for place in growing if frontiers[place]], level + 1
             if not growing:
                 return trees
             inputs = [drafts[i].draft_inputs(trees[i], frontiers[i], requests[i].text) for i in growing]
             for i, output in zip(growing, self._model.draft_batch(inputs), strict=True):
                 tree, frontier, growth = trees[i], frontiers[i], growths[i]
-                tokens, steps = drafts[i].proposals(output, tree, frontier, growth.branch, requests[i].text)
-                steps = steps if adjust is None else adjust(tree, frontier, tokens, steps)
-                log_probs = (tree.log_probs[frontier, None] + steps).flatten()
-                kept = growth.children(tree, log_probs, frontier).nonzero().squeeze(1)
-                parents = frontier.repeat_interleave(tokens.shape[1])
-                trees[i] = tree.graft(parents[kept], tokens.flatten()[kept], log_probs[kept])
-                frontiers[i] = (trees[i].parents[:, None] == frontier).any(1).nonzero().squeeze(1)
+                found = drafts[i].proposals(output, tree, frontier, growth.branch, requests[i].text)
+                trees[i] = _grafted(tree, frontier, found if adjust is None else adjust(tree, frontier, found), growth)
+                frontiers[i] = [node for node, parent in enumerate(trees[i].nodes.parents) if parent in frontier]
                 self._forwards[requests[i]] += 1
 
     @property
@@ -131,6 +141,16 @@ class Drafter:
         for request in [request for request in self._batch[requests[0]] if request.finished]:
             self._drafts.pop(request, None)
         retain([self._drafts[request].cache for request in requests])
+
+
+def _grafted(tree: TokenTree, frontier: Sequence[int], proposals: Proposals, growth: Growth) -> TokenTree:
+    """`tree` with those of the `proposals` below `frontier` [f] that the growth keeps."""
+    values = tree.nodes.log_probs
+    log_probs = [values[node] + step for node, steps in zip(frontier, proposals.steps, strict=True) for step in steps]
+    edges = [(node, token) for node, tokens in zip(frontier, proposals.tokens, strict=True) for token in tokens]
+    kept = [place for place, one in enumerate(growth.children(tree, log_probs, frontier)) if one]
+    parents, tokens = ([edges[place][end] for place in kept] for end in (0, 1))
+    return tree.graft(parents, tokens, [log_probs[place] for place in kept])
 
 
 def first_seen(window: int | None, committed: int, before: int) -> int:
@@ -164,10 +184,13 @@ class Draft:
         self._allowed: dict[int, set[int]] = {}
         # The committed token that stands first in the cache, and how many of them stand there in this round.
         self._begin = self._prefix = 0
-        self._forwarded = ROOT[:0]
+        # The nodes of this round's tree that stand in the cache.
+        self._forwarded: list[int] = []
         # Of a drafter that reads: what the target computed of the text, and its own outputs at the last level's nodes.
         self._states: ReadStates | None = None
-        self._level, self._outputs = ROOT, NO_STATES
+        self._level: Sequence[int] = []
+        self._outputs = NO_STATES
+        self._library = rows()
         self._online = OnlineCorrection()
         # Of each node that was drafted below: the tokens and how likely they are together.
         self._proposed: dict[int, tuple[list[int], float]] = {}
@@ -214,70 +237,96 @@ class Draft:
         # The root is the last committed token, and the last level is not forwarded.
         return _ANY if limit is None else 1 + max(-1, limit - seen)
 
-    def draft_inputs(self, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+    def draft_inputs(self, tree: TokenTree, frontier: Sequence[int], text: Tensor) -> Feed:
         """What to feed the model for the children of `frontier` [f]: the lag and the root, or the frontier.
 
         `text` [t]: what is committed.
         """
-        if len(frontier) == 1 and frontier[0] == 0:
+        if frontier[0] == 0:
             # The lag ends with the root, which is the last committed token.
             self._prefix = len(text) - self._begin
-            self._forwarded = frontier[:0]
+            self._forwarded = []
             lacked = self._begin + self.cache.length
             before = None if self._states is None else self._model.fused(self._states.since(lacked - 1))
             return Feed(text[lacked:], self.cache, last=1, states=before)
-        self._forwarded = torch.cat([self._forwarded, frontier])
-        visible = tree.ancestors[frontier][:, self._forwarded]
-        mask = torch.cat([torch.ones(len(frontier), self._prefix, dtype=torch.bool), visible], dim=1)
+        self._forwarded = [*self._forwarded, *frontier]
+        tokens, parents, _, _ = tree.nodes
         before = None
         if self._states is not None:
             # What is expanded are children of the level before.
-            parents = (self._level == tree.parents[frontier, None]).int().argmax(1)
-            before = self._outputs[parents]
-        return Feed(tree.tokens[frontier], self.cache, tree.depths[frontier] + self._prefix - 1, mask, states=before)
+            before = self._outputs[[self._level.index(parents[node]) for node in frontier]]
+        new = torch.tensor([tokens[node] for node in frontier])
+        return Feed(new, self.cache, states=before, tree=tree, nodes=self._forwarded)
 
     def proposals(
-        self, output: Output, tree: TokenTree, frontier: Tensor, branch: int, text: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Tokens [f, b] and log-probabilities [f, b] (of the step, float32, likeliest first) after `frontier` [f].
+        self, output: Output, tree: TokenTree, frontier: Sequence[int], branch: int, text: Tensor
+    ) -> Proposals:
+        """What is likeliest after `frontier` [f], at most `branch` children of each.
 
         `output`: what the model gave for the draft inputs. By noise of its own: in the order of drawing.
         """
-        model = self._model
         self._level, self._outputs = frontier, output.states[-len(frontier) :]
         asked = self._asked(tree, frontier)
         logits = self._processed(output.logits, text, tree, frontier, asked)
+        few, positions = min(branch, logits.shape[-1]), [len(text) + tree.nodes.depths[node] for node in frontier]
+        if self._sampler and self._noise == "independent":
+            tokens, found = self._drawn(logits, frontier, len(text), few)
+        elif self._library and logits.is_cpu:
+            tokens, found = self._best(self._library, logits, positions, few)
+        else:
+            tokens, found = self._best_by_torch(logits, positions, few)
+        # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
+        # where no token is possible, or logits overflowed, there are none.
+        steps = [[min(step, 0.0) if step > _NEVER else _NEVER for step in row] for row in found]
+        for node, row, of in zip(frontier, tokens, steps, strict=True):
+            if node in asked:
+                self._allowed[node] = {t for t, step in zip(row, of, strict=True) if step > _NEVER} - {*self._ends}
+        if self._rates is None:
+            return Proposals(tokens, steps)
+        calibrated = [self._rates.calibrated([math.exp(step) for step in row]) for row in steps]
+        self._proposed |= {node: (row, sum(of)) for node, row, of in zip(frontier, tokens, calibrated, strict=True)}
+        return Proposals(tokens, [[math.log(p) for p in self._online.corrected(row)] for row in calibrated])
+
+    def _best(self, library: Rows, logits: Tensor, positions: Sequence[int], few: int) -> Proposals:
+        """The `few` best of `logits` [f, v], by the noise that the target's own choice will have, if it is shared.
+
+        What is best now is what the target is likeliest to draw.
+        """
+        whole, sampler = self._model.vocabulary, self._sampler
+        size = logits.shape[1] if whole is None else self._model.vocabulary_size
+        ids = np.arange(size) if whole is None else whole.cpu().numpy()
+        found = Proposals([], [])
+        for scores, position in zip(logits.float().numpy(), positions, strict=True):
+            warped = sampler.warpers.warped_row(scores) if sampler else scores
+            words = sampler.words(position, size) if sampler and self._noise == "shared" else None
+            tokens, steps = library.best(warped, ids, words, True, few)
+            found.tokens.append(tokens)
+            found.steps.append(steps)
+        return found
+
+    def _best_by_torch(self, logits: Tensor, positions: Sequence[int], few: int) -> Proposals:
+        """The same where there is no library, or `logits` [f, v] are on a device."""
+        model = self._model
         if self._sampler and self._noise == "shared":
-            # The noise that the target's own choice will have: what is best now is what it is likeliest to draw.
-            positions = (tree.depths[frontier] + len(text)).tolist()
             logits = self._sampler.perturbed(logits, positions, model.vocabulary, model.vocabulary_size)
         elif self._sampler:
             logits = self._sampler.warpers.warped(logits)
-        log_probs = torch.log_softmax(logits.float(), dim=-1)
-        ranked, drawn = log_probs, self._sampler is not None and self._noise == "independent"
-        if self._sampler and drawn:
-            ranked = log_probs + self._sampler.below(frontier.tolist(), len(text), logits.shape[-1]).to(logits.device)
-        columns = ranked.topk(min(branch, logits.shape[-1]), dim=-1).indices
-        if drawn:
-            rows = zip(columns.cpu(), log_probs.cpu(), strict=True)
-            self.draws |= {
-                node: Draw(*row, model.vocabulary) for node, row in zip(frontier.tolist(), rows, strict=True)
-            }
-        # Rounding may leave a hair above 0, and a path probability must never rise; records hold finite numbers, and
-        # where no token is possible, or logits overflowed, there are none.
-        steps = log_probs.gather(-1, columns).cpu().nan_to_num(nan=_NEVER).clamp(min=_NEVER, max=0)
-        tokens = model.token_ids(columns.cpu())
-        for node, row, found in zip(frontier.tolist(), tokens.tolist(), steps.tolist(), strict=True):
-            if node in asked:
-                self._allowed[node] = {t for t, step in zip(row, found, strict=True) if step > _NEVER} - {*self._ends}
-        if self._rates is None:
-            return tokens, steps
-        steps = self._rates.calibrated(steps)
-        stated = steps.exp().sum(1).tolist()
-        self._proposed |= dict(zip(frontier.tolist(), zip(tokens.tolist(), stated, strict=True), strict=True))
-        return tokens, self._online.corrected(steps)
+        best = torch.log_softmax(logits.float(), dim=-1).topk(few, dim=-1)
+        return Proposals(model.token_ids(best.indices.cpu()).tolist(), best.values.tolist())
 
-    def _asked(self, tree: TokenTree, frontier: Tensor) -> set[int]:
+    def _drawn(self, logits: Tensor, frontier: Sequence[int], length: int, few: int) -> Proposals:
+        """So many drawn from `logits` [f, v], in the order of drawing, by noise of the nodes' own."""
+        model, sampler = self._model, self._sampler
+        assert sampler is not None, "asked where tokens are drawn"
+        log_probs = torch.log_softmax(sampler.warpers.warped(logits).float(), dim=-1)
+        ranked = log_probs + sampler.below(frontier, length, logits.shape[-1]).to(logits.device)
+        columns = ranked.topk(few, dim=-1).indices
+        steps = log_probs.gather(-1, columns)
+        drawn = zip(columns.cpu(), log_probs.cpu(), strict=True)
+        self.draws |= {node: Draw(*row, model.vocabulary) for node, row in zip(frontier, drawn, strict=True)}
+        return Proposals(model.token_ids(columns.cpu()).tolist(), steps.tolist())
+
+    def _asked(self, tree: TokenTree, frontier: Sequence[int]) -> set[int]:
         """Those of `frontier` [f] of which the caller's own processors can be asked, where there are any.
 
         They may refuse a text that they would not have let come about, or that goes on behind its end.
@@ -285,17 +334,19 @@ class Draft:
         if not self._processors.further:
             return set()
         tokens, parents, _, _ = tree.nodes
-        return {node for node in frontier.tolist() if not node or tokens[node] in self._allowed.get(parents[node], ())}
+        return {node for node in frontier if not node or tokens[node] in self._allowed.get(parents[node], ())}
 
-    def _processed(self, logits: Tensor, text: Tensor, tree: TokenTree, frontier: Tensor, asked: set[int]) -> Tensor:
+    def _processed(
+        self, logits: Tensor, text: Tensor, tree: TokenTree, frontier: Sequence[int], asked: set[int]
+    ) -> Tensor:
         """`logits` [f, v] at `frontier` [f] by the processors, the caller's own where they are `asked`."""
         processors, columns = self._processors, self._model.columns
         if not processors.further or len(asked) == len(frontier):
             return processors.process(logits, text, tree, frontier, columns)
-        ours = torch.tensor([node not in asked for node in frontier.tolist()])
         found = logits.float()
-        for rows, by in ((ours, processors.model_copy(update={"further": ()})), (~ours, processors)):
-            found[rows] = by.process(found[rows], text, tree, frontier[rows], columns)
+        for theirs, by in ((False, processors.model_copy(update={"further": ()})), (True, processors)):
+            if rows := [row for row, node in enumerate(frontier) if (node in asked) == theirs]:
+                found[rows] = by.process(found[rows], text, tree, [frontier[row] for row in rows], columns)
         return found
 
     def accept(self, path: Tensor, states: Tensor = NO_STATES) -> None:
@@ -315,5 +366,7 @@ class Draft:
             path = path[:0]
         if self._prefix:
             # Forwarded level by level, so the slots of a path are in path order.
-            self.cache.keep(self._prefix, (self._forwarded[:, None] == path).any(1).nonzero().squeeze(1))
+            accepted = {*path.tolist()}
+            kept = [place for place, node in enumerate(self._forwarded) if node in accepted]
+            self.cache.keep(self._prefix, torch.tensor(kept, dtype=torch.long))
             self._prefix = 0  # a round without drafting has nothing to keep

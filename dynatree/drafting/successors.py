@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynatree.costs.step_rates import LEAST, MOST, OnlineCorrection, StepRates, curve
+from dynatree.costs.step_rates import LEAST, OnlineCorrection, StepRates, curve, shared
 from dynatree.drafting import most_levels
 from dynatree.engine.backend import NO_STATES
 from dynatree.engine.context import InContext, Words
@@ -36,7 +36,7 @@ from dynatree.generation.growth import Growth
 from dynatree.generation.logits_processors import LogitsProcessors
 from dynatree.generation.request import Request
 from dynatree.generation.sampling import DraftNoise, Sampler, gumbel, words_of
-from dynatree.tree import ROOT, TokenTree
+from dynatree.tree import TokenTree
 
 MODEL = "required"
 
@@ -143,9 +143,9 @@ class Drafter:
                 depths.append(depths[node] + 1)
         if len(tokens) == len(tree):
             return tree
-        grown = tree.grown(parents[len(tree) :], tokens[len(tree) :], values[len(tree) :])
-        kept = growth.children(tree, grown.log_probs[len(tree) :], ROOT[:0])
-        return grown if kept.all() else _cut(grown, torch.cat([torch.ones(len(tree), dtype=torch.bool), kept]))
+        grown = tree.extend(parents[len(tree) :], tokens[len(tree) :], values[len(tree) :])
+        kept = growth.children(tree, values[len(tree) :], [])
+        return grown if all(kept) else _cut(grown, [True] * len(tree) + kept)
 
     def _follower(self, request: Request) -> "Follower":
         """What follows `request`, with the states that its last round has given; the prompt's it has had."""
@@ -162,9 +162,9 @@ def _path(node: int, tokens: list[int], parents: list[int], known: dict[int, tup
     return known[node]
 
 
-def _cut(tree: TokenTree, kept: Tensor) -> TokenTree:
+def _cut(tree: TokenTree, kept: Sequence[bool]) -> TokenTree:
     """The nodes `kept` [n] of `tree`, as one that was never larger."""
-    return TokenTree(tree.subtree(kept.nonzero().squeeze(1)).nodes)
+    return TokenTree(tree.subtree([node for node, one in enumerate(kept) if one]).nodes)
 
 
 class _Children(NamedTuple):
@@ -316,7 +316,7 @@ class Follower:
             ratio, last = self._online.ratio, len(self._curves) - 1
             # A curve may give what was never seen a chance.
             found = [curve(p, *self._curves[min(rank, last)]) if p else p for rank, p in enumerate(found)]
-        return _Children(tokens, _shared([ratio * p for p in found]), sum(_shared(found)))
+        return _Children(tokens, shared([ratio * p for p in found]), sum(shared(found)))
 
     def _best(
         self, ids: NDArray[np.int64], scores: NDArray[np.float32], words: Words | None, few: int
@@ -345,10 +345,3 @@ class Follower:
                 found = context.hidden(self._state, self._root)
             self._hidden[path] = found
         return found
-
-
-def _shared(found: Sequence[float]) -> list[float]:
-    """Probabilities of siblings, kept from 0 and 1, that sum to at most 1."""
-    kept = [min(max(p, LEAST), MOST) for p in found]
-    total = max(1.0, sum(kept))
-    return [p / total for p in kept]

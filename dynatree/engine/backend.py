@@ -38,7 +38,8 @@ class Feed(NamedTuple):
 
     `states` [n, width]: of a model with a fusion (`Backend.join`), what the embedding of each token is joined to.
     `last`: of so many last tokens alone logits are wanted; 0: of all.
-    `tree`: in place of positions and mask, where the tokens are all of its nodes, behind text alone.
+    `tree`: in place of positions and mask, where the tokens are nodes of it. `nodes`: those that stand behind the text
+    then, of which the last are fed, in a tree whose root ends the text; None: all of them are fed, the root, too.
     """
 
     tokens: Tensor
@@ -48,6 +49,7 @@ class Feed(NamedTuple):
     last: int = 0
     states: Tensor | None = None
     tree: TokenTree | None = None
+    nodes: Sequence[int] | None = None
 
     @property
     def wanted(self) -> int:
@@ -58,9 +60,17 @@ class Feed(NamedTuple):
         """The same with positions and a mask in place of a tree."""
         if self.tree is None:
             return self
-        prefix = self.cache.length
-        positions, mask = self.tree.positions(prefix), self.tree.attention_mask(prefix)
-        return self._replace(positions=positions, mask=mask, tree=None)
+        nodes = [*range(len(self.tree))] if self.nodes is None else [*self.nodes]
+        new = nodes[-len(self.tokens) :]
+        prefix = self.cache.length - (len(nodes) - len(new))
+        columns = [*range(prefix), *(prefix + node for node in nodes)]
+        mask = self.tree.attention_mask(prefix)[new][:, columns]
+        positions = self.tree.positions(self.root_at(prefix))[new]
+        return self._replace(positions=positions, mask=mask, tree=None, nodes=None)
+
+    def root_at(self, prefix: int) -> int:
+        """The position of the tree's root, where `prefix` tokens of text are in the cache."""
+        return prefix if self.nodes is None else prefix - 1
 
 
 # Where nobody reads.

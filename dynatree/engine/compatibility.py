@@ -110,7 +110,7 @@ _COMMITTED = (5, 286)
 def _bitwise(model: "LanguageModel", generator: torch.Generator) -> bool:
     tree = TokenTree.root(0)
     for parent in _PARENTS:
-        tree = tree.extend(torch.tensor([parent]), torch.zeros(1, dtype=torch.long), torch.zeros(1))
+        tree = tree.extend([parent], [0], [0.0])
     n, depth = len(tree), tree.depth
     # What has room for none of them is not looked at, and nothing is said of it.
     fitting = [count for count in _COMMITTED if count + depth < (model.context_limit or count + n)]

@@ -7,11 +7,11 @@ each request's nodes take their time to be found: where they do not save it, req
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import cast
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor
 
 from dynatree.costs.calibration import Calibration
@@ -184,8 +184,9 @@ class BatchPlanner:
         trees, levels = [], 0.0
         for request in requests:
             known = self._calibration.of(request.temperature, request.processors.active).step_rates
-            steps = torch.tensor(known.rates[: self._growths[request].branch]).clamp(LEAST, MOST).log()
-            trees.append(TokenTree.root(0).grown([0] * len(steps), [*range(len(steps))], steps.tolist()))
+            rates = known.rates[: self._growths[request].branch]
+            steps = [math.log(min(max(rate, LEAST), MOST)) for rate in rates]
+            trees.append(TokenTree.root(0).extend([0] * len(steps), range(len(steps)), steps))
             # A table of successors has its nodes for nothing else; a model's take a level.
             levels += 0.0 if known.successors else self._priced_of([request])[0].level
         growths = self._priced_of(requests)

@@ -20,17 +20,17 @@ class Growth(Protocol):
     def depth(self) -> int:
         """Most levels of a tree."""
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        """Mask [k] of the proposed children to keep: path `log_probs` [k], equally many of each node of `expanded` [f].
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
+        """Which of `k` proposed children to keep: path `log_probs` [k], equally many of each node of `expanded` [f].
 
         A node's children follow one another, likeliest first. A chain that needed no draft has no `expanded` node, and
         is kept from its beginning.
         """
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         """Of `candidates` (the root, then each level's nodes) those to draft children of, in one go; none: stop."""
 
-    def select(self, tree: TokenTree) -> Tensor:
+    def select(self, tree: TokenTree) -> list[int]:
         """Nodes to verify: ascending, closed under parents, root included."""
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
@@ -68,7 +68,7 @@ class PricedGrowth(Growth, Protocol):
     def saved(self, tree: TokenTree, path: Tensor, width: int) -> float:
         """Seconds that the accepted `path` of `tree` saved this request, in a forward over `width` nodes of each."""
 
-    def select_within(self, tree: TokenTree, width: int) -> Tensor:
+    def select_within(self, tree: TokenTree, width: int) -> list[int]:
         """As `select`, where the forward has room for `width` nodes besides the root."""
 
 

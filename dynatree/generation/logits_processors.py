@@ -53,7 +53,7 @@ class LogitsProcessors(Knobs):
         logits: Tensor,
         text: Tensor,
         tree: TokenTree | None = None,
-        nodes: Tensor | None = None,
+        nodes: Sequence[int] | None = None,
         columns: Tensor | None = None,
         padding: int = 0,
     ) -> Tensor:
@@ -77,11 +77,12 @@ class LogitsProcessors(Knobs):
         logits: Tensor,
         text: Tensor,
         tree: TokenTree,
-        nodes: Tensor | None,
+        nodes: Sequence[int] | None,
         columns: Tensor | None,
         padding: int,
     ) -> Tensor:
-        paths = tree.paths if nodes is None else [tree.paths[node] for node in nodes.tolist()]
+        nodes = range(len(tree)) if nodes is None else nodes
+        paths = [tree.paths[node] for node in nodes]
         scores = logits.float()
         if self.repetition_penalty != 1:
             self._penalise(scores, text[padding:], tree, paths, columns)
@@ -91,16 +92,16 @@ class LogitsProcessors(Knobs):
                 places = banned if columns is None else columns[banned]
                 row[places[places >= 0].to(row.device)] = -torch.inf
         if self.further and columns is None:
-            scores = self._process_further(scores, text, tree, torch.arange(len(tree)) if nodes is None else nodes)
+            scores = self._process_further(scores, text, tree, nodes)
         return scores
 
-    def _process_further(self, scores: Tensor, text: Tensor, tree: TokenTree, nodes: Tensor) -> Tensor:
+    def _process_further(self, scores: Tensor, text: Tensor, tree: TokenTree, nodes: Sequence[int]) -> Tensor:
         """One call a depth: nodes of one depth follow texts of one length."""
-        processed = torch.empty_like(scores)
-        for depth in tree.depths[nodes].unique().tolist():
-            rows = (tree.depths[nodes] == depth).nonzero().squeeze(1)
+        processed, depths = torch.empty_like(scores), [tree.nodes.depths[node] for node in nodes]
+        for depth in sorted({*depths}):
+            rows = [row for row, other in enumerate(depths) if other == depth]
             # The root ends the text.
-            paths = torch.stack([tree.tokens[tree.paths[node]] for node in nodes[rows].tolist()])
+            paths = torch.stack([tree.tokens[tree.paths[nodes[row]]] for row in rows])
             ids = torch.cat([text.expand(len(rows), -1), paths], dim=1).to(scores.device)
             found = scores[rows]
             for processor in self.further:

@@ -80,7 +80,7 @@ class Request:
         """Whether an end token or the limit was reached, or a criterion has stopped it."""
         return self.recorder.finished or self.remaining <= 0
 
-    def process(self, logits: Tensor, tree: TokenTree | None = None, nodes: Tensor | None = None) -> Tensor:
+    def process(self, logits: Tensor, tree: TokenTree | None = None, nodes: Sequence[int] | None = None) -> Tensor:
         """`logits` [n, vocabulary] by the logits processors: of all nodes of `tree` (None: of the text's end alone), or
         of `nodes` [n]. A single row is in memory that the next one is written to."""
         if not self.processors.active:

@@ -130,7 +130,7 @@ def compare(
     Raises UserError for a gap above `eps`.
     """
     text, processors = torch.tensor([*prompt, *output]), options.processors
-    path = TokenTree.root(prompt[-1]).chain(text[len(prompt) : -1], torch.zeros(len(output) - 1))
+    path = TokenTree.root(prompt[-1]).chain(output[:-1], [0.0] * (len(output) - 1))
     logits = processors.process(scores.clone() if processors.active else scores, text[: len(prompt)], path)
     sampler, gaps, flips = options.sampler(), torch.empty(len(output)), []
     # Scores are divided by the temperature before the noise is added.

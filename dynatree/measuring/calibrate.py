@@ -419,8 +419,8 @@ def teacher_forced(
         pieces.append(found.logits[committed - 1 - begin :])
         committed = end + 1
     logits = torch.cat(pieces)
-    followed = fed[len(prompt) :]
-    path = TokenTree.root(prompt[-1]).chain(followed, torch.zeros(len(followed)))
+    followed = fed[len(prompt) :].tolist()
+    path = TokenTree.root(prompt[-1]).chain(followed, [0.0] * len(followed))
     logits = kind.processors.process(logits, fed[: len(prompt)], path, columns=drafter.columns)
     if sampler := kind.sampler():
         places = range(len(prompt), len(prompt) + len(logits))

@@ -152,7 +152,7 @@ def _seen(drafter: DraftModel, contexts: Sequence[int]) -> list[int]:
 
 def _verification(target: LanguageModel, reads: Sequence[int], caches: list[Cache], n: int) -> None:
     lengths = [cache.length for cache in caches]
-    tree = TokenTree.root(1).chain(torch.arange(n - 1) % target.vocabulary_size, torch.zeros(n - 1))
+    tree = TokenTree.root(1).chain([place % target.vocabulary_size for place in range(n - 1)], [0.0] * (n - 1))
     feeds = [Feed(tree.tokens, cache, tree=tree if n > 1 else None) for cache in caches]
     # Lent, as in decoding: copies of logits would be taken for a part of what a node costs.
     for cache, length, output in zip(caches, lengths, target.forward_batch(feeds, reads=reads, lent=True), strict=True):
@@ -206,9 +206,9 @@ def _handling(drafter: DraftModel, context: int, repeats: int) -> float:
         draft.begin_round(committed)
         tree = TokenTree.root(0)
         text = torch.zeros(len(committed), dtype=torch.long)
-        (output,) = drafter.draft_batch([draft.draft_inputs(tree, ROOT, text)])
-        tokens, log_probs = draft.proposals(output, tree, ROOT, RANKS, text)
-        tree.graft(ROOT.repeat_interleave(tokens.shape[1]), tokens.flatten(), log_probs.flatten())
+        (output,) = drafter.draft_batch([draft.draft_inputs(tree, [0], text)])
+        (tokens,), (steps,) = draft.proposals(output, tree, [0], RANKS, text)
+        tree.graft([0] * len(tokens), tokens, steps)
         draft.accept(ROOT, states[:1])
 
     def forward() -> None:

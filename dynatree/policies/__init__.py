@@ -6,9 +6,9 @@ nothing from round to round is its own growth; others start an object with the s
 weighs nodes against seconds is a `PricedGrowth`, too.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
-import torch
 from torch import Tensor
 
 from dynatree.config import Knobs
@@ -40,17 +40,26 @@ class PolicySettings(Knobs):
         """The growth of a request whose first tree is drafted after `context` tokens, the root not counted."""
         return cast(Growth, self)
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
         """See `Growth`: all."""
-        return torch.ones(len(log_probs), dtype=torch.bool)
+        return [True] * len(log_probs)
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         """See `Growth`: all."""
-        return candidates
+        return [*candidates]
 
-    def select(self, tree: TokenTree) -> Tensor:
+    def select(self, tree: TokenTree) -> list[int]:
         """See `Growth`: all."""
-        return torch.arange(len(tree))
+        return [*range(len(tree))]
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
         """See `Growth`: nothing is learnt."""
+
+
+def steps_below(tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[list[float]]:
+    """Log-probabilities of the steps to the children that `Growth.children` is asked for, of each of `expanded` [f]."""
+    width, values = len(log_probs) // len(expanded), tree.nodes.log_probs
+    return [
+        [value - values[node] for value in log_probs[place * width : (place + 1) * width]]
+        for place, node in enumerate(expanded)
+    ]

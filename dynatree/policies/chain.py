@@ -1,10 +1,10 @@
 """A chain of `draft_tokens` tokens: linear speculation (Leviathan et al. 2023, 2211.17192) as a tree of branch 1."""
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
-from torch import Tensor
 
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
@@ -30,12 +30,10 @@ class Policy(PolicySettings):
     def depth(self) -> int:
         return self.draft_tokens
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        keep = super().children(tree, log_probs, expanded)
-        if self.threshold and not len(expanded):
-            keep &= log_probs[:1] >= math.log(self.threshold)
-        return keep
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
+        refused = self.threshold and not expanded and log_probs[0] < math.log(self.threshold)
+        return [not refused] * len(log_probs)
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         # The root is not expanded where lookup's chain stands already.
-        return candidates[:0] if len(tree) > 1 and candidates[0] == 0 else candidates
+        return [] if len(tree) > 1 and candidates[0] == 0 else [*candidates]

@@ -6,15 +6,15 @@ the paper states it, which its public code does not do.
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Self
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from dynatree.costs.calibration import Calibration
 from dynatree.generation.growth import Growth
-from dynatree.policies import PolicySettings
+from dynatree.policies import PolicySettings, steps_below
 from dynatree.tree import TokenTree
 
 # The paper's constants: children a node by confidence, least v to expand, v that expands beyond the base depth,
@@ -63,24 +63,30 @@ class _Growth:
     def depth(self) -> int:
         return self._policy.depth
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
         threshold = self._policy.threshold
-        keep = log_probs >= math.log(threshold) if threshold else torch.ones(len(log_probs), dtype=torch.bool)
-        if not len(expanded):
+        least = math.log(threshold) if threshold else -math.inf
+        keep = [value >= least for value in log_probs]
+        if not expanded:
             return keep
-        rows = log_probs.view(len(expanded), -1)
-        confidence = (rows[:, 0] - tree.log_probs[expanded]).exp()
-        counts = torch.full((len(rows),), _USUAL)
-        counts[confidence >= self._sure] = _FEWEST
-        counts[confidence < _UNSURE] = _MOST
-        return keep & (torch.arange(rows.shape[1]) < counts[:, None]).flatten()
+        counts = [self._count(math.exp(steps[0])) for steps in steps_below(tree, log_probs, expanded)]
+        width = len(log_probs) // len(expanded)
+        return [kept and place % width < counts[place // width] for place, kept in enumerate(keep)]
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
-        v, depth = tree.log_probs[candidates].exp(), tree.depths[candidates]
-        wanted = (depth < self.depth) & (v >= _EXPANDABLE) & ((depth < self._base) | (v > _DEEP))
-        return candidates[wanted]
+    def _count(self, confidence: float) -> int:
+        """Children of a node whose likeliest child is that likely."""
+        if confidence < _UNSURE:
+            return _MOST
+        return _FEWEST if confidence >= self._sure else _USUAL
 
-    def select(self, tree: TokenTree) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
+        def wanted(v: float, depth: int) -> bool:
+            return depth < self.depth and v >= _EXPANDABLE and (depth < self._base or v > _DEEP)
+
+        nodes = tree.nodes
+        return [node for node in candidates if wanted(math.exp(nodes.log_probs[node]), nodes.depths[node])]
+
+    def select(self, tree: TokenTree) -> list[int]:
         return tree.top(self._policy.budget)
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:

@@ -24,7 +24,7 @@ from dynatree import plugins
 from dynatree.costs.calibration import Calibration
 from dynatree.costs.cost_table import MOST_NODES, CostTable, at_least
 from dynatree.generation.growth import Growth
-from dynatree.policies import PolicySettings
+from dynatree.policies import PolicySettings, steps_below
 from dynatree.tree import TokenTree
 
 # How fast old rounds stop counting for what a level of drafting yields.
@@ -211,31 +211,32 @@ class _Growth:
         fade = min(_YIELD_FADE, 1 - 1 / self._offers)
         self._offered = [new + fade * (old - new) for old, new in pairs]
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        if len(expanded):
-            steps = log_probs.view(len(expanded), -1) - tree.log_probs[expanded, None]
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
+        if expanded:
+            ranks = zip(*steps_below(tree, log_probs, expanded), strict=True)
+            means = (sum(map(math.exp, steps)) / len(expanded) for steps in ranks)
             # A small vocabulary may have fewer children than `branch`.
-            added = self._each(steps.exp().mean(0).cumsum(0).clamp(max=1).tolist())
+            added = self._each([min(1.0, hit) for hit in accumulate(means)])
             pairs = zip(self._yield[self._level], added, strict=True)
             self._yield[self._level] = [new + _YIELD_FADE * (old - new) for old, new in pairs]
             self._level += 1
-        threshold = self._policy.threshold
-        return log_probs >= math.log(threshold) if threshold else torch.ones(len(log_probs), dtype=torch.bool)
+        least = math.log(threshold) if (threshold := self._policy.threshold) else -math.inf
+        return [value >= least for value in log_probs]
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         seconds = self._seconds
-        if seconds.draft is None or not len(candidates) or not self._most:
-            return candidates[:0]
+        if seconds.draft is None or not candidates or not self._most:
+            return []
         hits = zip(self._yield[self._level], self._offered, strict=True)
         # In seconds, by how many children of a node are verified.
         each = [max(0.0, hit - other) * self._priced(seconds.drafted, hit) for hit, other in hits]
         probed = self._level == 0 and len(tree) == 1 and self._probing
         # Most often, on text that does not loop: not even if all of it were new.
         if max(each) <= seconds.level and not probed:
-            return candidates[:0]
+            return []
         # Lists, not tensors: there are few nodes here, most often the root alone.
         v, parents = [math.exp(value) for value in tree.nodes.log_probs], tree.nodes.parents
-        order = sorted(candidates.tolist(), key=lambda node: -v[node])[: self._most]
+        order = sorted(candidates, key=lambda node: -v[node])[: self._most]
         # What a child adds is its share of what no child of that node claims yet.
         room = [*v]
         for node in range(1, len(tree)):
@@ -256,11 +257,11 @@ class _Growth:
         if self._level == 0:
             self._forgone += max(0.0, gain)
         if not probed and (gain <= 0 or (self._level == 0 and self._forgone < self._feeding)):
-            return candidates[:0]
+            return []
         if self._level == 0:
             self._tried, self._forgone = gain <= 0, 0.0
         self._drafting += seconds.draft[1 - best]
-        return torch.tensor(sorted(order[: 1 - best]))
+        return sorted(order[: 1 - best])
 
     @property
     def _feeding(self) -> float:
@@ -289,10 +290,10 @@ class _Growth:
         least = self._verifying(0)
         return [gained - (self._verifying(n) - least) for n, gained in enumerate(worth[: self._most + 1][: most + 1])]
 
-    def select_within(self, tree: TokenTree, width: int) -> Tensor:
-        return torch.tensor([0, *sorted(self._worth(tree)[0][:width])])
+    def select_within(self, tree: TokenTree, width: int) -> list[int]:
+        return [0, *sorted(self._worth(tree)[0][:width])]
 
-    def select(self, tree: TokenTree) -> Tensor:
+    def select(self, tree: TokenTree) -> list[int]:
         return self.select_within(tree, self._best(tree))
 
     def _best(self, tree: TokenTree) -> int:

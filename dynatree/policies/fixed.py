@@ -3,11 +3,10 @@
 Source: SpecInfer (Miao et al., ASPLOS 2024, 2305.09781), section 3, static expansion.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
@@ -32,9 +31,9 @@ class Policy(PolicySettings):
             )
         return self
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
         room = len(log_probs) if self.budget is None else self.budget - (len(tree) - 1)
-        return torch.arange(len(log_probs)) < room
+        return [place < room for place in range(len(log_probs))]
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
-        return candidates if self.budget is None or len(tree) - 1 < self.budget else candidates[:0]
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
+        return [*candidates] if self.budget is None or len(tree) - 1 < self.budget else []

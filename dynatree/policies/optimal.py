@@ -63,20 +63,18 @@ class _Growth:
     def __init__(self, branch: int, depth: int, static: StaticTree):
         self.branch, self.depth, self._static = branch, depth, static
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        if not len(expanded):  # nothing is proposed without a draft
-            return torch.ones(len(log_probs), dtype=torch.bool)
-        places = self._places(tree)
-        counts = torch.tensor([len(self._static.children[places[node]]) for node in expanded.tolist()])
-        width = len(log_probs) // len(expanded)
-        return (torch.arange(width) < counts[:, None]).flatten()
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
+        if not expanded:  # nothing is proposed without a draft
+            return [True] * len(log_probs)
+        places, width = self._places(tree), len(log_probs) // len(expanded)
+        return [rank < len(self._static.children[places[node]]) for node in expanded for rank in range(width)]
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         places = self._places(tree)
-        return torch.tensor([n for n in candidates.tolist() if self._static.children[places[n]]], dtype=torch.long)
+        return [node for node in candidates if self._static.children[places[node]]]
 
-    def select(self, tree: TokenTree) -> Tensor:
-        return torch.arange(len(tree))
+    def select(self, tree: TokenTree) -> list[int]:
+        return [*range(len(tree))]
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
         pass

@@ -5,11 +5,11 @@ verified. Global top-N by v: EAGLE-2 (Li et al., EMNLP 2024, 2406.16858), OPT-Tr
 """
 
 import math
+from collections.abc import Sequence
+from heapq import nlargest
 from typing import ClassVar, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from dynatree.policies import PolicySettings
 from dynatree.tree import TokenTree
@@ -33,20 +33,19 @@ class Policy(PolicySettings):
             )
         return self
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
-        keep = torch.ones(len(log_probs), dtype=torch.bool)
-        if self.threshold:
-            keep &= log_probs >= math.log(self.threshold)
-        pool = torch.cat([tree.log_probs[1:], log_probs])
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
+        least = math.log(self.threshold) if self.threshold else -math.inf
+        pool = [*tree.nodes.log_probs[1:], *log_probs]
         if self.budget is not None and len(pool) > self.budget:
             # Below the best N of all so far a node can never be selected; dropping it now bounds the tree. (What lookup
             # proposed too counts twice: the tree may then stay a node smaller.)
-            keep &= log_probs >= pool.topk(self.budget).values[-1] if self.budget else torch.zeros_like(keep)
-        return keep
+            least = max(least, nlargest(self.budget, pool)[-1]) if self.budget else math.inf
+        return [value >= least for value in log_probs]
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         # A node outside the best N so far stays outside with all its descendants: v never rises along a path.
-        return candidates[torch.isin(candidates, tree.top(self.budget))]
+        best = {*tree.top(self.budget)}
+        return [node for node in candidates if node in best]
 
-    def select(self, tree: TokenTree) -> Tensor:
+    def select(self, tree: TokenTree) -> list[int]:
         return tree.top(self.budget)

@@ -1,8 +1,7 @@
 """Verification by agreement: the path that autoregressive decoding would have taken. Knows no cache and no drafter."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
-import torch
 from torch import Tensor
 
 from dynatree.generation.logits_processors import greedy_token, greedy_tokens
@@ -10,7 +9,7 @@ from dynatree.generation.sampling import Sampler
 from dynatree.tree import TokenTree
 
 # What logits processors make of rows [k, vocabulary] at some nodes [k] of a tree; None: the rows are of all.
-Process = Callable[[Tensor, Tensor | None], Tensor]
+Process = Callable[[Tensor, Sequence[int] | None], Tensor]
 
 
 def verify(
@@ -36,7 +35,7 @@ def verify(
 
     # The rows along the path alone: most drafted nodes are rejected.
     def row(node: int) -> Tensor:
-        return process(logits[node : node + 1], torch.tensor([node]))[0] if process else logits[node]
+        return process(logits[node : node + 1], [node])[0] if process else logits[node]
 
     if sampler is None:
         return tree.accepted_path(lambda node: greedy_token(row(node)), ends)

@@ -56,7 +56,7 @@ def recorded(number: int) -> tuple[TokenTree, Any, int]:
     for token, parent, value in list(zip(*(chosen.tree[k] for k in ("tokens", "parents", "log_probs")), strict=True))[
         1:
     ]:
-        tree = tree.extend(torch.tensor([parent]), torch.tensor([token]), torch.tensor([value]))
+        tree = tree.extend([parent], [token], [value])
     before = len(PROMPT) + trace.first + sum(len(r.emitted) for r in trace.rounds[:number]) - 1
     return tree, chosen, before
 

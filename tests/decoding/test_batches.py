@@ -1,5 +1,6 @@
 """Requests decoded together: each row gives what it gives alone, whatever stands beside it."""
 
+import math
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -262,7 +263,7 @@ def test_a_row_fills_the_width_that_is_paid_for() -> None:
     policy = cost_aware.Policy(depth=8, branch=3, threshold=None, budget=8)
     chosen = policy.start(models.calibration(node=0.4), 20)
     assert isinstance(chosen, PricedGrowth)
-    tree = TokenTree.root(0).chain(torch.arange(4), torch.tensor([0.9, 0.3, 0.3, 0.3]).log())
+    tree = TokenTree.root(0).chain(range(4), [math.log(p) for p in (0.9, 0.3, 0.3, 0.3)])
     assert len(chosen.select(tree)) == 2
     assert [len(chosen.select_within(tree, width)) for width in (0, 1, 3, 8)] == [1, 2, 4, 5]
     saved = chosen.savings(tree, 20)

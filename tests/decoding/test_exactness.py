@@ -264,7 +264,7 @@ def draw_tree(data: st.DataObject, model: LanguageModel, committed: list[int]) -
             token = int(next_logits(model, (*committed[:-1], *paths[parent])).float().argmax())
         if [*paths[parent], token] not in paths:
             paths.append([*paths[parent], token])
-            tree = tree.extend(torch.tensor([parent]), torch.tensor([token]), torch.zeros(1))
+            tree = tree.extend([parent], [token], [0.0])
     return tree, paths
 
 
@@ -304,7 +304,7 @@ def test_a_sibling_changes_no_other_nodes_logits(target: Build, data: st.DataObj
     tree, paths = draw_tree(data, model, committed)
     parent = data.draw(st.integers(0, len(tree) - 1))
     token = data.draw(st.integers(0, models.VOCABULARY - 1).filter(lambda t: [*paths[parent], t] not in paths))
-    larger = tree.extend(torch.tensor([parent]), torch.tensor([token]), torch.zeros(1))
+    larger = tree.extend([parent], [token], [0.0])
     results = []
     for one in (tree, larger):
         cache = KeyValueCache()

@@ -180,7 +180,7 @@ def test_a_mistake_in_verification_changes_the_output_or_its_cost(
 def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
     def accept(draft: Draft, path: Tensor, _: Tensor) -> None:
         if draft._prefix:
-            draft.cache.crop(draft._prefix + int(torch.isin(draft._forwarded, path).sum()))
+            draft.cache.crop(draft._prefix + len({*draft._forwarded} & {*path.tolist()}))
             draft._prefix = 0
 
     patch.setattr(Draft, "accept", accept)
@@ -189,7 +189,7 @@ def draft_cache_cropped_but_not_gathered(patch: Patch) -> None:
 def draft_lag_not_fed(patch: Patch) -> None:
     real = Draft.draft_inputs
 
-    def draft_inputs(draft: Draft, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+    def draft_inputs(draft: Draft, tree: TokenTree, frontier: Sequence[int], text: Tensor) -> Feed:
         known = draft.cache.length
         short = text if known == 0 or len(tree) > 1 else torch.cat([text[:known], text[-1:]])
         return real(draft, tree, frontier, short)
@@ -198,11 +198,11 @@ def draft_lag_not_fed(patch: Patch) -> None:
 
 
 def fed_to_the_drafter(patch: Patch, change: Callable[[Feed], Feed]) -> None:
-    """Let the drafter see what `change` makes of each level below the first, which has a mask."""
+    """Let the drafter see what `change` makes of each level below the first, its tree spelled out."""
     real = DraftModel.draft_batch
 
     def draft_batch(model: DraftModel, feeds: Sequence[Feed]) -> list[Output]:
-        return real(model, [feed if feed.mask is None else change(feed) for feed in feeds])
+        return real(model, [feed if feed.tree is None else change(feed.spelled_out()) for feed in feeds])
 
     patch.setattr(DraftModel, "draft_batch", draft_batch)
 

@@ -1,16 +1,16 @@
 """Lookup and model in one tree."""
 
+import math
 from collections.abc import Callable
 from itertools import cycle
 
 import pytest
-import torch
 
 from dynatree.costs.step_rates import OnlineCorrection
 from dynatree.decoding.speculative import Decoder
 from dynatree.drafting import hybrid
 from dynatree.drafting.hybrid import share_out
-from dynatree.drafting.model import Draft
+from dynatree.drafting.model import Draft, Proposals
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
@@ -19,39 +19,38 @@ from dynatree.tree import TokenTree
 from tests import models
 from tests.conftest import Build
 
-ROOT = torch.zeros(1, dtype=torch.long)
 LIMITS = {"depth": 8, "branch": 3, "threshold": 0.01, "budget": 16}
 
 
-def proposed(target: LanguageModel, claim: float, token: int) -> tuple[list[int], torch.Tensor]:
+def proposed(target: LanguageModel, claim: float, token: int) -> tuple[list[int], list[float]]:
     """The model's children of a root whose lookup child `token` claims `claim`: tokens and probabilities."""
-    tree = TokenTree.root(4).chain(torch.tensor([token]), torch.tensor([claim]).log())
-    tokens, steps = own(target)
-    return tokens[0].tolist(), share_out(tree, ROOT, tokens, steps)[0].exp()
+    tree = TokenTree.root(4).chain([token], [math.log(claim)])
+    (tokens,), (steps,) = share_out(tree, [0], own(target))
+    return tokens, [math.exp(step) for step in steps]
 
 
-def own(target: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
+def own(target: LanguageModel) -> Proposals:
     """What the model proposes by itself."""
     model = DraftModel(target)
-    return models.proposed(Draft(model, *model.new_caches(1)), model, TokenTree.root(4), ROOT, 3, [2, 4])
+    return models.proposed(Draft(model, *model.new_caches(1)), model, TokenTree.root(4), [0], 3, [2, 4])
 
 
 def test_siblings_never_sum_to_more_than_one(target: Build) -> None:
     """Guards against two drafters that each claim the whole probability."""
-    best = own(target())[0][0].tolist()
+    best = own(target()).tokens[0]
     outsider = next(token for token in range(models.VOCABULARY) if token not in best)
     for token in (outsider, *best):
         for claim in (0.05, 0.6, 0.99):
             tokens, steps = proposed(target(), claim, token)
-            others = sum(float(p) for t, p in zip(tokens, steps, strict=True) if t != token)
-            mine = max([claim, *(float(p) for t, p in zip(tokens, steps, strict=True) if t == token)])
+            others = sum(p for t, p in zip(tokens, steps, strict=True) if t != token)
+            mine = max([claim, *(p for t, p in zip(tokens, steps, strict=True) if t == token)])
             assert others + mine <= 1 + 3e-4
 
 
 def test_a_node_without_a_lookup_child_is_the_models_alone(target: Build) -> None:
     """Guards against claims that leak to other nodes."""
-    tokens, steps = own(target())
-    assert share_out(TokenTree.root(4), ROOT, tokens, steps) is steps
+    found = own(target())
+    assert share_out(TokenTree.root(4), [0], found) is found
 
 
 def test_without_a_model_it_is_lookup(target: Build) -> None:

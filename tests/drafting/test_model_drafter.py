@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,15 +11,20 @@ from hypothesis import strategies as st
 
 from dynatree import decoding
 from dynatree.costs.step_rates import StepRates
+from dynatree.drafting import model as model_module
 from dynatree.drafting.model import Draft, Drafter
 from dynatree.engine.backend import Output
 from dynatree.engine.draft_model import DraftModel
 from dynatree.engine.eager.kv_cache import KeyValueCache
+from dynatree.engine.graph import kernels
+from dynatree.engine.graph.kernels.rows import Rows
 from dynatree.engine.language_model import LanguageModel
 from dynatree.generation.batch_planner import BatchPlanner
+from dynatree.generation.sampling import DraftNoise, Sampler, Warpers
 from dynatree.policies import chain
-from dynatree.tree import TokenTree
+from dynatree.tree import ROOT, TokenTree
 from tests import models
+from tests.compiler import BOTH_WAYS, BY_LIBRARY
 from tests.conftest import Build, Drafts
 from tests.models import VOCABULARY
 from tests.test_tree import line
@@ -30,15 +36,15 @@ def drafting(target: LanguageModel, calibration: StepRates | None = None) -> Dra
     return Draft(model, *model.new_caches(1), calibration)
 
 
-def assert_proposals(drafter: Draft, tree: TokenTree, frontier: torch.Tensor, committed: list[int]) -> torch.Tensor:
+def assert_proposals(drafter: Draft, tree: TokenTree, frontier: list[int], committed: list[int]) -> list[list[int]]:
     """Propose three children and compare them with those of the model without any cache; the tokens."""
     tokens, steps = models.proposed(drafter, drafter._model, tree, frontier, 3, committed)
-    for row, node in enumerate(frontier.tolist()):
+    for row, node in enumerate(frontier):
         path = tree.tokens[line(tree, node)].tolist()
         logits = drafter._model.language_model.score(torch.tensor([*committed[:-1], *path]), 1)[0]
         best = torch.log_softmax(logits.float(), -1).topk(3)
-        assert tokens[row].tolist() == best.indices.tolist()
-        assert torch.allclose(steps[row], best.values, atol=1e-5)
+        assert tokens[row] == best.indices.tolist()
+        assert torch.allclose(torch.tensor(steps[row]), best.values, atol=1e-5)
     return tokens
 
 
@@ -49,12 +55,12 @@ def test_proposals_are_those_of_each_path_whatever_was_accepted(target: Build, d
     drafter = drafting(target())
     committed = data.draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4))
     for _ in range(4):
-        tree, frontier = TokenTree.root(committed[-1]), torch.zeros(1, dtype=torch.long)
+        tree, frontier = TokenTree.root(committed[-1]), [0]
         for _ in range(data.draw(st.integers(0, 3))):
             tokens = assert_proposals(drafter, tree, frontier, committed)
-            grown = tree.extend(frontier.repeat_interleave(3), tokens.flatten(), torch.zeros(tokens.numel()))
+            grown = models.grown(tree, frontier, tokens)
             expanded = data.draw(st.sets(st.integers(len(tree), len(grown) - 1), min_size=1, max_size=2))
-            tree, frontier = grown, torch.tensor(sorted(expanded))
+            tree, frontier = grown, sorted(expanded)
         kept = line(tree, data.draw(st.integers(0, len(tree) - 1)))
         drafter.accept(torch.tensor(kept))
         committed += [*tree.tokens[kept[1:]].tolist(), data.draw(st.integers(0, VOCABULARY - 1))]
@@ -82,21 +88,67 @@ def test_start_forgets_the_last_request(target: Build) -> None:
 
 def test_one_forward_a_level(target: Build) -> None:
     """Guards against one call a node."""
-    model, text, root = DraftModel(target()), [1, 2, 3], torch.zeros(1, dtype=torch.long)
+    model, text = DraftModel(target()), [1, 2, 3]
     drafter, before, tree = Draft(model, *model.new_caches(1)), model.forwards, TokenTree.root(3)
-    tokens, steps = models.proposed(drafter, drafter._model, tree, root, 3, text)
-    grown = tree.extend(torch.zeros(3, dtype=torch.long), tokens[0], steps[0])
-    models.proposed(drafter, model, grown, torch.arange(1, 4), 2, text)
+    tokens, _ = models.proposed(drafter, drafter._model, tree, [0], 3, text)
+    models.proposed(drafter, model, models.grown(tree, [0], tokens), [1, 2, 3], 2, text)
     assert model.forwards - before == 2
 
 
 def test_more_children_than_tokens_are_all_tokens(target: Build) -> None:
     """Guards against topk beyond the vocabulary."""
-    root = torch.zeros(1, dtype=torch.long)
     drafter = drafting(target())
-    tokens, steps = models.proposed(drafter, drafter._model, TokenTree.root(3), root, 1000, [3])
-    assert sorted(tokens[0].tolist()) == list(range(VOCABULARY))
-    assert (steps <= 0).all()
+    tokens, steps = models.proposed(drafter, drafter._model, TokenTree.root(3), [0], 1000, [3])
+    assert sorted(tokens[0]) == list(range(VOCABULARY))
+    assert max(steps[0]) <= 0
+
+
+@pytest.fixture(params=BOTH_WAYS)
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is proposed by our own library, and by torch."""
+    library = kernels.made(Rows) if request.param == BY_LIBRARY else None
+    monkeypatch.setattr(model_module, "rows", lambda: library)
+
+
+@pytest.mark.parametrize("noise", ["shared", "none"])
+@pytest.mark.parametrize("few", [3, 1000])
+@pytest.mark.parametrize("ids", [None, [*range(20, 3, -1)]], ids=["all", "few"])
+def test_proposals_are_the_best_by_the_noise_of_their_position(
+    by: None, target: Build, ids: list[int] | None, few: int, noise: DraftNoise
+) -> None:
+    """Guards noise of other tokens or positions, scores that are not warped, and how likely each is among all."""
+    model = DraftModel(target(), None if ids is None else torch.tensor(ids))
+    whole = [*range(VOCABULARY)] if ids is None else ids
+    sampler, text = Sampler(Warpers(temperature=0.7, top_k=7), 3, 0), [5, 2, 8]
+    draft = Draft(model, *model.new_caches(1), sampler=sampler, noise=noise)
+    tokens, steps = models.proposed(draft, model, TokenTree.root(8), [0], few, text)
+    tree = models.grown(TokenTree.root(8), [0], [[row[0] for row in tokens]])
+    below = models.proposed(draft, model, tree, [1], few, text)
+    for path, found, of in (([], tokens[0], steps[0]), ([tokens[0][0]], below.tokens[0], below.steps[0])):
+        logits = target().score(torch.tensor([*text, *path]), 1)[:, whole]
+        scores = sampler.warpers.warped(logits)[0]
+        if noise == "shared":
+            scores = scores + torch.from_numpy(sampler.noise(np.array(whole), len(text) + len(path), VOCABULARY))
+        best = torch.log_softmax(scores, 0).topk(min(few, len(whole)))
+        possible = int(best.values.isfinite().sum())
+        assert possible == min(few, 7) and len(found) == len(best.values)
+        assert found[:possible] == [whole[column] for column in best.indices[:possible]]
+        assert of[:possible] == pytest.approx(best.values[:possible].tolist(), abs=1e-4)
+        assert all(step == -1e4 for step in of[possible:])
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_without_a_number_nothing_is_likely(by: None, target: Build, value: float) -> None:
+    """Guards NaN that is sorted by, and what is proposed where nothing is possible."""
+    model = DraftModel(target())
+    for wrong in (slice(None), slice(1, None)):
+        draft = Draft(model, *model.new_caches(1))
+        logits = torch.zeros(1, VOCABULARY)
+        logits[:, wrong] = value
+        draft.draft_inputs(TokenTree.root(1), [0], torch.tensor([1]))
+        (tokens,), (steps,) = draft.proposals(Output(logits), TokenTree.root(1), [0], 3, torch.tensor([1]))
+        assert len(tokens) == len(steps) == 3 and len({*tokens}) == 3
+        assert all(math.isfinite(step) and step <= 0 for step in steps) and steps[1:] == [-1e4] * 2
 
 
 def test_depth_ends_with_the_drafters_context(target: Build) -> None:
@@ -116,10 +168,9 @@ def test_what_was_proposed_is_scored_against_what_was_committed(target: Build, d
         for size in range(4, len(committed)):
             calibrated.begin_round(committed[:size])
             tree = TokenTree.root(committed[size - 1])
-            root = torch.zeros(1, dtype=torch.long)
-            _, steps = models.proposed(calibrated, drafter(kind), tree, root, 2, committed[:size])
-            calibrated.accept(torch.zeros(1, dtype=torch.long))
-        rates[kind] = float(steps[0, 0].exp())
+            _, steps = models.proposed(calibrated, drafter(kind), tree, [0], 2, committed[:size])
+            calibrated.accept(ROOT)
+        rates[kind] = math.exp(steps[0][0])
     assert rates["same"] > 0.7 and rates["wrong"] < 0.25
 
 
@@ -164,12 +215,10 @@ def test_a_window_shows_the_end_of_the_text_alone(target: Build, data: st.DataOb
             assert not any(place < len(committed) for place, *_ in drafter._awaiting)
             if data.draw(st.booleans()):
                 tree = TokenTree.root(committed[-1])
-                proposed, _ = models.proposed(
-                    drafter, drafter._model, tree, torch.zeros(1, dtype=torch.long), 2, committed
-                )
+                proposed, _ = models.proposed(drafter, drafter._model, tree, [0], 2, committed)
                 logits = model.score(torch.tensor(committed[begin:]), 1)[0]
-                assert proposed[0].tolist() == logits.topk(2).indices.tolist()
-                drafter.accept(torch.zeros(1, dtype=torch.long))
+                assert proposed[0] == logits.topk(2).indices.tolist()
+                drafter.accept(ROOT)
                 assert drafter._awaiting[0][0] == len(committed)
                 assert drafter.cache.length == len(committed) - begin <= WINDOW
                 drafted += 1

@@ -104,18 +104,18 @@ def assert_proposals(target: LanguageModel, model: DraftModel, prompt: list[int]
     committed = [*prompt, chance(0, VOCABULARY - 1)]
     for _ in range(5):
         draft.begin_round(committed)
-        tree, frontier = TokenTree.root(committed[-1]), torch.zeros(1, dtype=torch.long)
+        tree, frontier = TokenTree.root(committed[-1]), [0]
         for _ in range(chance(0, 3)):
             found, steps = models.proposed(draft, model, tree, frontier, 3, committed)
-            for row, node in enumerate(frontier.tolist()):
+            for row, node in enumerate(frontier):
                 path = tree.tokens[line(tree, node)].tolist()
                 logits = expected(target, model, committed, path[1:], draft._begin)
                 best = torch.log_softmax(logits.float(), -1).topk(3)
-                assert found[row].tolist() == best.indices.tolist()
-                assert torch.allclose(steps[row], best.values, atol=1e-4)
-            grown = tree.extend(frontier.repeat_interleave(3), found.flatten(), torch.zeros(found.numel()))
+                assert found[row] == best.indices.tolist()
+                assert torch.allclose(torch.tensor(steps[row]), best.values, atol=1e-4)
+            grown = models.grown(tree, frontier, found)
             expanded = {chance(len(tree), len(grown) - 1) for _ in range(2)}
-            tree, frontier = grown, torch.tensor(sorted(expanded))
+            tree, frontier = grown, sorted(expanded)
         kept = line(tree, chance(0, len(tree) - 1))
         path = [*tree.tokens[kept[1:]].tolist()]
         draft.accept(torch.tensor(kept), states_of(target, model, [*committed, *path])[len(committed) - 1 :])
@@ -149,9 +149,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     found: Seen = []
     real = Draft.draft_inputs
 
-    def noted(draft: Draft, tree: TokenTree, frontier: Tensor, text: Tensor) -> Feed:
+    def noted(draft: Draft, tree: TokenTree, frontier: Sequence[int], text: Tensor) -> Feed:
         feed = real(draft, tree, frontier, text)
-        if feed.mask is None:
+        if feed.tree is None:
             found.append((text.tolist(), feed))
         return feed
 

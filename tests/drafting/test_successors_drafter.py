@@ -97,7 +97,7 @@ def test_children_that_are_there_share_with_the_others(target: Build, far: None)
     """Guards against a token that comes twice below a node, and against siblings that sum to more than 1."""
     request = models.request([5, 9], 20)
     drafter, planner = started(tabled(target), request, threshold.Policy(**LIMITS))
-    there = TokenTree.root(9).chain(torch.tensor([10]), torch.tensor([0.7]).log())
+    there = TokenTree.root(9).chain([10], [math.log(0.7)])
     grown = drafter.extended(request, there, planner.growth(request))
     children = [path for path in paths(grown) if len(path) == 1]
     assert sorted(children) == [(10,), (11,), (12,)][: len(children)] and len(children) == len(set(children))
@@ -294,13 +294,13 @@ def test_a_level_is_worth_what_the_table_has_not() -> None:
     """Guards against drafting for what is to be had without it."""
     growth = cost_aware.Policy(**LIMITS).start(models.calibration(level=0.3), 16)
     root = TokenTree.root(3)
-    assert len(growth.expand(root, torch.tensor([0])))
+    assert growth.expand(root, [0])
     # From the first round on.
     growth.offered([0.5, 0.8])
-    assert not len(growth.expand(root, torch.tensor([0])))
+    assert not growth.expand(root, [0])
     for _ in range(40):
         growth.offered([0.0, 0.0])
-    assert len(growth.expand(root, torch.tensor([0])))
+    assert growth.expand(root, [0])
 
 
 def test_without_a_table_it_is_refused(target: Build) -> None:

@@ -640,7 +640,7 @@ def test_requests_share_a_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     made, together = fresh("int8"), []
     infer = compiled.Graph.infer
     monkeypatch.setattr(
-        compiled.Graph, "infer", lambda self, given, lent: together.append(len(given)) or infer(self, given, lent)
+        compiled.Graph, "infer", lambda self, given, *a: together.append(len(given)) or infer(self, given, *a)
     )
     caches = made.new_caches(12)
     for counts in ((1, 1), (3, 8, 40, 1), (300, 5, 7), (100,) * 12):
@@ -1040,7 +1040,7 @@ def test_a_level_of_a_batch_is_timed_as_one_forward(monkeypatch: pytest.MonkeyPa
     forwards: list[int] = []
     infer = compiled.Graph.infer
     monkeypatch.setattr(
-        compiled.Graph, "infer", lambda self, given, lent: forwards.append(len(given)) or infer(self, given, lent)
+        compiled.Graph, "infer", lambda self, given, *a: forwards.append(len(given)) or infer(self, given, *a)
     )
     caches = helper.new_caches(4)
     for row, one in enumerate(caches):

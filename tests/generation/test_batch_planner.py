@@ -1,5 +1,6 @@
 """What requests of a batch decide together: how wide their forward is, by costs of their number."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -18,7 +19,7 @@ from dynatree.tree import TokenTree
 from tests import models
 
 VERIFY = Curve(contexts=[16], tokens=[1, 2], seconds=[[2, 2.2]])
-TREE = TokenTree.root(1).chain(torch.arange(3), torch.zeros(3))
+TREE = TokenTree.root(1).chain(range(3), [0.0] * 3)
 
 
 class Priced:
@@ -35,14 +36,14 @@ class Priced:
     def offered(self, together: Sequence[float]) -> None:
         raise NotImplementedError
 
-    def children(self, tree: TokenTree, log_probs: Tensor, expanded: Tensor) -> Tensor:
+    def children(self, tree: TokenTree, log_probs: Sequence[float], expanded: Sequence[int]) -> list[bool]:
         raise NotImplementedError
 
-    def expand(self, tree: TokenTree, candidates: Tensor) -> Tensor:
+    def expand(self, tree: TokenTree, candidates: Sequence[int]) -> list[int]:
         raise NotImplementedError
 
-    def select(self, tree: TokenTree) -> Tensor:
-        return torch.arange(1 + self._savings.index(max(self._savings)))
+    def select(self, tree: TokenTree) -> list[int]:
+        return [*range(1 + self._savings.index(max(self._savings)))]
 
     def observe(self, tree: TokenTree, path: Tensor) -> None:
         pass
@@ -56,8 +57,8 @@ class Priced:
     def saved(self, tree: TokenTree, path: Tensor, width: int) -> float:
         return self._savings[len(path) - 1]
 
-    def select_within(self, tree: TokenTree, width: int) -> Tensor:
-        return torch.arange(width + 1)
+    def select_within(self, tree: TokenTree, width: int) -> list[int]:
+        return [*range(width + 1)]
 
 
 class Given:
@@ -216,7 +217,7 @@ def test_the_default_policy_rests_by_what_nodes_save() -> None:
     """Guards a batch that rests whatever is found, by savings that are those of no other forward."""
     policy = cost_aware.Policy(depth=8, branch=3, threshold=None, budget=8)
     root = TokenTree.root(1)
-    sure = root.chain(torch.arange(2), torch.tensor([0.9, 0.9]).log())
+    sure = root.chain(range(2), [math.log(0.9)] * 2)
     for found, looks in ((sure, True), (root, False)):
         requests = [models.request([1, 2], 8) for _ in range(2)]
         costs, steps = models.calibration()

@@ -1,5 +1,7 @@
 """The accepted path of processed logits: rows are processed one by one, and those along the path alone."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ from dynatree.verification.agreement import verify
 
 VOCABULARY = 9
 # Two children of the root, one below each.
-TREE = TokenTree.root(5).grown([0, 0, 1, 2], [1, 2, 3, 4], [-1.0, -1.0, -2.0, -2.0])
+TREE = TokenTree.root(5).extend([0, 0, 1, 2], [1, 2, 3, 4], [-1.0, -1.0, -2.0, -2.0])
 
 
 def request(**options: object) -> Request:
@@ -29,9 +31,9 @@ def test_rows_one_by_one_give_the_path_of_all_at_once(seed: int, sampled: dict[s
     logits = torch.randn(len(TREE), VOCABULARY, generator=torch.Generator().manual_seed(seed))
     before, seen = logits.clone(), list[int]()
 
-    def process(rows: Tensor, nodes: Tensor | None) -> Tensor:
+    def process(rows: Tensor, nodes: Sequence[int] | None) -> Tensor:
         assert nodes is not None, "on a CPU row by row"
-        seen.extend(nodes.tolist())
+        seen.extend(nodes)
         return asked.process(rows, TREE, nodes)
 
     path, token = verify(TREE, logits, asked.sampler, 2, process)
@@ -58,9 +60,9 @@ def test_nothing_is_asked_behind_an_end_token(drawn: bool) -> None:
     logits[0, 2] = logits[2, 4] = logits[4, 6] = 0.0
     asked, seen = request(**({"do_sample": True, "seed": 3} if drawn else {})), list[int]()
 
-    def process(rows: Tensor, nodes: Tensor | None) -> Tensor:
+    def process(rows: Tensor, nodes: Sequence[int] | None) -> Tensor:
         assert nodes is not None, "on a CPU row by row"
-        seen.extend(nodes.tolist())
+        seen.extend(nodes)
         return rows
 
     def accepted(*ends: int) -> tuple[list[int], int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynatree import plugins
 from dynatree.errors import UserError
 from dynatree.generation.sampling import Draw, Noise, Sampler, Warpers
-from dynatree.tree import ROOT, TokenTree
+from dynatree.tree import TokenTree
 from dynatree.verification import traversal
 from tests.generation.test_sampling import too_far
 
@@ -79,22 +79,21 @@ def drafted(
 
     `drawn` gives the children of (tree, node, log-probabilities, how many), in order.
     """
-    growth, tree, frontier = policy.start(None, 0), TokenTree.root(0), ROOT
+    growth, tree, frontier = policy.start(None, 0), TokenTree.root(0), [0]
     draws: dict[int, Draw] = {}
     for _ in range(min(growth.depth, LENGTH - len(before) - 1)):
         frontier = growth.expand(tree, frontier)
-        if not len(frontier):
+        if not frontier:
             break
-        for node in frontier.tolist():
+        for node in frontier:
             log_probs = DRAFT[before + text_of(tree, node)]
             draws[node] = Draw(drawn(tree, node, log_probs, min(growth.branch, SIZE)), log_probs, None)
-        tokens = torch.stack([draws[node].columns for node in frontier.tolist()])
-        steps = torch.stack([draws[node].log_probs for node in frontier.tolist()]).gather(1, tokens)
-        log_probs = (tree.log_probs[frontier, None] + steps).flatten()
-        kept = growth.children(tree, log_probs, frontier).nonzero().squeeze(1)
-        parents = frontier.repeat_interleave(tokens.shape[1])
-        tree = tree.extend(parents[kept], tokens.flatten()[kept], log_probs[kept])
-        frontier = (tree.parents[:, None] == frontier).any(1).nonzero().squeeze(1)
+        edges = [(node, token) for node in frontier for token in draws[node].columns.tolist()]
+        log_probs = [tree.nodes.log_probs[node] + float(draws[node].log_probs[token]) for node, token in edges]
+        kept = [place for place, one in enumerate(growth.children(tree, log_probs, frontier)) if one]
+        parents, tokens = ([edges[place][end] for place in kept] for end in (0, 1))
+        tree = tree.extend(parents, tokens, [log_probs[place] for place in kept])
+        frontier = [node for node, parent in enumerate(tree.nodes.parents) if parent in frontier]
     tree = tree.subtree(growth.select(tree))
     return tree, draws, [before + text_of(tree, node) for node in range(len(tree))]
 
@@ -253,7 +252,7 @@ def test_nothing_possible_is_the_first_token_and_ends_in_it() -> None:
     """Guards against NaN where processors leave no token, in the target or in the draft."""
     nothing = torch.full((SIZE,), -torch.inf)
     draw = Draw(torch.arange(2), torch.log_softmax(nothing, 0), None)
-    tree = TokenTree.root(0).extend(torch.zeros(2, dtype=torch.long), torch.arange(2), torch.zeros(2))
+    tree = TokenTree.root(0).extend([0, 0], [0, 1], [0.0, 0.0])
     path, token = traversal.verify(tree, nothing.repeat(3, 1), {0: draw}, SAMPLER, 5)
     assert (path.tolist(), token) == ([0], 0)
 
@@ -264,7 +263,7 @@ def test_a_draft_that_is_the_target_is_accepted_whole() -> None:
         sampler = Sampler(Warpers(), seed, 0)
         log_probs = torch.log_softmax(torch.randn(40, generator=torch.Generator().manual_seed(seed)), 0)
         column = (log_probs + sampler.below([0], 0, 40)[0]).topk(1).indices
-        tree = TokenTree.root(0).extend(torch.zeros(1, dtype=torch.long), column, log_probs[column])
+        tree = TokenTree.root(0).extend([0], column.tolist(), log_probs[column].tolist())
         path, _ = traversal.verify(tree, log_probs.repeat(2, 1), {0: Draw(column, log_probs, None)}, sampler, 0)
         assert path.tolist() == [0, 1]
     # Rejected all the same, by the last bit of a sum: the target's own distribution is left, and not nothing.

@@ -76,7 +76,7 @@ class EagerBackend:
         return [logits[0]] if len(feeds) == 1 else [row[-n:] for row, n in zip(logits, wanted, strict=True)]
 
     def _single(self, feed: Feed) -> dict[str, Any]:
-        tokens, cache, positions, mask, _, states, _ = feed
+        tokens, cache, positions, mask, _, states, *_ = feed
         assert isinstance(cache, KeyValueCache)
         if positions is None:
             positions = torch.arange(cache.length, cache.length + len(tokens))

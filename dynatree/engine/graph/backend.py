@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dynatree.engine.backend import NO_STATES, Begin, End, Feed, Output
+from dynatree.engine.backend import Begin, End, Feed, Output
 from dynatree.engine.fusion import Fusion
 from dynatree.engine.graph import gpt_neox, kernels, llama, parts
 from dynatree.engine.graph.block_cache import BlockCache, Pool
-from dynatree.engine.graph.compiled import MOST_ROWS, Given, Graph
+from dynatree.engine.graph.compiled import MOST_ROWS, Columns, Given, Graph
 from dynatree.engine.graph.parts import Size, States, Weights
+from dynatree.tree import TokenTree
 
 BUILDERS = (llama, gpt_neox)
 # Those that attention is for, by their names.
@@ -60,6 +61,14 @@ def _parents(nodes: int, count: int, sees: Tensor | None) -> list[int]:
         return [*range(nodes - 1, nodes + count - 1)]
     rows = enumerate(sees.tolist(), nodes)
     return [next((place for place in range(own - 1, -1, -1) if row[place]), -1) for own, row in rows]
+
+
+def _parents_of(tree: TokenTree, nodes: Sequence[int] | None, count: int) -> list[int]:
+    """The parent of each of the last `count` of `nodes`, by its place among them; -1: it is not among them."""
+    if nodes is None:
+        return tree.nodes.parents
+    places = {node: place for place, node in enumerate(nodes)}
+    return [places.get(tree.nodes.parents[node], -1) for node in nodes[-count:]]
 
 
 def _total(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
@@ -129,14 +138,10 @@ class GraphBackend:
     ) -> list[Output]:
         """What comes of each of `feeds`; `head`: one of `head_over`, in place of the model's own. `lent`: as in
         `Backend`."""
-        reads = tuple(reads)
-        if reads != self._states.reads:
-            self.expose(reads)
+        self.expose(reads)
         for begin, _ in self._watchers:
             begin()
-        found = self._together(feeds, self._graph(head), lent)
-        if reads != self._states.reads:
-            found = [Output(output.logits, self._of(output.states, reads)) for output in found]
+        found = self._together(feeds, self._graph(head), self._columns(reads), lent)
         for _, end in self._watchers:
             end(lambda: _total([_blocks(feed).sizes() for feed in feeds]))
         return found
@@ -158,12 +163,17 @@ class GraphBackend:
     def score(self, tokens: Tensor, last: int) -> Tensor:
         """Logits [last, vocabulary] of the `last` tokens of `tokens` [n]."""
         (cache,) = self.new_caches(1)
-        return self._piecewise(Feed(tokens, cache), last, self._graph(None)).logits
+        return self._piecewise(Feed(tokens, cache), last, self._graph(None), None).logits
 
-    def _of(self, states: Tensor, reads: Sequence[int]) -> Tensor:
-        """Those behind the layers `reads` of `states` [n, ...], which are behind all that are exposed."""
-        places = [self._states.reads.index(layer) for layer in reads]
-        return states.unflatten(1, (-1, self._shape.width))[:, places].flatten(1) if places else NO_STATES
+    def _columns(self, reads: Sequence[int]) -> Columns:
+        """Of the states behind all layers that are exposed those behind `reads`."""
+        if not reads:
+            return None
+        places, width = [self._states.reads.index(layer) for layer in reads], self._shape.width
+        begin, end = places[0], places[-1] + 1
+        if places == [*range(begin, end)]:
+            return slice(begin * width, end * width)
+        return np.concatenate([np.arange(place * width, (place + 1) * width) for place in places])
 
     def _graph(self, head: int | None) -> Graph:
         if head not in self._graphs:
@@ -187,18 +197,18 @@ class GraphBackend:
             made.prepare(self._prepared)
         return made
 
-    def _together(self, feeds: Sequence[Feed], graph: Graph, lent: bool) -> list[Output]:
+    def _together(self, feeds: Sequence[Feed], graph: Graph, states: Columns, lent: bool) -> list[Output]:
         """What comes of each of `feeds`, of short ones in one forward."""
         if len(feeds) == 1 and len(feeds[0].tokens) <= _PIECE:
             # Most often, between two steps of a text.
-            return self._infer(feeds, graph, lent=lent)
+            return self._infer(feeds, graph, states, lent=lent)
         found: dict[int, Output] = {}
         together: list[list[int]] = [[]]
         rows = 0
         for place, feed in enumerate(feeds):
             count = len(feed.tokens)
             if count > _PIECE and feed.mask is None and feed.positions is None and feed.tree is None:
-                found[place] = self._piecewise(feed, feed.wanted, graph)
+                found[place] = self._piecewise(feed, feed.wanted, graph, states)
                 continue
             if together[-1] and rows + count > MOST_ROWS:
                 together.append([])
@@ -209,32 +219,33 @@ class GraphBackend:
         # Else the next of them would write over it.
         lent = lent and len(groups) == 1 and not found
         for places in groups:
-            found |= zip(places, self._infer([feeds[place] for place in places], graph, lent=lent), strict=True)
+            outputs = self._infer([feeds[place] for place in places], graph, states, lent=lent)
+            found |= zip(places, outputs, strict=True)
         return [found[place] for place in range(len(feeds))]
 
-    def _piecewise(self, feed: Feed, wanted: int, graph: Graph) -> Output:
+    def _piecewise(self, feed: Feed, wanted: int, graph: Graph, states: Columns) -> Output:
         """What comes of further text, logits of its last `wanted` tokens."""
-        tokens, logits, states = feed.tokens, list[Tensor](), list[Tensor]()
+        tokens, logits, behind = feed.tokens, list[Tensor](), list[Tensor]()
         for begin in range(0, len(tokens), _PIECE):
             end = min(begin + _PIECE, len(tokens))
             joined = None if feed.states is None else feed.states[begin:end]
             # Of the whole text the last ones are wanted.
             rows = max(0, end - max(begin, len(tokens) - wanted))
             piece = Feed(tokens[begin:end], feed.cache, states=joined)
-            ((logits_of, states_of),) = self._infer([piece], graph, max(1, rows))
+            ((logits_of, states_of),) = self._infer([piece], graph, states, max(1, rows))
             logits += [logits_of] if rows else []
-            states.append(states_of)
-        return Output(torch.cat(logits), torch.cat(states))
+            behind.append(states_of)
+        return Output(torch.cat(logits), torch.cat(behind))
 
     def _infer(
-        self, feeds: Sequence[Feed], graph: Graph, wanted: int | None = None, lent: bool = False
+        self, feeds: Sequence[Feed], graph: Graph, states: Columns, wanted: int | None = None, lent: bool = False
     ) -> list[Output]:
         """What comes of each of `feeds`, in one forward; logits of the last `wanted`, or as they say."""
-        return [Output(*one) for one in graph.infer([self._given(feed, wanted) for feed in feeds], lent)]
+        return [Output(*one) for one in graph.infer([self._given(feed, wanted) for feed in feeds], states, lent)]
 
     def _given(self, feed: Feed, wanted: int | None) -> Given:
         """What a graph takes of `feed`, for which the cache makes room."""
-        tokens, _, positions, mask, _, states, tree = feed
+        tokens, _, positions, mask, _, states, tree, nodes = feed
         cache, count = _blocks(feed), len(feed.tokens)
         begin = cache.length
         # More than a tree is deep.
@@ -245,14 +256,16 @@ class GraphBackend:
             embedded = np.concatenate([embedded, joined], 1)
         places: Any = slice(begin, begin + count) if positions is None else positions.numpy()
         if tree is not None:
-            seats, further = cache.append_nodes(tree.nodes.parents)
-            places = [begin + depth for depth in tree.nodes.depths]
+            new = range(count) if nodes is None else nodes[-count:]
+            root = feed.root_at(cache.committed)
+            seats, further = cache.append_nodes(_parents_of(tree, nodes, count))
+            places = [root + tree.nodes.depths[node] for node in new]
         elif mask is None and positions is None:
             seats, further = cache.append_text(count)
         else:
-            nodes = begin - cache.committed
+            before = begin - cache.committed
             sees = None if mask is None else mask[:, cache.committed :]
-            seats, further = cache.append_nodes(_parents(nodes, count, sees))
+            seats, further = cache.append_nodes(_parents(before, count, sees))
         return Given(embedded, self._cos[places], self._sin[places], seats, further, wanted or feed.wanted)
 
     def _embedded(self, tokens: Tensor) -> NDArray[np.float32]:

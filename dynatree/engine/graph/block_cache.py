@@ -215,13 +215,13 @@ class BlockCache:
         self._reach(strand, self.committed + len(path))
         begin = max(strand.known, strand.first * BLOCK)
         if begin < self.committed:
-            self._copy(self._text, strand, begin, self.committed)
+            self._copy(self._text, begin, strand, begin, self.committed - begin)
         strand.known = self.committed
         for node in path:
             strand.nodes.append(node)
             if node < stored:
                 position, where = self._nodes[node]
-                self._copy(where, strand, position, position + 1)
+                self._copy(where, position, strand, position)
         return strand
 
     def _reach(self, strand: _Strand, position: int) -> None:
@@ -229,13 +229,14 @@ class BlockCache:
         while len(strand.blocks) <= position // BLOCK - strand.first:
             strand.blocks.append(self._pool.take())
 
-    def _copy(self, source: _Strand, target: _Strand, begin: int, end: int) -> None:
-        """Of the positions from `begin` to `end`, which are in one block; of a lone strand the leaf's."""
-        place, blocks = begin % BLOCK, (source.block(begin), target.block(begin))
+    def _copy(self, source: _Strand, position: int, target: _Strand, to: int, count: int = 1) -> None:
+        """So many positions from `position` on, which are in one block, to those from `to` on; of a lone strand its
+        leaf."""
+        blocks = source.block(position), target.block(to)
         if source.lone:
-            self._pool.settle(*blocks, place)
+            self._pool.settle(*blocks, to % BLOCK)
         else:
-            self._pool.copy(*blocks, place, place, end - begin)
+            self._pool.copy(*blocks, position % BLOCK, to % BLOCK, count)
 
     @staticmethod
     def _alone(strand: _Strand, position: int) -> Seat:
@@ -276,12 +277,7 @@ class BlockCache:
             position, strand = self._nodes[node]
             if strand is not self._text or position != self.committed + offset:
                 self._reach(self._text, self.committed + offset)
-                source, target = strand.block(position), self._text.block(self.committed + offset)
-                place = (self.committed + offset) % BLOCK
-                if strand.lone:
-                    self._pool.settle(source, target, place)
-                else:
-                    self._pool.copy(source, target, position % BLOCK, place, 1)
+                self._copy(strand, position, self._text, self.committed + offset)
         known = self.committed + len(path)
         for strand in used.values():
             # It has the text as far as its own path was kept.

@@ -75,6 +75,9 @@ _LONGEST = 1024
 
 
 Array = NDArray[np.float32]
+# Of states side by side those that are wanted; None: none.
+Columns = slice | NDArray[np.int64] | None
+_ALL = slice(None)
 
 
 class Given(NamedTuple):
@@ -92,7 +95,7 @@ class Given(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Logits [wanted, v], and `states` [n, reads * width] of all, where layers are read."""
+    """Logits [wanted, v], and `states` [n, reads * width] of all, of which there may be none."""
 
     logits: Tensor
     states: Tensor
@@ -159,8 +162,9 @@ class Graph:
         if not self._static:
             self._memory.gather()
 
-    def infer(self, given: Sequence[Given], lent: bool = False) -> list[Found]:
-        """What comes of each of `given`, in one forward; with `lent`, logits where the next one writes."""
+    def infer(self, given: Sequence[Given], states: Columns, lent: bool = False) -> list[Found]:
+        """What comes of each of `given`, in one forward, of all `states` some; with `lent`, logits where the next one
+        writes."""
         rows = max(self._least, sum(len(one.seats) for one in given))
         further = sum(len(one.further) for one in given)
         width: int | None = rows
@@ -172,7 +176,7 @@ class Graph:
         if request is None or not self._fits(request):
             self._wanted[width] += 1
             request = self._any_number
-        return request.infer(given, self._pool, self._least, lent)
+        return request.infer(given, self._pool, self._least, states, lent)
 
     def _fits(self, request: "_Request | None") -> bool:
         """Whether it is for as many blocks as there are; the pool may have grown."""
@@ -259,7 +263,9 @@ class _Request:
         self._reads = len(compiled.outputs) > 1
         self._outputs: dict[int, tuple[Array, Tensor]] = {}
 
-    def infer(self, given: Sequence[Given], pool: Pool, least: int, lent: bool = False) -> list[Found]:
+    def infer(
+        self, given: Sequence[Given], pool: Pool, least: int, states: Columns = _ALL, lent: bool = False
+    ) -> list[Found]:
         """As `Graph.infer`, with rows of nobody up to those of the graph, or up to `least`."""
         ends = [*accumulate(len(one.seats) for one in given)]
         begins = [0, *ends[:-1]]
@@ -294,10 +300,10 @@ class _Request:
         if not lent:
             # The next forward writes into the same memory.
             logits = [part.clone() for part in logits]
-        if not self._reads:
+        if states is None or not self._reads:
             return [Found(part, NO_STATES) for part in logits]
-        states, _ = self._output(1)
-        rows_of = [torch.from_numpy(states[begin:end].copy()) for begin, end in zip(begins, ends, strict=True)]
+        behind, _ = self._output(1)
+        rows_of = [torch.from_numpy(behind[begin:end, states].copy()) for begin, end in zip(begins, ends, strict=True)]
         return [*map(Found, logits, rows_of)]
 
     def _output(self, place: int) -> tuple[Array, Tensor]:

@@ -36,28 +36,6 @@ constexpr int64_t MANY = 8;
 constexpr int64_t CHUNK = 64, MOST_SUMS = 1 << 22;
 // Blocks that are asked for before they are read.
 constexpr int64_t AHEAD_BLOCKS = 2;
-// Below the logarithm of what float32 can hold.
-constexpr float LEAST = -87.0f;
-
-// exp of x <= 0, by halves of ln 2 and a polynomial (Cephes' expf).
-inline Vec exponential(Vec x) {
-    x = x < all(LEAST) ? all(LEAST) : x;
-    const Vec shift = all(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
-    const Vec n = fma(x, all(1.44269504088896341f), shift) - shift;
-    const Vec r = fma(n, all(2.12194440e-4f), fma(n, all(-0.693359375f), x));
-    Vec y = all(1.9875691500e-4f);
-    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        y = fma(y, r, all(next));
-    y = fma(y, r * r, r) + 1.0f;
-    const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
-    Vec scale;
-    std::memcpy(&scale, &power, sizeof(scale));
-    return y * scale;
-}
-
-inline float exponential(float x) {
-    return exponential(all(x))[0];
-}
 
 struct Sizes {
     int64_t heads, groups, size, turned;

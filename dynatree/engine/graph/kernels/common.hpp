@@ -31,6 +31,7 @@ constexpr int LINE = 16;
 
 typedef float Vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Int __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint32_t Unsigned __attribute__((vector_size(LANES * sizeof(uint32_t))));
 
 inline Vec load(const float* from) {
     Vec value;
@@ -75,6 +76,50 @@ float joined(Vec x, Join join) {
         for (int lane = 0; lane < count; ++lane)
             lanes[lane] = join(lanes[lane], lanes[lane + count]);
     return lanes[0];
+}
+
+// The two parts of ln 2, of which the first has few bits.
+constexpr float LN2_HEAD = 0.693359375f, LN2_REST = -2.12194440e-4f;
+// Below the logarithm of what float32 can hold.
+constexpr float LEAST = -87.0f;
+
+// exp of x <= 0, by halves of ln 2 and a polynomial (Cephes' expf).
+inline Vec exponential(Vec x) {
+    x = x < all(LEAST) ? all(LEAST) : x;
+    const Vec shift = all(12582912.0f);  // 1.5 * 2^23: what is added to it is rounded to a whole number
+    const Vec n = fma(x, all(1.44269504088896341f), shift) - shift;
+    const Vec r = fma(n, all(-LN2_REST), fma(n, all(-LN2_HEAD), x));
+    Vec y = all(1.9875691500e-4f);
+    for (const float next : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+        y = fma(y, r, all(next));
+    y = fma(y, r * r, r) + 1.0f;
+    const Int power = (__builtin_convertvector(n, Int) + 127) << 23;
+    Vec scale;
+    std::memcpy(&scale, &power, sizeof(scale));
+    return y * scale;
+}
+
+inline float exponential(float x) {
+    return exponential(all(x))[0];
+}
+
+// ln of x, a normal number above 0, by its exponent and a polynomial (Cephes' logf).
+inline Vec logarithm(Vec x) {
+    Int bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    const Int fraction = (bits & 0x007FFFFF) | 0x3F000000;
+    Vec m;
+    std::memcpy(&m, &fraction, sizeof(m));
+    // From the root of a half to that of two.
+    const auto low = m < all(0.707106781186547524f);
+    const Vec n = __builtin_convertvector((bits >> 23) - 126, Vec) - (low ? all(1.0f) : Vec{});
+    m = (low ? m + m : m) - 1.0f;
+    Vec y = all(7.0376836292e-2f);
+    for (const float next : {-1.1514610310e-1f, 1.1676998740e-1f, -1.2420140846e-1f, 1.4249322787e-1f,
+                             -1.6668057665e-1f, 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f})
+        y = fma(y, m, all(next));
+    y = fma(n, all(LN2_REST), y * m * m * m);
+    return fma(n, all(LN2_HEAD), m + fma(m * m, all(-0.5f), y));
 }
 
 inline float* floats(const ov::Tensor& tensor) {
@@ -234,7 +279,7 @@ public:
 
     // Threads that a team may have, the caller among them, without any being made.
     int64_t size() const {
-        return m_known.load() + 1;
+        return m_count.load() + 1;
     }
 
     // Has so many of them help `team` while `work` is done. Says whether they are free.
@@ -244,8 +289,8 @@ public:
             return false;
         const Back back{*this, team};
         try {
-            for (; m_count < team.size() - 1; m_known.store(++m_count))
-                std::thread([this, place = m_count] { stay(place); }).detach();
+            for (; m_count < team.size() - 1; ++m_count)
+                std::thread([this, place = m_count.load()] { stay(place); }).detach();
         } catch (const std::system_error&) {
             // As many as there may be.
         }
@@ -304,8 +349,7 @@ private:
     static constexpr std::chrono::milliseconds AWAKE{5};
     static constexpr int64_t LOOKED = 256;
 
-    int64_t m_count = 0;
-    std::atomic<int64_t> m_known = 0;  // the same, for who has not borrowed them
+    std::atomic<int64_t> m_count = 0;  // also for who has not borrowed them
     std::atomic<bool> m_lent = false;
     std::atomic<Team*> m_team = nullptr;
     std::atomic<uint32_t> m_asleep = 0;

@@ -60,13 +60,52 @@ inline float dot(const uint16_t* weights, const float* x, int64_t size) {
     return sum;
 }
 
-// The logarithm of the sum of the exponentials.
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+// So many of them, at most a vector's, the rest like nothing.
+inline Vec some(const float* from, int64_t size) {
+    if (size >= LANES)
+        return load(from);
+    Vec value = all(NONE);
+    for (int64_t lane = 0; lane < size; ++lane)
+        value[lane] = from[lane];
+    return value;
+}
+
+// By vectors: compilers keep to the order of one after the other, which takes four times as long.
+inline float greatest(const float* scores, int64_t count) {
+    Vec best = all(NONE);
+    for (int64_t at = 0; at < count; at += LANES) {
+        const Vec x = some(scores + at, count - at);
+        best = x > best ? x : best;
+    }
+    return joined(best, [](float x, float y) { return x > y ? x : y; });
+}
+
+// The logarithm of the sum of the exponentials; 0 where none of them is anything.
 inline float together(const float* scores, int64_t count) {
-    const float most = *std::max_element(scores, scores + count);
-    float sum = 0.0f;
-    for (int64_t at = 0; at < count; ++at)
-        sum += std::exp(scores[at] - most);
-    return most + std::log(sum);
+    const float most = greatest(scores, count);
+    if (most == NONE)
+        return 0.0f;
+    Vec sums = {};
+    for (int64_t at = 0; at < count; at += LANES) {
+        const Vec x = some(scores + at, count - at);
+        sums += x > all(NONE) ? exponential(x - all(most)) : Vec{};
+    }
+    return most + std::log(joined(sums, [](float x, float y) { return x + y; }));
+}
+
+// The Gumbel noise of so many tokens, at most a vector's, by their random words (sampling.py).
+inline Vec noise(const uint32_t* words, const int64_t* tokens, int64_t size) {
+    Unsigned word = {};
+    for (int64_t lane = 0; lane < std::min<int64_t>(size, LANES); ++lane)
+        word[lane] = words[tokens[lane]];
+    Vec u = (__builtin_convertvector(word, Vec) + 0.5f) * 0x1p-32f;
+    const Vec most = all(1.0f - 0x1p-24f);
+    u = u > most ? most : u;
+    // -ln(1 - u), which is u where that is lost in the difference.
+    const Vec rest = 1.0f - u;
+    return -logarithm(rest == 1.0f ? u : logarithm(rest) * u / (rest - 1.0f));
 }
 
 // What stays of a context: in half precision what each of v tokens is as a successor [v, rank] and what the hidden state says
@@ -130,10 +169,15 @@ extern "C" int64_t dynatree_row(const dynatree::Known* of, const float* hidden, 
 // there, with their places and what is found of each, best first; if these are the `whole`, as log-probabilities.
 extern "C" int64_t dynatree_best(const float* scores, const int64_t* ids, const uint32_t* words, int64_t count, int64_t whole,
                                  int64_t few, int64_t* places, float* found) {
-    dynatree::Kept<float> memory(count);
+    using dynatree::LANES, dynatree::NONE, dynatree::Vec;
+    dynatree::Kept<float> memory(count + LANES);
     float* sums = memory.data();
-    for (int64_t at = 0; at < count; ++at)
-        sums[at] = scores[at] + (words ? float(dynatree::noise_at_least(words[ids[at]])) : 0.0f);
+    for (int64_t at = 0; at < count; at += LANES) {
+        const Vec x = dynatree::some(scores + at, count - at);
+        const Vec sum = words ? x + dynatree::noise(words, ids + at, count - at) : x;
+        // What is no number is nothing.
+        dynatree::store(sums + at, sum == sum ? sum : dynatree::all(NONE));
+    }
     few = std::min(few, count);
     const float all = whole ? dynatree::together(sums, count) : 0.0f;
     dynatree::Kept<int64_t> order(count);
@@ -148,18 +192,7 @@ extern "C" int64_t dynatree_best(const float* scores, const int64_t* ids, const 
 
 // How many of `size` scores are less than `behind` the best: in order in `found`, of which there are no more than `most`.
 extern "C" int64_t dynatree_near(const float* scores, int64_t size, float behind, int64_t* found, int64_t most) {
-    constexpr float NONE = -std::numeric_limits<float>::infinity();
-    // By vectors: compilers keep to the order of one after the other, which takes four times as long as all else here.
-    dynatree::Vec best = dynatree::all(NONE);
-    int64_t from = 0;
-    for (; from + dynatree::LANES <= size; from += dynatree::LANES) {
-        const dynatree::Vec x = dynatree::load(scores + from);
-        best = x > best ? x : best;
-    }
-    float most_of_all = dynatree::joined(best, [](float x, float y) { return x > y ? x : y; });
-    for (; from < size; ++from)
-        most_of_all = std::max(most_of_all, scores[from]);
-    const float least = most_of_all - behind;
+    const float least = dynatree::greatest(scores, size) - behind;
     int64_t count = 0;
     for (int64_t begin = 0; begin < size; begin += dynatree::PREFERRED) {
         const int64_t end = std::min(begin + dynatree::PREFERRED, size);
