@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 # What looking for nodes may lose, in steps without any: so many in a row, and of each round so much. Of what it has
 # gained no more than so many count.
-_MOST_LOST, _ALLOWED, _MOST_GAINED = 3.0, 0.015, 9.0
+_MOST_LOST, _ALLOWED, _MOST_GAINED = 1.0, 0.005, 9.0
 # Stands behind the last one of a path.
 _NO_TOKEN = -1
 

@@ -156,9 +156,9 @@ def test_a_batch_looks_for_nodes_as_long_as_they_save_what_it_takes() -> None:
     rests = Batch(2, 0.5)
     spells = rests.spells(1000)
     for rest, looked in zip(spells[::2], spells[1::2], strict=False):
-        assert -210 < rest < -190 and 30 < looked < 40
-    # Three rounds and 1.5 % of the time, and the last round.
-    assert 0 < 2 * sum(looked for looked in spells if looked > 0) <= 3 * 20 + 0.015 * 20 * 1000 + 2
+        assert -210 < rest < -190 and 10 <= looked <= 12
+    # One round and 0.5 % of the time, and the last round.
+    assert 0 < 2 * sum(looked for looked in spells if looked > 0) <= 20 + 0.005 * 20 * 1000 + 2
     # Text changes: once it pays, it goes on; what was gained may be lost again.
     for growth in rests.growths:
         growth._savings = [0, 9]
@@ -166,7 +166,8 @@ def test_a_batch_looks_for_nodes_as_long_as_they_save_what_it_takes() -> None:
     for growth in rests.growths:
         growth._savings = [0, 0]
     looked, rest, *_ = rests.spells(400)
-    assert 60 < looked < 70 and -210 < rest < -190
+    # What the last look lost beyond the account, up to 0.15 of a round, is waited for as well: 30 rounds.
+    assert 60 < looked < 70 and -230 < rest < -190
 
 
 def test_costs_of_drawn_text_are_the_same_object_each_time() -> None:
@@ -203,7 +204,7 @@ def test_a_request_alone_rests_but_nobody_where_it_is_not_known_what_looking_tak
     """Guards text that is slower for what is looked for in vain, and costs that do not say what that takes."""
     assert all(Batch(1, 0.0, (0, 0)).rounds(100)) and all(Batch(3, 0.0, (0, 0)).rounds(100))
     rest, looked, again, *_ = Batch(1, 0.5).spells(600)
-    assert -210 < again <= rest < -190 and 20 < looked < 26 and all(Batch(1, 2.1).rounds(100))
+    assert -230 < again <= rest < -190 and 6 <= looked <= 8 and all(Batch(1, 2.1).rounds(100))
     # What is left of a batch begins anew.
     batch = Batch(3, 1.2)
     assert not any(batch.rounds(150))
@@ -231,7 +232,7 @@ def test_the_default_policy_rests_by_what_nodes_save() -> None:
             planner.looked(requests, [root] * 2)
             planner.observe(requests, [found] * 2, [torch.arange(len(found))] * 2)
             looked += 1
-        assert looked == 50 if looks else 10 < looked < 20
+        assert looked == 50 if looks else 4 <= looked <= 6
 
 
 def test_a_round_that_failed_is_nobody_s() -> None:
@@ -276,7 +277,7 @@ def test_what_lookup_found_is_not_what_looking_saves() -> None:
     while looked < 50 and batch.planner.looks(batch.requests):
         batch.looked(TREE)
         looked += 1
-    assert 20 < looked < 26 and not any(batch.rounds(32))
+    assert 6 <= looked <= 8 and not any(batch.rounds(32))
 
 
 def test_what_counts_is_what_was_accepted() -> None:
@@ -286,7 +287,7 @@ def test_what_counts_is_what_was_accepted() -> None:
         batch.planner.looked(batch.requests, [TokenTree.root(1)] * 2)
         batch.planner.observe(batch.requests, [TREE] * 2, [torch.arange(1)] * 2)
         looked += 1
-    assert 20 < looked < 26 and not any(batch.rounds(32))
+    assert 6 <= looked <= 8 and not any(batch.rounds(32))
 
 
 def test_costs_are_those_of_as_many_requests_as_there_are() -> None:
