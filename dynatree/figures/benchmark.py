@@ -16,10 +16,10 @@ HEIGHT = 190
 
 
 def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
-    """A column per kind of text: geometric means over all data sets, intervals, and each method's worst prompt; below,
-    the same by quarter of the output.
+    """A column per kind of text and format: geometric means over all data sets, intervals, and each method's worst
+    prompt; below, the same by quarter of the output.
     """
-    rows = queries.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
+    rows = _rows(tables, baseline=BASELINE)
     whole = [row for row in rows if row["part"] == "whole"]
     methods = theme.ordered(row["method"] for row in whole)
     texts = list(dict.fromkeys(row["text"] for row in whole))
@@ -33,6 +33,16 @@ def draw(tables: Mapping[str, pa.Table]) -> alt.TopLevelMixin:
     return theme.finish(
         alt.vconcat(key, alt.concat(*columns, columns=ABREAST, spacing=24), *_along(rows, texts), spacing=20)
     )
+
+
+def _rows(tables: Mapping[str, pa.Table], **conditions: str) -> list[queries.Row]:
+    """Those over all data sets; where there are several formats, kinds of text are called by theirs, too."""
+    rows = queries.rows(tables, "benchmark", dataset="all", **conditions)
+    if len({row["dtype"] for row in rows}) > 1:
+        for row in rows:
+            own, row["text"] = row["text"], f"{row['text']} ({row['dtype']})"
+            row["kind"] = row["text"] if row["kind"] == own else row["kind"]
+    return rows
 
 
 def _along(rows: Sequence[queries.Row], texts: Sequence[str]) -> list[alt.ConcatChart]:
@@ -58,8 +68,7 @@ def _along(rows: Sequence[queries.Row], texts: Sequence[str]) -> list[alt.Concat
 
 def caption(tables: Mapping[str, pa.Table]) -> str:
     """Who is fastest on each kind of text, by how much and over whom, its worst prompt and its quarters."""
-    rows = queries.rows(tables, "benchmark", dataset="all", baseline=BASELINE)
-    every = queries.rows(tables, "benchmark", dataset="all", part="whole")
+    rows, every = _rows(tables, baseline=BASELINE), _rows(tables, part="whole")
     lists = []
     for text in dict.fromkeys(row["text"] for row in rows):
         here = [row for row in rows if (row["text"], row["part"]) == (text, "whole")]

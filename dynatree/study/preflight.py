@@ -40,6 +40,7 @@ def _check_formats(params: Params) -> None:
     """
     asked = {params.place("dtype"): [params.dtype]}
     asked |= {f"experiments.{title}.dtypes": experiment.dtypes for title, experiment in params.experiments.items()}
+    asked["benchmark.dtypes"] = params.benchmark.dtypes
     for key, dtypes in asked.items():
         wanted = [dtype for dtype in dtypes if dtype in QUANTISED]
         if wanted and find_spec("openvino") is None:

@@ -153,6 +153,7 @@ class Benchmark(Knobs):
     """Methods compared side by side: some of `methods`, and some that only the benchmark runs.
 
     `texts`: kinds of text by name.
+    `dtypes`: formats, in each of which methods are compared by themselves, int8 and int4 on CPUs alone.
     `grids`: values of a method's knobs, of which the fastest combination on tuning text is taken.
     `repeated`: methods whose slowest prompt is timed again, to tell a slow prompt from a slow moment.
     `llama_cpp`: values of the knobs of llama.cpp's own ways, likewise (`make llama_cpp`).
@@ -162,6 +163,8 @@ class Benchmark(Knobs):
     methods: list[str]  # of `methods`, in their own settings
     also: dict[str, Variant]  # by name: methods that only the benchmark runs
     grids: dict[str, dict[str, list[Any]]]  # by method and knob: values, of which the fastest combination is taken
+    # formats, each with its own records; none: the global `dtype`
+    dtypes: Annotated[list[DataType], AfterValidator(once)] = Field(default_factory=list)
     repeated: list[str] = Field(default_factory=list)  # methods whose slowest prompt is timed again
     llama_cpp: LlamaCpp = Field(default_factory=LlamaCpp)  # the same for llama.cpp's own ways
 
@@ -244,6 +247,11 @@ class Params(Knobs):
         return self.scales[self.scale]
 
     @property
+    def benchmarked(self) -> list[DataType]:
+        """Formats in which the benchmark compares methods."""
+        return self.benchmark.dtypes or [self.dtype]
+
+    @property
     def tuned_on(self) -> list[str]:
         """Data sets of whose tuning text drafter and calibration are."""
         return self.tuning or self.datasets
@@ -257,17 +265,23 @@ class Params(Knobs):
         given = {key: value for key, value in self.sizes.instead if value is not None}
         renamed = dict(zip(self.datasets, given.get("datasets", self.datasets), strict=True))
         few = QUANTISED if given.get("device", self.device) != "cpu" else ()
+
+        def kept(dtypes: list[DataType]) -> list[DataType]:
+            return [dtype for dtype in dtypes if dtype not in few]
+
         experiments = {
             title: experiment.model_copy(
                 update={
                     "datasets": [renamed.get(name, name) for name in experiment.datasets],
-                    "dtypes": [dtype for dtype in experiment.dtypes if dtype not in few],
+                    "dtypes": kept(experiment.dtypes),
                 }
             )
             for title, experiment in self.experiments.items()
         }
         tuning = [renamed.get(name, name) for name in self.tuning]
-        return self.model_copy(update={**given, "tuning": tuning, "experiments": experiments})
+        benchmark = self.benchmark.model_copy(update={"dtypes": kept(self.benchmark.dtypes)})
+        changed = {"tuning": tuning, "experiments": experiments, "benchmark": benchmark}
+        return self.model_copy(update={**given, **changed})
 
     def without_what_is_left_out(self) -> "Params":
         """With the experiments alone that the active scale is for, and without figures that it names, or theirs."""

@@ -112,6 +112,7 @@ TABLES: dict[str, pa.Schema] = {
             column("text", TEXT, "name of a kind of text: one of `benchmark.texts` in params.yaml"),
             column("kind", TEXT, "kind of text: `greedy`, or by what tokens were chosen otherwise"),
             column("dataset", TEXT, "name of the data set, or `all`"),
+            column("dtype", TEXT, "format in which our target computes; null for llama.cpp's, whose file has its own"),
             column(
                 "method",
                 TEXT,
@@ -184,7 +185,6 @@ TABLES["llama_cpp"] = pa.schema(
     [
         *TABLES["benchmark"],
         column("of_fastest", FLAG, "whether the baseline is llama.cpp's fastest way over all data sets of this text"),
-        column("dtype", TEXT, "format in which our target computes; null for llama.cpp's, whose file has its own"),
         column("weight_bytes", COUNT, "bytes of the target's weights; of llama.cpp's, of the file that holds them"),
     ]
 )

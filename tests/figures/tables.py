@@ -235,7 +235,7 @@ def _benchmark(chance: random.Random, winner: str, prompts: int, intervals: bool
                     | {"prompts": prompts, "documents": prompts, "worst": 0.7 * value, "significant": prompts >= 10}
                     | {"settings": SETTINGS.get(method, "default"), "edges": ["K"] if method == "linear" else None}
                     | {"worst_again": None, "throughput": 20 * value, "repetition": repeated, "identical": 1.0}
-                    | {"part": part, "kind": KINDS.get(text, text)}
+                    | {"part": part, "kind": KINDS.get(text, text), "dtype": "int4"}
                 )
     return rows
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import tables as synthetic
 import vl_convert
@@ -115,6 +116,18 @@ def test_a_kind_of_text_is_explained_by_its_name(name: str) -> None:
     """Guards against panels of "penalised" text that nothing explains, and against greedy text explained as greedy."""
     drawn = svg(name, synthetic.make())
     assert "greedy, repetition penalty 1.2; 4 prompts" in drawn and ">4 prompts" in drawn
+
+
+def test_the_benchmark_s_formats_have_panels_of_their_own() -> None:
+    """Guards against two formats as one method's two dots on a line, and a winner whose format nobody says."""
+    tables = synthetic.make()
+    rows = tables["benchmark"].to_pylist()
+    other = [row | {"dtype": "float32"} for row in rows]
+    tables = tables | {"benchmark": pa.Table.from_pylist([*rows, *other], schema=tables["benchmark"].schema)}
+    drawn, figure = svg("benchmark", tables), plugins.load("figures", "benchmark")
+    for text in ("greedy (int4)", "penalised (int4)", "greedy (float32)", "penalised (float32)"):
+        assert f">{text}<" in drawn and f">{text}, along the output<" in drawn
+    assert "On greedy (int4) text DynaTree is fastest" in figure.caption(tables)
 
 
 def test_the_legend_names_only_what_is_drawn() -> None:

@@ -59,9 +59,13 @@ def test_a_failed_check_leaves_no_stamp(tmp_path: Path) -> None:
             {**changed("scales.study.instead", {}), "scale": "study"},
             "experiments.precision.dtypes: int8 needs OpenVINO, which this machine lacks; leave int8, int4 out",
         ),
-        (changed("scale", "paper"), ""),
+        (
+            {**changed(f"{LAPTOP}.dtype", "float32"), "benchmark": {**RAW["benchmark"], "dtypes": ["float32", "int8"]}},
+            "benchmark.dtypes: int8 needs OpenVINO, which this machine lacks; leave int8 out",
+        ),
+        ({**changed("scale", "paper"), "benchmark": {**RAW["benchmark"], "dtypes": ["float16", "int8"]}}, ""),
     ],
-    ids=["scale", "global", "left out", "both", "experiment", "GPU"],
+    ids=["scale", "global", "left out", "both", "experiment", "benchmark", "GPU"],
 )
 def test_formats_that_the_machine_lacks_stop_runs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raw: dict[str, Any], said: str

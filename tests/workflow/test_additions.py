@@ -97,7 +97,7 @@ def test_a_stopped_benchmark_goes_on(world: World):
         world.snakemake(target="figures/benchmark.svg")
 
     def records() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (world.folder / "results/benchmark").glob("*/*/*.json")}
+        return {path: path.stat().st_mtime_ns for path in (world.folder / "results/benchmark").glob("*/*/*/*.json")}
 
     benchmark()
     before = records()

@@ -22,18 +22,21 @@ from tests.workflow.world import ROOT, World, jobs
 
 
 class Job(NamedTuple):
-    """One that Snakemake would run from nothing: its rule, its script, files in and out."""
+    """One that Snakemake would run from nothing: its rule, its script, files in and out, and what runs it."""
 
     rule: str
     script: str
     inputs: set[str]
     outputs: set[str]
+    command: str
 
 
 @cache
-def plan(target: str) -> list[Job]:
-    """Every job that makes a file of the graph."""
-    text = World(ROOT).run("snakemake", "--cores", 1, "--dry-run", "--forceall", "--printshellcmds", target)
+def plan(target: str, *config: str) -> list[Job]:
+    """Every job that makes a file of the graph, with these values in place of those of params.yaml."""
+    changed = ["--config", *config] if config else []
+    forced = ["--dry-run", "--forceall", "--printshellcmds", *changed]
+    text = World(ROOT).run("snakemake", "--cores", 1, *forced, "--", target)
     blocks = re.split(r"^(?:local)?rule (\w+):$", text, flags=re.M)
     found = []
     for rule, block in zip(blocks[1::2], blocks[2::2], strict=True):
@@ -42,8 +45,9 @@ def plan(target: str) -> list[Job]:
             for key in ("input", "output")
         ]
         if files[1]:
-            (script,) = re.findall(r"^Shell command: (?:\w+=\w+ )?python (workflow/scripts/\w+\.py) ", block, re.M)
-            found.append(Job(rule, script, *files))
+            (command,) = re.findall(r"^Shell command: (.*)$", block, re.M)
+            (script,) = re.findall(r"^(?:\w+=\w+ )?python (workflow/scripts/\w+\.py) ", command)
+            found.append(Job(rule, script, *files, command))
     return found
 
 
@@ -59,6 +63,18 @@ def test_what_is_asked_for_apart_is_planned_with_names_that_can_be_made(name: st
     outputs = set().union(*(job.outputs for job in plan(f"figures/{name}.svg")))
     assert f"results/{name}.parquet" in outputs
     assert max(len(part.encode()) for path in outputs for part in Path(path).parts) < 200
+
+
+def test_the_benchmark_compares_within_each_of_its_formats() -> None:
+    """Guards against one format by the costs of another, or among its records."""
+    every = plan("figures/benchmark.svg", "benchmark={dtypes: [int4, float32]}")
+    made = {out: job for job in every for out in job.outputs}
+    for dtype, other in (("int4", "float32"), ("float32", "int4")):
+        job = made[f"results/benchmark/{dtype}/benchmark.parquet"]
+        assert f"results/calibration/{dtype}/costs.json" in job.inputs
+        assert not [path for path in job.inputs if f"/{other}/" in path]
+        assert f"--records results/benchmark/{dtype} " in job.command and f"--dtype {dtype} " in job.command
+        assert f"results/benchmark/{dtype}/benchmark.parquet" in made["results/benchmark.parquet"].inputs
 
 
 def test_llama_cpp_is_compared_on_the_cpu_alone() -> None:

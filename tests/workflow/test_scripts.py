@@ -144,9 +144,11 @@ def test_figures_are_drawn_and_runs_pruned_without_torch(folder: Path) -> None:
 
 def test_earlier_benchmarks_and_old_stamps_are_pruned(folder: Path) -> None:
     """Guards against records of the current benchmark that go, a dry run that removes, and folders that only grow."""
-    for name in ("benchmark/now", "benchmark/before", "llama_cpp/unknown"):
+    homes = ("benchmark/int4/now", "benchmark/int4/before", "benchmark/int8/gone", "llama_cpp/now", "llama_cpp/before")
+    for name in (*homes, "unknown/home"):
         files.write_json(Path("pruned", name, "machine.json"), {})
-    files.write_json(Path("pruned/benchmark", files.CURRENT), "now")
+    for name in ("benchmark/int4", "benchmark/int8", "llama_cpp"):  # one of a format that is no longer asked for
+        files.write_json(Path("pruned", name, files.CURRENT), "gone" if name.endswith("int8") else "now")
     stamps = [Path(".cache", name) for name in ("code/old", "code/new", "checked/old", "checked/new", "downloads/old")]
     for stamp in stamps:
         files.write_json(stamp, {})
@@ -154,11 +156,27 @@ def test_earlier_benchmarks_and_old_stamps_are_pruned(folder: Path) -> None:
             os.utime(stamp, (0, 0))
     files.write_text("params.yaml", (ROOT / "params.yaml").read_text(encoding="utf-8"))
     without_torch("prune", "--results pruned --dry-run", folder)
-    assert Path("pruned/benchmark/before").is_dir() and all(stamp.is_file() for stamp in stamps)
+    assert Path("pruned/benchmark/int4/before").is_dir() and all(stamp.is_file() for stamp in stamps)
     without_torch("prune", "--results pruned", folder)
     left = {path.relative_to("pruned").as_posix() for path in Path("pruned").rglob("*.json")}
-    assert left == {"benchmark/now/machine.json", f"benchmark/{files.CURRENT}", "llama_cpp/unknown/machine.json"}
+    kept = ("benchmark/int4", "llama_cpp")
+    assert left == {f"{name}/{file}" for name in kept for file in ("now/machine.json", files.CURRENT)} | {
+        "unknown/home/machine.json"
+    }
     assert [stamp.name for stamp in stamps if stamp.is_file()] == ["new", "new", "old"]
+
+
+def test_the_benchmark_s_formats_are_put_into_one_table(folder: Path) -> None:
+    """Guards against rows whose format nobody knows, and ratios of one format that another's take the place of."""
+    of_one = tables.make()["benchmark"]
+    for dtype in ("int4", "float32"):
+        Path("formats", dtype).mkdir(parents=True)
+        parquet.write_table(of_one, f"formats/{dtype}/benchmark.parquet")
+    formats = "formats/int4/benchmark.parquet formats/float32/benchmark.parquet"
+    without_torch("benchmark_table", f"--formats {formats} --out benchmark.parquet", folder)
+    found = parquet.read_table("benchmark.parquet")
+    assert found["dtype"].to_pylist() == ["int4"] * len(of_one) + ["float32"] * len(of_one)
+    assert found.drop_columns("dtype").slice(len(of_one)).equals(of_one.drop_columns("dtype"))
 
 
 def test_what_the_lock_names_is_published(
@@ -186,6 +204,9 @@ def test_what_the_lock_names_is_published(
     files.write_text("published/laptop/results/old.json", "")
     kept = {f"results/benchmark/{name}" for name in ("current.json", "home/machine.json", "home/greedy-d/a.json")}
     kept |= {"results/benchmark.parquet", "figures/benchmark.svg"}
+    # Of a format by itself.
+    kept |= {"results/llama_cpp/int4/current.json", "results/llama_cpp/int4/home/b.json"}
+    kept |= {"results/llama_cpp.parquet", "results/llama_cpp_costs.parquet"}
     # Of a name that it had once.
     kept |= {"results/once/current.json", "results/once/home/a.json", "results/once.parquet"}
     for name in (*kept, "results/benchmark/older/machine.json"):

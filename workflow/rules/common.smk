@@ -75,8 +75,8 @@ def calibrated_batches(dtype, reads):
     return str(Path(calibrated(dtype, reads)[0]).with_name("batches.json"))
 
 
-# The main format first; and those that are calibrated, by the drafter of the tables.
-ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values())]))
+# The main format first, those that only the benchmark has last; and those that are calibrated, by the drafter of the tables.
+ORDER = list(dict.fromkeys([PARAMS.dtype, *(run.dtype for run in RUNS.values()), *PARAMS.benchmarked]))
 WEIGHED = [run for run in RUNS.values() if NEEDS[run.folder]["calibration"]]
 # The drafter of the tables of costs, and of those that are reported.
 READS = any(run.reads for run in WEIGHED)
@@ -270,9 +270,9 @@ def drafters_of(methods):
     return sorted({grid.reads(PARAMS, method) for method in methods.values() if "policy" in method.knobs})
 
 
-def costs_of(methods):
-    """What was measured with these drafters."""
-    return [path for reads in drafters_of(methods) for path in calibrated(PARAMS.dtype, reads)]
+def costs_of(methods, dtype):
+    """What was measured with these drafters in this format."""
+    return [path for reads in drafters_of(methods) for path in calibrated(dtype, reads)]
 
 
 def costs_beside_llama():
@@ -288,10 +288,10 @@ def features_of_pair(methods):
     return pair_of(True)[1:] if True in drafters_of(methods) else []
 
 
-def options_of(methods, models, features):
-    """Models and calibrations of these methods."""
-    tokens = calibrated(PARAMS.dtype, False) if False in drafters_of(methods) else []
-    reading = [("features", FEATURES), ("features-calibration", Path(calibrated(PARAMS.dtype, True)[0]).parent)]
+def options_of(methods, models, features, dtype):
+    """Models of these methods, and their calibrations in this format."""
+    tokens = calibrated(dtype, False) if False in drafters_of(methods) else []
+    reading = [("features", FEATURES), ("features-calibration", Path(calibrated(dtype, True)[0]).parent)]
     return " ".join([model_options(models, tokens), *(f"--{name} {path}" for name, path in reading if features)])
 
 

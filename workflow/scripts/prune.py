@@ -29,10 +29,14 @@ def runs(results: Path) -> Iterator[Path]:
 
 def benchmarks(results: Path) -> Iterator[Path]:
     """Folders of records that the benchmarks' tables are not made of; none where nothing says of which they are."""
-    for current in (results / name / CURRENT for name in APART):
-        if current.is_file():
-            named = read_json(current)
-            yield from sorted(path for path in current.parent.iterdir() if path.is_dir() and path.name != named)
+    formats = params.read("params.yaml").benchmarked
+    for current in (path for name in APART for path in sorted((results / name).rglob(CURRENT))):
+        if current.parent.parent.name == "benchmark" and current.parent.name not in formats:
+            yield current.parent
+            continue
+        named = read_json(current)
+        others = [path for path in current.parent.iterdir() if path.is_dir() and not (path / CURRENT).is_file()]
+        yield from sorted(path for path in others if path.name != named)
 
 
 def stamps() -> Iterator[Path]:

@@ -59,9 +59,11 @@ def up_to_date(target: str) -> bool:
 
 def apart(root: Path, name: str) -> list[Path]:
     """What was made when asked for, below `root`: records, each with its machine and calibration, table and figure."""
-    records = root / "results" / name
-    found = [path for path in (records / read_json(records / CURRENT)).rglob("*") if path.is_file()]
-    found += [records / CURRENT, *(root / "figures").glob(f"{name}.*")]
+    # One of the whole, or one of each format.
+    currents = sorted((root / "results" / name).rglob(CURRENT))
+    homes = [current.parent / read_json(current) for current in currents]
+    found = [path for home in homes for path in home.rglob("*") if path.is_file()]
+    found += [*currents, *(root / "figures").glob(f"{name}.*")]
     found += [root / "results" / f"{table}.parquet" for table in APART.get(name, (name,))]
     return [path.relative_to(root) for path in found]
 
@@ -110,7 +112,7 @@ def main() -> None:
         if (out / RECORDS).is_file():
             unfold(out, before)
         # What was published under a name of its time stays, too.
-        earlier = sorted(path.parent.name for path in before.glob(f"results/*/{CURRENT}"))
+        earlier = sorted({path.relative_to(before).parts[1] for path in before.glob(f"results/**/{CURRENT}")})
         for name in dict.fromkeys([*APART, *earlier]):
             if name in APART and up_to_date(f"figures/{name}.svg"):
                 content |= {path.as_posix(): path for path in apart(Path(), name)}
