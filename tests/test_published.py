@@ -131,16 +131,16 @@ def test_the_benchmark_s_table_comes_from_its_records(scale: Scale) -> None:
     if not (results / "benchmark.parquet").is_file():
         pytest.skip("no benchmark at this scale")
     table = rows(results / "benchmark.parquet")
-    for text in {row["text"] for row in table}:
-        records = sorted((results / "benchmark").glob(f"*/{text}-*/*.json"))
-        again = sorted((results / "benchmark").glob(f"*/{text}-*/again/*/*.json"))
+    for dtype, text in {(row["dtype"], row["text"]) for row in table}:
+        records = sorted((results / "benchmark" / dtype).glob(f"*/{text}-*/*.json"))
+        again = sorted((results / "benchmark" / dtype).glob(f"*/{text}-*/again/*/*.json"))
         made = comparison.summary(
             text,
             [row for path in records for row in files.read_json(path)],
             {path.parent.name: files.read_json(path) for path in again},
         )
         for name in ("value", "low", "high", "worst", "worst_again"):
-            stated = {key(row): row[name] for row in table if row["text"] == text}
+            stated = {key(row): row[name] for row in table if (row["dtype"], row["text"]) == (dtype, text)}
             assert {key(row): row[name] for row in made} == pytest.approx(stated), name
 
 
