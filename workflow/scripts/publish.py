@@ -29,6 +29,13 @@ READ = re.compile(
 )
 # Made again in seconds: interactive pages, checksums of code, and pictures that are there as drawings.
 LEFT_OUT = re.compile(r"figures/.+\.(html|png)|results/library/.+")
+# Bytes of a table, at most: a larger one is made again from the records (show.py).
+LARGEST = 2**19
+
+
+def left_out(path: str, size: int) -> bool:
+    """Whether a file of so many bytes is made again by who looks."""
+    return bool(LEFT_OUT.fullmatch(path)) or (size > LARGEST and bool(re.fullmatch(r"results/\w+\.parquet", path)))
 
 
 def named(lock: Path) -> dict[Path, str]:
@@ -84,10 +91,12 @@ def publish(content: Mapping[str, Path], pictures: set[str], out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     packed = {}
     for path, file in content.items():
+        if left_out(path, file.stat().st_size):
+            continue
         if READ.fullmatch(path) or path in pictures:
             (new / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, new / path)
-        elif not LEFT_OUT.fullmatch(path):
+        else:
             packed[path] = file
     pack(new / RECORDS, packed)
     if out.exists():
